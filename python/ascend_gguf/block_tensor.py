@@ -1,0 +1,115 @@
+"""A matrix that is still in GGUF blocks, seen as numbers.
+
+Engines cut, merge and copy weights by logical rows and columns.  :class:`BlockTensor` lets their
+own weight loaders do that to a matrix nobody has decoded yet: it has the logical shape, slicing it
+is free, and copying it into a parameter decodes exactly the slice that is asked for.  So one piece
+of code serves every kind of layer, every parallel layout and every block type, and a slice that
+cuts through a block is correct by construction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from ascend_gguf.dequantize import dequantize
+from ascend_gguf.ggml_types import BlockType, block_type
+
+_aten = torch.ops.aten
+
+
+class BlockTensor(torch.Tensor):
+    """A read-only matrix of weights, stored as GGUF blocks on the host.
+
+    Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined
+    in, on the device ``cpu``.  ``narrow``, slicing with step 1, ``select`` and ``detach`` make
+    views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes first and acts on
+    the numbers, so it is correct, if slower.
+
+    Args:
+        blocks: uint8 ``[..., rows, row_bytes]``, whole rows of blocks; kept by reference.
+        ggml_type: id of the block type (``gguf.GGMLQuantizationType``).
+        columns: the ``(start, stop)`` range of weights of each row to show; all by default.
+    """
+
+    _blocks: torch.Tensor
+    _type: BlockType
+    _columns: tuple[int, int]
+
+    @staticmethod
+    def __new__(
+        cls, blocks: torch.Tensor, ggml_type: int, columns: tuple[int, int] | None = None
+    ) -> BlockTensor:
+        kind = block_type(ggml_type)
+        start, stop = columns or (0, kind.row_cols(blocks.shape[-1]))
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, (*blocks.shape[:-1], stop - start), dtype=torch.float32
+        )
+        self._blocks, self._type, self._columns = blocks, kind, (start, stop)
+        return self
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """uint8 ``[..., rows, row_bytes]``: whole rows, also where :attr:`columns` is narrower."""
+        return self._blocks
+
+    @property
+    def block_type(self) -> BlockType:
+        """The block type."""
+        return self._type
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The range of weights of each row, ``(start, stop)``."""
+        return self._columns
+
+    def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
+        """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
+        start, stop = self._columns
+        size, nbytes = self._type.block_size, self._type.type_size
+        first, last = start // size, -(-stop // size)
+        covering = self._blocks[..., first * nbytes : last * nbytes]
+        if start == first * size and stop == last * size and out.device.type == "cpu":
+            return dequantize(covering, self._type.ggml_type, out=out)
+        # Off a block boundary: decode the covering blocks, then cut.  Off the host: decode here,
+        # in the target's dtype to halve what is copied, then copy.
+        dtype = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        values = dequantize(covering, self._type.ggml_type, dtype)
+        return out.copy_(values[..., start - first * size : stop - first * size])
+
+    def dequantize(self) -> torch.Tensor:
+        """The numbers, float32 on the host."""
+        return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32))
+
+    def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
+        return BlockTensor(blocks, self._type.ggml_type, columns or self._columns)
+
+    def _slice(self, dim: int, start: int | None, end: int | None) -> BlockTensor:
+        size = self.shape[dim]
+        start, end, _ = slice(start, end).indices(size)
+        length = max(0, end - start)
+        if dim < self.dim() - 1:
+            return self._view(self._blocks.narrow(dim, start, length))
+        first = self._columns[0] + start
+        return self._view(self._blocks, (first, first + length))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is _aten.copy_.default and not isinstance(args[0], cls):
+            return args[1].dequantize_into(args[0])
+        if func in (_aten.detach.default, _aten.alias.default):
+            return args[0]._view(args[0]._blocks)
+        if func is _aten.slice.Tensor:
+            self, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+            if step == 1:
+                return self._slice(dim % self.dim(), start, end)
+        if func is _aten.select.int:
+            self, dim, index = args
+            if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
+                return self._view(self._blocks.select(dim % self.dim(), index))
+        decoded = tree_map_only(cls, cls.dequantize, (args, kwargs))
+        return func(*decoded[0], **decoded[1])
+
+    def __repr__(self) -> str:  # the default would decode to print
+        return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"

@@ -1,0 +1,75 @@
+"""The one error of the library half: what is wrong with which file, and what the user can do."""
+
+from __future__ import annotations
+
+import os
+
+DOWNLOAD_AGAIN = "The file is damaged or incomplete: download it again."
+CONVERT_AGAIN = "Convert the model again with a current llama.cpp."
+
+_LONGEST_NAME = 200  # A hostile name may be as long as its file; a message stays one readable line.
+
+
+class GGUFError(ValueError):
+    """A GGUF file that cannot be read or used.
+
+    ``str()`` is one line: ``FILE: tensor 'NAME': PROBLEM (found F, expected E). HINT``
+    Every part but the problem may be missing. All fields are plain strings, so the error
+    survives pickling on its way out of a worker process.
+
+    Args:
+        problem: what is wrong, as a clause: no full stop.
+        file: the file at fault.
+        tensor: the tensor at fault (its GGUF name).
+        key: the metadata key at fault.
+        found: what the file holds.
+        expected: what it should hold.
+        hint: what the user can do, as a whole sentence.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        key: str | None = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.file = None if file is None else os.fspath(file)
+        self.tensor = tensor
+        self.key = key
+        self.found = None if found is None else str(found)
+        self.expected = None if expected is None else str(expected)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = []
+        if self.file is not None:
+            where.append(self.file)
+        if self.tensor is not None:
+            where.append(f"tensor {_quoted(self.tensor)}")
+        if self.key is not None:
+            where.append(f"metadata key {_quoted(self.key)}")
+
+        facts = []
+        if self.found is not None:
+            facts.append(f"found {self.found}")
+        if self.expected is not None:
+            facts.append(f"expected {self.expected}")
+
+        text = ": ".join([*where, self.problem])
+        if facts:
+            text += f" ({', '.join(facts)})"
+        text += "."
+        if self.hint is not None:
+            text += f" {self.hint}"
+        return " ".join(text.splitlines())
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "...")

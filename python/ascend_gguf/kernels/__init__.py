@@ -1,0 +1,1 @@
+"""Compute kernels over resident weights, in plain torch."""

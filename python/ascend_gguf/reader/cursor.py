@@ -1,0 +1,109 @@
+"""Sequential reading that cannot leave the file."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
+
+_UINT32 = np.dtype("<u4")
+_UINT64 = np.dtype("<u8")
+_unpack_uint64 = struct.Struct("<Q").unpack_from
+
+
+class Cursor:
+    """A position in a mapped file, and what is being read there.
+
+    Every length found in the file is compared with the bytes that remain before anything is
+    allocated for it, so a hostile length costs nothing.
+
+    Attributes:
+        section: the part of the file being read, in words; part of every error.
+        key, tensor: the metadata key or tensor being read, if any; part of every error.
+    """
+
+    def __init__(self, buffer: mmap.mmap, file: Path) -> None:
+        self.buffer = buffer
+        self.file = file
+        self.size = len(buffer)
+        self.offset = 0
+        self.section = "header"
+        self.key: str | None = None
+        self.tensor: str | None = None
+
+    def error(
+        self,
+        problem: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        hint: str = DOWNLOAD_AGAIN,
+    ) -> GGUFError:
+        """An error about what is being read, for the caller to raise."""
+        return GGUFError(
+            problem,
+            file=self.file,
+            tensor=self.tensor,
+            key=self.key,
+            found=found,
+            expected=expected,
+            hint=hint,
+        )
+
+    def need(self, nbytes: int) -> None:
+        """Raise GGUFError unless ``nbytes`` more bytes exist."""
+        if self.offset + nbytes > self.size:
+            raise self.error(
+                f"the file ends inside its {self.section}",
+                found=f"{self.size} bytes",
+                expected=f"at least {self.offset + nbytes}",
+            )
+
+    def number(self, dtype: np.dtype) -> int | float:
+        """One number, as a Python value."""
+        return self.numbers(dtype, 1)[0].item()
+
+    def numbers(self, dtype: np.dtype, count: int) -> np.ndarray:
+        """``count`` numbers, copied: array (count,) of ``dtype`` in the machine's byte order."""
+        self.need(dtype.itemsize * count)
+        values = np.frombuffer(self.buffer, dtype, count, self.offset)
+        self.offset += dtype.itemsize * count
+        return values.astype(dtype.newbyteorder("="))
+
+    def uint32(self) -> int:
+        return self.number(_UINT32)
+
+    def uint64(self) -> int:
+        return self.number(_UINT64)
+
+    def name(self, what: str) -> str:
+        """One string that must be UTF-8; ``what`` says in the error whose name it is."""
+        try:
+            return self.strings(1, "strict")[0]
+        except UnicodeDecodeError as error:
+            found = error.object[:64]
+            raise self.error(f"{what} is not UTF-8", found=found) from None
+
+    def strings(self, count: int, errors: str) -> list[str]:
+        """``count`` strings: for each its length in bytes (uint64), then the bytes.
+
+        A vocabulary has 150,000 of them, so the loop is kept bare. ``errors`` is as in
+        ``bytes.decode``.
+        """
+        self.need(8 * count)
+        buffer, size, offset = self.buffer, self.size, self.offset
+        strings = []
+        for _ in range(count):
+            start = offset + 8
+            end = start + _unpack_uint64(buffer, offset)[0] if start <= size else start
+            if end > size:
+                self.offset = offset
+                self.need(end - offset)
+            strings.append(str(buffer[start:end], "utf-8", errors))
+            offset = end
+        self.offset = offset
+        return strings

@@ -1,0 +1,72 @@
+"""One tensor of a GGUF file."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.ggml_types import BlockType
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """Where a tensor lies and how it is packed. Its bytes stay on the disk until touched.
+
+    Attributes:
+        name: the GGUF name, such as ``blk.0.attn_q.weight``.
+        type: the block type of all its rows.
+        shape: logical shape, outermost dimension first as in torch (the file has it reversed).
+        file: the file that holds it, one of several for a split model.
+        offset: of its first byte, from the start of the file.
+        nbytes: its size in bytes.
+    """
+
+    name: str
+    type: BlockType
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+    mapping: mmap.mmap = field(repr=False, compare=False)
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """The tensor as stored: uint8 of shape ``shape[:-1] + (bytes in a row,)``.
+
+        A view into the mapped file, which it keeps mapped. Copy it before writing to it: a write
+        would be seen by every other view, though never by the file.
+        """
+        rows = self.shape[:-1]
+        # A storage of its own: a slice of one storage would drag the whole file along when
+        # pickled or shared.
+        flat = torch.frombuffer(
+            self.mapping, dtype=torch.uint8, count=self.nbytes, offset=self.offset
+        )
+        return flat.view(*rows, -1)
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """The numbers of an unquantized tensor: ``type.dtype`` of shape ``shape``.
+
+        A view like :attr:`blocks`.
+
+        Raises:
+            GGUFError: the tensor is quantized.
+        """
+        dtype = self.type.dtype
+        if dtype is None:
+            raise GGUFError(
+                "the tensor is quantized: its bytes are not numbers",
+                file=self.file,
+                tensor=self.name,
+                found=self.type.name,
+            )
+        blocks = self.blocks
+        if self.offset % self.type.type_size:
+            # A file may set an alignment below the size of a number; torch's kernels may not.
+            blocks = blocks.clone()
+        return blocks.view(dtype).view(self.shape)

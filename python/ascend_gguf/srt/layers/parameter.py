@@ -1,0 +1,77 @@
+"""Parameters that take GGUF blocks.
+
+The engine's protocol for a GGUF matrix is two tensors: ``NAME.qweight_type``, the id of the block
+type, and ``NAME.qweight``, the blocks.  :func:`accept_blocks` gives a layer parameters of those
+names which forward to the layer's real ``weight``: the blocks arrive there as a
+:class:`~ascend_gguf.BlockTensor`, with their logical rows and columns, so that the engine's own
+weight loaders cut and merge them like any other weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.utils import set_weight_attrs
+from torch.nn import Module, Parameter
+
+from ascend_gguf.block_tensor import BlockTensor
+
+
+def block_names(weight_name: str) -> tuple[str, str]:
+    """``w13_weight`` to ``("w13_qweight", "w13_qweight_type")``."""
+    qweight = weight_name.removesuffix("weight") + "qweight"
+    return qweight, qweight + "_type"
+
+
+def register_block_parameters(
+    layer: Module, weight_name: str, load_type: Callable, load_blocks: Callable
+) -> None:
+    """Give ``layer`` the empty parameters ``qweight`` and ``qweight_type`` beside a weight.
+
+    ``load_type`` and ``load_blocks`` are their weight loaders: ``(parameter, tensor, ...)`` with
+    whatever else the model passes to the loader of the weight itself.
+    """
+    qweight, qweight_type = block_names(weight_name)
+    for name, loader, flag in (
+        (qweight, load_blocks, "is_gguf_weight"),
+        (qweight_type, load_type, "is_gguf_weight_type"),
+    ):
+        parameter = Parameter(torch.empty(0, dtype=torch.uint8), requires_grad=False)
+        set_weight_attrs(parameter, {"weight_loader": loader, flag: True})
+        layer.register_parameter(name, parameter)
+
+
+def accept_blocks(layer: Module, weight_name: str = "weight") -> None:
+    """Let ``layer`` load its parameter ``weight_name`` from GGUF blocks as well as from numbers.
+
+    :func:`stop_accepting_blocks` undoes it once everything is loaded.
+    """
+    weight = getattr(layer, weight_name)
+    load_weight: Callable = getattr(weight, "weight_loader", default_weight_loader)
+    # Merged layers and experts load one shard at a time: a type for each.
+    types: dict[tuple, int] = {}
+
+    def load_type(_: Parameter, ggml_type: torch.Tensor, *shard: Any, **named: Any) -> None:
+        types[_shard_key(shard, named)] = int(ggml_type)
+
+    def load_blocks(_: Parameter, blocks: torch.Tensor, *shard: Any, **named: Any) -> None:
+        matrix = BlockTensor(blocks, types[_shard_key(shard, named)])
+        load_weight(weight, matrix, *shard, **named)
+
+    register_block_parameters(layer, weight_name, load_type, load_blocks)
+
+
+def stop_accepting_blocks(layer: Module, weight_name: str = "weight") -> None:
+    """Remove what :func:`register_block_parameters` added, if anything."""
+    for name in block_names(weight_name):
+        if name in layer._parameters:
+            delattr(layer, name)
+
+
+def _shard_key(shard: tuple, named: dict[str, Any]) -> tuple:
+    # For experts a model also passes the parameter's name, in which the type and the blocks differ.
+    values = (*shard, *(named[key] for key in sorted(named)))
+    return tuple(v for v in values if not (isinstance(v, str) and "qweight" in v))

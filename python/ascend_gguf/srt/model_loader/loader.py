@@ -1,0 +1,171 @@
+"""Loading a model from a GGUF file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from sglang.srt.configs.device_config import DeviceConfig
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader import loader as engine
+from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
+from sglang.srt.model_loader.utils import set_default_torch_dtype
+from torch import nn
+
+from ascend_gguf.architectures import architecture_of
+from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
+from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
+from ascend_gguf.srt.model_loader.weight_utils import HFNames, gguf_quant_weights_iterator
+
+logger = logging.getLogger(__name__)
+
+#: What ``--model-loader-extra-config`` may hold, and the type of each.
+_OPTIONS: dict[str, type] = {"modules_to_not_convert": list}
+
+
+def __init__(original: Callable, self: engine.GGUFModelLoader, load_config: LoadConfig) -> None:
+    """AROUND ``GGUFModelLoader.__init__``: take the options the engine's loader refuses."""
+    if not uses_ascend_methods():
+        return original(self, load_config)
+    engine.BaseModelLoader.__init__(self, load_config)
+    self.options = _checked_options(load_config.model_loader_extra_config or {})
+
+
+def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        expected = _OPTIONS.get(name)
+        if expected is None or not isinstance(value, expected):
+            raise GGUFError(
+                "--model-loader-extra-config: no such option or value",
+                found=f"{name}={value!r}",
+                expected=", ".join(f"{n}: {t.__name__}" for n, t in _OPTIONS.items()),
+            )
+    return options
+
+
+def load_model(
+    original: Callable,
+    self: engine.GGUFModelLoader,
+    *,
+    model_config: ModelConfig,
+    device_config: DeviceConfig,
+) -> nn.Module:
+    """AROUND ``GGUFModelLoader.load_model``: every weight of the file into the model's own loaders.
+
+    Raises:
+        GGUFError: the file is damaged or does not fit the model, or a parameter was left
+            uninitialised.
+    """
+    if not uses_ascend_methods():
+        return original(self, model_config=model_config, device_config=device_config)
+    path = model_config.model_path
+    name_map = _name_map(path, model_config.hf_config)
+    target_device = torch.device(device_config.device)
+    quant_config = engine._get_quantization_config(model_config, self.load_config)
+    quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
+    with set_default_torch_dtype(model_config.dtype):
+        with target_device:
+            model = engine._initialize_model(model_config, self.load_config, quant_config)
+        _load_weights(model, path, _weights(model, path, name_map))
+        for _, module in model.named_modules():
+            quant_method = getattr(module, "quant_method", None)
+            if quant_method is not None:
+                with engine.device_loading_context(module, target_device):
+                    quant_method.process_weights_after_loading(module)
+    return model
+
+
+def _name_map(path: str, config: Any) -> dict[str, HFNames]:
+    # Architectures that the engine itself maps keep its map.
+    builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
+    if builder is not None:
+        return builder(config)
+    file = open_gguf(path)
+    return architecture_of(file).name_map(file, config)
+
+
+def _weights(
+    model: nn.Module, path: str, name_map: dict[str, HFNames]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    weights = gguf_quant_weights_iterator(path, name_map)
+    if "output.weight" not in name_map and _has_separate_lm_head(model):
+        # The file shares one matrix between embedding and output; this model's class does not.
+        tied = gguf_quant_weights_iterator(path, {"token_embd.weight": "lm_head.weight"})
+        weights = chain(weights, tied)
+    return weights
+
+
+def _has_separate_lm_head(model: nn.Module) -> bool:
+    # named_parameters lists a shared parameter once, under the embedding's name.
+    return any(name.startswith("lm_head.") for name, _ in model.named_parameters())
+
+
+def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """``model.load_weights`` with every weight accepted as blocks, and every weight required."""
+    aliased = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in list(module.named_parameters(recurse=False))
+        if name.endswith("weight")
+        and parameter.dim() == 2
+        and block_names(name)[0] not in module._parameters
+    ]
+    for module, name in aliased:
+        accept_blocks(module, name)
+    targets = _mark_uninitialised(model)
+
+    current = ""
+
+    def named() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal current
+        for current, data in weights:
+            yield current, data
+
+    try:
+        model.load_weights(named())
+    except GGUFError:
+        raise
+    except Exception as error:
+        raise GGUFError(
+            f"the model cannot load {current}: {error or type(error).__name__}",
+            file=path,
+            hint="The file and the model's configuration do not fit together.",
+        ) from error
+    for module, name in aliased:
+        stop_accepting_blocks(module, name)
+    _check_initialised(targets, path)
+
+
+def _first_column(parameter: torch.Tensor) -> torch.Tensor:
+    # Loaders write whole rows, so the first weight of each row stands for it; marking all of a
+    # model's weights would write the whole model once more.
+    return parameter[..., 0] if parameter.dim() > 1 else parameter
+
+
+def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Put NaN into every parameter that the file must fill."""
+    targets = {
+        name: parameter.data
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.numel()
+    }
+    for parameter in targets.values():
+        _first_column(parameter).fill_(torch.nan)
+    return targets
+
+
+def _check_initialised(targets: dict[str, torch.Tensor], path: str) -> None:
+    missing = [name for name, p in targets.items() if _first_column(p).isnan().any()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3))
+        raise GGUFError(
+            f"parameters are uninitialised, or not numbers, after loading: {shown}",
+            file=path,
+            hint=DOWNLOAD_AGAIN,
+        )

@@ -1,0 +1,90 @@
+"""The entry point of the patch: what it hooks into SGLang, in one table."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from importlib import import_module
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from ascend_gguf.errors import GGUFError
+
+logger = logging.getLogger(__name__)
+
+#: Releases of the engine that the tests run against.
+ENGINE_VERSIONS = ("0.5.23",)
+
+_PATCH = "ascend_gguf.srt"
+_ENGINE = "sglang.srt"
+
+#: (module below ``sglang.srt`` and, the same, below ``ascend_gguf.srt``; what it hooks in the
+#: engine's module; how; the hook, where its name is not the last part of the target's)
+_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
+    ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", HookType.AROUND, None),
+    ("utils.hf_transformers.config", "get_config", HookType.AROUND, None),
+    ("layers.quantization.gguf", "GGUFConfig.get_quant_method", HookType.AROUND, None),
+    ("layers.quantization.gguf", "ggml_dequantize_ascend", HookType.REPLACE, None),
+    ("layers.quantization.gguf", "GGUFLinearAscendMethod", HookType.REPLACE, None),
+    ("layers.quantization.gguf", "GGUFEmbeddingAscendMethod", HookType.REPLACE, None),
+    ("layers.quantization.gguf", "GGUFMoEAscendMethod", HookType.REPLACE, None),
+    ("layers.moe.fused_moe_triton.layer", "FusedMoE._load_gguf_weight", HookType.AROUND, None),
+    (
+        "layers.moe.fused_moe_triton.layer",
+        "FusedMoE.materialize_gguf_weights",
+        HookType.AROUND,
+        None,
+    ),
+    ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
+    ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
+    ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),
+    ("models.qwen3_moe", "Qwen3MoeSparseMoeBlock.__init__", HookType.AFTER, "renormalize_topk"),
+)
+
+
+def register() -> None:
+    """Register the hooks.  The engine calls this in each of its processes (``load_plugins``)."""
+    import sglang
+
+    if sglang.__version__ not in ENGINE_VERSIONS:
+        _refuse(sglang.__version__)
+        return
+    _report_gguf_errors_in_one_line()
+    for module, target, kind, name in _HOOKS:
+        name = name or target.rpartition(".")[2]
+        hook = getattr(import_module(f"{_PATCH}.{module}"), name)
+        HookRegistry.register(f"{_ENGINE}.{module}.{target}", hook, kind)
+
+
+def _refuse(version: str) -> None:
+    """Let an unknown engine run everything but GGUF: half a patch would give wrong numbers."""
+    from ascend_gguf import __version__
+
+    message = (
+        f"ascend-gguf {__version__} patches SGLang {' or '.join(ENGINE_VERSIONS)}, and this is "
+        f"SGLang {version}: GGUF models are refused. Install a matching pair of versions, or "
+        f"uninstall ascend-gguf to use the engine's own GGUF support."
+    )
+    logger.warning(message)
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError(message)
+
+    HookRegistry.register(
+        f"{_ENGINE}.model_loader.loader.GGUFModelLoader.__init__", refuse, HookType.BEFORE
+    )
+
+
+def _report_gguf_errors_in_one_line() -> None:
+    """An error about the user's file ends the command with its message, not with a traceback."""
+    default = sys.excepthook
+
+    @functools.wraps(default)
+    def excepthook(kind, error, traceback):
+        if isinstance(error, GGUFError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            default(kind, error, traceback)
+
+    sys.excepthook = excepthook

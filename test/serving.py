@@ -1,0 +1,198 @@
+"""Real servers for tests: started, asked over HTTP, and gone when the test is over.
+
+A server started from nothing imports the engine three times, about 15 s.  :class:`Zygote` imports
+it once and forks servers from there in a few seconds; everything else about them is the same.
+Tests of starting itself, and of anything that depends on fresh processes, use :func:`launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+START_TIMEOUT = 240.0
+STOP_TIMEOUT = 20.0
+
+#: What every server of the tests is given: little memory, no warm-up request.
+SMALL = ("--max-total-tokens", "4096", "--max-running-requests", "16", "--skip-server-warmup")
+CPU = ("--device", "cpu", "--attention-backend", "torch_native")
+
+
+def cpu_environment(ranks: int = 1) -> dict[str, str]:
+    """Environment of a CPU server: one core for each rank where there are several."""
+    environment = dict(os.environ)
+    if ranks > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+            str(cores[rank % len(cores)]) for rank in range(ranks)
+        )
+        environment["OMP_NUM_THREADS"] = "1"
+    return environment
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    url: str
+    pid: int
+    log: Path
+
+    def prompt_logprobs(self, input_ids: Sequence[int]) -> list[float]:
+        """log p of each token but the first, given those before it."""
+        answer = self.generate(
+            input_ids, {"max_new_tokens": 1}, return_logprob=True, logprob_start_len=0
+        )
+        return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"]][1:]
+
+    def generate(self, input_ids: Sequence[int], sampling: dict, **options) -> dict:
+        body = {"input_ids": list(input_ids), "sampling_params": {"temperature": 0, **sampling}}
+        reply = requests.post(f"{self.url}/generate", json=body | options, timeout=120)
+        reply.raise_for_status()
+        return reply.json()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def server_command(model: Path | str, port: int, *arguments: str) -> list[str]:
+    """The command line a user types."""
+    module = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+    return [*module, "--port", str(port), *arguments]
+
+
+@contextlib.contextmanager
+def launch(
+    model: Path | str, log: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """``python -m sglang.launch_server`` on ``model``, once it answers."""
+    port = free_port()
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            server_command(model, port, *arguments, *SMALL),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process.pid, log)
+    try:
+        _wait_until_ready(server, lambda: process.poll() is None)
+        yield server
+    finally:
+        stop_group(process.pid, reap=process.poll)
+        process.wait()
+
+
+class Zygote:
+    """A process that has imported the engine and forks servers."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    @contextlib.contextmanager
+    def serve(
+        self,
+        model: Path | str,
+        log: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+    ) -> Iterator[Server]:
+        """A server on ``model``, once it answers."""
+        port = free_port()
+        command = ["--model-path", str(model), "--port", str(port), *arguments, *SMALL]
+        order = {"arguments": command, "log": str(log), "environment": environment or {}}
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        pid = int(self._process.stdout.readline())
+        server = Server(f"http://127.0.0.1:{port}", pid, log)
+        try:
+            _wait_until_ready(server, lambda: _is_running(pid))
+            yield server
+        finally:
+            stop_group(pid, ask=False)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(STOP_TIMEOUT)
+
+
+def stop_group(pid: int, ask: bool = True, reap=lambda: None) -> None:
+    """End the process group of a server.  Returns when nobody is left in it.
+
+    Args:
+        pid: the server's process, which leads the group.
+        ask: let the server shut down by itself first.
+        reap: collects the exit status, where the server is a child of this process.
+    """
+    if ask:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        _wait_for_group_to_end(pid, reap)
+    while group_members(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        _wait_for_group_to_end(pid, reap, patience=1)
+
+
+def _wait_for_group_to_end(pid: int, reap, patience: float = STOP_TIMEOUT) -> list[int]:
+    deadline = time.monotonic() + patience
+    while (members := group_members(pid)) and time.monotonic() < deadline:
+        reap()
+        time.sleep(0.05)
+    return members
+
+
+def group_members(group: int) -> list[int]:
+    """Processes of a process group that still run (a zombie does not)."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # pid (name, which may hold anything) state parent group ...
+                state, _, member_of = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(member_of) == group and state != "Z":
+                    members.append(int(entry.name))
+    return members
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_until_ready(server: Server, is_running) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{server.url}/health", timeout=10).status_code == 200:
+                return
+        if not is_running():
+            raise AssertionError(f"the server ended while starting:\n{tail(server.log)}")
+        time.sleep(0.1)
+    raise AssertionError(f"no answer within {START_TIMEOUT:.0f} s:\n{tail(server.log)}")
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
