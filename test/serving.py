@@ -147,14 +147,15 @@ def stop_group(pid: int, ask: bool = True, reap=lambda: None) -> None:
     if ask:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        _wait_for_group_to_end(pid, reap)
+        wait_for_group_to_end(pid, reap)
     while group_members(pid):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        _wait_for_group_to_end(pid, reap, patience=1)
+        wait_for_group_to_end(pid, reap, patience=1)
 
 
-def _wait_for_group_to_end(pid: int, reap, patience: float = STOP_TIMEOUT) -> list[int]:
+def wait_for_group_to_end(pid: int, reap=lambda: None, patience: float = STOP_TIMEOUT) -> list[int]:
+    """Processes of the group that still run when patience is over."""
     deadline = time.monotonic() + patience
     while (members := group_members(pid)) and time.monotonic() < deadline:
         reap()

@@ -15,7 +15,7 @@ _EXPORTS = {
     "GGUFFile": "ascend_gguf.reader",
     "GGUFTensor": "ascend_gguf.reader",
     "BlockTensor": "ascend_gguf.block_tensor",
-    "dequantize": "ascend_gguf.dequantize",
+    "dequantize": "ascend_gguf.decoding",
     "load_config": "ascend_gguf.config",
     "open_gguf": "ascend_gguf.reader",
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.utils._pytree import tree_map_only
 
-from ascend_gguf.dequantize import dequantize
+from ascend_gguf.decoding import dequantize
 from ascend_gguf.ggml_types import BlockType, block_type
 
 _aten = torch.ops.aten

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of
@@ -14,6 +14,7 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 
 
@@ -31,13 +32,25 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
             raise GGUFError(
                 "no such file",
                 file=path,
-                hint="Give the path of a .gguf file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
+                hint="Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
             )
     original(server_args)
+    _make_paths_absolute(server_args)
     found = resolving_view(server_args)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
-            _check_model(path, found.quantization)
+            _check_model(path, found)
+
+
+def _make_paths_absolute(server_args: Any) -> None:
+    # transformers looks for a relative tokenizer file inside that file's own folder.
+    found = resolving_view(server_args)
+    for field in ("model_path", "tokenizer_path", "speculative_draft_model_path"):
+        path = getattr(found, field)
+        if path and not os.path.isabs(path) and check_gguf_file(path):
+            declare_resolution(
+                server_args, "ascend_gguf._make_paths_absolute", **{field: os.path.abspath(path)}
+            )
 
 
 def _is_local(path: str) -> bool:
@@ -45,9 +58,11 @@ def _is_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.count("/") < 2
 
 
-def _check_model(path: str, quantization: str | None) -> None:
-    if not check_gguf_file(path) and quantization != "gguf":
+def _check_model(path: str, asked: Any) -> None:
+    if not check_gguf_file(path) and asked.quantization != "gguf":
         return
     file = open_gguf(path)
     if reads_config_from(path):
         architecture_of(file).name_map(file, load_config(path))
+    if asked.load_format in ("auto", "gguf"):
+        checked_options(asked.model_loader_extra_config)

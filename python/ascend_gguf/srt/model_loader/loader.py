@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -21,9 +21,8 @@ from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
+from ascend_gguf.srt.layers.quantization.unquant import keep_float32
 from ascend_gguf.srt.model_loader.weight_utils import HFNames, gguf_quant_weights_iterator
-
-logger = logging.getLogger(__name__)
 
 #: What ``--model-loader-extra-config`` may hold, and the type of each.
 _OPTIONS: dict[str, type] = {"modules_to_not_convert": list}
@@ -34,11 +33,21 @@ def __init__(original: Callable, self: engine.GGUFModelLoader, load_config: Load
     if not uses_ascend_methods():
         return original(self, load_config)
     engine.BaseModelLoader.__init__(self, load_config)
-    self.options = _checked_options(load_config.model_loader_extra_config or {})
+    self.options = checked_options(load_config.model_loader_extra_config)
 
 
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    for name, value in options.items():
+def checked_options(options: dict[str, Any] | str | None) -> dict[str, Any]:
+    """The options of ``--model-loader-extra-config``, given as JSON or parsed.
+
+    Raises:
+        GGUFError: not JSON, or an option or value that there is not.
+    """
+    if isinstance(options, str):
+        try:
+            options = json.loads(options or "{}")
+        except ValueError as error:
+            raise GGUFError(f"--model-loader-extra-config: not JSON: {error}") from None
+    for name, value in (options or {}).items():
         expected = _OPTIONS.get(name)
         if expected is None or not isinstance(value, expected):
             raise GGUFError(
@@ -46,7 +55,7 @@ def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
                 found=f"{name}={value!r}",
                 expected=", ".join(f"{n}: {t.__name__}" for n, t in _OPTIONS.items()),
             )
-    return options
+    return options or {}
 
 
 def load_model(
@@ -72,6 +81,7 @@ def load_model(
     with set_default_torch_dtype(model_config.dtype):
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
+        _keep_routers_in_float32(model, path, name_map)
         _load_weights(model, path, _weights(model, path, name_map))
         for _, module in model.named_modules():
             quant_method = getattr(module, "quant_method", None)
@@ -101,6 +111,17 @@ def _weights(
     return weights
 
 
+def _keep_routers_in_float32(model: nn.Module, path: str, name_map: dict[str, HFNames]) -> None:
+    tensors = open_gguf(path).tensors
+    modules = dict(model.named_modules())
+    for gguf_name, hf_name in name_map.items():
+        tensor = tensors.get(gguf_name)
+        if tensor is not None and isinstance(hf_name, str) and len(tensor.shape) == 2:
+            module = modules.get(hf_name.removesuffix(".weight"))
+            if module is not None and tensor.type.dtype is torch.float32:
+                keep_float32(module)
+
+
 def _has_separate_lm_head(model: nn.Module) -> bool:
     # named_parameters lists a shared parameter once, under the embedding's name.
     return any(name.startswith("lm_head.") for name, _ in model.named_parameters())
@@ -124,8 +145,9 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
 
     def named() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal current
-        for current, data in weights:
-            yield current, data
+        for name, data in weights:
+            current = name
+            yield name, data
 
     try:
         model.load_weights(named())

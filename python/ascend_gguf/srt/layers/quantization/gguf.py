@@ -24,7 +24,7 @@ from sglang.srt.layers.quantization.unquant import (
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 
-from ascend_gguf.dequantize import dequantize
+from ascend_gguf.decoding import dequantize
 from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (

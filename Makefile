@@ -1,0 +1,46 @@
+# What a checkout can do.  Each target sets up what it needs in .venv, which takes a fraction of a
+# second when it is there.  The work is done by the scripts of python/make.
+
+# The first of these that is 3.11 or newer makes the environment.
+PYTHON ?= python3 python3.11 python3.12 python3.13
+DEVICE ?= cpu
+PORT   ?= 30000
+# For pip: a requirement and an extra index for the CPU build of torch (see python/make/setup_env.py).
+TORCH       ?=
+TORCH_INDEX ?=
+export TORCH TORCH_INDEX
+
+with_python = @for python in $(PYTHON); do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	exec "$$python" $(1); \
+done; \
+echo "make $@: needs Python 3.11 or newer, tried: $(PYTHON); name one with PYTHON=..." >&2; exit 1
+
+in_env = @exec .venv/bin/python $(1)
+
+.PHONY: help setup demo serve test bench
+
+help:
+	@echo "make setup    a Python environment for the CPU in .venv"
+	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
+	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
+	@echo "              DEVICE=npu uses the SGLang environment that is active; SIM=1 simulates the NPU"
+	@echo "make test     all tests                                           [ARGS='-k name ...']"
+	@echo "make bench    the benchmarks of benchmark/                        [ARGS=...]"
+
+setup:
+	$(call with_python,python/make/setup_env.py)
+
+demo: setup
+	$(call in_env,python/make/demo.py $(if $(MODEL),--model '$(MODEL)'))
+
+serve:
+	$(call with_python,python/make/serve.py --model '$(MODEL)' --device '$(DEVICE)' \
+		--port '$(PORT)' $(if $(filter-out 0,$(SIM)),--sim) -- $(ARGS))
+
+test: setup
+	$(call in_env,-m pytest $(ARGS))
+
+bench: setup
+	@test -f benchmark/run.py || { echo "make bench: benchmark/run.py is not there yet" >&2; exit 1; }
+	$(call in_env,benchmark/run.py $(ARGS))

@@ -1,0 +1,214 @@
+"""Make or repair ``.venv``, the CPU environment of a checkout: ``make setup``.
+
+Needs nothing but Python's standard library, and takes a fraction of a second when the environment
+is there.  It is rebuilt when the interpreter or the checkout has moved, brought up to date when the
+pinned packages change, completed when an earlier run failed, and begun again when one was killed.
+
+Environment: ``TORCH`` the requirement for torch, ``TORCH_INDEX`` the index asked for it when the
+configured ones have no CPU build.  pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = CHECKOUT / ".venv"
+PYTHON = ENVIRONMENT / "bin" / "python"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+STANDINS = CHECKOUT / "python" / "standins"
+STAMP = ENVIRONMENT / "ascend_gguf_setup.json"
+
+#: zz: site handles .pth files by name, and the stand-ins belong behind everything else.
+PTH_NAME = "zz_ascend_gguf_standins.pth"
+
+#: On Linux the plain release is a CUDA build; the CPU build carries a local version.
+DEFAULT_TORCH = "torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0"
+DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+#: What a server imports before it looks at a model: proof that nothing is missing.
+IMPORT_CHECK = "import gguf, numba, openai, torch, sglang.srt.server_args, ascend_gguf"
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the message says what the user can do."""
+
+
+def place() -> dict[str, str]:
+    """Where the environment belongs: change any of it and the environment is built anew."""
+    return {
+        "checkout": str(CHECKOUT),
+        "interpreter": os.path.realpath(sys.executable),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def contents() -> str:
+    """A digest of everything that decides what is installed."""
+    digest = hashlib.sha256(torch_requirement().encode())
+    for path in (REQUIREMENTS, CHECKOUT / "pyproject.toml", Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def torch_requirement() -> str:
+    return os.environ.get("TORCH") or DEFAULT_TORCH
+
+
+def _read_stamp() -> dict:
+    try:
+        return json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_ready() -> bool:
+    wanted = {"place": place(), "contents": contents()}
+    return _read_stamp() == wanted and os.access(PYTHON, os.X_OK)
+
+
+def _works() -> bool:
+    """Whether ``.venv`` was made for this checkout and interpreter, so that it can be completed."""
+    stamp = _read_stamp()
+    if stamp and (stamp.get("place") != place() or "contents" not in stamp):
+        return False
+    check = "import pip, sys; print(sys.prefix, sys.version_info[:3])"
+    expected = f"{ENVIRONMENT} {sys.version_info[:3]}"
+    try:
+        answer = subprocess.run([PYTHON, "-c", check], capture_output=True, text=True)
+        pip_script = (ENVIRONMENT / "bin" / "pip").read_text()
+    except OSError:
+        return False
+    # The scripts of a copied or moved environment still name its old place.
+    return answer.stdout.strip() == expected and str(PYTHON) in pip_script
+
+
+def _step(title: str):
+    print(f"  {title}", flush=True)
+
+
+def _run(*command: str | os.PathLike, failure: str, quiet: bool = False) -> None:
+    output = subprocess.PIPE if quiet else None
+    finished = subprocess.run(command, stdout=output, stderr=output, text=True)
+    if finished.returncode != 0:
+        raise SetupError(f"{failure}{_last_line(finished.stderr)}")
+
+
+def _last_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines()
+    return f" ({lines[-1].strip()})" if lines else ""
+
+
+def _pip(*arguments: str | os.PathLike, failure: str, quiet: bool = False) -> None:
+    # Twice quiet: errors only.
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq"]
+    # Compiled afterwards, on all cores.
+    _run(*pip, "install", "--no-deps", "--no-compile", *arguments, failure=failure, quiet=quiet)
+
+
+def _create() -> None:
+    if ENVIRONMENT.exists():
+        _step("removing an unfinished environment, or one made for another place or interpreter")
+        # First what makes it an environment: what is left of it is never taken for one.
+        (ENVIRONMENT / "pyvenv.cfg").unlink(missing_ok=True)
+        shutil.rmtree(ENVIRONMENT)
+    _step(f"creating .venv with Python {place()['python']}")
+    _run(
+        place()["interpreter"], "-m", "venv", ENVIRONMENT, quiet=True,
+        failure="python -m venv failed: install the venv module of this Python "
+        "(Debian and Ubuntu: apt install python3-venv)",
+    )  # fmt: skip
+
+
+def _install_torch() -> None:
+    requirement = torch_requirement()
+    _step(f"installing {requirement}")
+    try:
+        _pip(requirement, failure="not there", quiet=True)
+    except SetupError:
+        index = os.environ.get("TORCH_INDEX") or DEFAULT_TORCH_INDEX
+        _step(f"not in the configured package indexes; asking {index}")
+        _pip(
+            requirement, "--extra-index-url", index,
+            failure=f"no {requirement} for this machine: set TORCH_INDEX to an index that has a "
+            "CPU build, or TORCH to another requirement",
+        )  # fmt: skip
+
+
+def write_pth(site_packages: Path) -> None:
+    """Put the stand-ins behind everything that is installed in ``site_packages``."""
+    (site_packages / PTH_NAME).write_text(
+        f"{STANDINS}\n"
+        # The engine takes the CPU path only when told so, in every process it starts.
+        'import os; os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")\n'
+    )
+
+
+def _install_packages() -> None:
+    _install_torch()
+    _step("installing SGLang and what it imports")
+    _pip("-r", REQUIREMENTS, failure="pip could not install the pinned packages")
+    _step("installing ascend-gguf from this checkout")
+    _pip("--no-build-isolation", "-e", CHECKOUT, failure="pip could not install this checkout")
+    (site_packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
+    write_pth(site_packages)
+    # A server is several processes that import thousands of files: compiled, it starts in half the
+    # time, also where PYTHONDONTWRITEBYTECODE is set.  Some packages ship templates that fail.
+    _step("compiling what was installed")
+    compile_all = [PYTHON, "-m", "compileall", "-qq", "-j", "0", site_packages]
+    subprocess.run(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _step("checking that the engine imports")
+    _run(
+        PYTHON, "-W", "ignore", "-c", IMPORT_CHECK, quiet=True,
+        failure="the environment is incomplete; remove .venv and try again",
+    )  # fmt: skip
+
+
+def _install() -> None:
+    started = time.monotonic()
+    print(f"Setting up {ENVIRONMENT} (a few minutes the first time)", flush=True)
+    if not _works():
+        _create()
+    # Without contents: a run that is killed leaves packages half unpacked, and is not completed.
+    STAMP.write_text(json.dumps({"place": place()}))
+    try:
+        _install_packages()
+    except SetupError:
+        STAMP.unlink()  # pip gave up in good order; the next run goes on from here
+        raise
+    STAMP.write_text(json.dumps({"place": place(), "contents": contents()}))
+    print(f"Ready after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def ensure() -> None:
+    """Make ``.venv`` ready; does nothing when it is.  Raises SetupError."""
+    if _is_ready():
+        return
+    with open(__file__) as lock:  # one set-up at a time in a checkout
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_ready():
+            _install()
+
+
+def main() -> int:
+    try:
+        ensure()
+    except SetupError as error:
+        print(f"make setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmake setup: interrupted; run it again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

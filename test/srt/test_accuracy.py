@@ -1,0 +1,149 @@
+"""Log-probabilities of served models against transformers in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from random_model import ALL_TYPES, PROMPT, Spec, read_model, write_model
+from serving import CPU, Zygote, cpu_environment
+from shared_data import shared_path
+
+DATA = Path(__file__).parents[1] / "data"
+
+#: Mean absolute error of the log-probabilities of a prompt's tokens.
+LIMITS = {"float32": 0.001, "bfloat16": 0.02}
+
+BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
+
+
+def _shared_models() -> list[str]:
+    folder = shared_path("models")
+    found = sorted(path.stem for path in folder.glob("qwen*.gguf")) if folder else []
+    return [name for name in found if name not in BUNDLED]
+
+
+def _error(found, expected) -> float:
+    return float(np.abs(np.array(found) - np.array(expected)).mean())
+
+
+def _check(server, prompt, expected, dtype: str, model: Path | None = None) -> None:
+    error = _error(server.prompt_logprobs(prompt), expected)
+    print(f"mean absolute error of {len(expected)} log-probabilities, {dtype}: {error:.2e}")
+    limit = LIMITS[dtype]
+    if error > limit and dtype == "bfloat16" and model is not None and "moe" in model.name:
+        # Two experts' logits a few thousandths apart: any rounding to bfloat16 may swap them, and
+        # that token's answer with them.  transformers tells whether the file has such a token.
+        limit = _error(read_model(model).logprobs(prompt, torch.bfloat16), expected)
+        print(f"transformers in bfloat16: {limit:.2e}")
+    assert error <= limit
+
+
+def _check_file(zygote: Zygote, model: Path, log: Path, dtype: str, *arguments: str, ranks=1):
+    reference = json.loads(model.with_suffix(".ref.json").read_text())
+    environment = cpu_environment(ranks) if ranks > 1 else None
+    arguments = (*CPU, "--dtype", dtype, *arguments)
+    with zygote.serve(model, log, *arguments, environment=environment) as server:
+        _check(server, reference["input_ids"], reference["token_logprobs"], dtype, model)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("name", BUNDLED)
+def test_quantized_by_llama_cpp(zygote, log, name, dtype):
+    _check_file(zygote, DATA / f"{name}.gguf", log, dtype)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(
+    "name",
+    _shared_models()
+    or [pytest.param("", marks=pytest.mark.skip(reason="the full set of models is not here"))],
+)
+def test_every_type_quantized_by_llama_cpp(zygote, log, name, dtype):
+    _check_file(zygote, shared_path("models", f"{name}.gguf"), log, dtype)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("parallel", [(), ("--ep-size", "2")], ids=["tp2", "tp2-ep2"])
+@pytest.mark.parametrize("name", [name for name in BUNDLED if "moe" in name])
+def test_experts_on_two_ranks(zygote, log, name, parallel, dtype):
+    _check_file(zygote, DATA / f"{name}.gguf", log, dtype, "--tp-size", "2", *parallel, ranks=2)
+
+
+@pytest.mark.parametrize("name", [name for name in BUNDLED if "dense" in name])
+def test_dense_on_two_ranks(zygote, log, name):
+    # 768 columns of 256-wide blocks: the cut between the ranks falls inside a block.
+    _check_file(zygote, DATA / f"{name}.gguf", log, "float32", "--tp-size", "2", ranks=2)
+
+
+def _by_tensor(types: tuple[str, ...]) -> dict[str, str]:
+    """A type for each matrix of a four-layer dense model, in turn; every type at least once."""
+    spec = Spec(layers=4)
+    matrices = [name for name, shape in spec.shapes().items() if len(shape) == 2]
+    assert len(matrices) >= len(types)
+    return {f"^{n}$": types[i % len(types)] for i, n in enumerate(matrices)}
+
+
+#: What a file may hold that the bundled ones do not.
+VARIANTS = {
+    "tied": {"tied": True},
+    "tied-moe": {"arch": "qwen3moe", "tied": True},
+    "head-size": {"head_size": 32, "heads": 4, "kv_heads": 2},
+    "all-types": {"layers": 4, "types": _by_tensor(ALL_TYPES)},
+    "F16": {"default": "F16"},
+    "F32": {"default": "F32"},
+    "BF16-experts": {"arch": "qwen3moe", "default": "BF16"},
+    "F32-experts": {"arch": "qwen3moe", "default": "F32"},
+    "F16-router": {"arch": "qwen3moe", "types": {"ffn_gate_inp": "F16"}},
+    "quantized-router": {"arch": "qwen3moe", "types": {"ffn_gate_inp": "Q8_0"}},
+    "fused-experts": {"arch": "qwen3moe", "fused_experts": True},
+    "expert-types": {
+        "arch": "qwen3moe",
+        "types": {
+            "1.ffn_gate_exps": "IQ4_XS",
+            "gate_exps": "Q4_K",
+            "up_exps": "BF16",
+            "down_exps": "Q5_1",
+        },
+    },
+    "qkv-types": {"types": {"attn_q.w": "F16", "attn_k.w": "Q4_K", "attn_v.w": "F32"}},
+    "gate-up-types": {"types": {"ffn_gate": "Q8_0", "ffn_up": "BF16"}},
+    # v before q before k, up before gate, and plain numbers, which the engine appends as they come.
+    "file-order": {"default": "F16", "order": lambda name: name[::-1]},
+    "file-order-quantized": {"arch": "qwen2moe", "order": lambda name: name[::-1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_files(zygote, log, tmp_path, variant):
+    model = write_model(tmp_path / "model.gguf", **VARIANTS[variant])
+    with zygote.serve(model.path, log, *CPU, "--dtype", "float32") as server:
+        _check(server, PROMPT, model.logprobs(), "float32")
+
+
+@pytest.mark.parametrize("variant", ["all-types", "expert-types", "fused-experts", "qkv-types"])
+def test_variants_of_files_on_two_ranks(zygote, log, tmp_path, variant):
+    model = write_model(tmp_path / "model.gguf", **VARIANTS[variant])
+    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
+    with zygote.serve(model.path, log, *arguments, environment=cpu_environment(2)) as server:
+        _check(server, PROMPT, model.logprobs(), "float32")
+
+
+def test_more_ranks_than_key_heads(zygote, log, tmp_path):
+    model = write_model(tmp_path / "model.gguf", kv_heads=1)
+    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
+    with zygote.serve(model.path, log, *arguments, environment=cpu_environment(2)) as server:
+        _check(server, PROMPT, model.logprobs(), "float32")
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3moe"])
+def test_modules_to_not_convert_load_as_numbers(zygote, log, tmp_path, arch):
+    model = write_model(tmp_path / "model.gguf", arch=arch)
+    skipped = {"modules_to_not_convert": ["layers.0.", "embed_tokens", "lm_head", "down_proj"]}
+    arguments = (*CPU, "--dtype", "float32", "--model-loader-extra-config", json.dumps(skipped))
+    with zygote.serve(model.path, log, *arguments) as server:
+        _check(server, PROMPT, model.logprobs(), "float32")

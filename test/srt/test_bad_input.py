@@ -1,0 +1,223 @@
+"""What a user sees when a model cannot be served: one clear error, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from library.bad_files import BAD_FILES, good_file
+from random_model import write_model
+from serving import CPU, SMALL, cpu_environment, free_port, server_command, wait_for_group_to_end
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def _rewrite(source: Path, target: Path, edit=lambda name, data: [(name, data)], arch=None) -> None:
+    """Copy a file tensor by tensor; ``edit`` says what becomes of each."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, arch or reader.fields["general.architecture"].contents())
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        if entry.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, entry.contents())
+        else:
+            writer.add_key_value(key, entry.contents(), entry.types[0])
+    for tensor in reader.tensors:
+        for name, data in edit(tensor.name, tensor.data):
+            raw = None if data.dtype == np.float32 else tensor.tensor_type
+            writer.add_tensor(name, data, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _lacks_tensor(source: Path, target: Path) -> None:
+    _rewrite(source, target, lambda n, d: [] if n == "blk.1.ffn_up.weight" else [(n, d)])
+
+
+def _unknown_tensor(source: Path, target: Path) -> None:
+    extra = ("blk.0.attn_sinks.weight", np.zeros(4, np.float32))
+    _rewrite(
+        source, target, lambda n, d: [(n, d), extra] if n == "output_norm.weight" else [(n, d)]
+    )
+
+
+def _wrong_shape(source: Path, target: Path) -> None:
+    _rewrite(source, target, lambda n, d: [(n, d[:-1] if n == "blk.0.attn_k.weight" else d)])
+
+
+def _unknown_architecture(source: Path, target: Path) -> None:
+    _rewrite(source, target, arch="qwen3-with-wings")
+
+
+def _missing(source: Path, target: Path) -> None:
+    pass
+
+
+#: how to spoil a good model -> what the message says besides the file
+SPOILED = {
+    "missing file": (_missing, ["no such file"]),
+    "lacks a tensor": (_lacks_tensor, ["blk.1.ffn_up.weight", "lacks"]),
+    "unknown tensor": (_unknown_tensor, ["blk.0.attn_sinks.weight", "no such tensor"]),
+    "wrong shape": (_wrong_shape, ["blk.0.attn_k.weight", "(127, 256)", "(128, 256)"]),
+    "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
+}
+
+_RESOLVE = """
+import json, sys
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import prepare_server_args
+load_plugins()
+for arguments in map(json.loads, sys.stdin):
+    try:
+        prepare_server_args(arguments).resolve_once()
+        print(json.dumps(["", ""]))
+    except BaseException as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+    sys.stdout.flush()
+"""
+
+
+@pytest.fixture(scope="module")
+def resolver():
+    """Resolves command lines in one process, as the engine's main process does."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _RESOLVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=cpu_environment(),
+    ) as process:
+
+        def resolve(*arguments: str) -> tuple[str, str]:
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            for line in process.stdout:
+                if line.startswith("["):
+                    return tuple(json.loads(line))
+            raise AssertionError("the resolver ended")
+
+        yield resolve
+        process.stdin.close()
+
+
+def _check_message(kind: str, message: str, path: Path, *expected: str) -> None:
+    assert kind == "GGUFError", (kind, message)
+    assert "\n" not in message
+    for text in (path.name, *expected):
+        assert text in message
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_model_that_does_not_fit(tmp_path, resolver, case):
+    spoil, expected = SPOILED[case]
+    path = tmp_path / "model.gguf"
+    spoil(DATA / "qwen3-dense-Q4_K_M.gguf", path)
+    kind, message = resolver("--model-path", str(path), *CPU)
+    _check_message(kind, message, path, *expected)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_damaged_file(tmp_path, resolver, case):
+    path = tmp_path / "model.gguf"
+    good_file(path)
+    path.write_bytes(BAD_FILES[case].spoil(path.read_bytes()))
+    kind, message = resolver("--model-path", str(path), "--quantization", "gguf", *CPU)
+    _check_message(kind, message, path)
+
+
+def test_not_a_gguf_file_without_the_suffix(tmp_path, resolver):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"PK\x03\x04 not a model")
+    kind, message = resolver("--model-path", str(path), "--quantization", "gguf", *CPU)
+    _check_message(kind, message, path)
+
+
+def test_good_model_resolves(resolver):
+    assert resolver("--model-path", str(DATA / "qwen3-moe-Q4_K_M.gguf"), *CPU) == ("", "")
+
+
+def _run_server(model: Path, log: Path, *arguments: str, cwd: Path | None = None) -> int:
+    """Run the command a user types until it ends by itself; nothing of it may be left."""
+    command = [*server_command(model, free_port(), *arguments), *SMALL]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=cpu_environment(),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    status = process.wait(180)
+    # The last to go are helpers of Python itself that notice the end of their parents.
+    assert wait_for_group_to_end(process.pid) == []
+    return status
+
+
+def test_command_line_ends_with_one_line(tmp_path, log):
+    path = tmp_path / "model.gguf"
+    path.write_bytes((DATA / "qwen3-moe-Q4_K_M.gguf").read_bytes()[:-100_000])
+    assert _run_server(path, log, "--quantization", "gguf", *CPU) != 0
+    text = log.read_text()
+    assert "Traceback" not in text
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(path) in errors[0] and "tensor" in errors[0]
+
+
+def test_error_in_a_worker_ends_everything(tmp_path, log):
+    # A config.json beside the file wins; this one is of another model, which shows at loading.
+    model = write_model(tmp_path / "model.gguf", arch="qwen2")
+    from ascend_gguf import load_config
+
+    config = load_config(model.path)
+    config.num_attention_heads = 8
+    config.save_pretrained(tmp_path)
+    assert _run_server(model.path, log, *CPU) != 0
+    text = log.read_text()
+    assert "GGUFError" in text
+    assert "attn_q" in text or "attn_k" in text
+
+
+@pytest.mark.parametrize(
+    "options", ['{"weigths": "dense"}', '{"modules_to_not_convert": "lm_head"}', "{not JSON"]
+)
+def test_unknown_loader_option(resolver, options):
+    model = str(DATA / "qwen3-dense-Q4_K_M.gguf")
+    kind, message = resolver("--model-path", model, *CPU, "--model-loader-extra-config", options)
+    assert kind == "GGUFError"
+    assert "--model-loader-extra-config" in message
+
+
+def test_parameter_left_uninitialised(tmp_path, log):
+    # NaN in the file is as good as nothing: the same check finds it.
+    path = tmp_path / "model.gguf"
+
+    def spoil(name, data):
+        if name == "blk.1.ffn_norm.weight":
+            data = data.copy()
+            data[3] = np.nan
+        return [(name, data)]
+
+    _rewrite(DATA / "qwen3-dense-Q4_K_M.gguf", path, spoil)
+    assert _run_server(path, log, *CPU) != 0
+    text = log.read_text()
+    assert "model.layers.1.post_attention_layernorm.weight" in text
+    assert "uninitialised" in text
+
+
+def test_relative_path(tmp_path, log):
+    shutil.copy(DATA / "qwen3-dense-Q4_K_M.gguf", tmp_path / "model.gguf")
+    os.truncate(tmp_path / "model.gguf", 1_000_000)
+    assert _run_server(Path("model.gguf"), log, *CPU, cwd=tmp_path) != 0
+    assert "error: " in log.read_text()
