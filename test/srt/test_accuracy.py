@@ -92,7 +92,7 @@ def _by_tensor(types: tuple[str, ...]) -> dict[str, str]:
 VARIANTS = {
     "tied": {"tied": True},
     "tied-moe": {"arch": "qwen3moe", "tied": True},
-    "head-size": {"head_size": 32, "heads": 4, "kv_heads": 2},
+    "head-size": {"head_size": 32, "heads": 8, "kv_heads": 2},
     "all-types": {"layers": 4, "types": _by_tensor(ALL_TYPES)},
     "F16": {"default": "F16"},
     "F32": {"default": "F32"},
@@ -147,3 +147,14 @@ def test_modules_to_not_convert_load_as_numbers(zygote, log, tmp_path, arch):
     arguments = (*CPU, "--dtype", "float32", "--model-loader-extra-config", json.dumps(skipped))
     with zygote.serve(model.path, log, *arguments) as server:
         _check(server, PROMPT, model.logprobs(), "float32")
+
+
+@pytest.mark.skipif(
+    shared_path("models", "split") is None, reason="the full set of models is not here"
+)
+def test_split_file(zygote, log):
+    # Any file of the set will do; the reference is that of the whole file.
+    third = shared_path("models", "split", "qwen3-moe-Q4_K_M-00003-of-00004.gguf")
+    reference = json.loads((DATA / "qwen3-moe-Q4_K_M.ref.json").read_text())
+    with zygote.serve(third, log, *CPU, "--dtype", "float32") as server:
+        _check(server, reference["input_ids"], reference["token_logprobs"], "float32")

@@ -35,22 +35,26 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
                 hint="Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
             )
     original(server_args)
-    _make_paths_absolute(server_args)
+    _name_first_files(server_args)
     found = resolving_view(server_args)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
 
 
-def _make_paths_absolute(server_args: Any) -> None:
-    # transformers looks for a relative tokenizer file inside that file's own folder.
+def _name_first_files(server_args: Any) -> None:
+    """Replace paths of GGUF models by the absolute path of their (first) file.
+
+    Only the first file of a split model has metadata, and transformers looks for a relative
+    tokenizer file inside that file's own folder.
+    """
     found = resolving_view(server_args)
     for field in ("model_path", "tokenizer_path", "speculative_draft_model_path"):
         path = getattr(found, field)
-        if path and not os.path.isabs(path) and check_gguf_file(path):
-            declare_resolution(
-                server_args, "ascend_gguf._make_paths_absolute", **{field: os.path.abspath(path)}
-            )
+        if path and check_gguf_file(path):
+            first = os.path.abspath(open_gguf(path).files[0])
+            if first != path:
+                declare_resolution(server_args, "ascend_gguf._name_first_files", **{field: first})
 
 
 def _is_local(path: str) -> bool:

@@ -17,12 +17,14 @@ from sglang.srt.model_loader.utils import set_default_torch_dtype
 from torch import nn
 
 from ascend_gguf.architectures import architecture_of
+from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
 from ascend_gguf.srt.model_loader.weight_utils import HFNames, gguf_quant_weights_iterator
+from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 
 #: What ``--model-loader-extra-config`` may hold, and the type of each.
 _OPTIONS: dict[str, type] = {"modules_to_not_convert": list}
@@ -96,6 +98,9 @@ def _name_map(path: str, config: Any) -> dict[str, HFNames]:
     builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
     if builder is not None:
         return builder(config)
+    if reads_config_from(path):
+        # Anew: the engine pads the heads of its own copy to suit the number of ranks.
+        config = load_config(path)
     file = open_gguf(path)
     return architecture_of(file).name_map(file, config)
 
@@ -134,7 +139,7 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
         for module in model.modules()
         for name, parameter in list(module.named_parameters(recurse=False))
         if name.endswith("weight")
-        and parameter.dim() == 2
+        and parameter.dim() > 1
         and block_names(name)[0] not in module._parameters
     ]
     for module, name in aliased:

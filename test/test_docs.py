@@ -1,0 +1,61 @@
+"""The tables of docs/ say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascend_gguf import GGUFError, dequantize
+from ascend_gguf.architectures import ARCHITECTURES
+from ascend_gguf.decoding import OUTPUT_DTYPES
+from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
+from ascend_gguf.srt import plugin
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def _table(file: str, heading: str) -> list[list[str]]:
+    """The rows of the table whose first column has this heading."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (DOCS / file).read_text().splitlines()
+        if line.startswith("|")
+    ]
+    start = next(i for i, row in enumerate(rows) if row[0] == heading)
+    # The next table, if any, starts two rows before its own line of dashes.
+    dashes = [i for i, row in enumerate(rows) if set(row[0]) == {"-"} and i > start + 1]
+    return rows[start + 2 : dashes[0] - 1 if dashes else None]
+
+
+def _decodes(kind: BlockType) -> bool:
+    try:
+        dequantize(np.zeros((1, kind.type_size), np.uint8), kind.ggml_type)
+    except GGUFError:
+        return False
+    return True
+
+
+def test_block_types():
+    expected = [
+        [kind.name, str(kind.block_size), str(kind.type_size), f"{bits:g}"]
+        for kind in sorted(BLOCK_TYPES.values(), key=lambda k: (k.is_quantized, k.name))
+        for bits in [round(8 * kind.type_size / kind.block_size, 4)]
+        if _decodes(kind) and (kind.is_quantized or kind.dtype in OUTPUT_DTYPES)
+    ]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
+    assert _table("quantization.md", "type") == expected, f"the table should be:\n{table}"
+
+
+def test_architectures():
+    expected = [[name, a.model_type] for name, a in sorted(ARCHITECTURES.items())]
+    assert _table("quantization.md", "`general.architecture`") == expected
+
+
+@pytest.mark.parametrize("module, target, kind, name", plugin._HOOKS)
+def test_hooks(module, target, kind, name):
+    text = (DOCS / "architecture.md").read_text()
+    row = next(line for line in text.splitlines() if f"`{module.replace('.', '/')}.py`" in line)
+    assert re.search(rf"`({re.escape(target)}|{re.escape(target.rpartition('.')[2])})`", row)
