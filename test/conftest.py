@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import Zygote, cpu_environment
+from serving import Zygote, cpu_environment, npu_simulation
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +22,12 @@ def zygote() -> Iterator[Zygote]:
 def log(tmp_path: Path) -> Path:
     """Where a server of this test writes."""
     return tmp_path / "server.log"
+
+
+@pytest.fixture(scope="session")
+def npu_zygote() -> Iterator[Zygote]:
+    """Forks servers on the simulated NPU."""
+    prefix, environment = npu_simulation()
+    process = Zygote(environment, prefix)
+    yield process
+    process.close()

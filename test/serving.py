@@ -21,12 +21,15 @@ from pathlib import Path
 
 import requests
 
+from zygote import REPLY
+
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
 #: What every server of the tests is given: little memory, no warm-up request.
 SMALL = ("--max-total-tokens", "4096", "--max-running-requests", "16", "--skip-server-warmup")
 CPU = ("--device", "cpu", "--attention-backend", "torch_native")
+NPU = ("--device", "npu", "--attention-backend", "ascend")
 
 
 def cpu_environment(ranks: int = 1) -> dict[str, str]:
@@ -63,6 +66,12 @@ class Server:
         return reply.json()
 
 
+def npu_simulation(*options: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs another on the simulated NPU, and its environment."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return [sys.executable, "-m", "npu_sim", "run", *options, "--"], environment
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,13 +86,20 @@ def server_command(model: Path | str, port: int, *arguments: str) -> list[str]:
 
 @contextlib.contextmanager
 def launch(
-    model: Path | str, log: Path, *arguments: str, environment: dict[str, str] | None = None
+    model: Path | str,
+    log: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """``python -m sglang.launch_server`` on ``model``, once it answers."""
+    """``python -m sglang.launch_server`` on ``model``, once it answers.
+
+    ``prefix`` is a command that runs the command after it, such as ``npu_sim run --``.
+    """
     port = free_port()
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            server_command(model, port, *arguments, *SMALL),
+            [*prefix, *server_command(model, port, *arguments, *SMALL)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -101,9 +117,13 @@ def launch(
 class Zygote:
     """A process that has imported the engine and forks servers."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        """``prefix`` is a command that runs the command after it, such as ``npu_sim run --``."""
+        script = str(Path(__file__).with_name("zygote.py"))
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))],
+            [*prefix, sys.executable, "-W", "ignore", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -123,7 +143,9 @@ class Zygote:
         command = ["--model-path", str(model), "--port", str(port), *arguments, *SMALL]
         order = {"arguments": command, "log": str(log), "environment": environment or {}}
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        pid = int(self._process.stdout.readline())
+        pid = next(
+            int(line.removeprefix(REPLY)) for line in self._process.stdout if line.startswith(REPLY)
+        )
         server = Server(f"http://127.0.0.1:{port}", pid, log)
         try:
             _wait_until_ready(server, lambda: _is_running(pid))

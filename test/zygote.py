@@ -1,15 +1,30 @@
 """Forks servers on request: the process behind :class:`serving.Zygote`.
 
-Reads one JSON object a line (arguments, environment, log), forks a server, prints its process id.
+Reads one JSON object a line (arguments, environment, log), forks a server, prints its process id
+behind :data:`REPLY`.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
+
+#: Before each process id: what the engine imports prints too.
+REPLY = "zygote: "
+
+
+def _allow_forked_npu(_: object = None) -> None:
+    """Let a forked process use the simulated NPU, which is plain memory of that process.
+
+    Importing the engine touches the device, and torch_npu then refuses it in children: a real
+    driver would not survive the fork.
+    """
+    if "torch_npu" in sys.modules:
+        sys.modules["torch_npu.npu"]._is_internal_in_bad_fork = False
 
 
 def _serve(order: dict) -> None:
@@ -20,6 +35,8 @@ def _serve(order: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(order["environment"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    _allow_forked_npu()
 
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
@@ -39,6 +56,7 @@ def main() -> None:
     # The engine asks for spawn, which would import everything again in each process.
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda *args, **kwargs: None
+    multiprocessing.util.register_after_fork(_allow_forked_npu, _allow_forked_npu)
     # Servers are nobody's children once they run: let the kernel reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
@@ -50,7 +68,7 @@ def main() -> None:
                 _serve(order)
             finally:
                 os._exit(1)
-        print(pid, flush=True)
+        print(f"{REPLY}{pid}", flush=True)
 
 
 if __name__ == "__main__":
