@@ -1,0 +1,9 @@
+"""Stand-in for sgl_kernel_npu, whose kernels are compiled for the device.
+
+The few that dense and MoE text models call are here, with the same arguments; every other name
+imports, and raises with its full name when it is called.
+"""
+
+from npu_sim.boot.missing import missing_in
+
+missing_in(__name__)

@@ -1,0 +1,63 @@
+"""Split of a fused q,k,v projection with RMSNorm of each head of q and k, and rotary embedding."""
+
+import torch
+
+from npu_sim.boot.kernels import device_kernel
+from npu_sim.boot.missing import missing_in
+
+missing_in(__name__)
+
+
+@device_kernel(
+    "split_qkv_rmsnorm_rope",
+    "(Tensor qkv, Tensor sin, Tensor cos, int q_size, int kv_size, int head_dim, float eps, "
+    "Tensor? q_weight, Tensor? k_weight, "
+    "Tensor? q_bias, Tensor? k_bias) -> (Tensor, Tensor, Tensor)",
+)
+def _kernel(qkv, sin, cos, q_size, kv_size, head_dim, eps, q_weight, k_weight, q_bias, k_bias):
+    n = qkv.shape[0]
+    q, k, v = qkv.split([q_size, kv_size, kv_size], -1)
+    cos, sin = cos.reshape(n, 1, -1).float(), sin.reshape(n, 1, -1).float()
+
+    def norm_and_rotate(x, weight, bias):
+        x = x.reshape(n, -1, head_dim).float()
+        if weight is not None:
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.float()
+        if bias is not None:
+            x = x + bias.float()
+        first, second = x.chunk(2, -1)
+        return (x * cos + torch.cat([-second, first], -1) * sin).to(qkv.dtype).reshape(n, -1)
+
+    return (
+        norm_and_rotate(q, q_weight, q_bias),
+        norm_and_rotate(k, k_weight, k_bias),
+        v.contiguous(),
+    )
+
+
+def split_qkv_rmsnorm_rope(
+    input,
+    sin,
+    cos,
+    q_hidden_size,
+    kv_hidden_size,
+    head_dim,
+    eps=None,
+    q_weight=None,
+    k_weight=None,
+    q_bias=None,
+    k_bias=None,
+):
+    return _kernel(
+        input,
+        sin,
+        cos,
+        q_hidden_size,
+        kv_hidden_size,
+        head_dim,
+        eps or 0.0,
+        q_weight,
+        k_weight,
+        q_bias,
+        k_bias,
+    )

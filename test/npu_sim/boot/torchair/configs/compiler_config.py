@@ -1,0 +1,1 @@
+from torchair import CompilerConfig  # noqa: F401

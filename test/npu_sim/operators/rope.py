@@ -1,0 +1,229 @@
+"""Rotary position embeddings: npu_rotary_mul, npu_apply_rotary_pos_emb, npu_interleave_rope,
+npu_mrope.
+
+half:       pairs (i, i + D/2);  interleave: pairs (2i, 2i + 1)
+y = x * cos + rotate(x) * sin    in float32, rounded once
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .registry import aclnn
+from .rules import A2, A3, A5, BF16, F16, F32, I32, I64, P310, OperatorMissing, Rules, product
+from .view import view
+
+ROTARY_DOC = (
+    "torch_npu 2.13.0 documentation of npu_rotary_mul; CANN aclnnRotaryPositionEmbedding.md"
+)
+APPLY_DOC = "torch_npu 2.13.0 documentation of npu_apply_rotary_pos_emb"
+MROPE_DOC = "torch_npu 2.13.0 documentation of npu_mrope; CANN aclnnRopeWithSinCosCache.md"
+
+
+def rotate(x: torch.Tensor, mode: str) -> torch.Tensor:
+    """(-x2, x1) in the places of (x1, x2)."""
+    if mode == "half":
+        a, b = x.chunk(2, -1)
+        return torch.cat((-b, a), -1)
+    return torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
+
+
+def _floats():
+    return (F16, F32) if product() == P310 else (F16, BF16, F32)
+
+
+@aclnn("aclnnRotaryPositionEmbedding", "tttit")
+def rotary_mul(x, cos, sin, mode, y):
+    """x (B, S, N, D) or another order; cos and sin the same, with 1 in the broadcast dimensions."""
+    x, cos, sin, y = map(view, (x, cos, sin, y))
+    rule = Rules("npu_rotary_mul", ROTARY_DOC)
+    rule.products(A2, A3, A5)
+    rule.one_of("rotary_mode", mode, 0, 1)
+    for argument, v in (("input", x), ("r1", cos), ("r2", sin)):
+        rule.dtype(argument, v.t, *_floats())
+        rule.ndim(argument, v.t, 4)
+        rule.not_empty(argument, v.t)
+        rule.plain(argument, v)
+        rule.same_dtype(argument, v.t, "input", x.t)
+    b, s, n, d = x.t.shape
+    rule.that(d < 896 and d % 2 == 0, "input", f"D is even and less than 896 (found {d})")
+    rule.shape("r2", sin.t, cos.t.shape)
+    if mode == 0:
+        # BNSD: 11SD B1SD BNSD; BSND: 1S1D BS1D BSND; SBND: S11D SB1D SBND
+        allowed = [
+            (1, 1, n, d),
+            (b, 1, n, d),
+            (1, s, 1, d),
+            (b, s, 1, d),
+            (b, 1, 1, d),
+            (b, s, n, d),
+        ]
+    else:
+        allowed = [(1, 1, n, d), (1, s, 1, d), (b, 1, 1, d)]
+    rule.shape("r1", cos.t, *dict.fromkeys(allowed))
+    # Which dimension is the sequence shows in cos alone: it is the one that is not broadcast.  The
+    # other two of x, and N, are bounded.
+    others = [
+        size
+        for size, c in zip(x.t.shape[:3], cos.t.shape[:3], strict=False)
+        if c != size or size == 1
+    ]
+    if mode == 0:
+        rule.that(
+            all(size < 1000 for size in others),
+            "input",
+            f"B and N are less than 1000 (found {others})",
+        )
+    else:
+        product_ = 1
+        for size in others:
+            product_ *= size
+        rule.that(
+            product_ < 1000,
+            "input",
+            f"B * N is less than 1000 in interleave mode (found {product_})",
+        )
+    rule.values("r1", cos.t, -1, 1)
+    rule.values("r2", sin.t, -1, 1)
+    f = x.t.float()
+    y.t.copy_(f * cos.t.float() + rotate(f, "half" if mode == 0 else "interleave") * sin.t.float())
+
+
+@aclnn("aclnnRotaryPositionEmbeddingV2", "tttit" + "t")
+def rotary_mul_v2(x, cos, sin, mode, rotation, y):
+    if rotation is not None:
+        raise OperatorMissing("npu_rotary_mul", "rotate, a matrix in place of the mode")
+    rotary_mul(x, cos, sin, mode, y)
+
+
+@aclnn("aclnnApplyRotaryPosEmbV2", "tttti" + "S")
+def apply_rotary_pos_emb(query, key, cos, sin, layout, rotary_mode):
+    """In place.  layout 1 BSND (4-D), 4 TND (3-D)."""
+    q, k, cos, sin = map(view, (query, key, cos, sin))
+    mode = rotary_mode.decode() if isinstance(rotary_mode, bytes) else rotary_mode
+    rule = Rules("npu_apply_rotary_pos_emb", APPLY_DOC)
+    if product() == A5:
+        raise OperatorMissing("npu_apply_rotary_pos_emb", "Ascend 950")
+    rule.one_of("layout", layout, 1, 4)
+    rule.one_of("rotary_mode", mode, "half")
+    dims = 4 if layout == 1 else 3
+    for argument, v in (("query", q), ("key", k), ("cos", cos), ("sin", sin)):
+        rule.dtype(argument, v.t, *_floats())
+        rule.ndim(argument, v.t, dims)
+        rule.not_empty(argument, v.t)
+        rule.plain(argument, v)
+        rule.same_dtype(argument, v.t, "query", q.t)
+        rule.that(
+            v.t.shape[:-2] == q.t.shape[:-2],
+            argument,
+            f"leading dimensions equal those of query, {tuple(q.t.shape[:-2])}",
+        )
+        rule.that(
+            v.t.shape[-1] in (64, 128),
+            argument,
+            f"the last dimension is 64 or 128 (found {v.t.shape[-1]})",
+        )
+    rule.equal("key", "the last dimension", k.t.shape[-1], q.t.shape[-1])
+    for argument, v in (("cos", cos), ("sin", sin)):
+        rule.equal(argument, "N", v.t.shape[-2], 1)
+        rule.equal(argument, "the last dimension", v.t.shape[-1], cos.t.shape[-1])
+    rule.undocumented(
+        cos.t.shape[-1] == q.t.shape[-1], "cos", "a rotary dimension smaller than the head"
+    )
+    for v in (q, k):
+        f = v.t.float()
+        v.t.copy_(f * cos.t.float() + rotate(f, "half") * sin.t.float())
+
+
+@aclnn("aclnnApplyRotaryPosEmb", "tttti")
+def apply_rotary_pos_emb_v1(query, key, cos, sin, layout):
+    apply_rotary_pos_emb(query, key, cos, sin, layout, "half")
+
+
+@aclnn("aclnnInterleaveRope", "tttt")
+def interleave_rope(x, cos, sin, y):
+    """Pairs (2i, 2i+1) of x become a first half and a second half, then rotate as halves: x (B, N,
+    S, 64), S = 1 or that of cos.
+    """
+    x, cos, sin, y = map(view, (x, cos, sin, y))
+    rule = Rules("npu_interleave_rope", "CANN interleave_rope_tiling.cpp")
+    rule.products(A2, A3)
+    for argument, v in (("x", x), ("cos", cos), ("sin", sin)):
+        rule.dtype(argument, v.t, F16, BF16)
+        rule.same_dtype(argument, v.t, "x", x.t)
+        rule.ndim(argument, v.t, 4)
+        rule.equal(argument, "D", v.t.shape[-1], 64)
+        rule.plain(argument, v)
+    b, n, s, d = x.t.shape
+    rule.shape("cos", cos.t, (b, 1, s, d), (b, 1, 1, d))
+    rule.shape("sin", sin.t, cos.t.shape)
+    f = x.t.float()
+    f = torch.cat((f[..., 0::2], f[..., 1::2]), -1)
+    y.t.copy_(f * cos.t.float() + rotate(f, "half") * sin.t.float())
+
+
+@aclnn("aclnnRopeWithSinCosCacheV2", "tttt" + "Iibi" + "tt")
+def mrope(
+    positions, query, key, cache, mrope_section, head_size, neox, cache_mode, query_out, key_out
+):
+    """positions (T,): plain rope; (3, T): one row a section.  query (T, heads * head_size); cache
+    (positions, rotary_dim), cos then sin.
+    """
+    positions, q, k, cache, q_out, k_out = map(
+        view, (positions, query, key, cache, query_out, key_out)
+    )
+    section = list(mrope_section or [0, 0, 0])
+    rule = Rules("npu_mrope", MROPE_DOC)
+    rule.products(A2, A3)
+    rule.dtype("positions", positions.t, I32, I64)
+    rule.ndim("positions", positions.t, 1, 2)
+    rule.equal("mrope_section", "its length", len(section), 3)
+    rule.undocumented(cache_mode == 0, "cache_mode", "'interleave'")
+    for argument, v in (("query", q), ("key", k), ("cos_sin_cache", cache)):
+        rule.dtype(argument, v.t, *_floats())
+        rule.ndim(argument, v.t, 2)
+        rule.plain(argument, v)
+        rule.same_dtype(argument, v.t, "query", q.t)
+    tokens, rotary = q.t.shape[0], cache.t.shape[1]
+    step = 16 if q.t.dtype == F32 else 32
+    rule.multiple("cos_sin_cache", "the rotary dimension", rotary, step)
+    rule.multiple("head_size", "it", head_size, step)
+    rule.that(
+        rotary <= head_size,
+        "cos_sin_cache",
+        f"the rotary dimension is at most the head size, {head_size} (found {rotary})",
+    )
+    for argument, v in (("query", q), ("key", k)):
+        rule.multiple(argument, "the last dimension", v.t.shape[1], head_size)
+        rule.equal(argument, "the number of tokens", v.t.shape[0], tokens)
+    sections = positions.t.dim() == 2
+    rule.shape("positions", positions.t, (3, tokens) if sections else (tokens,))
+    rule.that(
+        any(section) == sections, "mrope_section", "is given with (3, T) positions and only then"
+    )
+    if sections:
+        rule.equal("mrope_section", "the sum", sum(section), rotary // 2)
+    rule.values("positions", positions.t, 0, cache.t.shape[0] - 1)
+
+    cos, sin = cache.t[positions.t.long()].float().chunk(2, -1)  # (T, R/2) or (3, T, R/2)
+    if sections:
+        cos, sin = (
+            torch.cat([part[i] for i, part in enumerate(c.split(section, -1))], -1)
+            for c in (cos, sin)
+        )
+    for v, out in ((q, q_out), (k, k_out)):
+        heads = v.t.float().reshape(tokens, -1, head_size)
+        turned, rest = heads[..., :rotary], heads[..., rotary:]
+        c, s = cos.unsqueeze(1), sin.unsqueeze(1)
+        if neox:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * c - b * s, b * c + a * s), -1)
+        else:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * c - b * s, b * c + a * s), -1).flatten(-2)
+        out.t.copy_(torch.cat((turned, rest), -1).reshape(out.t.shape))
+
+
+@aclnn("aclnnRopeWithSinCosCache", "tttt" + "Iib" + "tt")
+def mrope_v1(positions, query, key, cache, mrope_section, head_size, neox, query_out, key_out):
+    mrope(positions, query, key, cache, mrope_section, head_size, neox, 0, query_out, key_out)
