@@ -65,6 +65,8 @@ class BlockTensor(torch.Tensor):
 
     def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
         """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
+        if out.shape != self.shape:
+            raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(self.shape)}")
         start, stop = self._columns
         size, nbytes = self._type.block_size, self._type.type_size
         first, last = start // size, -(-stop // size)
@@ -79,7 +81,7 @@ class BlockTensor(torch.Tensor):
 
     def dequantize(self) -> torch.Tensor:
         """The numbers, float32 on the host."""
-        return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32))
+        return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
 
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
         return BlockTensor(blocks, self._type.ggml_type, columns or self._columns)
@@ -108,8 +110,18 @@ class BlockTensor(torch.Tensor):
             self, dim, index = args
             if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
                 return self._view(self._blocks.select(dim % self.dim(), index))
+        _refuse_writes(func, args, kwargs)
         decoded = tree_map_only(cls, cls.dequantize, (args, kwargs))
         return func(*decoded[0], **decoded[1])
 
     def __repr__(self) -> str:  # the default would decode to print
         return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
+
+
+def _refuse_writes(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> None:
+    """Refuse an operator that writes to a BlockTensor: it would change a decoded copy unseen."""
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and isinstance(value, BlockTensor):
+            raise RuntimeError(f"a BlockTensor is read-only, and {func} would write to it")

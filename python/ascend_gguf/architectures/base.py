@@ -112,7 +112,7 @@ class Architecture:
 
     def rename(self, tensor_name: str) -> Rename | None:
         """The rule for a tensor of the file, the block's number filled in; None if unknown."""
-        layer, pattern = _split_layer(tensor_name)
+        layer, pattern = split_layer(tensor_name)
         rule = self._by_name.get(pattern)
         return rule.of_layer(layer) if rule and layer is not None else rule
 
@@ -131,6 +131,13 @@ class Architecture:
             if not _IGNORED.fullmatch(tensor.name):
                 names[tensor.name] = self._checked_rule(tensor, config).hf
         for rule in self._needed(config.num_hidden_layers):
+            if rule.gguf in names and rule.unless in names:
+                raise GGUFError(
+                    f"the file holds the same weights twice, here and in {rule.unless}",
+                    file=file.path,
+                    tensor=rule.gguf,
+                    hint=CONVERT_AGAIN,
+                )
             if rule.gguf not in names and (rule.unless is None or rule.unless not in names):
                 raise GGUFError(
                     "the model needs this tensor and the file lacks it",
@@ -144,7 +151,7 @@ class Architecture:
 
     def _checked_rule(self, tensor: GGUFTensor, config: Any) -> Rename:
         rule = self.rename(tensor.name)
-        layer, _ = _split_layer(tensor.name)
+        layer, _ = split_layer(tensor.name)
         layers = config.num_hidden_layers
         if rule is None or (layer is not None and int(layer) >= layers):
             raise GGUFError(
@@ -157,7 +164,7 @@ class Architecture:
             )
         expected = rule.expected_shape(config)
         # A row vector may be written with or without its leading dimension of one.
-        if tuple(n for n in tensor.shape if n != 1) != tuple(n for n in expected if n != 1):
+        if tensor.shape not in (expected, (1, *expected)):
             raise GGUFError(
                 "the shape does not fit the model's configuration",
                 file=tensor.file,
@@ -182,7 +189,7 @@ class Architecture:
         return {rule.gguf: rule for rule in self.tensors}
 
 
-def _split_layer(tensor_name: str) -> tuple[str | None, str]:
+def split_layer(tensor_name: str) -> tuple[str | None, str]:
     """``blk.7.attn_q.weight`` to ``("7", "blk.{layer}.attn_q.weight")``."""
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)", tensor_name)
+    match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(.+)", tensor_name)
     return (match[1], f"blk.{{layer}}.{match[2]}") if match else (None, tensor_name)

@@ -71,9 +71,16 @@ def _refuse(version: str) -> None:
     def refuse(*args, **kwargs):
         raise RuntimeError(message)
 
-    HookRegistry.register(
-        f"{_ENGINE}.model_loader.loader.GGUFModelLoader.__init__", refuse, HookType.BEFORE
-    )
+    def refuse_gguf(server_args):
+        if str(server_args.model_path).endswith(".gguf"):
+            refuse()
+
+    # The first ends the command before anything is started, the second holds whatever the name.
+    for target, hook in (
+        ("arg_groups.model_path_hook.resolve_hf_gguf_model_path", refuse_gguf),
+        ("model_loader.loader.GGUFModelLoader.__init__", refuse),
+    ):
+        HookRegistry.register(f"{_ENGINE}.{target}", hook, HookType.BEFORE)
 
 
 def _report_gguf_errors_in_one_line() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 
 import torch
 
-from ascend_gguf.errors import GGUFError
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 
 HFNames = str | tuple[str, ...]
@@ -52,9 +52,9 @@ def gguf_quant_weights_iterator(
     ]
     for name, _, tensor in slices:
         if tensor.type.is_quantized:
-            yield _renamed(name, "qweight_type"), torch.tensor(int(tensor.type.ggml_type))
+            yield _renamed(name, "qweight_type", tensor), torch.tensor(int(tensor.type.ggml_type))
     for name, data, tensor in slices:
-        yield (_renamed(name, "qweight") if tensor.type.is_quantized else name), data
+        yield (_renamed(name, "qweight", tensor) if tensor.type.is_quantized else name), data
 
 
 def get_gguf_extra_tensor_names(
@@ -65,11 +65,17 @@ def get_gguf_extra_tensor_names(
     return [hf for gguf, hf in gguf_to_hf_name_map.items() if gguf not in present]
 
 
-def _renamed(name: str, parameter: str) -> str:
+def _renamed(name: str, parameter: str, tensor: GGUFTensor) -> str:
     """``a.weight_norm.weight`` to ``a.weight_norm.qweight``: the last part of the name alone."""
     module, _, last = name.rpartition(".")
     if last != "weight":
-        raise GGUFError(f"{name} is quantized, and only a matrix named weight can be")
+        raise GGUFError(
+            f"the model's {name} cannot be quantized: only a matrix named weight can",
+            file=tensor.file,
+            tensor=tensor.name,
+            found=tensor.type.name,
+            hint=CONVERT_AGAIN,
+        )
     return f"{module}.{parameter}"
 
 

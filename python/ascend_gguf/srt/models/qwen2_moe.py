@@ -25,4 +25,5 @@ def fused_gate_sigmoid_mul_add(
     if hidden_states.device.type != "cpu":
         return original(hidden_states, gate_weight, shared_output, final_hidden_states)
     gate = torch.sigmoid(hidden_states.float() @ gate_weight.float()).unsqueeze(-1)
-    final_hidden_states.add_((gate * shared_output.float()).to(final_hidden_states.dtype))
+    # Added in float32 and rounded once, as the kernel does.
+    final_hidden_states.copy_(final_hidden_states.float() + gate * shared_output.float())

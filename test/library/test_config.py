@@ -1,0 +1,346 @@
+"""The configuration of a model: everything in it comes from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from ascend_gguf import GGUFError, load_config
+from ascend_gguf.architectures import ARCHITECTURES
+from random_model import Spec, write_model
+
+EVERY_ARCHITECTURE = pytest.mark.parametrize("arch", ARCHITECTURES)
+
+#: What a qwen3moe file says of itself; the keys of other architectures are a subset.
+FIELDS: dict[str, Any] = {
+    "block_count": 3,
+    "context_length": 777,
+    "embedding_length": 96,
+    "feed_forward_length": 352,
+    "attention.head_count": 6,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 0.03125,
+    "attention.key_length": 40,
+    "attention.value_length": 40,
+    "expert_count": 7,
+    "expert_used_count": 3,
+    "expert_feed_forward_length": 72,
+    "expert_shared_feed_forward_length": 88,
+    "rope.freq_base": 123456.0,
+}
+VOCABULARY = 56
+
+
+def write(path: Path, arch: str = "qwen3moe", tied: bool = False, **changes: Any) -> Path:
+    """A file of metadata and the matrices a configuration depends on.
+
+    ``changes`` are fields, ``__`` for their dots; None removes one.  A name that starts with
+    ``tokenizer`` stands for itself.
+    """
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    writer = gguf.GGUFWriter(path, arch)
+    for name, value in (FIELDS | changed).items():
+        key = name if name.startswith("tokenizer.") else f"{arch}.{name}"
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            (writer.add_uint32 if value >= 0 else writer.add_int32)(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif value is not None:
+            writer.add_array(key, value)
+    for name in ("token_embd.weight",) + ("output.weight",) * (not tied):
+        writer.add_tensor(name, np.zeros((VOCABULARY, FIELDS["embedding_length"]), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+#: Attributes that the file says nothing of, or that only say where a configuration comes from.
+_NOT_IN_THE_FILE = {"architectures", "dtype", "transformers_version", "_name_or_path"}
+
+
+def assert_is(config: Any, model_type: str, **expected: Any) -> None:
+    """``config`` is what transformers makes of ``expected``, attribute by attribute."""
+    explicit = AutoConfig.for_model(model_type, **expected)
+    assert type(config) is type(explicit)
+    ours, theirs = config.to_dict(), explicit.to_dict()
+    for key in _NOT_IN_THE_FILE:
+        ours.pop(key, None), theirs.pop(key, None)
+    assert ours == theirs
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("tied", [False, True])
+def test_models_of_unusual_sizes(arch, tied, tmp_path):
+    spec = Spec(
+        arch=arch,
+        tied=tied,
+        layers=3,
+        hidden=64,
+        heads=6,
+        kv_heads=3,
+        head_size=32,
+        ffn=224,
+        experts=5,
+        experts_used=4,
+        expert_ffn=512,
+        shared_ffn=160,
+        vocab=96,
+        default="F32",
+    )
+    expected: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "intermediate_size": 224,
+        "vocab_size": 96,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": float(np.float32(1e-6)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": tied,
+        # Of the tokenizer that random_model puts into its files.
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if arch.startswith("qwen3"):
+        expected["head_dim"] = 32
+    if spec.is_moe:
+        expected |= {
+            "num_experts": 5,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 512,
+            "norm_topk_prob": arch == "qwen3moe",
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    if arch == "qwen2moe":
+        expected["shared_expert_intermediate_size"] = 160
+    config = load_config(write_model(tmp_path / "m.gguf", spec).path)
+    assert_is(config, arch.replace("moe", "_moe"), **expected)
+
+
+@pytest.mark.parametrize(
+    ("arch", "model_class"),
+    [
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("qwen2moe", "Qwen2MoeForCausalLM"),
+        ("qwen3moe", "Qwen3MoeForCausalLM"),
+    ],
+)
+def test_model_class(arch, model_class, tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", arch))
+    assert config.architectures == [model_class]
+    assert str(config.dtype).removeprefix("torch.") == "bfloat16"
+
+
+@EVERY_ARCHITECTURE
+def test_every_field_of_the_table_reaches_its_attribute(arch, tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", arch))
+    for key, attribute in ARCHITECTURES[arch].fields.items():
+        assert getattr(config, attribute) == FIELDS[key], key
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "qwen3moe"])
+def test_head_size_is_the_files(arch, tmp_path):
+    assert load_config(write(tmp_path / "m.gguf", arch)).head_dim == 40
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, VOCABULARY - 9])
+def test_vocabulary_is_the_embeddings(vocabulary, tmp_path):
+    """Models pad the matrix beyond the list of tokens."""
+    tokens = [f"t{i}" for i in range(vocabulary)]
+    path = write(tmp_path / "m.gguf", **{"tokenizer.ggml.tokens": tokens})
+    assert load_config(path).vocab_size == VOCABULARY
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied(tied, tmp_path):
+    assert load_config(write(tmp_path / "m.gguf", tied=tied)).tie_word_embeddings is tied
+
+
+def test_token_ids(tmp_path):
+    ids = {"bos": 11, "eos": 22, "padding": 33}
+    path = write(tmp_path / "m.gguf", **{f"tokenizer.ggml.{n}_token_id": i for n, i in ids.items()})
+    config = load_config(path)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (11, 22, 33)
+
+
+def test_rope_base(tmp_path):
+    config = load_config(write(tmp_path / "m.gguf"))
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 123456.0}
+    config = load_config(write(tmp_path / "n.gguf", rope__freq_base=None))
+    assert config.rope_parameters["rope_theta"] == 10000.0  # llama.cpp's default
+
+
+@pytest.mark.parametrize("scaling", ["none", ""])
+def test_no_rope_scaling(scaling, tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", rope__scaling__type=scaling))
+    assert config.rope_parameters["rope_type"] == "default"
+
+
+def test_yarn(tmp_path):
+    path = write(
+        tmp_path / "m.gguf",
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+        rope__scaling__original_context_length=32768,
+    )
+    assert_is_scaled(
+        path,
+        {
+            "rope_type": "yarn",
+            "rope_theta": 123456.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32768,
+        },
+    )
+
+
+def test_linear_rope_scaling(tmp_path):
+    path = write(tmp_path / "m.gguf", rope__scaling__type="linear", rope__scaling__factor=2.5)
+    expected = {"rope_type": "linear", "rope_theta": 123456.0, "factor": 2.5}
+    assert_is_scaled(path, expected)
+
+
+def assert_is_scaled(path: Path, rope: dict[str, Any]) -> None:
+    assert_is(
+        load_config(path),
+        "qwen3_moe",
+        num_hidden_layers=3,
+        max_position_embeddings=777,
+        hidden_size=96,
+        intermediate_size=352,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rms_norm_eps=0.03125,
+        head_dim=40,
+        num_experts=7,
+        num_experts_per_tok=3,
+        moe_intermediate_size=72,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        rope_parameters=rope,
+    )
+
+
+def test_unknown_rope_scaling(tmp_path):
+    path = write(tmp_path / "m.gguf", rope__scaling__type="longrope", rope__scaling__factor=2.0)
+    with pytest.raises(GGUFError, match="unknown kind of rope scaling") as error:
+        load_config(path)
+    assert error.value.key == "qwen3moe.rope.scaling.type"
+    assert error.value.found == "longrope"
+    assert "config.json" in error.value.hint
+
+
+@pytest.mark.parametrize("scaling", ["yarn", "linear"])
+def test_rope_scaling_without_a_factor(scaling, tmp_path):
+    path = write(tmp_path / "m.gguf", rope__scaling__type=scaling)
+    with pytest.raises(GGUFError, match=r"lacks a key") as error:
+        load_config(path)
+    assert error.value.key == "qwen3moe.rope.scaling.factor"
+
+
+REQUIRED = [(arch, key) for arch, known in ARCHITECTURES.items() for key in sorted(known.required)]
+
+
+@pytest.mark.parametrize(("arch", "key"), REQUIRED)
+def test_missing_key(arch, key, tmp_path):
+    path = write(tmp_path / "m.gguf", arch, **{key: None})
+    with pytest.raises(GGUFError, match="lacks a key that the model needs") as error:
+        load_config(path)
+    assert error.value.key == f"{arch}.{key}"
+    assert error.value.file == str(path)
+
+
+def test_every_size_is_required():
+    """transformers' defaults are sizes of one particular model: right for no other."""
+    free = {"attention.head_count_kv", "attention.key_length"}
+    for arch in ARCHITECTURES.values():
+        moe = {"feed_forward_length"} if arch.name.endswith("moe") else set()
+        assert arch.required == frozenset(arch.fields) - free - moe
+
+
+def test_keys_that_may_be_missing(tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", attention__head_count_kv=None))
+    assert config.num_key_value_heads == config.num_attention_heads == 6
+    load_config(write(tmp_path / "n.gguf", feed_forward_length=None))
+
+
+def test_no_head_size(tmp_path):
+    """llama.cpp divides then; so does whoever reads this configuration."""
+    config = load_config(write(tmp_path / "m.gguf", attention__key_length=None))
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // 6
+    assert head_size == 96 // 6
+
+
+def test_no_head_size_in_a_dense_model(tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", "qwen3", attention__key_length=None))
+    assert config.head_dim == 96 // 6
+
+
+@pytest.mark.parametrize("key", sorted(ARCHITECTURES["qwen3moe"].fields))
+@pytest.mark.parametrize("value", ["12", True, [6, 6, 6]], ids=["string", "bool", "array"])
+def test_key_of_a_wrong_type(key, value, tmp_path):
+    path = write(tmp_path / "m.gguf", **{key: value})
+    with pytest.raises(GGUFError, match="makes no sense.*one for all layers") as error:
+        load_config(path)
+    assert error.value.key == f"qwen3moe.{key}"
+    assert error.value.file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.freq_base", "ten thousand"),
+        ("rope.freq_base", [10000.0, 10000.0]),
+        ("rope.scaling.factor", "four"),
+        ("rope.scaling.original_context_length", "long"),
+        ("rope.scaling.type", [1, 2]),
+        ("tokenizer.ggml.eos_token_id", "</s>"),
+    ],
+)
+def test_other_key_of_a_wrong_type(key, value, tmp_path):
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    path = write(tmp_path / "m.gguf", **(scaling | {key: value}))
+    with pytest.raises(GGUFError) as error:
+        load_config(path)
+    assert error.value.key.endswith(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.head_count", 0), ("block_count", 2.5), ("expert_used_count", 8)],
+)
+def test_impossible_numbers(key, value, tmp_path):
+    path = write(tmp_path / "m.gguf", **{key: value})
+    with pytest.raises(GGUFError) as error:
+        load_config(path)
+    assert error.value.key == f"qwen3moe.{key}"
+
+
+def test_file_without_an_embedding(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
+    writer.add_tensor("output_norm.weight", np.zeros(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GGUFError, match="the file lacks it") as error:
+        load_config(tmp_path / "m.gguf")
+    assert error.value.tensor == "token_embd.weight"

@@ -1,0 +1,285 @@
+"""What the entry point does to the engine, seen in fresh processes.
+
+Run as a script, this file is such a process: ``python test_plugin.py known`` prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UNKNOWN_VERSION = "0.9.9"
+
+
+# --- the processes --------------------------------------------------------------------------
+
+
+def known() -> dict[str, Any]:
+    """The engine as it is, with the patch."""
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    default = sys.excepthook
+    load_plugins()
+    from ascend_gguf.srt import plugin
+
+    hooks = HookRegistry._hooks.values()
+    return {
+        "patched": sorted(HookRegistry._patched),
+        "registered": sorted(HookRegistry._hooks),
+        "hooked": {target: _is_hooked(found, hook) for target, hook, found in _hooks(plugin)},
+        "sources": sorted({source.plugin_name for each in hooks for _, _, source in each}),
+        "excepthook": sys.excepthook is not default,
+    }
+
+
+def unknown() -> dict[str, Any]:
+    """An engine that says it is of another version."""
+    import sglang
+
+    sglang.__version__ = UNKNOWN_VERSION
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    default = sys.excepthook
+    load_plugins()
+    from sglang.srt.model_loader.loader import DefaultModelLoader, GGUFModelLoader
+
+    from ascend_gguf.srt import plugin
+
+    DefaultModelLoader(LoadConfig())  # other formats are not concerned
+    try:
+        GGUFModelLoader(LoadConfig())
+        message = None
+    except RuntimeError as error:
+        message = str(error)
+    return {
+        "patched": sorted(HookRegistry._patched),
+        "hooked": [target for target, hook, found in _hooks(plugin) if _is_hooked(found, hook)],
+        "message": message,
+        "versions": plugin.ENGINE_VERSIONS,
+        "excepthook": sys.excepthook is not default,
+    }
+
+
+def switched_off() -> dict[str, Any]:
+    """SGLANG_PLUGINS names another plugin; the hooks' signatures beside the untouched engine's."""
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    default = sys.excepthook
+    load_plugins()
+    loaded = [name for name in sys.modules if name.startswith("ascend_gguf.")]
+    excepthook = sys.excepthook is not default
+    from ascend_gguf.srt import plugin
+
+    return {
+        "patched": sorted(HookRegistry._patched),
+        "registered": sorted(HookRegistry._hooks),
+        "loaded": loaded,
+        "excepthook": excepthook,
+        "kinds": {target: kind.value for _, target, kind, _ in plugin._HOOKS},
+        "signatures": {
+            target: [_signatures(hook), _signatures(found)]
+            for target, hook, found in _hooks(plugin)
+        },
+    }
+
+
+def _hooks(plugin: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Target below ``sglang.srt``, our hook, and what the engine has at the target."""
+    for module, target, _, name in plugin._HOOKS:
+        hook = getattr(
+            import_module(f"ascend_gguf.srt.{module}"), name or target.rpartition(".")[2]
+        )
+        found: Any = import_module(f"sglang.srt.{module}")
+        for part in target.split("."):
+            found = getattr(found, part)
+        yield target, hook, found
+
+
+def _is_hooked(found: Any, hook: Any) -> bool:
+    """Whether the engine has our class, or a wrapper that calls our function."""
+    cells = getattr(found, "__closure__", None) or ()
+    return found is hook or any(cell.cell_contents is hook for cell in cells)
+
+
+def _signatures(thing: Any) -> dict[str, list[list[str]]]:
+    """Parameters of a function, or of each of a class's own and inherited public methods."""
+    if not isinstance(thing, type):
+        return {"": _parameters(thing)}
+    methods = inspect.getmembers(thing, inspect.isfunction)
+    return {
+        name: _parameters(method)
+        for name, method in methods
+        if name == "__init__" or not name.startswith("_")
+    }
+
+
+def _parameters(function: Callable) -> list[list[str]]:
+    return [
+        [p.name, p.kind.name, "" if p.default is p.empty else repr(p.default)]
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+# --- the tests ------------------------------------------------------------------------------
+
+
+class Processes:
+    """Started together: each imports the engine, which takes seconds."""
+
+    def __init__(self) -> None:
+        itself = str(Path(__file__).resolve())
+        self._started = {
+            "known": self._start(itself, "known"),
+            "unknown": self._start(itself, "unknown"),
+            "switched_off": self._start(itself, "switched_off", SGLANG_PLUGINS="none"),
+        }
+        self._ended: dict[str, tuple[int, str, str]] = {}
+
+    @staticmethod
+    def _start(*arguments: str, **environment: str) -> subprocess.Popen:
+        inherited = {k: v for k, v in os.environ.items() if k != "SGLANG_PLUGINS"}
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=inherited | environment,
+        )
+
+    def ended(self, name: str) -> tuple[int, str, str]:
+        """Exit status, standard output and standard error."""
+        if name not in self._ended:
+            process = self._started[name]
+            out, err = process.communicate(timeout=120)
+            self._ended[name] = process.returncode, out, err
+        return self._ended[name]
+
+    def answer(self, name: str) -> dict[str, Any]:
+        _, out, err = self.ended(name)
+        assert out, err
+        return json.loads(out.splitlines()[-1])
+
+    def close(self) -> None:
+        for process in self._started.values():
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    started = Processes()
+    yield started
+    started.close()
+
+
+def hooks() -> dict[str, str]:
+    """Full name of each target to its name below the module."""
+    from ascend_gguf.srt import plugin
+
+    return {f"sglang.srt.{module}.{target}": target for module, target, _, _ in plugin._HOOKS}
+
+
+def test_every_hook_is_applied(processes):
+    answer = processes.answer("known")
+    assert answer["registered"] == answer["patched"] == sorted(hooks())
+    assert answer["hooked"] == dict.fromkeys(hooks().values(), True)
+    assert answer["sources"] == ["ascend_gguf"]
+    assert answer["excepthook"]
+    assert "Failed to" not in processes.ended("known")[2]
+
+
+def test_unknown_version_refuses_gguf_alone(processes):
+    answer = processes.answer("unknown")
+    assert answer["patched"] == [
+        "sglang.srt.arg_groups.model_path_hook.resolve_hf_gguf_model_path",
+        "sglang.srt.model_loader.loader.GGUFModelLoader.__init__",
+    ]
+    assert not answer["excepthook"]
+    for version in (UNKNOWN_VERSION, *answer["versions"]):
+        assert f"SGLang {version}" in answer["message"]
+    assert "uninstall ascend-gguf" in answer["message"]
+
+
+def test_unknown_version_is_announced(processes):
+    assert f"this is SGLang {UNKNOWN_VERSION}: GGUF" in processes.ended("unknown")[2]
+
+
+def test_switched_off(processes):
+    answer = processes.answer("switched_off")
+    assert answer["patched"] == answer["registered"] == answer["loaded"] == []
+    assert not answer["excepthook"]
+
+
+def test_signatures_are_the_engines(processes):
+    """An engine that changes what it passes must fail here, not while serving."""
+    answer = processes.answer("switched_off")
+    for target, (ours, theirs) in answer["signatures"].items():
+        kind = answer["kinds"][target]
+        if kind == "around":
+            (first, *rest), [passed] = ours[""], theirs.values()
+            assert first[0] == "original"
+            assert rest == passed, target
+        elif kind == "replace":
+            # We may have more methods than they, and base classes bring in some of both.
+            for method, parameters in theirs.items():
+                assert ours.get(method) == parameters, f"{target}.{method}"
+        else:
+            assert target == "Qwen3MoeSparseMoeBlock.__init__"
+            # The hook takes the configuration by name or by position.
+            assert [name for name, *_ in theirs[""]][:3] == ["self", "layer_id", "config"]
+
+
+def test_versions_are_the_ones_installed():
+    """The hooks above are compared with this engine, so it must be the one the patch names."""
+    import sglang
+
+    from ascend_gguf.srt.plugin import ENGINE_VERSIONS
+
+    assert sglang.__version__ in ENGINE_VERSIONS
+
+
+def test_errors_about_files_are_one_line(processes):
+    status, _, err = processes.ended("known")
+    assert status == 1
+    assert err.splitlines()[-1] == "error: m.gguf: tensor 'a\\nb': it is bad."
+    assert "Traceback" not in err
+    assert err.count("it is bad") == 1
+
+
+def test_other_errors_go_where_they_went(monkeypatch, capsys):
+    from ascend_gguf import GGUFError
+    from ascend_gguf.srt import plugin
+
+    others = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: others.append(error))
+    plugin._report_gguf_errors_in_one_line()
+    sys.excepthook(GGUFError, GGUFError("it is bad"), None)
+    assert capsys.readouterr() == ("", "error: it is bad.\n")
+    assert others == []
+    other = ValueError("it is a bug")
+    sys.excepthook(ValueError, other, None)
+    assert others == [(ValueError, other, None)]
+    assert capsys.readouterr() == ("", "")
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]]()))
+    if sys.argv[1] == "known":
+        from ascend_gguf import GGUFError
+
+        raise GGUFError("it is bad", file="m.gguf", tensor="a\nb")
