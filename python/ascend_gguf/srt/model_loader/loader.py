@@ -14,7 +14,9 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader import loader as engine
 from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
 from sglang.srt.model_loader.utils import set_default_torch_dtype
+from sglang.srt.runtime_context import get_parallel
 from torch import nn
+from tqdm.auto import tqdm
 
 from ascend_gguf.architectures import architecture_of
 from ascend_gguf.config import load_config
@@ -84,7 +86,8 @@ def load_model(
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
         _keep_routers_in_float32(model, path, name_map)
-        _load_weights(model, path, _weights(model, path, name_map))
+        weights = _with_progress(_weights(model, path, name_map), path)
+        _load_weights(model, path, weights)
         for _, module in model.named_modules():
             quant_method = getattr(module, "quant_method", None)
             if quant_method is not None:
@@ -112,8 +115,25 @@ def _weights(
     if "output.weight" not in name_map and _has_separate_lm_head(model):
         # The file shares one matrix between embedding and output; this model's class does not.
         tied = gguf_quant_weights_iterator(path, {"token_embd.weight": "lm_head.weight"})
-        weights = chain(weights, tied)
+        weights = chain(weights, (named for named in tied if named[0].startswith("lm_head.")))
     return weights
+
+
+def _with_progress(
+    weights: Iterable[tuple[str, torch.Tensor]], path: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """``weights`` with a progress bar on the first rank, where somebody is looking."""
+    total = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
+    # None: only on a terminal.
+    disable = None if get_parallel().tp_rank == 0 else True
+    with tqdm(total=total, desc="Loading GGUF", unit="B", unit_scale=True, disable=disable) as bar:
+        tensors = 0
+        for name, data in weights:
+            yield name, data
+            if data.dim():  # not the number of a type
+                tensors += 1
+                bar.set_postfix_str(f"{tensors} tensors", refresh=False)
+                bar.update(data.nbytes)
 
 
 def _keep_routers_in_float32(model: nn.Module, path: str, name_map: dict[str, HFNames]) -> None:
