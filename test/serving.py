@@ -59,6 +59,14 @@ class Server:
         )
         return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"]][1:]
 
+    def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
+        """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
+        found = self.prompt_logprobs(prompt)
+        assert len(found) == len(expected)
+        error = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
+        print(f"mean absolute error of {len(found)} log-probabilities: {error:.2e}")
+        return error
+
     def generate(self, input_ids: Sequence[int], sampling: dict, **options) -> dict:
         body = {"input_ids": list(input_ids), "sampling_params": {"temperature": 0, **sampling}}
         reply = requests.post(f"{self.url}/generate", json=body | options, timeout=120)

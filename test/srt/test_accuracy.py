@@ -27,18 +27,14 @@ def _shared_models() -> list[str]:
     return [name for name in found if name not in BUNDLED]
 
 
-def _error(found, expected) -> float:
-    return float(np.abs(np.array(found) - np.array(expected)).mean())
-
-
 def _check(server, prompt, expected, dtype: str, model: Path | None = None) -> None:
-    error = _error(server.prompt_logprobs(prompt), expected)
-    print(f"mean absolute error of {len(expected)} log-probabilities, {dtype}: {error:.2e}")
+    error = server.mean_error(prompt, expected)
     limit = LIMITS[dtype]
     if error > limit and dtype == "bfloat16" and model is not None and "moe" in model.name:
         # Two experts' logits a few thousandths apart: any rounding to bfloat16 may swap them, and
         # that token's answer with them.  transformers tells whether the file has such a token.
-        limit = _error(read_model(model).logprobs(prompt, torch.bfloat16), expected)
+        rounded = read_model(model).logprobs(prompt, torch.bfloat16)
+        limit = float(np.abs(np.array(rounded) - np.array(expected)).mean())
         print(f"transformers in bfloat16: {limit:.2e}")
     assert error <= limit
 

@@ -27,32 +27,32 @@ IN_BFLOAT16 = ("all-types", "F16", "BF16-experts", "expert-types", "fused-expert
 ON_TWO_RANKS = ("all-types", "expert-types", "fused-experts", "qkv-types", "file-order-quantized")
 
 
-def _check(server, prompt, expected, dtype: str) -> None:
-    error = np.abs(np.array(server.prompt_logprobs(prompt)) - np.array(expected)).mean()
-    print(f"mean absolute error of {len(expected)} log-probabilities, {dtype}: {error:.2e}")
-    assert error <= LIMITS[dtype]
-
-
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize("name", BUNDLED)
 def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks):
     reference = json.loads((DATA / f"{name}.ref.json").read_text())
     arguments = (*NPU, "--dtype", "float16", "--tp-size", ranks)
     with npu_zygote.serve(DATA / f"{name}.gguf", log, *arguments) as server:
-        _check(server, reference["input_ids"], reference["token_logprobs"], "float16")
+        assert (
+            server.mean_error(reference["input_ids"], reference["token_logprobs"])
+            <= LIMITS["float16"]
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in BUNDLED if "dense" in name])
 def test_dense_in_bfloat16(npu_zygote, log, name):
     reference = json.loads((DATA / f"{name}.ref.json").read_text())
     with npu_zygote.serve(DATA / f"{name}.gguf", log, *NPU, "--dtype", "bfloat16") as server:
-        _check(server, reference["input_ids"], reference["token_logprobs"], "bfloat16")
+        assert (
+            server.mean_error(reference["input_ids"], reference["token_logprobs"])
+            <= LIMITS["bfloat16"]
+        )
 
 
 def _serve_variant(zygote, log, folder: Path, variant: str, dtype: str, *arguments: str) -> None:
     model = write_model(folder / "model.gguf", **VARIANTS[variant])
     with zygote.serve(model.path, log, *NPU, "--dtype", dtype, *arguments) as server:
-        _check(server, PROMPT, model.logprobs(), dtype)
+        assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,7 +111,7 @@ def test_prompt_longer_than_one_prefill_chunk(npu_zygote, log):
     model = read_model(DATA / "qwen3-dense-Q4_K_M.gguf")
     arguments = (*NPU, "--dtype", "float16", "--chunked-prefill-size", "128")
     with npu_zygote.serve(model.path, log, *arguments) as server:
-        _check(server, prompt, model.logprobs(prompt), "float16")
+        assert server.mean_error(prompt, model.logprobs(prompt)) <= LIMITS["float16"]
 
 
 def test_cancelled_requests_leave_the_server_well(server):
