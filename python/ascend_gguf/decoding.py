@@ -1,20 +1,25 @@
-"""Decoding GGUF blocks to numbers."""
+"""Decoding GGUF blocks to numbers, with all the cores a process may use."""
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, quants
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.ggml_types import block_type
+from ascend_gguf.ggml_types import BlockType, block_type
 
 #: Dtypes a decoder can write.  float16 and bfloat16 are the float32 value rounded to nearest even.
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Rows are decoded in pieces of about this many weights: the numpy decoders hold several float32
-# temporaries of the size of their input.
-_WEIGHTS_PER_PIECE = 1 << 22
+# Threads take pieces of about this many weights, a tenth of a millisecond each: smaller inputs are
+# not worth a second thread.
+_WEIGHTS_PER_PIECE = 1 << 18
 
 
 def dequantize(
@@ -22,6 +27,7 @@ def dequantize(
     ggml_type: int,
     dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
+    threads: int | None = None,
 ) -> torch.Tensor:
     """Decode rows of GGUF blocks.
 
@@ -30,74 +36,158 @@ def dequantize(
         ggml_type: the id of the block type (``gguf.GGMLQuantizationType``).
         dtype: dtype of the result, one of :data:`OUTPUT_DTYPES`; ignored when ``out`` is given.
         out: where to write, ``[..., n]`` with ``n`` the weights in a row; any dtype torch converts
-            float32 to, any device.
+            float32 to, any device.  Written without a copy if it is on the host, of one of
+            :data:`OUTPUT_DTYPES`, and the weights of a row are adjacent.
+        threads: the most threads to use; by default the cores this process may run on, no more
+            than torch uses (``torch.get_num_threads``).  Their number does not change the result.
 
     Returns:
-        ``out``, or a new tensor ``[..., n]`` of ``dtype``.
+        ``out``, or a new tensor ``[..., n]`` of ``dtype`` on the host.
 
     Raises:
         GGUFError: unknown or undecodable type, a row that is not whole blocks.
-        ValueError: ``dtype`` or the shape or dtype of an argument is not one of the above.
+        ValueError: ``dtype``, ``threads``, or the shape or dtype of an argument is not one of the
+            above.
     """
     kind = block_type(ggml_type)
-    blocks = torch.as_tensor(blocks)
-    if blocks.dtype != torch.uint8 or blocks.dim() == 0:
-        raise ValueError(
-            f"blocks must be uint8 of at least one dimension, got {blocks.dtype} "
-            f"of shape {tuple(blocks.shape)}"
+    source = _bytes_of(blocks)
+    shape = (*source.shape[:-1], kind.row_cols(source.shape[-1]))
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if kind.decoder is None:
+        raise GGUFError(
+            "no decoder for this block type",
+            found=kind.name,
+            hint="Requantize the model to another type.",
         )
-    shape = (*blocks.shape[:-1], kind.row_cols(blocks.shape[-1]))
     if out is None:
         if dtype not in OUTPUT_DTYPES:
             names = ", ".join(str(d) for d in OUTPUT_DTYPES)
             raise ValueError(f"dtype must be one of {names}, got {dtype}")
-        out = torch.empty(shape, dtype=dtype)
+        out = torch.empty(shape, dtype=dtype, device="cpu")
     elif tuple(out.shape) != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the blocks hold {shape}")
     if out.numel() == 0:
         return out
 
-    decode = _DECODERS.get(kind.ggml_type, _decode_with_gguf_py)
-    cols = shape[-1]
-    rows = blocks.reshape(-1, blocks.shape[-1])
-    # A view where ``out`` allows one; otherwise decode aside and copy once at the end.
-    flat = (
-        out.view(-1, cols)
-        if out.is_contiguous()
-        else torch.empty((rows.shape[0], cols), dtype=out.dtype, device=out.device)
-    )
-    step = max(1, _WEIGHTS_PER_PIECE // cols)
-    for start in range(0, rows.shape[0], step):
-        piece = np.ascontiguousarray(rows[start : start + step].numpy())
-        flat[start : start + step].copy_(torch.from_numpy(decode(piece, kind.ggml_type)))
-    if not out.is_contiguous():
-        out.copy_(flat.view(shape))
+    is_direct = out.device.type == "cpu" and out.dtype in OUTPUT_DTYPES and out.stride(-1) == 1
+    target = out
+    if not is_direct:
+        aside = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
+        target = torch.empty(shape, dtype=aside, device="cpu")
+    if source.strides[-1] != 1:
+        source = np.ascontiguousarray(source)
+    _decode(kind, source, target, threads or _default_threads())
+    if not is_direct:
+        out.copy_(target)
     return out
 
 
-def _decode_with_gguf_py(rows: np.ndarray, ggml_type: GGMLQuantizationType) -> np.ndarray:
-    """uint8 ``[rows, row_bytes]`` to float32 ``[rows, cols]`` by gguf-py's numpy decoders."""
+def _bytes_of(blocks: torch.Tensor | np.ndarray) -> np.ndarray:
+    """``blocks`` as an array that shares their memory."""
+    array = blocks.numpy() if isinstance(blocks, torch.Tensor) else np.asarray(blocks)
+    if array.dtype != np.uint8 or array.ndim == 0:
+        raise ValueError(
+            f"blocks must be uint8 of at least one dimension, got {array.dtype} "
+            f"of shape {array.shape}"
+        )
+    return array
+
+
+def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: int) -> None:
+    """Decode into a tensor on the host; both have adjacent elements in a row."""
+    from ascend_gguf.decoders.kernel import kernel  # imports a compiler
+
+    decode = kernel(kind, target.dtype)
+    pieces = deque(_pieces(kind, source, target))
+
+    def work() -> None:
+        while True:
+            try:
+                piece = pieces.popleft()
+            except IndexError:
+                return
+            decode(*piece)
+
+    helpers = [_pool().submit(work) for _ in range(min(threads, len(pieces)) - 1)]
     try:
-        values = quants.dequantize(rows, ggml_type)
-    except NotImplementedError as error:
-        raise GGUFError(
-            "no decoder for this block type",
-            found=ggml_type.name,
-            hint="Requantize the model to another type.",
-        ) from error
-    return values.astype(np.float32, copy=False)
+        work()
+    finally:
+        pieces.clear()
+        # One that has not begun is not waited for: the pool may be busy with other callers.
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
 
 
-def _decode_q1_0(rows: np.ndarray, ggml_type: GGMLQuantizationType) -> np.ndarray:
-    """Q1_0: a float16 ``d`` and 128 sign bits, least significant first: ``d`` or ``-d``.
+def _pieces(
+    kind: BlockType, source: np.ndarray, target: torch.Tensor
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """The work in pieces, each the arguments of a kernel (:data:`.decoders.kernel.Kernel`)."""
+    # Dimensions as (size, bytes to the next, weights to the next), the blocks of a row last.
+    dims = _merged(
+        [
+            *zip(source.shape[:-1], source.strides[:-1], target.stride()[:-1], strict=True),
+            (source.shape[-1] // kind.type_size, kind.type_size, kind.block_size),
+        ]
+    )
+    *outer, (rows, x_stride, y_stride), (blocks, type_size, block_size) = dims
+    x, y = source.ctypes.data, target.data_ptr()
+    row_step = max(1, _WEIGHTS_PER_PIECE // (blocks * block_size))
+    block_step = max(1, _WEIGHTS_PER_PIECE // block_size)
+    for index in itertools.product(*(range(size) for size, _, _ in outer)):
+        x_matrix = x + sum(i * step for i, (_, step, _) in zip(index, outer, strict=True))
+        y_matrix = sum(i * step for i, (_, _, step) in zip(index, outer, strict=True))
+        for row in range(0, rows, row_step):
+            for block in range(0, blocks, block_step):
+                y_piece = y_matrix + row * y_stride + block * block_size
+                yield (
+                    x_matrix + row * x_stride + block * type_size,
+                    x_stride,
+                    y + y_piece * target.itemsize,
+                    y_stride,
+                    min(row_step, rows - row),
+                    min(block_step, blocks - block),
+                )
 
-    Source: ggml's ``dequantize_row_q1_0``; gguf-py has no decoder of this type.
-    """
-    kind = block_type(ggml_type)
-    groups = rows.reshape(-1, kind.type_size)
-    scale = groups[:, :2].copy().view(np.float16).astype(np.float32)
-    bits = np.unpackbits(groups[:, 2:], axis=1, bitorder="little")
-    return np.where(bits.astype(bool), scale, -scale).reshape(rows.shape[0], -1)
+
+def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Two dimensions or more that visit the same elements; the first two may be of size 1."""
+    merged = [dims[-1]]
+    for size, *strides in reversed(dims[:-1]):
+        inner, *inner_strides = merged[0]
+        if size == 1:
+            continue
+        if strides == [inner * stride for stride in inner_strides]:
+            merged[0] = (size * inner, *inner_strides)
+        else:
+            merged.insert(0, (size, *strides))
+    return [(1, 0, 0)] * (2 - len(merged)) + merged
 
 
-_DECODERS = {GGMLQuantizationType.Q1_0: _decode_q1_0}
+def _default_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, torch.get_num_threads())
+
+
+_helpers: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The threads that help callers; none is started before it has something to do."""
+    global _helpers
+    if _helpers is None:
+        _helpers = ThreadPoolExecutor(max(32, os.cpu_count() or 1), "dequantize")
+    return _helpers
+
+
+def _forget_pool() -> None:
+    global _helpers
+    _helpers = None
+
+
+# Threads do not survive a fork: a child begins with a pool of its own.
+os.register_at_fork(after_in_child=_forget_pool)

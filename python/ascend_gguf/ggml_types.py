@@ -25,12 +25,15 @@ class BlockType:
         block_size: weights in a block; 1 for plain numbers.
         type_size: bytes in a block.
         dtype: what torch calls the numbers of an unquantized type; None for a quantized one.
+        decoder: the module of :mod:`ascend_gguf.decoders` with the function that decodes a block,
+            which is named like the type in lower case; None if the type cannot be decoded.
     """
 
     ggml_type: GGMLQuantizationType
     block_size: int
     type_size: int
     dtype: torch.dtype | None
+    decoder: str | None
 
     @property
     def name(self) -> str:
@@ -99,8 +102,47 @@ _DTYPES = {
     GGMLQuantizationType.I64: torch.int64,
 }
 
+# Names, not values: a gguf-py older than a type lacks it.
+_DECODERS = {
+    "F32": "plain",
+    "F16": "plain",
+    "BF16": "plain",
+    "Q4_0": "legacy",
+    "Q4_1": "legacy",
+    "Q5_0": "legacy",
+    "Q5_1": "legacy",
+    "Q8_0": "legacy",
+    "Q8_1": "legacy",
+    "Q2_K": "k_quants",
+    "Q3_K": "k_quants",
+    "Q4_K": "k_quants",
+    "Q5_K": "k_quants",
+    "Q6_K": "k_quants",
+    "Q8_K": "k_quants",
+    "IQ1_S": "iq",
+    "IQ1_M": "iq",
+    "IQ2_XXS": "iq",
+    "IQ2_XS": "iq",
+    "IQ2_S": "iq",
+    "IQ3_XXS": "iq",
+    "IQ3_S": "iq",
+    "IQ4_NL": "iq",
+    "IQ4_XS": "iq",
+    "Q1_0": "ternary",
+    "TQ1_0": "ternary",
+    "TQ2_0": "ternary",
+    "MXFP4": "fp4",
+    "NVFP4": "fp4",
+}
+
 BLOCK_TYPES: dict[int, BlockType] = {
-    int(ggml_type): BlockType(ggml_type, block_size, type_size, _DTYPES.get(ggml_type))
+    int(ggml_type): BlockType(
+        ggml_type,
+        block_size,
+        type_size,
+        _DTYPES.get(ggml_type),
+        _DECODERS.get(ggml_type.name),
+    )
     for ggml_type, (block_size, type_size) in GGML_QUANT_SIZES.items()
 }
 """Every type by its id in the file. Sizes are gguf-py's, so a newer gguf brings newer types."""

@@ -35,7 +35,7 @@ DEFAULT_TORCH = "torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13
 DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 #: What a server imports before it looks at a model: proof that nothing is missing.
-IMPORT_CHECK = "import gguf, numba, openai, torch, sglang.srt.server_args, ascend_gguf"
+IMPORT_CHECK = "import gguf, llvmlite, openai, torch, sglang.srt.server_args, ascend_gguf"
 
 
 class SetupError(Exception):

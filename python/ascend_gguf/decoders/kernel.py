@@ -1,0 +1,100 @@
+"""From a decoder of one block to machine code for rows of blocks.
+
+Compiling takes 5 to 40 milliseconds, so nothing is kept on disk: each process compiles the decoders
+it uses, for the processor it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import torch
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from ascend_gguf.decoders.vectors import I8, I64, LANES, STORED, Bytes, Weights, host_features
+from ascend_gguf.ggml_types import BlockType
+
+#: Decodes ``rows`` rows of ``blocks`` blocks each.  Arguments: the address of the first byte and
+#: the bytes from one row to the next; the address of the first weight and the weights from one row
+#: to the next; ``rows``; ``blocks``.  Runs without the interpreter's lock.
+Kernel = Callable[[int, int, int, int, int, int], None]
+
+# Plain numbers decoded at once; a power of two.
+_AT_ONCE = 4 * LANES
+
+
+@functools.cache
+def kernel(kind: BlockType, dtype: torch.dtype) -> Kernel:
+    """The decoder of a block type to float32, float16 or bfloat16, compiled on first use."""
+    return compiled(module_of(kind, dtype), host_machine())
+
+
+def module_of(kind: BlockType, dtype: torch.dtype) -> ir.Module:
+    """A module with one function, ``decode``: a :data:`Kernel`."""
+    family = import_module(f"ascend_gguf.decoders.{kind.decoder}")
+    decode_block = getattr(family, kind.name.lower())
+    module = ir.Module()
+    types = [I8.as_pointer(), I64, STORED[dtype].as_pointer(), I64, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "decode")
+    x, x_stride, y, y_stride, rows, blocks = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    with _loop(builder, I64(0), rows, 1) as row:
+        x_row = builder.gep(x, [builder.mul(row, x_stride)])
+        y_row = builder.gep(y, [builder.mul(row, y_stride)])
+
+        def decode(block: ir.Value, count: int) -> None:
+            source = builder.gep(x_row, [builder.mul(block, I64(kind.type_size))])
+            target = builder.gep(y_row, [builder.mul(block, I64(kind.block_size))])
+            decode_block(Bytes(builder, source), Weights(builder, target, dtype, count))
+
+        done = I64(0)
+        if kind.block_size == 1:
+            done = builder.and_(blocks, I64(-_AT_ONCE))
+            with _loop(builder, I64(0), done, _AT_ONCE) as block:
+                decode(block, _AT_ONCE)
+        with _loop(builder, done, blocks, 1) as block:
+            decode(block, 1)
+    builder.ret_void()
+    return module
+
+
+@contextlib.contextmanager
+def _loop(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
+    """The body of ``for i in range(start, stop, step)``."""
+    before, body, after = builder.block, *(builder.append_basic_block() for _ in range(2))
+    builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
+    builder.position_at_end(body)
+    i = builder.phi(I64)
+    yield i
+    following = builder.add(i, I64(step))
+    i.add_incoming(start, before)
+    i.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, stop), body, after)
+    builder.position_at_end(after)
+
+
+def host_machine() -> llvm.TargetMachine:
+    """The processor this runs on."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = ",".join(("+" if has else "-") + name for name, has in host_features().items())
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3
+    )
+
+
+def compiled(module: ir.Module, machine: llvm.TargetMachine) -> Kernel:
+    """The function of a module, which takes ``machine`` over."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine.finalize_object()
+    pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
+    prototype = ctypes.CFUNCTYPE(None, pointer, size, pointer, size, size, size)
+    function = prototype(engine.get_function_address("decode"))
+    function.engine = engine  # owns the code
+    return function

@@ -1,0 +1,60 @@
+"""Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1: 32 weights with one scale, and an offset where ``_1``.
+
+Low nibbles are weights 0 to 15, high ones 16 to 31.
+Source: ggml's ``dequantize_row_q4_0`` and so on.
+"""
+
+from __future__ import annotations
+
+from ascend_gguf.decoders.vectors import Bytes, Vector, Weights
+
+
+def q4_0(x: Bytes, y: Weights) -> None:
+    """``half d``, ``nibble q[32]``: ``d (q - 8)``."""
+    d, q = x.half(0), x.bytes(2)
+    for half in range(2):
+        y.put(16 * half, (q.field(4 * half, 4) - 8).floats(signed=True) * d)
+
+
+def q4_1(x: Bytes, y: Weights) -> None:
+    """``half d, m``, ``nibble q[32]``: ``d q + m``."""
+    d, m, q = x.half(0), x.half(2), x.bytes(4)
+    for half in range(2):
+        y.put(16 * half, q.field(4 * half, 4).floats() * d + m)
+
+
+def _five_bits(q: Vector, h: Vector, half: int) -> Vector:
+    """16 numbers from their nibbles and 16 upper bits."""
+    upper = (h >> 16 * half).narrowed(16).spread().widened(8)
+    return q.field(4 * half, 4) | upper << 4
+
+
+def q5_0(x: Bytes, y: Weights) -> None:
+    """``half d``, ``bit h[32]``, ``nibble q[32]``: ``d (q + 16 h - 16)``."""
+    d, h, q = x.half(0), x.word(2, 32), x.bytes(6)
+    for half in range(2):
+        y.put(16 * half, (_five_bits(q, h, half) - 16).floats(signed=True) * d)
+
+
+def q5_1(x: Bytes, y: Weights) -> None:
+    """``half d, m``, ``bit h[32]``, ``nibble q[32]``: ``d (q + 16 h) + m``."""
+    d, m, h, q = x.half(0), x.half(2), x.word(4, 32), x.bytes(8)
+    for half in range(2):
+        y.put(16 * half, _five_bits(q, h, half).floats() * d + m)
+
+
+def q8_0(x: Bytes, y: Weights) -> None:
+    """``half d``, ``int8 q[32]``: ``d q``."""
+    d = x.half(0)
+    for start in range(0, 32, 16):
+        y.put(start, x.bytes(2 + start).floats(signed=True) * d)
+
+
+def q8_1(x: Bytes, y: Weights) -> None:
+    """``float d, s``, ``int8 q[32]``: ``d q``; ``s``, d times the sum of q, is for dot products.
+
+    As gguf-py defines the block.  ggml has since halved ``d`` and ``s``; no file holds either.
+    """
+    d = x.word(0, 32).as_floats()
+    for start in range(0, 32, 16):
+        y.put(start, x.bytes(8 + start).floats(signed=True) * d, usual=False)

@@ -1,0 +1,346 @@
+"""The words decoders are written in: vectors of numbers, and how they become machine code.
+
+A decoder is a Python function of a :class:`Bytes`, its block, and a :class:`Weights`, what the
+block decodes to.  It is called once, to write down the instructions for any block: a
+:class:`Vector` stands for a value that is not known yet, and each operation on one appends an
+instruction of LLVM, whose vectors of any length fit every processor.  So nothing is left to a
+compiler's guess of what to vectorise, and compiling takes milliseconds.
+
+The arithmetic is float32 in the order of ggml's C code; nothing is fused or reordered, so that
+every bit is the same.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import torch
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32 = ir.FloatType()
+
+#: Weights a vector holds, as a rule: 64 bytes of float32.
+LANES = 16
+
+
+def host_features() -> dict[str, bool]:
+    """What this processor can and cannot do, in LLVM's words; nothing where LLVM cannot tell."""
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:
+        return {}
+
+
+#: Whether the processor converts float16 and bfloat16; elsewhere whole-number arithmetic does.
+HALF_INSTRUCTIONS = platform.machine() in ("aarch64", "arm64") or host_features().get("f16c", False)
+BFLOAT_INSTRUCTIONS = llvm.llvm_version_info[0] >= 20 and host_features().get("avx512bf16", False)
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    __hash__ = object.__hash__
+
+
+class Vector:
+    """One or more whole numbers of some width, or float32, that the machine code will compute.
+
+    ``+ - *`` of floats, ``+ - * & | ^ << >>`` of whole numbers, modulo their width, ``>>`` filling
+    with zeros.  The other operand may be a Python number, or a vector of one for all to meet.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.value = value
+
+    @property
+    def _element(self) -> ir.Type:
+        kind = self.value.type
+        return kind.element if isinstance(kind, ir.VectorType) else kind
+
+    def __len__(self) -> int:
+        kind = self.value.type
+        return kind.count if isinstance(kind, ir.VectorType) else 1
+
+    def _of(self, element: ir.Type) -> ir.Type:
+        """The type of as many of another element."""
+        is_vector = isinstance(self.value.type, ir.VectorType)
+        return ir.VectorType(element, len(self)) if is_vector else element
+
+    def _new(self, value: ir.Value) -> Vector:
+        return Vector(self.builder, value)
+
+    def _constant(self, number: float | list[int]) -> ir.Constant:
+        kind = self.value.type
+        if not isinstance(kind, ir.VectorType):
+            return ir.Constant(kind, number)
+        numbers = number if isinstance(number, list) else [number] * len(self)
+        return ir.Constant(kind, [ir.Constant(kind.element, n) for n in numbers])
+
+    def repeated(self, count: int) -> Vector:
+        """``count`` times this one number."""
+        kind = ir.VectorType(self._element, count)
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, self.value, I32(0))
+        return self._new(self.builder.shuffle_vector(first, undefined, _places([0] * count)))
+
+    def _operate(self, other: Vector | float, whole: str, real: str | None = None) -> Vector:
+        name = real if self._element == F32 else whole
+        if not isinstance(other, Vector):
+            return self._new(getattr(self.builder, name)(self.value, self._constant(other)))
+        count = max(len(self), len(other))
+        left, right = (v if len(v) == count else v.repeated(count) for v in (self, other))
+        return self._new(getattr(self.builder, name)(left.value, right.value))
+
+    def __add__(self, other: Vector | float) -> Vector:
+        return self._operate(other, "add", "fadd")
+
+    def __sub__(self, other: Vector | float) -> Vector:
+        return self._operate(other, "sub", "fsub")
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return self._operate(other, "mul", "fmul")
+
+    def __and__(self, other: Vector | int) -> Vector:
+        return self._operate(other, "and_")
+
+    def __or__(self, other: Vector | int) -> Vector:
+        return self._operate(other, "or_")
+
+    def __xor__(self, other: Vector | int) -> Vector:
+        return self._operate(other, "xor")
+
+    def __lshift__(self, other: Vector | int) -> Vector:
+        return self._operate(other, "shl") if other else self
+
+    def __rshift__(self, other: Vector | int) -> Vector:
+        return self._operate(other, "lshr") if other else self
+
+    def __getitem__(self, index: int | slice) -> Vector:
+        """One number, or a part."""
+        if isinstance(index, int):
+            return self._new(self.builder.extract_element(self.value, I32(index)))
+        places = range(len(self))[index]
+        return self.take(places)
+
+    def take(self, places: list[int] | range) -> Vector:
+        """The numbers at these places."""
+        return self._new(self.builder.shuffle_vector(self.value, self.value, _places(places)))
+
+    def then(self, other: Vector) -> Vector:
+        """The numbers of this vector and those of another, as long."""
+        return self._new(
+            self.builder.shuffle_vector(self.value, other.value, _places(range(2 * len(self))))
+        )
+
+    def is_below(self, limit: int) -> Vector:
+        """Bits: whether each whole number is less than ``limit``."""
+        return self._new(self.builder.icmp_unsigned("<", self.value, self._constant(limit)))
+
+    def chosen(self, yes: Vector, no: Vector) -> Vector:
+        """Where this has a bit, what ``yes`` has, elsewhere what ``no`` has."""
+        return self._new(self.builder.select(self.value, yes.value, no.value))
+
+    def widened(self, bits: int) -> Vector:
+        """The same whole numbers, not negative, in more bits."""
+        return self._new(self.builder.zext(self.value, self._of(ir.IntType(bits))))
+
+    def narrowed(self, bits: int) -> Vector:
+        """The low bits."""
+        return self._new(self.builder.trunc(self.value, self._of(ir.IntType(bits))))
+
+    def floats(self, signed: bool = False) -> Vector:
+        """The whole numbers as float32."""
+        value = self.value
+        if self._element.width < 32:
+            extend = self.builder.sext if signed else self.builder.zext
+            value = extend(value, self._of(I32))
+        return self._new(self.builder.sitofp(value, self._of(F32)))
+
+    def as_floats(self) -> Vector:
+        """The float32 with these bits."""
+        return self._new(self.builder.bitcast(self.value, self._of(F32)))
+
+    def as_bits(self) -> Vector:
+        """The bits of float32."""
+        return self._new(self.builder.bitcast(self.value, self._of(I32)))
+
+    def spread(self) -> Vector:
+        """The bits of one number, lowest first."""
+        kind = ir.VectorType(I1, self._element.width)
+        return self._new(self.builder.bitcast(self.value, kind))
+
+    def negated_where(self, bits: Vector) -> Vector:
+        """Floats, negative where a bit is set in ``bits``, one whole number."""
+        return bits.spread().chosen(self._new(self.builder.fneg(self.value)), self)
+
+    def looked_up(self, table: list[int]) -> Vector:
+        """``table[i]`` for each number ``i``, in as many bits."""
+        # As a tree of choices, which is the same instructions everywhere.
+        layer: list[Vector] = [self._new(self._constant(entry)) for entry in table]
+        bit = 0
+        while len(layer) > 1:
+            is_odd = self._new(
+                self.builder.icmp_unsigned("!=", (self & 1 << bit).value, self._constant(0))
+            )
+            layer = [is_odd.chosen(layer[i + 1], layer[i]) for i in range(0, len(layer), 2)]
+            bit += 1
+        return layer[0]
+
+    def field(self, first: int, count: int, place: int = 0) -> Vector:
+        """``count`` bits of each whole number from bit ``first`` on, moved to bit ``place``."""
+        moved = self >> first - place if first > place else self << place - first
+        if first + count == self._element.width and first > place and place == 0:
+            return moved
+        return moved & ((1 << count) - 1 << place)
+
+
+def _places(places: list[int] | range) -> ir.Constant:
+    kind = ir.VectorType(I32, len(places))
+    return ir.Constant(kind, [ir.Constant(I32, place) for place in places])
+
+
+class Bytes:
+    """Where a decoder reads: the bytes of a block, or of a table, from some place on."""
+
+    def __init__(self, builder: ir.IRBuilder, pointer: ir.Value) -> None:
+        self._builder = builder
+        self._pointer = pointer
+
+    def at(self, offset: int | Vector) -> Bytes:
+        """From byte ``offset`` on."""
+        index = I64(offset) if isinstance(offset, int) else offset.widened(64).value
+        return Bytes(self._builder, self._builder.gep(self._pointer, [index]))
+
+    def _load(self, kind: ir.Type, offset: int) -> Vector:
+        address = self._builder.gep(self._pointer, [I64(offset)])
+        address = self._builder.bitcast(address, kind.as_pointer())
+        return Vector(self._builder, self._builder.load(address, align=1))
+
+    def byte(self, offset: int) -> Vector:
+        """A whole number of 8 bits."""
+        return self._load(I8, offset)
+
+    def word(self, offset: int, bits: int) -> Vector:
+        """A little-endian whole number."""
+        return self._load(ir.IntType(bits), offset)
+
+    def bytes(self, offset: int, count: int = LANES) -> Vector:
+        """``count`` bytes."""
+        return self._load(ir.VectorType(I8, count), offset)
+
+    def words(self, offset: int, bits: int, count: int) -> Vector:
+        """``count`` little-endian whole numbers."""
+        return self._load(ir.VectorType(ir.IntType(bits), count), offset)
+
+    def half(self, offset: int) -> Vector:
+        """A float16 as float32, every NaN as the usual one."""
+        return floats_of_halves(usual_half(self.word(offset, 16)))
+
+    def table(self, name: str, content: np.ndarray) -> Bytes:
+        """A table that the machine code carries along, under a name of its own."""
+        module, data = self._builder.module, bytearray(content.tobytes())
+        kind = ir.ArrayType(I8, len(data))
+        if name not in module.globals:
+            variable = ir.GlobalVariable(module, kind, name)
+            variable.global_constant, variable.linkage = True, "internal"
+            variable.initializer = ir.Constant(kind, data)
+        variable = module.globals[name]
+        return Bytes(self._builder, self._builder.bitcast(variable, I8.as_pointer()))
+
+
+def usual_half(bits: Vector) -> Vector:
+    """The bits of a float16, every NaN replaced by the usual one."""
+    return (bits & 0x7FFF).is_below(0x7C01).chosen(bits, bits & 0 | 0x7E00)
+
+
+def floats_of_halves(bits: Vector) -> Vector:
+    """The float16 numbers with these bits, as float32."""
+    builder = bits.builder
+    if HALF_INSTRUCTIONS:
+        halves = builder.bitcast(bits.value, bits._of(ir.HalfType()))
+        return Vector(builder, builder.fpext(halves, bits._of(F32)))
+    word = bits.widened(32)
+    size, sign = word & 0x7FFF, (word & 0x8000) << 16
+    # The exponents' biases are 112 apart; again for infinity and NaN.
+    once, twice = (size << 13) + (112 << 23), (size << 13) + (224 << 23)
+    subnormal = (size.floats() * 2.0**-24).as_bits()
+    result = size.is_below(0x0400).chosen(subnormal, size.is_below(0x7C00).chosen(once, twice))
+    return (result | sign).as_floats()
+
+
+def _halves(value: Vector) -> Vector:
+    """The bits of float32 numbers rounded to float16."""
+    builder = value.builder
+    if HALF_INSTRUCTIONS:
+        halves = builder.fptrunc(value.value, value._of(ir.HalfType()))
+        return Vector(builder, builder.bitcast(halves, value._of(I16)))
+    bits = value.as_bits()
+    size, sign = bits & 0x7FFFFFFF, bits >> 16 & 0x8000
+    odd = size >> 13 & 1
+    normal = size - (112 << 23) + 0xFFF + odd >> 13  # the too large carry over into infinity
+    # Next to 0.5 the last place of a float32 is a float16's smallest number.
+    subnormal = (size.as_floats() + 0.5).as_bits() - 0x3F000000
+    result = size.is_below(0x38800000).chosen(subnormal, normal)
+    special = size.is_below(0x7F800001).chosen(size & 0 | 0x7C00, size & 0 | 0x7E00)
+    result = size.is_below(0x47800000).chosen(result, special)
+    return (result | sign).narrowed(16)
+
+
+def _bfloats(value: Vector, usual: bool) -> Vector:
+    """The bits of float32 numbers rounded to bfloat16; ``usual`` as in :meth:`Weights.put`."""
+    builder = value.builder
+    if usual and BFLOAT_INSTRUCTIONS:
+        bfloats = builder.fptrunc(value.value, value._of(_BFloat()))
+        return Vector(builder, builder.bitcast(bfloats, value._of(I16)))
+    bits = value.as_bits()
+    result = bits + 0x7FFF + (bits >> 16 & 1) >> 16
+    if not usual:
+        is_number = (bits & 0x7FFFFFFF).is_below(0x7F800001)
+        result = is_number.chosen(result, bits >> 16 | 0x40)
+    return result.narrowed(16)
+
+
+#: dtype of the result -> what its numbers are stored as.
+STORED = {torch.float32: F32, torch.float16: I16, torch.bfloat16: I16}
+
+
+class Weights:
+    """Where a decoder writes: its block's weights, rounded to the result's dtype to nearest even.
+
+    Attributes:
+        count: for a type whose blocks are single numbers, how many to decode at once.
+    """
+
+    def __init__(
+        self, builder: ir.IRBuilder, pointer: ir.Value, dtype: torch.dtype, count: int
+    ) -> None:
+        self._builder = builder
+        self._pointer = pointer
+        self._dtype = dtype
+        self.count = count
+
+    def put(self, offset: int, value: Vector, usual: bool = True) -> None:
+        """Weight ``offset`` and those after it.
+
+        ``usual`` says that they come of a scale that :meth:`Bytes.half` read and a few bits: never
+        subnormal, and if NaN then the usual one.  The instruction that rounds to bfloat16 takes
+        subnormals for 0, and without it rounding would turn a NaN with all bits set into 0.
+        """
+        if self._dtype == torch.float16:
+            value = _halves(value)
+        elif self._dtype == torch.bfloat16:
+            value = _bfloats(value, usual)
+        kind = value.value.type
+        address = self._builder.gep(self._pointer, [I64(offset)])
+        address = self._builder.bitcast(address, kind.as_pointer())
+        self._builder.store(value.value, address, align=self._dtype.itemsize)
