@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import requests
 
+from demo import free_port
 from zygote import REPLY
 
 START_TIMEOUT = 240.0
@@ -78,12 +78,6 @@ def npu_simulation(*options: str) -> tuple[list[str], dict[str, str]]:
     """The command that runs another on the simulated NPU, and its environment."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     return [sys.executable, "-m", "npu_sim", "run", *options, "--"], environment
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def server_command(model: Path | str, port: int, *arguments: str) -> list[str]:

@@ -13,9 +13,10 @@ import gguf
 import numpy as np
 import pytest
 
+from demo import free_port
 from library.bad_files import BAD_FILES, good_file
 from random_model import write_model
-from serving import CPU, SMALL, cpu_environment, free_port, server_command, wait_for_group_to_end
+from serving import CPU, SMALL, cpu_environment, server_command, wait_for_group_to_end
 
 DATA = Path(__file__).parents[1] / "data"
 
