@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ascend_gguf import load_config
 from random_model import PROMPT, write_model
 from serving import NPU, Zygote, npu_simulation
 from srt.test_accuracy import VARIANTS
@@ -55,8 +56,6 @@ def test_engine_alone_fails(engine_alone, log, tmp_path, case):
     model = write_model(tmp_path / "model.gguf", **(VARIANTS | _MORE_VARIANTS)[variant])
     if defect != 12:
         # So that the file's own sizes do not add to the defect in question.
-        from ascend_gguf import load_config
-
         load_config(model.path).save_pretrained(tmp_path)
     arguments = (*NPU, "--dtype", "float16", "--disable-cuda-graph", *CASES[case])
     try:
@@ -72,8 +71,6 @@ def test_engine_alone_fails(engine_alone, log, tmp_path, case):
 def test_engine_alone_serves_what_it_can(engine_alone, log, tmp_path):
     """The way it fails above is not this test's own doing."""
     model = write_model(tmp_path / "model.gguf", default="Q8_0")
-    from ascend_gguf import load_config
-
     load_config(model.path).save_pretrained(tmp_path)
     arguments = (*NPU, "--dtype", "float16", "--disable-cuda-graph")
     with engine_alone.serve(model.path, log, *arguments) as server:

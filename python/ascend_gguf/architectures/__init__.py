@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import qwen
-from ascend_gguf.architectures.base import Architecture, Rename, split_layer
+from ascend_gguf.architectures.base import Architecture, Rename
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
-__all__ = ["ARCHITECTURES", "Architecture", "Rename", "architecture_of", "split_layer"]
+__all__ = ["ARCHITECTURES", "Architecture", "Rename", "architecture_of"]
 
 #: ``general.architecture`` to what is known of it.
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in qwen.ARCHITECTURES}

@@ -112,7 +112,7 @@ class Architecture:
 
     def rename(self, tensor_name: str) -> Rename | None:
         """The rule for a tensor of the file, the block's number filled in; None if unknown."""
-        layer, pattern = split_layer(tensor_name)
+        layer, pattern = _split_layer(tensor_name)
         rule = self._by_name.get(pattern)
         return rule.of_layer(layer) if rule and layer is not None else rule
 
@@ -151,7 +151,7 @@ class Architecture:
 
     def _checked_rule(self, tensor: GGUFTensor, config: Any) -> Rename:
         rule = self.rename(tensor.name)
-        layer, _ = split_layer(tensor.name)
+        layer, _ = _split_layer(tensor.name)
         layers = config.num_hidden_layers
         if rule is None or (layer is not None and int(layer) >= layers):
             raise GGUFError(
@@ -189,7 +189,7 @@ class Architecture:
         return {rule.gguf: rule for rule in self.tensors}
 
 
-def split_layer(tensor_name: str) -> tuple[str | None, str]:
+def _split_layer(tensor_name: str) -> tuple[str | None, str]:
     """``blk.7.attn_q.weight`` to ``("7", "blk.{layer}.attn_q.weight")``."""
     match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(.+)", tensor_name)
     return (match[1], f"blk.{{layer}}.{match[2]}") if match else (None, tensor_name)

@@ -45,9 +45,7 @@ def reference(name: str) -> dict:
 def error(server: Server, name: str) -> float:
     """Mean absolute difference of the prompt's log-probabilities from the reference."""
     ref = reference(name)
-    found = server.prompt_logprobs(ref["input_ids"])
-    assert len(found) == len(ref["token_logprobs"])
-    return sum(abs(a - b) for a, b in zip(found, ref["token_logprobs"], strict=True)) / len(found)
+    return server.mean_error(ref["input_ids"], ref["token_logprobs"])
 
 
 def decoding_error(server: Server, name: str, tokens: int = 24) -> float:
