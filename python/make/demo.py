@@ -29,6 +29,9 @@ QUESTION = "Which is larger, 9 or 12?"
 #: Small memory pools and few requests: a demonstration should not take the machine.
 ENGINE_ARGUMENTS = ("--max-total-tokens", "4096", "--max-running-requests", "4")
 
+#: Where a server's port is chosen from: see :func:`free_port`.
+_PORTS = range(12000, 22000)
+
 LOG_LINES_SHOWN = 25
 SECONDS_TO_STOP = 15
 
@@ -40,14 +43,15 @@ class DemoError(Exception):
 def free_port() -> int:
     """A TCP port of the loopback interface that nothing listens on.
 
-    Below the range from which the system gives out ports by itself: the engine's processes take
-    some of those while they start, and would now and then take this one.
+    Outside the ranges from which others take one before the server binds this: the system gives out
+    ports from 32768 up by itself, and the engine chooses one for its ranks to meet at from 22000 to
+    29999 (``get_free_port_below_ephemeral``).
     """
-    for port in random.sample(range(20000, 30000), 100):
+    for port in random.sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise DemoError("no free port between 20000 and 30000")
+    raise DemoError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
 
 
 @contextlib.contextmanager
