@@ -66,6 +66,11 @@ class Spec:
     def is_moe(self) -> bool:
         return self.arch.endswith("moe")
 
+    @property
+    def renormalizes(self) -> bool:
+        """Whether the weights of a token's experts are made to sum to one."""
+        return self.arch == "qwen3moe"
+
     def type_of(self, name: str) -> str:
         for pattern, type_name in self.types.items():
             if re.search(pattern, name):
@@ -132,14 +137,40 @@ class Model:
     #: float32 values by tensor name.
     weights: dict[str, np.ndarray]
 
-    def logprobs(
-        self, prompt: Sequence[int] = PROMPT, dtype: torch.dtype = torch.float32
-    ) -> list[float]:
-        """log p of each token of ``prompt`` but the first, by transformers in ``dtype``."""
-        model = _transformers_model(self.spec, self.weights).to(dtype)
-        with torch.no_grad():
-            logits = model(torch.tensor([list(prompt)])).logits[0, :-1].float().log_softmax(-1)
-        return logits.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+    def logprobs(self, prompt: Sequence[int] = PROMPT) -> list[float]:
+        """log p of each token of ``prompt`` but the first, by transformers in float32."""
+        return _logprobs(_transformers_model(self.spec, self.weights), prompt)
+
+    def logprobs_by_routes(
+        self, prompt: Sequence[int], routes: Sequence[np.ndarray]
+    ) -> tuple[list[float], float]:
+        """As :meth:`logprobs`, with the experts chosen by somebody else.
+
+        Args:
+            routes: for each layer the experts of each token, ``[tokens, k]``.
+
+        Returns:
+            The log-probabilities, and how far from being among the ``k`` best a chosen expert's
+            logit ever is: 0 if all choices are transformers' own.
+        """
+        model = _transformers_model(self.spec, self.weights)
+        furthest = 0.0
+
+        def choose(chosen: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor):
+            nonlocal furthest
+            best = logits.topk(chosen.shape[1]).values[:, -1]
+            furthest = max(furthest, (best - logits.gather(1, chosen).amin(1)).amax().item())
+            weights = logits.softmax(-1).gather(1, chosen)
+            if self.spec.renormalizes:
+                weights = weights / weights.sum(-1, keepdim=True)
+            return logits, weights, chosen
+
+        for layer, experts in zip(model.model.layers, routes, strict=True):
+            chosen = torch.from_numpy(experts.astype(np.int64))
+            layer.mlp.gate.register_forward_hook(
+                lambda gate, inputs, output, chosen=chosen: choose(chosen, *output[:2])
+            )
+        return _logprobs(model, prompt), furthest
 
 
 def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:
@@ -264,6 +295,12 @@ def _tokenizer() -> list[tuple[str, object, gguf.GGUFValueType]]:
     ]
 
 
+def _logprobs(model: torch.nn.Module, prompt: Sequence[int]) -> list[float]:
+    with torch.no_grad():
+        logits = model(torch.tensor([list(prompt)])).logits[0, :-1].log_softmax(-1)
+    return logits.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+
+
 def _transformers_model(spec: Spec, weights: dict[str, np.ndarray]) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -286,7 +323,7 @@ def _transformers_model(spec: Spec, weights: dict[str, np.ndarray]) -> torch.nn.
             "num_experts": spec.experts,
             "num_experts_per_tok": spec.experts_used,
             "moe_intermediate_size": spec.expert_ffn,
-            "norm_topk_prob": spec.arch == "qwen3moe",
+            "norm_topk_prob": spec.renormalizes,
         }
     if spec.arch == "qwen2moe":
         sizes["shared_expert_intermediate_size"] = spec.shared_ffn

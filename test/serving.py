@@ -21,13 +21,16 @@ from pathlib import Path
 import requests
 
 from demo import free_port
-from zygote import REPLY
+from zygote import MOST_DECODED, REPLY
 
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
 #: What every server of the tests is given: little memory, no warm-up request.
-SMALL = ("--max-total-tokens", "4096", "--max-running-requests", "16", "--skip-server-warmup")
+SMALL = (
+    *("--max-total-tokens", "4096", "--max-running-requests", str(MOST_DECODED)),
+    "--skip-server-warmup",
+)
 CPU = ("--device", "cpu", "--attention-backend", "torch_native")
 NPU = ("--device", "npu", "--attention-backend", "ascend")
 
@@ -61,10 +64,8 @@ class Server:
 
     def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
         """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
-        found = self.prompt_logprobs(prompt)
-        assert len(found) == len(expected)
-        error = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
-        print(f"mean absolute error of {len(found)} log-probabilities: {error:.2e}")
+        error = mean_error(self.prompt_logprobs(prompt), expected)
+        print(f"mean absolute error of {len(expected)} log-probabilities: {error:.2e}")
         return error
 
     def generate(self, input_ids: Sequence[int], sampling: dict, **options) -> dict:
@@ -72,6 +73,11 @@ class Server:
         reply = requests.post(f"{self.url}/generate", json=body | options, timeout=120)
         reply.raise_for_status()
         return reply.json()
+
+
+def mean_error(found: Sequence[float], expected: Sequence[float]) -> float:
+    """Mean absolute difference."""
+    return sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(expected)
 
 
 def npu_simulation(*options: str) -> tuple[list[str], dict[str, str]]:
@@ -139,11 +145,20 @@ class Zygote:
         log: Path,
         *arguments: str,
         environment: dict[str, str] | None = None,
+        routes: Path | None = None,
     ) -> Iterator[Server]:
-        """A server on ``model``, once it answers."""
+        """A server on ``model``, once it answers.
+
+        ``routes`` is a folder for the experts that it chooses for the tokens of a prompt.
+        """
         port = free_port()
         command = ["--model-path", str(model), "--port", str(port), *arguments, *SMALL]
-        order = {"arguments": command, "log": str(log), "environment": environment or {}}
+        order = {
+            "arguments": command,
+            "log": str(log),
+            "environment": environment or {},
+            "routes": str(routes or ""),
+        }
         print(json.dumps(order), file=self._process.stdin, flush=True)
         pid = next(
             int(line.removeprefix(REPLY)) for line in self._process.stdout if line.startswith(REPLY)

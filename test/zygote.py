@@ -1,7 +1,7 @@
 """Forks servers on request: the process behind :class:`serving.Zygote`.
 
-Reads one JSON object a line (arguments, environment, log), forks a server, prints its process id
-behind :data:`REPLY`.
+Reads one JSON object a line (arguments, environment, log, routes), forks a server, prints its
+process id behind :data:`REPLY`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import sys
 #: Before each process id: what the engine imports prints too.
 REPLY = "zygote: "
 
+#: Tokens decoded in a step, at the most; prompts whose routes are recorded are longer.
+MOST_DECODED = 16
+
 
 def _allow_forked_npu(_: object = None) -> None:
     """Let a forked process use the simulated NPU, which is plain memory of that process.
@@ -25,6 +28,23 @@ def _allow_forked_npu(_: object = None) -> None:
     """
     if "torch_npu" in sys.modules:
         sys.modules["torch_npu.npu"]._is_internal_in_bad_fork = False
+
+
+def _record_routes(folder: str) -> None:
+    """Save the experts of each token of a prompt: ``LAYER.npy``, ``[tokens, k]``.
+
+    The engine's own ``--enable-return-routed-experts`` needs a CUDA runtime.
+    """
+    import numpy as np
+    from sglang.srt.layers.moe import topk
+
+    def record(topk_config, layer_id, topk_ids):
+        if topk_ids.shape[0] > MOST_DECODED:  # else a step of decoding, or its graph
+            np.save(os.path.join(folder, f"{layer_id}.npy"), topk_ids.cpu().numpy())
+
+    for module in (topk, sys.modules.get("sglang.srt.hardware_backend.npu.moe.topk")):
+        if module is not None:
+            module.capture_routed_experts_if_allowed = record
 
 
 def _serve(order: dict) -> None:
@@ -43,6 +63,8 @@ def _serve(order: dict) -> None:
     from sglang.srt.server_args import prepare_server_args
 
     load_plugins()
+    if order["routes"]:
+        _record_routes(order["routes"])
     run_server(prepare_server_args(order["arguments"]))
 
 

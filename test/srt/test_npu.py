@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from random_model import PROMPT, read_model, write_model
 from serving import NPU, launch, npu_simulation
-from srt.test_accuracy import VARIANTS
+from srt.test_accuracy import VARIANTS, check_file
 
 DATA = Path(__file__).parents[1] / "data"
 BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
@@ -27,26 +27,12 @@ IN_BFLOAT16 = ("all-types", "F16", "BF16-experts", "expert-types", "fused-expert
 ON_TWO_RANKS = ("all-types", "expert-types", "fused-experts", "qkv-types", "file-order-quantized")
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize("name", BUNDLED)
-def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks):
-    reference = json.loads((DATA / f"{name}.ref.json").read_text())
-    arguments = (*NPU, "--dtype", "float16", "--tp-size", ranks)
-    with npu_zygote.serve(DATA / f"{name}.gguf", log, *arguments) as server:
-        assert (
-            server.mean_error(reference["input_ids"], reference["token_logprobs"])
-            <= LIMITS["float16"]
-        )
-
-
-@pytest.mark.parametrize("name", [name for name in BUNDLED if "dense" in name])
-def test_dense_in_bfloat16(npu_zygote, log, name):
-    reference = json.loads((DATA / f"{name}.ref.json").read_text())
-    with npu_zygote.serve(DATA / f"{name}.gguf", log, *NPU, "--dtype", "bfloat16") as server:
-        assert (
-            server.mean_error(reference["input_ids"], reference["token_logprobs"])
-            <= LIMITS["bfloat16"]
-        )
+def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks, dtype):
+    arguments = (*NPU, "--tp-size", ranks)
+    check_file(npu_zygote, DATA / f"{name}.gguf", log, dtype, *arguments, limit=LIMITS[dtype])
 
 
 def _serve_variant(zygote, log, folder: Path, variant: str, dtype: str, *arguments: str) -> None:
