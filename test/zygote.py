@@ -6,6 +6,7 @@ process id behind :data:`REPLY`.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.util
@@ -18,6 +19,8 @@ REPLY = "zygote: "
 
 #: Tokens decoded in a step, at the most; prompts whose routes are recorded are longer.
 MOST_DECODED = 16
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _allow_forked_npu(_: object = None) -> None:
@@ -49,6 +52,8 @@ def _record_routes(folder: str) -> None:
 
 def _serve(order: dict) -> None:
     os.setsid()
+    # A test run that is killed takes its servers along.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
