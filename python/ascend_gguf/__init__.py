@@ -17,6 +17,8 @@ _EXPORTS = {
     "BlockTensor": "ascend_gguf.block_tensor",
     "dequantize": "ascend_gguf.decoding",
     "load_config": "ascend_gguf.config",
+    "load_generation_config": "ascend_gguf.generation_config",
+    "load_tokenizer": "ascend_gguf.tokenizer",
     "open_gguf": "ascend_gguf.reader",
 }
 

@@ -24,6 +24,8 @@ _ENGINE = "sglang.srt"
 _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", HookType.AROUND, None),
     ("utils.hf_transformers.config", "get_config", HookType.AROUND, None),
+    ("utils.hf_transformers.common", "get_generation_config", HookType.AROUND, None),
+    ("utils.hf_transformers.tokenizer", "get_tokenizer", HookType.AROUND, None),
     ("layers.quantization.gguf", "GGUFConfig.get_quant_method", HookType.AROUND, None),
     ("layers.quantization.gguf", "ggml_dequantize_ascend", HookType.REPLACE, None),
     ("layers.quantization.gguf", "GGUFLinearAscendMethod", HookType.REPLACE, None),

@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.utils.hf_transformers.common import check_gguf_file, gguf_sidecar_dir
-from sglang.srt.utils.hf_transformers.gguf_native import GGUF_NATIVE_CONFIG_BUILDERS
-
 from ascend_gguf.config import load_config
-from ascend_gguf.reader import open_gguf
-from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 
 
 def reads_config_from(model: str) -> bool:
-    """True if ``model`` is a GGUF file whose configuration this package provides.
-
-    A ``config.json`` beside the file wins, as in the engine; so does the engine's own reader of
-    an architecture.
-    """
-    return (
-        uses_ascend_methods()
-        and check_gguf_file(model)
-        and gguf_sidecar_dir(model, "config.json") is None
-        and open_gguf(model).architecture not in GGUF_NATIVE_CONFIG_BUILDERS
-    )
+    """True if ``model`` is a GGUF file whose configuration this package provides."""
+    return reads_from(model, unless="config.json")
 
 
 def get_config(

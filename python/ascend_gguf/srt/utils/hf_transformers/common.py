@@ -1,0 +1,44 @@
+"""What decides who reads a GGUF file's metadata, and the model's generation configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.utils.hf_transformers.common import check_gguf_file, gguf_sidecar_dir
+from sglang.srt.utils.hf_transformers.gguf_native import GGUF_NATIVE_CONFIG_BUILDERS
+
+from ascend_gguf.generation_config import load_generation_config
+from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt.device import uses_ascend_methods
+
+
+def reads_from(model: str, unless: str) -> bool:
+    """True if ``model`` is a GGUF file whose metadata this package reads for the engine.
+
+    A file of the name ``unless`` beside it wins, as in the engine; so does the engine's own
+    reader of an architecture.
+    """
+    return (
+        uses_ascend_methods()
+        and check_gguf_file(model)
+        and gguf_sidecar_dir(model, unless) is None
+        and open_gguf(model).architecture not in GGUF_NATIVE_CONFIG_BUILDERS
+    )
+
+
+def get_generation_config(
+    original: Callable,
+    model: str,
+    trust_remote_code: bool,
+    revision: str | None = None,
+    **kwargs: Any,
+):
+    """AROUND ``get_generation_config``: what ends an answer, from the GGUF file itself.
+
+    Raises:
+        GGUFError: the file is damaged.
+    """
+    if reads_from(model, unless="generation_config.json"):
+        return load_generation_config(model)
+    return original(model, trust_remote_code, revision, **kwargs)

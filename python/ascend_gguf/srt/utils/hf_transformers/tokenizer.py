@@ -1,0 +1,44 @@
+"""The model's tokenizer from a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.utils.hf_transformers import tokenizer as engine
+
+from ascend_gguf.srt.utils.hf_transformers.common import reads_from
+from ascend_gguf.tokenizer import load_tokenizer, stop_token_ids
+
+
+def get_tokenizer(
+    original: Callable,
+    tokenizer_name: str,
+    *args: Any,
+    tokenizer_mode: str = "auto",
+    trust_remote_code: bool = False,
+    tokenizer_revision: str | None = None,
+    tokenizer_backend: str = "huggingface",
+    **kwargs: Any,
+):
+    """AROUND ``get_tokenizer``: a GGUF file's tokenizer from its own metadata.
+
+    Raises:
+        GGUFError: the file is damaged, or holds no tokenizer that is known.
+    """
+    if not reads_from(tokenizer_name, unless="tokenizer_config.json"):
+        return original(
+            tokenizer_name,
+            *args,
+            tokenizer_mode=tokenizer_mode,
+            trust_remote_code=trust_remote_code,
+            tokenizer_revision=tokenizer_revision,
+            tokenizer_backend=tokenizer_backend,
+            **kwargs,
+        )
+    tokenizer = load_tokenizer(tokenizer_name)
+    engine._install_tokenizer_warnings_filter(tokenizer)
+    engine._fix_special_tokens_pattern(tokenizer)
+    # Beside the model's own: the tokenizer given may be another file's.
+    tokenizer.additional_stop_token_ids = set(stop_token_ids(tokenizer_name)) or None
+    return engine.patch_tokenizer(tokenizer)

@@ -1,0 +1,102 @@
+"""Tokens that are found in text before it is cut into words, and those that end a turn.
+
+Rules: llama.cpp ``llama_vocab::impl::load``, the special tokens and per-token attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from tokenizers import AddedToken
+
+from ascend_gguf.tokenizer.vocabulary import TokenType, Vocabulary
+
+#: A turn ends with any of these, whatever ids the file names.
+_END_OF_GENERATION = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "[e~[",
+)
+
+#: Code models go on with another file after these: ``fim_KEY_token_id`` -> names, first wins.
+_FILL_IN_THE_MIDDLE = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+
+
+def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
+    """The ids of all tokens that end an answer: eos, eot, eom, and those known by their names."""
+    ids = vocabulary.ids
+    found = {ids[name] for name in _END_OF_GENERATION if name in ids}
+    found |= {vocabulary.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom")}
+    for key, names in _FILL_IN_THE_MIDDLE.items():
+        by_name = next((ids[name] for name in names if name in ids), None)
+        found.add(vocabulary.token_id(f"{key}_token_id", by_name))
+    # Harmony and Solar end a message with <|end|>, and a turn with others.
+    if {"<|return|>", "<|call|>"} <= ids.keys() or {"<|calls|>", "<|flush|>"} <= ids.keys():
+        found.discard(ids.get("<|end|>"))
+    # Qwen and Gemma have it too, as the HTML that it also is.
+    if "</s>" in ids and vocabulary.types[ids["</s>"]] == TokenType.CONTROL:
+        found.add(ids["</s>"])
+    return frozenset(found - {None})
+
+
+def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedToken]:
+    """The tokens to be found in text before it is cut, as the ``tokenizers`` library wants them.
+
+    Args:
+        special: ids of tokens that are special whatever type the file gives them.
+    """
+    types = vocabulary.types.copy()
+    types[list(special)] = TokenType.CONTROL
+    wanted = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    numbers = np.isin(types, wanted).nonzero()[0].tolist()
+    texts = {vocabulary.tokens[number] for number in numbers}
+    before, after = _eat_spaces(vocabulary, texts)
+    return [
+        AddedToken(
+            token,
+            special=bool(types[number] != TokenType.USER_DEFINED),
+            normalized=False,
+            lstrip=token in before,
+            rstrip=token in after,
+        )
+        for number in numbers
+        for token in [vocabulary.tokens[number]]
+    ]
+
+
+def _eat_spaces(vocabulary: Vocabulary, texts: set[str]) -> tuple[set[str], set[str]]:
+    """Of the added tokens: those that swallow the spaces before them, and after them.
+
+    GGUF has no place for it, so llama.cpp knows the models.
+    """
+    name = str(vocabulary.file.metadata.get("general.name", "")).lower()
+    if vocabulary.text("pre", "") in ("jina-v2-de", "jina-v2-es", "jina-v2-code"):
+        return {"<mask>"}, set()
+    if "phi-3" in name or "phi3" in name:
+        return set(), texts - {"<unk>", "<s>", "<|endoftext|>"}
+    if "modern-bert" in name:
+        return {"[MASK]"}, set()
+    return set(), set()

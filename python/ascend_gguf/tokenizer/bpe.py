@@ -1,0 +1,77 @@
+"""Byte-level BPE: words of bytes written as printable characters, merged by rank (GPT-2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from ascend_gguf.tokenizer.pre_tokenizers import PreTokenizer
+from ascend_gguf.tokenizer.vocabulary import Vocabulary
+
+_NOT_A_BYTE = "\ufdd0"  # a Unicode noncharacter, which no text and no token holds
+
+
+def byte_level_bpe(
+    vocabulary: Vocabulary, rule: PreTokenizer, added: Iterable[AddedToken]
+) -> Tokenizer:
+    """The tokenizer of a ``gpt2`` vocabulary.
+
+    Args:
+        added: its added tokens, which are stored as text and not as bytes.
+
+    Raises:
+        GGUFError: there are no merges, or they do not fit the tokens.
+    """
+    model = merged_bpe(vocabulary, read_merges(vocabulary), ignore_merges=rule.ignore_merges)
+    tokenizer = Tokenizer(model)
+    words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
+    tokenizer.decoder = _decoder(token.content for token in added)
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+def _decoder(added: Iterable[str]) -> decoders.Decoder:
+    """Bytes to text, but added tokens as they are.
+
+    DeepSeek has added tokens such as ``\u00fc`` whose letters are also how bytes are written. A
+    token that holds anything else than such letters is left alone, so they get a mark that does.
+    """
+    letters = set(pre_tokenizers.ByteLevel.alphabet())
+    like_bytes = [text for text in added if not text.isascii() and letters.issuperset(text)]
+    if not like_bytes:
+        return decoders.ByteLevel()
+    alternatives = "|".join(map(re.escape, like_bytes))
+    mark = decoders.Replace(Regex(rf"\A(?=(?:{alternatives})\z)"), _NOT_A_BYTE)
+    return decoders.Sequence([mark, decoders.ByteLevel(), decoders.Replace(_NOT_A_BYTE, "")])
+
+
+def read_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The pairs of ``tokenizer.ggml.merges``, first merged first."""
+    merges = vocabulary.array("merges")
+    # A space between the two; a left side may itself begin with one.
+    return [
+        (merge[: (cut := merge.find(" ", 1))], merge[cut + 1 :])
+        if merge[:1] == " "
+        else tuple(merge.split(" ", 1))
+        for merge in merges
+    ]
+
+
+def merged_bpe(
+    vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: object
+) -> models.BPE:
+    """The ``tokenizers`` library's BPE over the vocabulary.
+
+    Raises:
+        GGUFError: a merge is of, or gives, a token that there is not.
+    """
+    try:
+        return models.BPE(vocab=vocabulary.ids, merges=merges, **options)
+    except Exception as error:  # the library raises the bare class
+        raise vocabulary.error(
+            "the merges do not fit the tokens", "merges", found=f"{error}"[:120]
+        ) from None

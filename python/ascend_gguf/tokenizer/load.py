@@ -1,0 +1,137 @@
+"""From a GGUF file to a transformers tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from ascend_gguf.reader import GGUFFile, open_gguf
+from ascend_gguf.tokenizer.added_tokens import added_tokens, end_of_generation_ids
+from ascend_gguf.tokenizer.bpe import byte_level_bpe
+from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
+from ascend_gguf.tokenizer.sentencepiece import RAW_BPE, raw_bpe, sentencepiece
+from ascend_gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+_TEMPLATE = "tokenizer.chat_template"
+
+_OTHER_TOKENIZER = "Give the original model's tokenizer with --tokenizer-path."
+
+#: Argument of a transformers tokenizer -> key below ``tokenizer.ggml``.
+_NAMED_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",  # spelled so in the format
+    "pad_token": "padding_token_id",
+    "mask_token": "mask_token_id",
+}
+#: What a ``llama`` vocabulary means where the file does not say.
+_LLAMA_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
+
+
+def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model in the GGUF file at ``path``, chat template included.
+
+    Token ids are llama.cpp's for the same text; special tokens in the text are recognised, and
+    ``encode`` adds bos and eos as the file asks for.
+
+    Args:
+        path: a GGUF file, any one file of a split model, or the directory of one model.
+
+    Raises:
+        GGUFError: the file holds no vocabulary, one of an unknown kind, or a damaged one.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    file = open_gguf(path)
+    vocabulary = read_vocabulary(file)
+    added = added_tokens(vocabulary, end_of_generation_ids(vocabulary))
+    backend, add_bos = _backend(vocabulary, added)
+    defaults = _LLAMA_IDS if vocabulary.text("model") == "llama" else {}
+    named = {
+        argument: vocabulary.tokens[number]
+        for argument, key in _NAMED_TOKENS.items()
+        if (number := vocabulary.token_id(key, defaults.get(argument))) is not None
+    }
+    # transformers' own classes hand over their backend in this way; tokenizer_object= would copy
+    # it, which takes longer than all the rest.
+    tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
+    tokenizer._tokenizer = backend
+    tokenizer.__init__(
+        **named,
+        add_bos_token=add_bos and "bos_token" in named,
+        add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,
+        chat_template=_chat_template(file),
+        clean_up_tokenization_spaces=False,
+    )
+    return tokenizer
+
+
+def stop_token_ids(path: str | os.PathLike) -> frozenset[int]:
+    """The ids of all tokens that end an answer of the model in the GGUF file at ``path``.
+
+    eos, eot and eom as the file names them, and the tokens that llama.cpp takes for an end of
+    generation by their names; empty where the file has no vocabulary.
+
+    Raises:
+        GGUFError: the file is damaged.
+    """
+    file = open_gguf(path)
+    if "tokenizer.ggml.tokens" not in file.metadata:
+        return frozenset()
+    return end_of_generation_ids(read_vocabulary(file))
+
+
+def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer, bool]:
+    """The ``tokenizers`` library's tokenizer, and whether text begins with bos."""
+    model, pre = vocabulary.text("model"), vocabulary.text("pre")
+    if model == "llama":
+        return sentencepiece(vocabulary, added), vocabulary.flag("add_bos_token", True)
+    if model == "gemma4" or model == "gpt2" and pre in RAW_BPE:
+        # Files of Gemma 4 say that there is no bos; the model needs it.
+        add_bos = pre != "sarvam-moe" or vocabulary.flag("add_bos_token", False)
+        return raw_bpe(vocabulary, added), add_bos
+    if model != "gpt2":
+        raise vocabulary.error(
+            "this kind of tokenizer is not supported",
+            "model",
+            found=model,
+            expected="gemma4, gpt2 or llama",
+            hint=_OTHER_TOKENIZER,
+        )
+    if pre is None:
+        logger.warning(
+            "%s does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): taking "
+            "the default. Answers may be worse: convert the model again.",
+            vocabulary.file.files[0],
+        )
+        pre = "default"
+    if pre not in PRE_TOKENIZERS:
+        raise vocabulary.error(
+            "unknown pre-tokenizer",
+            "pre",
+            found=pre,
+            expected=f"one of {', '.join(sorted((*PRE_TOKENIZERS, *RAW_BPE)))}",
+            hint=_OTHER_TOKENIZER,
+        )
+    rule = PRE_TOKENIZERS[pre]
+    add_bos = vocabulary.flag("add_bos_token", rule.add_bos)
+    return byte_level_bpe(vocabulary, rule, added), add_bos
+
+
+def _chat_template(file: GGUFFile) -> str | dict[str, str] | None:
+    """The template, or all of them by name where the file has several."""
+    named = {
+        key.removeprefix(f"{_TEMPLATE}."): template
+        for key, template in file.metadata.items()
+        if key.startswith(f"{_TEMPLATE}.")
+    }
+    default = file.metadata.get(_TEMPLATE)
+    return {"default": default} | named if default and named else default

@@ -1,0 +1,131 @@
+"""The tokens of a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+
+_PREFIX = "tokenizer.ggml."
+
+
+class TokenType(IntEnum):
+    """``tokenizer.ggml.token_type`` (gguf ``TokenType``)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a GGUF file says of its tokens.
+
+    Attributes:
+        file: where it comes from.
+        tokens: the text of each token, by id; all different.
+        types: the :class:`TokenType` of each, int32 of shape ``(len(tokens),)``.
+    """
+
+    file: GGUFFile
+    tokens: list[str]
+    types: np.ndarray
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Token text to id."""
+        return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """The string at ``tokenizer.ggml.KEY``."""
+        return self._typed(key, str, "a string", default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The truth value at ``tokenizer.ggml.KEY``."""
+        return self._typed(key, bool, "true or false", default)
+
+    def token_id(self, key: str, default: int | None = None) -> int | None:
+        """The token id at ``tokenizer.ggml.KEY``; ``default`` where the key or the token is missing.
+
+        Converters write ids that the vocabulary lacks to say that there is no such token.
+        """
+        value = self._typed(key, int, "a token id", default)
+        return value if value is not None and 0 <= value < len(self.tokens) else None
+
+    def array(self, key: str) -> Any:
+        """The array at ``tokenizer.ggml.KEY``: strings as a list, numbers as numpy."""
+        return _array(self.file, key)
+
+    def error(self, problem: str, key: str, **details: object) -> GGUFError:
+        """An error about ``tokenizer.ggml.KEY``, for the caller to raise."""
+        details.setdefault("hint", CONVERT_AGAIN)
+        return GGUFError(problem, file=self.file.files[0], key=_PREFIX + key, **details)
+
+    def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
+        value = self.file.metadata.get(_PREFIX + key, default)
+        if value is not default and type(value) is not kind:
+            raise self.error(
+                "the value makes no sense", key, found=f"{value!r:.80}", expected=expected
+            )
+        return value
+
+
+def read_vocabulary(file: GGUFFile) -> Vocabulary:
+    """The vocabulary in ``file``'s metadata.
+
+    Raises:
+        GGUFError: there is none, or its parts do not fit together.
+    """
+    tokens = _array(file, "tokens")
+    if not isinstance(tokens, list):
+        raise _error(file, "tokens", "the tokens are not strings")
+    if "" in tokens:  # llama.cpp gives such a token a name too
+        tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
+    if _PREFIX + "token_type" in file.metadata:
+        types = _array(file, "token_type")
+    else:
+        types = np.full(len(tokens), TokenType.NORMAL, np.int32)
+    if len(types) < len(tokens):
+        raise _error(
+            file,
+            "token_type",
+            "not every token has a type",
+            found=len(types),
+            expected=len(tokens),
+        )
+    vocabulary = Vocabulary(file, tokens, np.asarray(types[: len(tokens)]))
+    if len(vocabulary.ids) < len(tokens):
+        twice = next(i for i, token in enumerate(tokens) if vocabulary.ids[token] != i)
+        raise _error(
+            file,
+            "tokens",
+            "a token occurs twice",
+            found=f"{tokens[twice]!r:.80} as {twice} and {vocabulary.ids[tokens[twice]]}",
+        )
+    return vocabulary
+
+
+def _array(file: GGUFFile, key: str) -> Any:
+    value = file.metadata.get(_PREFIX + key)
+    if not isinstance(value, list | np.ndarray):
+        raise _error(
+            file,
+            key,
+            "the file has no such array, so there is no tokenizer in it",
+            hint="Give another tokenizer with --tokenizer-path, or convert the model again.",
+        )
+    return value
+
+
+def _error(file: GGUFFile, key: str, problem: str, **details: object) -> GGUFError:
+    details.setdefault("hint", CONVERT_AGAIN)
+    return GGUFError(problem, file=file.files[0], key=_PREFIX + key, **details)

@@ -1,0 +1,418 @@
+"""The tokenizer of a GGUF file: what llama.cpp makes of the same text, token for token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
+
+from ascend_gguf import GGUFError, load_generation_config, load_tokenizer
+from ascend_gguf.tokenizer import stop_token_ids
+from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
+from shared_data import shared_path
+
+DATA = Path(__file__).parents[1] / "data"
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+
+TEXTS = (
+    "hello world",
+    "  Two  spaces, 1234567 digits; I'm SURE it'S\n\n\tmixed\r\n",
+    "naïve Ünïcode ÷ Ελλάδα русский हिन्दी ไทย 日本語 中文 한국어 עברית 🚀😶\u200d🌫️ \u00a0\u3000",
+)
+
+
+def write(path: Path, tokens: dict[str, int], model: str | None = "gpt2", **keys: Any) -> Path:
+    """A file of nothing but a vocabulary: token to type, and keys below ``tokenizer.ggml``."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in {"model": model, **keys}.items():
+        key = key.replace("__", ".")
+        key = key if "." in key else f"tokenizer.ggml.{key}"
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif value is not None:
+            writer.add_string(key, value)
+    writer.add_token_list(list(tokens))
+    writer.add_token_types(list(tokens.values()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def byte_tokens(*normal: str) -> dict[str, int]:
+    """The 256 bytes, ``ab``, and ``normal``; ids in this order."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return dict.fromkeys([*alphabet, "ab", *normal], NORMAL)
+
+
+#: The id of the first special token of :func:`write_bytes`.
+SPECIAL = 257
+
+
+def write_bytes(path: Path, *special: str, **keys: Any) -> Path:
+    """A byte-level vocabulary with one merge and special tokens."""
+    tokens = byte_tokens() | dict.fromkeys(special, CONTROL)
+    return write(path, tokens, **{"pre": "qwen2", "merges": ["a b"], **keys})
+
+
+# --- against llama.cpp ----------------------------------------------------------------------
+
+
+def _vocabularies() -> list[Path]:
+    folder = shared_path("vocab")
+    return sorted(path.with_suffix("") for path in folder.glob("*.gguf.inp")) if folder else []
+
+
+@pytest.mark.skipif(not _vocabularies(), reason="needs the shared vocabularies")
+@pytest.mark.parametrize("path", _vocabularies(), ids=lambda path: path.stem)
+def test_llama_cpp_agrees(path):
+    texts = path.with_name(path.name + ".inp").read_text().split("\n__ggml_vocab_test__\n")
+    expected = path.with_name(path.name + ".out").read_text().splitlines()
+    assert len(texts) - 1 <= len(expected) <= len(texts)
+    tokenizer = load_tokenizer(path)
+    for text, line in zip(texts, expected, strict=False):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == [int(token) for token in line.split()], text
+        assert tokenizer.decode(ids) == text
+
+
+#: What llama-tokenize says of the vocabulary of test/data.
+SMALL = {
+    "hello<|im_end|> there é 12": [286, 2, 223, 86, 74, 71, 84, 71, 223, 130, 105, 223, 19, 20],
+}
+
+
+@pytest.mark.parametrize("text", SMALL)
+def test_a_model_of_the_test_data(text):
+    tokenizer = load_tokenizer(DATA / "qwen3-moe-Q4_K_M.gguf")
+    assert tokenizer.is_fast
+    assert tokenizer.encode(text) == SMALL[text]
+    assert tokenizer.decode(SMALL[text]) == text
+
+
+#: token -> score.  Made for this test; the ids are what llama-tokenize gives for it.
+PIECES = {
+    "\u2581": -20.0,
+    **{letter: -30.0 - place for place, letter in enumerate("abcdehlorw")},
+    "ll": -3.0,
+    "he": -2.0,
+    "lo": -1.0,
+    "\u2581he": -4.0,
+    "llo": -5.0,
+    "hello": -6.0,
+    "\u2581hello": -7.0,
+    "aa": -8.0,
+    "aaa": -8.5,
+    "\u2581\u2581": -9.0,
+    "or": -10.0,
+    "wor": -11.0,
+    "\u2581wor": -12.0,
+}
+
+
+def write_pieces(path: Path, **keys: Any) -> Path:
+    tokens = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
+    tokens |= {f"<0x{byte:02X}>": BYTE for byte in range(256)}
+    tokens |= {"<|turn|>": CONTROL, "<sep>": USER_DEFINED}
+    scores = [0.0] * len(tokens) + list(PIECES.values())
+    return write(path, tokens | dict.fromkeys(PIECES, NORMAL), "llama", scores=scores, **keys)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("hello world", [1, 278, 284, 268, 265]),
+        ("aaaaa", [1, 261, 279, 280]),
+        ("  hello<|turn|>hello<sep> hello", [1, 281, 278, 259, 278, 260, 261, 278]),
+        ("é z", [1, 261, 198, 172, 261, 125]),
+        ("<s>aab", [1, 1, 261, 279, 263]),
+        ("helloworld held", [1, 278, 283, 268, 265, 275, 268, 265]),
+    ],
+)
+def test_sentencepiece(tmp_path, text, expected):
+    tokenizer = load_tokenizer(write_pieces(tmp_path / "model.gguf"))
+    assert tokenizer.encode(text) == expected
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (
+        "<s>",
+        "</s>",
+        "<unk>",
+    )
+
+
+def test_sentencepiece_without_the_space_before(tmp_path):
+    path = write_pieces(
+        tmp_path / "model.gguf", add_space_prefix=False, add_bos_token=False, add_eos_token=True
+    )
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.encode("hello world") == [277, 284, 268, 265, 2]
+    assert tokenizer.encode(" hello") == [278, 2]
+    assert tokenizer.decode([278]) == " hello"
+
+
+def test_merges_over_text(tmp_path):
+    # As in Gemma 4: merges in the file, spaces as in SentencePiece, runs of newlines are tokens.
+    tokens = {"<pad>": CONTROL, "<eos>": CONTROL, "<bos>": CONTROL, "<unk>": UNKNOWN}
+    tokens |= {f"<0x{byte:02X}>": BYTE for byte in range(256)}
+    first = len(tokens)
+    tokens |= dict.fromkeys(["\u2581", "h", "i", "hi", "\u2581hi", "\n", "\n\n"], NORMAL)
+    path = write(
+        tmp_path / "model.gguf",
+        tokens,
+        "gemma4",
+        merges=["h i", "\u2581 hi"],
+        bos_token_id=2,
+        eos_token_id=1,
+        unknown_token_id=3,
+        add_bos_token=False,  # the files say so, and llama.cpp knows better
+    )
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.encode("hi hi\n\nhi") == [2, first + 3, first + 4, first + 6, first + 3]
+    assert tokenizer.decode(tokenizer.encode("  hi\nz"), skip_special_tokens=True) == "  hi\nz"
+
+
+# --- cutting into words ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_nothing_is_lost(tmp_path, pre):
+    path = write_bytes(tmp_path / "model.gguf", "<s>", pre=pre, bos_token_id=SPECIAL)
+    tokenizer = load_tokenizer(path)
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert (ids[:1] == [SPECIAL]) == PRE_TOKENIZERS[pre].add_bos
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    "pre, text, words",
+    [
+        ("gpt-2", "It's 1234 THEY'LL  go", ["It", "'s", " 1234", " THEY", "'", "LL", " ", " go"]),
+        ("llama-bpe", "It's 1234 THEY'LL", ["It", "'s", " ", "123", "4", " THEY", "'LL"]),
+        ("qwen2", "a 123\n\nb", ["a", " ", "1", "2", "3", "\n\n", "b"]),
+        ("qwen35", "न\u0940", ["न\u0940"]),
+        ("qwen2", "न\u0940", ["न", "\u0940"]),
+        ("starcoder", "x12", ["x", "1", "2"]),
+        ("falcon", "12345,", ["123", "45", ","]),
+        ("gpt-4o", "camelCase's 12345", ["camel", "Case's", " ", "123", "45"]),
+        ("tekken", "camelCase's 12", ["camel", "Case", "'s", " ", "1", "2"]),
+        ("tiny_aya", "1234567", ["1", "234", "567"]),
+        ("afmoe", "1234567", ["1", "234", "567"]),
+        ("superbpe", "1234567", ["1", "234", "567"]),
+        ("deepseek-v3", "12345日本 ok", ["123", "45", "日本", " ok"]),
+        ("deepseek-llm", "12345 日本 ok", ["12345", " ", "日本", " ok"]),
+        ("kimi-k2", "日本ok 12345", ["日本", "ok", " ", "123", "45"]),
+        ("bloom", "a, b.c", ["a", ",", " b", ".", "c"]),
+        ("jais-2", "a" + " " * 6 + "b", ["a", " " * 4, " ", " b"]),
+        ("ufakzeka", "Ali's", ["Ali", "'s"]),
+        ("seed-coder", "a!\nb", ["a", "!", "\n", "b"]),
+        ("bailingmoe", "a\n\nb", ["a", "\n\n", "b"]),
+        ("laguna", "a!\nb", ["a", "!", "\n", "b"]),
+        ("default", "12345", ["123", "45"]),
+    ],
+)
+def test_words(tmp_path, pre, text, words):
+    tokenizer = load_tokenizer(write_bytes(tmp_path / "model.gguf", pre=pre))
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[start:end] for _, (start, end) in pieces] == words
+
+
+def test_a_word_that_is_a_token(tmp_path):
+    # Llama 3 has tokens that no merges lead to.
+    for pre, expected in (("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])):
+        path = tmp_path / f"{pre}.gguf"
+        write(path, byte_tokens("abc"), pre=pre, merges=["a b"])
+        tokenizer = load_tokenizer(path)
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode("abc")) == expected
+
+
+# --- added and special tokens ---------------------------------------------------------------
+
+
+def test_added_tokens_that_look_like_bytes(tmp_path):
+    # DeepSeek's vocabularies; through its own tokenizer these letters come back as U+FFFD.
+    tokens = byte_tokens() | {"ü": USER_DEFINED, "é!": USER_DEFINED}
+    path = write(tmp_path / "model.gguf", tokens, pre="deepseek-llm", merges=["a b"])
+    tokenizer = load_tokenizer(path)
+    text = "für é! é ü"
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+    assert tokens.count("ü") == 2 and tokens.count("é!") == 1
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_spaces_after_special_tokens_of_phi_3(tmp_path):
+    path = write_pieces(tmp_path / "model.gguf", general__name="Phi-3 mini")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.encode("<|turn|>  hello<s> hello") == [1, 259, 278, 1, 261, 278]
+
+
+def test_special_tokens_are_left_out_of_answers(tmp_path):
+    path = write_bytes(tmp_path / "model.gguf", "<|im_start|>", "<|im_end|>")
+    tokenizer = load_tokenizer(path)
+    ids = tokenizer.encode("<|im_start|>hi<|im_end|>")
+    assert ids[0] == SPECIAL and ids[-1] == SPECIAL + 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "hi"
+
+
+@pytest.mark.parametrize("bos, eos", [(True, False), (False, True), (True, True), (False, False)])
+def test_bos_and_eos_as_the_file_asks(tmp_path, bos, eos):
+    path = write_bytes(
+        tmp_path / "model.gguf",
+        "<s>",
+        "<e>",
+        bos_token_id=SPECIAL,
+        eos_token_id=SPECIAL + 1,
+        add_bos_token=bos,
+        add_eos_token=eos,
+    )
+    tokenizer = load_tokenizer(path)
+    (a,) = tokenizer.encode("a", add_special_tokens=False)
+    assert tokenizer.encode("a") == [SPECIAL] * bos + [a] + [SPECIAL + 1] * eos
+
+
+def test_ids_that_the_vocabulary_lacks(tmp_path):
+    path = write_bytes(tmp_path / "model.gguf", pad_token_id=1, bos_token_id=0xFFFFFFFF)
+    assert load_tokenizer(path).bos_token is None
+    assert stop_token_ids(path) == set()
+
+
+@pytest.mark.parametrize(
+    "tokens, keys, stops",
+    [
+        (["<a>", "<b>", "<c>", "<d>"], dict(eos=0, eot=1, eom=2), "<a> <b> <c>"),
+        (["<|im_end|>", "<|endoftext|>", "<d>"], dict(eos=0), "<|im_end|> <|endoftext|>"),
+        (["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"], dict(eos=2), "*"),
+        (["<|end|>", "<|endoftext|>"], dict(eos=1), "*"),
+        (["<|end|>", "<|return|>", "<|call|>"], dict(eos=1), "<|return|> <|call|>"),
+        (["<|end|>", "<|flush|>", "<|calls|>"], dict(eos=1), "<|flush|> <|calls|>"),
+        (["<end_of_turn>", "<eos>", "</s>"], dict(eos=1), "*"),
+        (["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_middle|>"], dict(eos=0), "* 3"),
+        (["<x>", "<PAD>", "<y>"], dict(eos=0, fim_pad=2), "<x> <y>"),
+        (["[e~[", "[EOS]", "[EOT]", "<turn|>"], {}, "*"),
+        (["<\uff5cend\u2581of\u2581sentence\uff5c>"], {}, "*"),
+    ],
+)
+def test_what_ends_an_answer(tmp_path, tokens, keys, stops):
+    ids = {f"{name}_token_id": SPECIAL + place for name, place in keys.items()}
+    path = write_bytes(tmp_path / "model.gguf", *tokens, **ids)
+    if stops.startswith("*"):
+        stops = " ".join(tokens[: int(stops[1:] or len(tokens))])
+    tokenizer = load_tokenizer(path)
+    assert set(tokenizer.convert_ids_to_tokens(sorted(stop_token_ids(path)))) == set(stops.split())
+    assert set(load_generation_config(path).eos_token_id) == stop_token_ids(path)
+
+
+def test_html_does_not_end_an_answer(tmp_path):
+    # "</s>" is an ordinary token of Qwen's vocabularies, as part of HTML.
+    tokens = byte_tokens("<|im_end|>", "</s>")
+    path = write(tmp_path / "model.gguf", tokens, pre="qwen2", merges=["a b"])
+    # A mark of the end that the file takes for text is a mark all the same, as in llama.cpp.
+    assert stop_token_ids(path) == {SPECIAL}
+    assert load_tokenizer(path).encode("<|im_end|>") == [SPECIAL]
+    assert load_tokenizer(path).decode([SPECIAL], skip_special_tokens=True) == ""
+
+
+def test_sampling_as_the_file_recommends(tmp_path):
+    path = write_bytes(
+        tmp_path / "model.gguf", general__sampling__temp=0.5, general__sampling__top_k=20
+    )
+    config = load_generation_config(path)
+    assert (config.temperature, config.top_k, config.top_p) == (0.5, 20, None)
+    path = write_bytes(tmp_path / "bad.gguf", general__sampling__temp="hot")
+    with pytest.raises(GGUFError, match="general.sampling.temp.*hot.*a number"):
+        load_generation_config(path)
+
+
+# --- templates and saving -------------------------------------------------------------------
+
+
+def test_chat_template():
+    tokenizer = load_tokenizer(DATA / "qwen3-moe-Q4_K_M.gguf")
+    messages = [{"role": "user", "content": "hello"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_several_chat_templates(tmp_path):
+    path = write_bytes(
+        tmp_path / "model.gguf",
+        tokenizer__chat_template="plain",
+        tokenizer__chat_template__tool_use="with tools",
+    )
+    tokenizer = load_tokenizer(path)
+    message = [{"role": "user", "content": "hello"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False) == "plain"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    assert tokenizer.apply_chat_template(message, tools=[tool], tokenize=False) == "with tools"
+
+
+def test_saved_and_loaded_by_transformers(tmp_path):
+    original = load_tokenizer(DATA / "qwen3-moe-Q4_K_M.gguf")
+    original.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS, *SMALL):
+        assert saved.encode(text) == original.encode(text)
+    assert saved.chat_template == original.chat_template
+    assert saved.eos_token_id == original.eos_token_id
+
+
+# --- bad vocabularies -----------------------------------------------------------------------
+
+
+def test_unknown_pre_tokenizer(tmp_path):
+    path = write_bytes(tmp_path / "model.gguf", pre="klingon")
+    with pytest.raises(GGUFError, match="tokenizer.ggml.pre.*klingon") as error:
+        load_tokenizer(path)
+    for name in (*PRE_TOKENIZERS, "gemma4"):
+        assert name in str(error.value)
+
+
+def test_no_pre_tokenizer(tmp_path, caplog):
+    tokenizer = load_tokenizer(write_bytes(tmp_path / "model.gguf", pre=None))
+    assert "tokenizer.ggml.pre" in caplog.text
+    assert len(tokenizer.encode("12345")) == 5
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model", "rwkv", "rwkv.*gemma4, gpt2 or llama"),
+        ("model", None, "not supported"),
+        ("model", 7, "a string"),
+        ("merges", ["a bc"], "merges do not fit"),
+        ("merges", None, "no such array"),
+        ("bos_token_id", "three", "a token id"),
+        ("add_bos_token", "yes", "true or false"),
+    ],
+)
+def test_bad_vocabulary(tmp_path, key, value, message):
+    with pytest.raises(GGUFError, match=f"tokenizer.ggml.{key}.*{message}"):
+        load_tokenizer(write_bytes(tmp_path / "model.gguf", **{key: value}))
+
+
+def test_sentencepiece_without_scores(tmp_path):
+    tokens = {"<unk>": UNKNOWN, "a": NORMAL}
+    with pytest.raises(GGUFError, match="scores.*no such array"):
+        load_tokenizer(write(tmp_path / "none.gguf", tokens, "llama"))
+    with pytest.raises(GGUFError, match="not every token has a score.*found 1, expected 2"):
+        load_tokenizer(write(tmp_path / "few.gguf", tokens, "llama", scores=[0.0]))
+
+
+def test_no_vocabulary(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(GGUFError, match="tokenizer.ggml.tokens.*--tokenizer-path"):
+        load_tokenizer(tmp_path / "model.gguf")
+    assert stop_token_ids(tmp_path / "model.gguf") == set()
