@@ -1,4 +1,4 @@
-"""Checking a GGUF model before the engine starts anything."""
+"""Finding and checking a GGUF model before the engine starts anything."""
 
 from __future__ import annotations
 
@@ -7,59 +7,87 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+from sglang.srt.utils.common import is_remote_url
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
+from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
+from ascend_gguf.tokenizer import load_tokenizer
 
 
 def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     """AROUND ``resolve_hf_gguf_model_path``: look at the whole file while there is one process.
 
     Raises:
-        GGUFError: the file does not exist, is damaged, or is not a model that can be served.
+        GGUFError: the model cannot be found, is damaged, or is not one that can be served.
     """
     if not uses_ascend_methods():
         return original(server_args)
     asked = resolving_view(server_args)
-    for path in (asked.model_path, asked.speculative_draft_model_path):
-        if path and path.endswith(".gguf") and _is_local(path) and not os.path.exists(path):
-            raise GGUFError(
-                "no such file",
-                file=path,
-                hint="Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
-            )
+    required = "gguf" in (asked.quantization, asked.load_format)
+    model = _find(asked.model_path, asked.revision, required)
+    paths = {"model_path": model}
+    if asked.tokenizer_path == asked.model_path:
+        paths["tokenizer_path"] = model
+    elif asked.tokenizer_path:
+        paths["tokenizer_path"] = _first_file(asked.tokenizer_path)
+    if asked.speculative_draft_model_path:
+        paths["speculative_draft_model_path"] = _find(
+            asked.speculative_draft_model_path,
+            asked.speculative_draft_model_revision,
+            asked.speculative_draft_model_quantization == "gguf",
+        )
+    for field, path in paths.items():
+        if path != getattr(asked, field):
+            declare_resolution(server_args, "ascend_gguf.find", **{field: path})
     original(server_args)
-    _name_first_files(server_args)
     found = resolving_view(server_args)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
+    if reads_tokenizer_from(found.tokenizer_path) and not found.skip_tokenizer_init:
+        load_tokenizer(found.tokenizer_path)
 
 
-def _name_first_files(server_args: Any) -> None:
-    """Replace paths of GGUF models by the absolute path of their (first) file.
+def _find(path: str, revision: str | None, required: bool) -> str:
+    """The (first) file of the GGUF model at ``path``, fetched from the hub where it lies there.
+
+    ``path`` itself if it is a model of another format; ``required`` says that it must not be.
+    """
+    if os.path.isdir(path) and required:
+        return os.path.abspath(open_gguf(path).files[0])
+    if os.path.exists(path):
+        return _first_file(path)
+    reference = None if is_remote_url(path) else parse_reference(path)
+    if reference is not None:
+        file = fetch_model(reference, revision, required=required)
+        return path if file is None else str(file)
+    if path.endswith(".gguf"):
+        raise GGUFError(
+            "no such file",
+            file=path,
+            hint="Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
+        )
+    return path
+
+
+def _first_file(path: str) -> str:
+    """``path``, or the absolute path of its (first) file if it is a GGUF model.
 
     Only the first file of a split model has metadata, and transformers looks for a relative
     tokenizer file inside that file's own folder.
     """
-    found = resolving_view(server_args)
-    for field in ("model_path", "tokenizer_path", "speculative_draft_model_path"):
-        path = getattr(found, field)
-        if path and check_gguf_file(path):
-            first = os.path.abspath(open_gguf(path).files[0])
-            if first != path:
-                declare_resolution(server_args, "ascend_gguf._name_first_files", **{field: first})
-
-
-def _is_local(path: str) -> bool:
-    # OWNER/REPO/FILE.gguf names a file on the hub; anything shorter, or anchored, is a path.
-    return path.startswith(("/", ".", "~")) or path.count("/") < 2
+    is_model = is_gguf_repository(os.listdir(path)) if os.path.isdir(path) else False
+    if is_model or check_gguf_file(path):
+        return os.path.abspath(open_gguf(path).files[0])
+    return path
 
 
 def _check_model(path: str, asked: Any) -> None:

@@ -11,6 +11,11 @@ from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 from ascend_gguf.tokenizer import load_tokenizer, stop_token_ids
 
 
+def reads_tokenizer_from(name: str) -> bool:
+    """True if ``name`` is a GGUF file whose tokenizer this package provides."""
+    return reads_from(name, unless="tokenizer_config.json")
+
+
 def get_tokenizer(
     original: Callable,
     tokenizer_name: str,
@@ -26,7 +31,7 @@ def get_tokenizer(
     Raises:
         GGUFError: the file is damaged, or holds no tokenizer that is known.
     """
-    if not reads_from(tokenizer_name, unless="tokenizer_config.json"):
+    if not reads_tokenizer_from(tokenizer_name):
         return original(
             tokenizer_name,
             *args,

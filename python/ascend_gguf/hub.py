@@ -1,0 +1,176 @@
+"""GGUF models on the Hugging Face hub: from a reference to files on the disk.
+
+References are the engine's: ``owner/repo``, ``owner/repo:QUANTIZATION`` and
+``owner/repo/path/file.gguf``.  Files land in the hub's cache, where the next start finds them
+without a network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader.locate import parse_shard_name
+
+_REFERENCE = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<quantization>[^/:]+)|/(?P<file>.+\.gguf))?"
+)
+#: Files of GGUF that are parts of, or made from, a model and no model.
+_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+class Reference(NamedTuple):
+    """A model on the hub: a repository and, where it holds several, which one."""
+
+    repo: str
+    quantization: str | None = None
+    file: str | None = None
+
+
+def parse_reference(text: str) -> Reference | None:
+    """``text`` as a reference; None if it can only be a path."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None or match["repo"].endswith(".gguf"):
+        return None
+    return Reference(match["repo"], match["quantization"], match["file"])
+
+
+def fetch_model(
+    reference: Reference, revision: str | None = None, *, required: bool = True
+) -> Path | None:
+    """Download the model that ``reference`` names, all its shards, unless they are there.
+
+    Args:
+        revision: a branch, tag or commit of the repository.
+        required: False for a bare ``owner/repo`` that may as well be a model of another format.
+
+    Returns:
+        Its (first) file in the hub's cache; None if the model is not GGUF and need not be.
+
+    Raises:
+        GGUFError: no such repository or model in it, several and none named, or no network.
+    """
+    undecided = not required and reference.quantization is None and reference.file is None
+    try:
+        files = _list_files(reference.repo, revision)
+    except GGUFError:
+        if undecided:
+            return None
+        raise
+    if undecided and not is_gguf_repository(files):
+        return None
+    return [_fetch(reference.repo, name, revision) for name in find_files(reference, files)][0]
+
+
+def is_gguf_repository(files: Iterable[str]) -> bool:
+    """True if there are weights in GGUF and none in another format."""
+    suffixes = {PurePosixPath(name).suffix for name in files}
+    return ".gguf" in suffixes and suffixes.isdisjoint(_OTHER_WEIGHTS)
+
+
+def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
+    """The files of the model that ``reference`` names, in order, among those of its repository.
+
+    Raises:
+        GGUFError: there is none, or several.
+    """
+    files = set(files)
+    models: dict[str, list[str]] = {}
+    for name in sorted(files):
+        if name.endswith(".gguf") and not _NO_MODEL.search(PurePosixPath(name).name):
+            shards = _shards(name)
+            models.setdefault(shards[0], shards)
+    if reference.file is not None:
+        wanted = [_shards(reference.file)[0]] if reference.file in files else []
+    elif reference.quantization is not None:
+        wanted = [name for name in models if _is_of(name, reference.quantization)]
+    else:
+        wanted = list(models)
+    if len(wanted) != 1:
+        listing = wanted or list(models)
+        raise GGUFError(
+            "the repository holds several such models" if wanted else "no such GGUF model",
+            file=_text(reference),
+            found=", ".join(listing[:30]) or "no .gguf file",
+            hint=f"Name one: {reference.repo}:QUANTIZATION, or {reference.repo}/FILE.gguf."
+            if listing
+            else "Give a repository of GGUF files.",
+        )
+    shards = models.get(wanted[0], [wanted[0]])
+    if not files.issuperset(shards):
+        raise GGUFError(
+            f"the model is split into {len(shards)} files and not all are there",
+            file=_text(reference),
+            found=f"no {', '.join(sorted(set(shards) - files)[:8])}",
+            hint="Tell the repository's owner, or take another quantization.",
+        )
+    return shards
+
+
+def _shards(name: str) -> list[str]:
+    shard = parse_shard_name(name)
+    if shard is None:
+        return [name]
+    return [str(shard._replace(number=number)) for number in range(1, shard.count + 1)]
+
+
+def _is_of(name: str, quantization: str) -> bool:
+    shard = parse_shard_name(name)
+    stem = PurePosixPath(shard.model if shard else name.removesuffix(".gguf")).name
+    return re.search(rf"(^|[-._]){re.escape(quantization)}$", stem, re.IGNORECASE) is not None
+
+
+def _text(reference: Reference) -> str:
+    quantization, file = reference.quantization, reference.file
+    return reference.repo + (f":{quantization}" if quantization else f"/{file}" if file else "")
+
+
+def _list_files(repo: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    try:
+        about = HfApi().repo_info(repo, revision=revision)
+        return [sibling.rfilename for sibling in about.siblings]
+    except errors.RepositoryNotFoundError:
+        raise GGUFError(
+            "no such repository on the Hugging Face hub, or it is private or gated",
+            file=repo,
+            hint="Check the name; for a private or gated one, log in with `hf auth login`.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise GGUFError("the repository has no such revision", file=repo, found=revision) from None
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except Exception:
+            raise _unreachable(repo, error) from error
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+
+
+def _fetch(repo: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except OSError as error:
+        if error.errno is None:
+            raise _unreachable(f"{repo}/{name}", error) from error
+        raise GGUFError(
+            f"the file cannot be stored: {error.strerror}",
+            file=f"{repo}/{name}",
+            hint="Free space, or set HF_HOME to a folder that has it.",
+        ) from error
+    except Exception as error:
+        raise _unreachable(f"{repo}/{name}", error) from error
+
+
+def _unreachable(what: str, error: Exception) -> GGUFError:
+    return GGUFError(
+        f"the Hugging Face hub cannot be reached: {str(error)[:200] or type(error).__name__}",
+        file=what,
+        hint="Check the network (HF_ENDPOINT names a mirror), or give the path of a file.",
+    )

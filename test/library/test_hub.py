@@ -1,0 +1,168 @@
+"""Models on the Hugging Face hub, seen through a stand-in of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from ascend_gguf import GGUFError, open_gguf
+from ascend_gguf.hub import Reference, find_files, is_gguf_repository, parse_reference
+from demo import free_port
+from hub_standin import hub
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("owner/repo", Reference("owner/repo")),
+        ("owner/repo-GGUF:Q4_K_M", Reference("owner/repo-GGUF", "Q4_K_M")),
+        ("owner/repo/file.gguf", Reference("owner/repo", None, "file.gguf")),
+        ("owner/repo/sub/file.gguf", Reference("owner/repo", None, "sub/file.gguf")),
+        ("owner/file.gguf", None),
+        ("file.gguf", None),
+        ("./owner/repo", None),
+        ("/owner/repo", None),
+        ("~/owner/repo", None),
+        ("owner/repo/folder", None),
+        ("s3://bucket/model", None),
+    ],
+)
+def test_references(text, expected):
+    assert parse_reference(text) == expected
+
+
+SHARDS = [f"BF16/m-BF16-{number:05d}-of-00002.gguf" for number in (1, 2)]
+FILES = ["README.md", "config.json", "mmproj-F16.gguf", "m-Q4_K_M.gguf", "m.IQ4_XS.gguf", *SHARDS]
+
+
+@pytest.mark.parametrize(
+    "reference, expected",
+    [
+        ("o/r:Q4_K_M", ["m-Q4_K_M.gguf"]),
+        ("o/r:q4_k_m", ["m-Q4_K_M.gguf"]),
+        ("o/r:IQ4_XS", ["m.IQ4_XS.gguf"]),
+        ("o/r:BF16", SHARDS),
+        (f"o/r/{SHARDS[1]}", SHARDS),
+        ("o/r/m-Q4_K_M.gguf", ["m-Q4_K_M.gguf"]),
+        ("o/r/mmproj-F16.gguf", ["mmproj-F16.gguf"]),
+    ],
+)
+def test_choosing(reference, expected):
+    assert find_files(parse_reference(reference), FILES) == expected
+
+
+@pytest.mark.parametrize(
+    "reference, files, message",
+    [
+        ("o/r", FILES, "several.*found BF16/m-BF16-00001.*m-Q4_K_M.gguf, m.IQ4_XS.gguf.*QUANTIZ"),
+        ("o/r:F16", FILES, "o/r:F16: no such GGUF model.*found BF16/.*m-Q4_K_M.gguf"),
+        ("o/r/x.gguf", FILES, "o/r/x.gguf: no such"),
+        ("o/r:Q4_K_M", ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "several.*a-Q4_K_M.gguf, b-Q4_K_M"),
+        ("o/r", ["config.json", "model.safetensors"], "no .gguf file"),
+        ("o/r:BF16", SHARDS[:1], "split into 2 files.*no BF16/m-BF16-00002-of-00002.gguf"),
+        ("o/r:BF16", SHARDS[1:], "split into 2 files.*no BF16/m-BF16-00001-of-00002.gguf"),
+    ],
+)
+def test_what_cannot_be_chosen(reference, files, message):
+    with pytest.raises(GGUFError, match=message):
+        find_files(parse_reference(reference), files)
+
+
+def test_which_repositories_are_gguf():
+    assert is_gguf_repository(FILES)
+    assert not is_gguf_repository([*FILES, "model-00001-of-00002.safetensors"])
+    assert not is_gguf_repository(["config.json"])
+
+
+_FETCH = """
+import json, sys
+from ascend_gguf.hub import fetch_model, parse_reference
+for line in sys.stdin:
+    text, options = json.loads(line)
+    try:
+        found = fetch_model(parse_reference(text), **options)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    print(found)
+"""
+
+
+def _fetch(endpoint: str, cache: Path, *orders: str | tuple[str, dict]) -> list[str]:
+    """What ``fetch_model`` says in a fresh process: the hub's client reads its address once."""
+    lines = [json.dumps(order if isinstance(order, tuple) else (order, {})) for order in orders]
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    reply = subprocess.run(
+        [sys.executable, "-c", _FETCH],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    answers = reply.stdout.splitlines()
+    assert len(answers) == len(orders), reply.stderr
+    return answers
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory) -> dict[str, dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("models")
+    writer = gguf.GGUFWriter(folder / "m-Q8_0.gguf", "llama", split_max_tensors=2)
+    for number in range(4):
+        writer.add_tensor(f"tensor.{number}", np.full(64, number, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shards = {path.name: path for path in folder.glob("*.gguf")}
+    single = next(iter(shards.values()))
+    return {
+        "owner/split": shards,
+        "owner/single": {"model.gguf": single, "config.json": single},
+        "owner/other": {"config.json": single, "model.safetensors": single},
+    }
+
+
+def test_fetching(repositories, tmp_path):
+    with hub(repositories) as endpoint:
+        split, single, other, missing, revision, needed = _fetch(
+            endpoint,
+            tmp_path,
+            "owner/split:q8_0",
+            ("owner/single", {"required": False}),
+            ("owner/other", {"required": False}),
+            "owner/nothing:Q4_0",
+            ("owner/split", {"revision": "v2"}),
+            "owner/other",
+        )
+    model = open_gguf(split)
+    assert len(model.files) == 2 and len(model.tensors) == 4
+    assert Path(single).name == "model.gguf" and Path(single).exists()
+    assert other == "None"
+    assert missing.startswith("GGUFError: owner/nothing: no such repository")
+    assert revision.startswith("GGUFError: owner/split: the repository has no such revision")
+    assert needed.startswith("GGUFError: owner/other: no such GGUF model")
+
+    # And again without a network: what was fetched is there, the rest says what is wrong.
+    nobody = f"http://127.0.0.1:{free_port()}"
+    again, absent, undecided = _fetch(
+        nobody,
+        tmp_path,
+        "owner/split:q8_0",
+        "owner/nothing:Q4_0",
+        ("owner/nothing", {"required": False}),
+    )
+    assert again == split
+    assert absent.startswith("GGUFError: owner/nothing: the Hugging Face hub cannot be reached")
+    assert undecided == "None"
