@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-sys.path[:0] = [str(FOLDER.parent / "python"), str(FOLDER)]
+PYTHON = FOLDER.parent / "python"
+sys.path[:0] = [str(PYTHON), str(PYTHON / "make"), str(FOLDER)]
 
 
 def benchmarks() -> list[str]:

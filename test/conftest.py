@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from hub_standin import hub
+from resolver import Resolver
 from serving import Zygote, cpu_environment, npu_simulation
+
+DATA = Path(__file__).with_name("data")
+
+#: What :func:`resolver` finds on the hub.
+REPOSITORIES = {
+    "owner/one": {"config.json": DATA / "README.md", "m.gguf": DATA / "qwen3-dense-Q4_K_M.gguf"},
+    "owner/several": {
+        "m-Q4_K_M.gguf": DATA / "qwen2-dense-Q4_K_M.gguf",
+        "m-Q8_0.gguf": DATA / "qwen3-dense-Q4_K_M.gguf",
+    },
+    "owner/none": {"README.md": DATA / "README.md"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +30,16 @@ def zygote() -> Iterator[Zygote]:
     process = Zygote(cpu_environment())
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def resolver(tmp_path_factory) -> Iterator[Resolver]:
+    """Resolves command lines, with a stand-in of the Hugging Face hub."""
+    with hub(REPOSITORIES) as endpoint:
+        cache = tmp_path_factory.mktemp("hub")
+        process = Resolver(cpu_environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)})
+        yield process
+        process.close()
 
 
 @pytest.fixture

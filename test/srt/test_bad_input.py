@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -73,44 +72,6 @@ SPOILED = {
     "wrong shape": (_wrong_shape, ["blk.0.attn_k.weight", "(127, 256)", "(128, 256)"]),
     "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
 }
-
-_RESOLVE = """
-import json, sys
-from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import prepare_server_args
-load_plugins()
-for arguments in map(json.loads, sys.stdin):
-    try:
-        prepare_server_args(arguments).resolve_once()
-        print(json.dumps(["", ""]))
-    except BaseException as error:
-        print(json.dumps([type(error).__name__, str(error)]))
-    sys.stdout.flush()
-"""
-
-
-@pytest.fixture(scope="module")
-def resolver():
-    """Resolves command lines in one process, as the engine's main process does."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _RESOLVE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=cpu_environment(),
-    ) as process:
-
-        def resolve(*arguments: str) -> tuple[str, str]:
-            print(json.dumps(arguments), file=process.stdin, flush=True)
-            for line in process.stdout:
-                if line.startswith("["):
-                    return tuple(json.loads(line))
-            raise AssertionError("the resolver ended")
-
-        yield resolve
-        process.stdin.close()
-
 
 def _check_message(kind: str, message: str, path: Path, *expected: str) -> None:
     assert kind == "GGUFError", (kind, message)

@@ -34,7 +34,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     required = "gguf" in (asked.quantization, asked.load_format)
     model = _find(asked.model_path, asked.revision, required)
     paths = {"model_path": model}
-    if asked.tokenizer_path == asked.model_path:
+    if asked.tokenizer_path == asked.model_path:  # the engine may have filled it in already
         paths["tokenizer_path"] = model
     elif asked.tokenizer_path:
         paths["tokenizer_path"] = _first_file(asked.tokenizer_path)
@@ -52,8 +52,9 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
-    if reads_tokenizer_from(found.tokenizer_path) and not found.skip_tokenizer_init:
-        load_tokenizer(found.tokenizer_path)
+    tokenizer = found.tokenizer_path or found.model_path
+    if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
+        load_tokenizer(tokenizer)
 
 
 def _find(path: str, revision: str | None, required: bool) -> str:

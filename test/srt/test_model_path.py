@@ -1,0 +1,118 @@
+"""Where a model may come from: a file, a shard, a folder, the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import pytest
+
+from ascend_gguf import load_tokenizer
+from serving import CPU
+
+DATA = Path(__file__).parents[1] / "data"
+MODEL = DATA / "qwen3-moe-Q4_K_M.gguf"
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> list[Path]:
+    """The model in several files, the first without a tensor, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("split")
+    reader = gguf.GGUFReader(MODEL)
+    writer = gguf.GGUFWriter(
+        folder / "m.gguf", "qwen3moe", split_max_tensors=12, small_first_shard=True
+    )
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        if entry.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, entry.contents())
+        else:
+            writer.add_key_value(key, entry.contents(), entry.types[0])
+    for tensor in reader.tensors:
+        plain = tensor.tensor_type == gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=None if plain else tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    files = sorted(folder.glob("*.gguf"))
+    assert len(files) > 2 and not gguf.GGUFReader(files[0]).tensors
+    return files
+
+
+def test_any_shard_and_the_folder(resolver, split):
+    for path in (split[0], split[2], split[0].parent):
+        found = resolver.paths("--model-path", str(path), *CPU)
+        assert found["model_path"] == found["tokenizer_path"] == str(split[0])
+        assert found["load_format"] == found["quantization"] == "gguf"
+
+
+def test_served_from_its_folder(zygote, log, split):
+    reference = json.loads(MODEL.with_suffix(".ref.json").read_text())
+    with zygote.serve(split[0].parent, log, *CPU, "--dtype", "float32") as server:
+        prompt, expected = reference["input_ids"], reference["token_logprobs"]
+        assert server.mean_error(prompt, expected) < 1e-4
+
+
+def test_missing_shard(resolver, split, tmp_path):
+    for file in split:
+        shutil.copy(file, tmp_path)
+    (tmp_path / split[1].name).unlink()
+    for path in (tmp_path / split[2].name, tmp_path):
+        kind, message = resolver("--model-path", str(path), *CPU)
+        assert kind == "GGUFError" and f"no {split[1].name}" in message
+
+
+def test_foreign_shard(resolver, split, tmp_path):
+    for file in split:
+        shutil.copy(file, tmp_path)
+    shutil.copy(split[2], tmp_path / split[1].name)
+    kind, message = resolver("--model-path", str(tmp_path), *CPU)
+    assert kind == "GGUFError" and split[1].name in message and "split.no" in message
+
+
+def test_folder_of_several_models(resolver):
+    kind, message = resolver("--model-path", str(DATA), *CPU)
+    assert kind == "GGUFError"
+    assert all(file.name in message for file in DATA.glob("*.gguf"))
+
+
+def test_folder_without_a_model(resolver, tmp_path):
+    kind, message = resolver("--model-path", str(tmp_path), "--quantization", "gguf", *CPU)
+    assert kind == "GGUFError" and "no .gguf file" in message
+
+
+def test_tokenizer_of_the_user_stays(resolver, tmp_path):
+    load_tokenizer(MODEL).save_pretrained(tmp_path)
+    found = resolver.paths("--model-path", str(MODEL), "--tokenizer-path", str(tmp_path), *CPU)
+    assert found["tokenizer_path"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "reference, file",
+    [("owner/one", "m.gguf"), ("owner/several:q8_0", "m-Q8_0.gguf"), ("owner/one/m.gguf", "m.gguf")],
+)
+def test_on_the_hub(resolver, reference, file):
+    found = resolver.paths("--model-path", reference, *CPU)
+    assert found["model_path"] == found["tokenizer_path"]
+    assert Path(found["model_path"]).name == file
+    expected = (DATA / "qwen3-dense-Q4_K_M.gguf").read_bytes()
+    assert Path(found["model_path"]).read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "reference, expected",
+    [
+        ("owner/several", "m-Q4_K_M.gguf, m-Q8_0.gguf"),
+        ("owner/several:Q2_K", "m-Q4_K_M.gguf, m-Q8_0.gguf"),
+        ("owner/none", "no .gguf file"),
+        ("owner/nothing", "no such repository"),
+        ("owner/nothing/m.gguf", "no such repository"),
+    ],
+)
+def test_not_on_the_hub(resolver, reference, expected):
+    kind, message = resolver("--model-path", reference, "--quantization", "gguf", *CPU)
+    assert kind == "GGUFError" and expected in message and "owner/" in message
