@@ -38,6 +38,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
     ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),

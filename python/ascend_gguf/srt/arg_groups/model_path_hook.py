@@ -47,6 +47,8 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for field, path in paths.items():
         if path != getattr(asked, field):
             declare_resolution(server_args, "ascend_gguf.find", **{field: path})
+    if asked.speculative_draft_model_path:
+        _settle_draft_format(server_args)
     original(server_args)
     found = resolving_view(server_args)
     for path in (found.model_path, found.speculative_draft_model_path):
@@ -89,6 +91,23 @@ def _first_file(path: str) -> str:
     if is_model or check_gguf_file(path):
         return os.path.abspath(open_gguf(path).files[0])
     return path
+
+
+def _settle_draft_format(server_args: Any) -> None:
+    """Let a draft model be of another format than the model it drafts for.
+
+    The engine takes over the model's format, but not yet what it finds the model to be.
+    """
+    found = resolving_view(server_args)
+    model, draft = map(check_gguf_file, (found.model_path, found.speculative_draft_model_path))
+    if not model and not draft:
+        return
+    settled = {
+        "speculative_draft_model_quantization": "gguf" if draft else "unquant",
+        "speculative_draft_load_format": "gguf" if draft else "auto",
+    }
+    unsaid = {name: value for name, value in settled.items() if getattr(found, name) is None}
+    declare_resolution(server_args, "ascend_gguf.draft", **unsaid)
 
 
 def _check_model(path: str, asked: Any) -> None:
