@@ -12,10 +12,16 @@ from __future__ import annotations
 import torch
 from torch.utils._pytree import tree_map_only
 
-from ascend_gguf.decoding import dequantize
+from ascend_gguf import streaming
+from ascend_gguf.decoding import OUTPUT_DTYPES, dequantize
 from ascend_gguf.ggml_types import BlockType, block_type
+from ascend_gguf.reader.pieces import read_rows
 
 _aten = torch.ops.aten
+
+# What is read from a file and decoded at once: little enough for the caches, and for memory where
+# the result lies elsewhere and is a copy.
+_WEIGHTS_AT_ONCE = 1 << 20
 
 
 class BlockTensor(torch.Tensor):
@@ -65,19 +71,26 @@ class BlockTensor(torch.Tensor):
 
     def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
         """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
-        if out.shape != self.shape:
-            raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(self.shape)}")
+        _check_shape(out, self)
+        if self.dim() > 2:
+            for i in range(len(self)):
+                self._view(self._blocks[i]).dequantize_into(out[i])
+            return out
         start, stop = self._columns
         size, nbytes = self._type.block_size, self._type.type_size
         first, last = start // size, -(-stop // size)
         covering = self._blocks[..., first * nbytes : last * nbytes]
-        if start == first * size and stop == last * size and out.device.type == "cpu":
-            return dequantize(covering, self._type.ggml_type, out=out)
-        # Off a block boundary: decode the covering blocks, then cut.  Off the host: decode here,
-        # in the target's dtype to halve what is copied, then copy.
-        dtype = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else torch.float32
-        values = dequantize(covering, self._type.ggml_type, dtype)
-        return out.copy_(values[..., start - first * size : stop - first * size])
+        is_cut = start != first * size or stop != last * size
+        rows = max(1, _WEIGHTS_AT_ONCE // max(1, (last - first) * size))
+        for place, blocks in read_rows(covering, rows):
+            if not is_cut:
+                dequantize(blocks, self._type.ggml_type, out=out[place])
+                continue
+            # Off a block boundary: decode the covering blocks, then cut.
+            dtype = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
+            values = dequantize(blocks, self._type.ggml_type, dtype)
+            out[place].copy_(values[..., start - first * size : stop - first * size])
+        return out
 
     def dequantize(self) -> torch.Tensor:
         """The numbers, float32 on the host."""
@@ -99,7 +112,10 @@ class BlockTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is _aten.copy_.default and not isinstance(args[0], cls):
-            return args[1].dequantize_into(args[0])
+            out, source = args[:2]
+            _check_shape(out, source)
+            streaming.run(source, lambda: source.dequantize_into(out), out)
+            return out
         if func in (_aten.detach.default, _aten.alias.default):
             return args[0]._view(args[0]._blocks)
         if func is _aten.slice.Tensor:
@@ -116,6 +132,11 @@ class BlockTensor(torch.Tensor):
 
     def __repr__(self) -> str:  # the default would decode to print
         return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
+
+
+def _check_shape(out: torch.Tensor, source: BlockTensor) -> None:
+    if out.shape != source.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(source.shape)}")
 
 
 def _refuse_writes(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> None:

@@ -7,12 +7,16 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ggml_types import BlockType, block_type
+
+#: The threads of a call that does not say how many; None: see :func:`default_threads`.
+thread_limit: ContextVar[int | None] = ContextVar("thread_limit", default=None)
 
 #: Dtypes a decoder can write.  float16 and bfloat16 are the float32 value rounded to nearest even.
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -38,8 +42,8 @@ def dequantize(
         out: where to write, ``[..., n]`` with ``n`` the weights in a row; any dtype torch converts
             float32 to, any device.  Written without a copy if it is on the host, of one of
             :data:`OUTPUT_DTYPES`, and the weights of a row are adjacent.
-        threads: the most threads to use; by default the cores this process may run on, no more
-            than torch uses (``torch.get_num_threads``).  Their number does not change the result.
+        threads: the most threads to use; by default :data:`thread_limit`, or else
+            :func:`default_threads`.  Their number does not change the result.
 
     Returns:
         ``out``, or a new tensor ``[..., n]`` of ``dtype`` on the host.
@@ -77,7 +81,7 @@ def dequantize(
         target = torch.empty(shape, dtype=aside, device="cpu")
     if source.strides[-1] != 1:
         source = np.ascontiguousarray(source)
-    _decode(kind, source, target, threads or _default_threads())
+    _decode(kind, source, target, threads or thread_limit.get() or default_threads())
     if not is_direct:
         out.copy_(target)
     return out
@@ -165,7 +169,8 @@ def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return [(1, 0, 0)] * (2 - len(merged)) + merged
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """The cores this process may run on, no more than torch uses (``torch.get_num_threads``)."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

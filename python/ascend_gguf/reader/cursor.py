@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from pathlib import Path
 
 import numpy as np
 
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
+from ascend_gguf.reader.mapping import MappedFile
 
 _UINT32 = np.dtype("<u4")
 _UINT64 = np.dtype("<u8")
@@ -26,7 +26,7 @@ class Cursor:
         key, tensor: the metadata key or tensor being read, if any; part of every error.
     """
 
-    def __init__(self, buffer: mmap.mmap, file: Path) -> None:
+    def __init__(self, buffer: MappedFile, file: Path) -> None:
         self.buffer = buffer
         self.file = file
         self.size = len(buffer)

@@ -58,7 +58,9 @@ def read_shard(path: Path) -> Shard:
     _check_count(cursor, "metadata keys", pair_count, SMALLEST_PAIR)
     _check_count(cursor, "tensors", tensor_count, SMALLEST_ROW)
     metadata = read_metadata(cursor, pair_count)
-    return Shard(path, metadata, read_tensor_table(cursor, tensor_count, metadata))
+    tensors = read_tensor_table(cursor, tensor_count, metadata)
+    cursor.buffer.tensors = sorted((tensor.offset, name) for name, tensor in tensors.items())
+    return Shard(path, metadata, tensors)
 
 
 def _check_magic(cursor: Cursor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ggml_types import BlockType
+from ascend_gguf.reader.mapping import MappedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class GGUFTensor:
     file: Path
     offset: int
     nbytes: int
-    mapping: mmap.mmap = field(repr=False, compare=False)
+    mapping: MappedFile = field(repr=False, compare=False)
 
     @property
     def blocks(self) -> torch.Tensor:

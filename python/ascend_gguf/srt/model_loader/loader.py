@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import psutil
 import torch
 from sglang.srt.configs.device_config import DeviceConfig
 from sglang.srt.configs.load_config import LoadConfig
@@ -23,10 +26,16 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
-from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
+from ascend_gguf.srt.layers.parameter import (
+    accept_blocks,
+    as_blocks,
+    block_names,
+    stop_accepting_blocks,
+)
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
 from ascend_gguf.srt.model_loader.weight_utils import HFNames, gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
+from ascend_gguf.streaming import Stream
 
 #: What ``--model-loader-extra-config`` may hold, and the type of each.
 _OPTIONS: dict[str, type] = {"modules_to_not_convert": list}
@@ -86,8 +95,7 @@ def load_model(
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
         _keep_routers_in_float32(model, path, name_map)
-        weights = _with_progress(_weights(model, path, name_map), path)
-        _load_weights(model, path, weights)
+        _load_weights(model, path, _weights(model, path, name_map))
         for _, module in model.named_modules():
             quant_method = getattr(module, "quant_method", None)
             if quant_method is not None:
@@ -120,20 +128,33 @@ def _weights(
 
 
 def _with_progress(
-    weights: Iterable[tuple[str, torch.Tensor]], path: str
+    weights: Iterable[tuple[str, torch.Tensor]], path: str, stream: Stream
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """``weights`` with a progress bar on the first rank, where somebody is looking."""
+    """``weights`` with a progress bar on the first rank, where somebody is looking.
+
+    A weight counts when ``stream`` has done everything that the model asked for on its account.
+    """
     total = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
     # None: only on a terminal.
     disable = None if get_parallel().tp_rank == 0 else True
     with tqdm(total=total, desc="Loading GGUF", unit="B", unit_scale=True, disable=disable) as bar:
+        loading: deque[tuple[int, int]] = deque()  # slices of the stream up to a weight, its bytes
         tensors = 0
+
+        def count() -> None:
+            nonlocal tensors
+            while loading and loading[0][0] <= stream.finished:
+                tensors += 1
+                bar.set_postfix_str(f"{tensors} tensors", refresh=False)
+                bar.update(loading.popleft()[1])
+
         for name, data in weights:
             yield name, data
             if data.dim():  # not the number of a type
-                tensors += 1
-                bar.set_postfix_str(f"{tensors} tensors", refresh=False)
-                bar.update(data.nbytes)
+                loading.append((stream.submitted, data.nbytes))
+                count()
+        stream.wait()
+        count()
 
 
 def _keep_routers_in_float32(model: nn.Module, path: str, name_map: dict[str, HFNames]) -> None:
@@ -168,14 +189,15 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
 
     current = ""
 
-    def named() -> Iterator[tuple[str, torch.Tensor]]:
+    def named(stream: Stream) -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal current
-        for name, data in weights:
+        for name, data in _with_progress(weights, path, stream):
             current = name
-            yield name, data
+            yield name, as_blocks(data)
 
     try:
-        model.load_weights(named())
+        with Stream(keep_cached=_fits_page_cache(path)) as stream:
+            model.load_weights(named(stream))
     except GGUFError:
         raise
     except Exception as error:
@@ -187,6 +209,12 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
     for module, name in aliased:
         stop_accepting_blocks(module, name)
     _check_initialised(targets, path)
+
+
+def _fits_page_cache(path: str) -> bool:
+    """Whether to leave the file in memory for the next start, or for this node's other ranks."""
+    nbytes = sum(os.path.getsize(file) for file in open_gguf(path).files)
+    return get_parallel().tp_size > 1 or nbytes < psutil.virtual_memory().available // 2
 
 
 def _first_column(parameter: torch.Tensor) -> torch.Tensor:

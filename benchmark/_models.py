@@ -1,0 +1,89 @@
+"""Large models to load: files of random blocks, and the engine's own model of one layer to take them.
+
+A model's layers share the memory of one, so that a file whose numbers would not fit in memory can
+be loaded whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+
+from ascend_gguf import load_config, open_gguf
+from ascend_gguf.architectures import architecture_of
+
+sys.path.append(str(Path(__file__).parents[1] / "test"))
+from random_model import Spec, _write_metadata, random_blocks  # noqa: E402
+
+# Random blocks are drawn so many weights at a time, and repeated.
+_DRAWN = 1 << 22
+
+
+def write_blocks(path: Path, spec: Spec) -> None:
+    """Write a model of any size; its numbers are not computed."""
+    writer = gguf.GGUFWriter(path, spec.arch)
+    _write_metadata(writer, spec)
+    tensors = {name: (spec.type_of(name), shape) for name, shape in spec.shapes().items()}
+    for name, (type_name, shape) in tensors.items():
+        ggml_type = GGMLQuantizationType[type_name]
+        size, nbytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        row_bytes = shape[-1] // size * nbytes
+        total = int(np.prod(shape[:-1])) * row_bytes
+        if type_name == "F32":
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), total)
+        else:
+            blocks = (*shape[:-1], row_bytes)
+            writer.add_tensor_info(name, blocks, np.dtype(np.uint8), total, ggml_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(spec.seed)
+    drawn: dict[str, np.ndarray] = {}
+    for type_name, shape in tensors.values():
+        if type_name == "F32":
+            writer.write_tensor_data(np.ones(shape, np.float32))
+            continue
+        if type_name not in drawn:
+            drawn[type_name] = random_blocks(rng, type_name, (_DRAWN,))[0]
+        size, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
+        writer.write_tensor_data(np.resize(drawn[type_name], int(np.prod(shape)) // size * nbytes))
+    writer.close()
+
+
+@contextlib.contextmanager
+def one_layer_model(path: Path) -> Iterator[tuple[torch.nn.Module, dict[str, str]]]:
+    """The engine's model of one layer, bfloat16 on the CPU, and the file's name map to it."""
+    from sglang.srt.layers.quantization.gguf import GGUFConfig
+    from sglang.srt.model_loader.utils import set_default_torch_dtype
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.runtime_context import get_context, get_parallel
+
+    load_plugins()
+    get_context().override_server_args(device="cpu").install()
+    config = load_config(path)
+    file = open_gguf(path)
+    names = {
+        name: tuple(re.sub(r"\.layers\.\d+\.", ".layers.0.", n) for n in np.atleast_1d(hf))
+        for name, hf in architecture_of(file).name_map(file, config).items()
+    }
+    config.num_hidden_layers = 1
+    one = {
+        f"{group}_{what}": int(what == "size")
+        for group in ("tp", "attn_tp", "attn_dp", "attn_cp", "moe_ep", "moe_tp", "pp")
+        for what in ("size", "rank")
+    }
+    pp_group = SimpleNamespace(is_first_rank=True, is_last_rank=True, rank_in_group=0, world_size=1)
+    with get_parallel().override(**one, pp_group=pp_group):
+        with set_default_torch_dtype(torch.bfloat16):
+            module = import_module(f"sglang.srt.models.{config.model_type}")
+            yield module.EntryClass(config, quant_config=GGUFConfig()), names
