@@ -1,7 +1,6 @@
-"""Large models to load: files of random blocks, and the engine's own model of one layer to take them.
+"""Large models to load: files of random blocks, and the engine's own model to take them.
 
-A model's layers share the memory of one, so that a file whose numbers would not fit in memory can
-be loaded whole.
+All layers of a file are loaded into one, so that numbers that would not fit in memory can be.
 """
 
 from __future__ import annotations

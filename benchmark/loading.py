@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 
-torch.set_num_threads(max(torch.get_num_threads(), 1))
-
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="loading", description=__doc__.splitlines()[0])
@@ -52,14 +50,18 @@ def _dense(path: Path, layers: int, rounds: int) -> None:
                 times[name].append(_seconds(call))
     engine, part = _engine(path, {name: hf[0] for name, hf in names.items()})
     size = path.stat().st_size
-    copying, ours = (statistics.median(t for t, _ in rounds) for rounds in times.values())
     print(
-        f"A dense Q4_K_M model: {size / 1e9:.2f} GB, {len(spec.shapes())} tensors, {weights / 1e9:.2f} "
-        f"G weights, {2 * weights / 1e9:.1f} GB of numbers; all {layers} layers are loaded into one.\n"
+        f"A dense Q4_K_M model of {size / 1e9:.2f} GB, {len(spec.shapes())} tensors, "
+        f"{weights / 1e9:.2f} G weights, {2 * weights / 1e9:.1f} GB of numbers; all {layers} layers "
+        f"are loaded into one.\n"
     )
     print("| | seconds | of the processor | GB/s of the file | to memcpy | to the engine |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    rows = {name: [statistics.median(column) for column in zip(*times[name])] for name in times}
+    rows = {
+        name: [statistics.median(column) for column in zip(*rounds, strict=True)]
+        for name, rounds in times.items()
+    }
+    copying = next(iter(rows.values()))[0]
     rows[f"the engine and gguf-py (from {part:.1%} of the file)"] = [s / part for s in engine]
     for name, (wall, processor) in rows.items():
         print(

@@ -81,7 +81,7 @@ def dequantize(
         target = torch.empty(shape, dtype=aside, device="cpu")
     if source.strides[-1] != 1:
         source = np.ascontiguousarray(source)
-    _decode(kind, source, target, threads or thread_limit.get() or default_threads())
+    _decode(kind, source, target, threads)
     if not is_direct:
         out.copy_(target)
     return out
@@ -98,12 +98,16 @@ def _bytes_of(blocks: torch.Tensor | np.ndarray) -> np.ndarray:
     return array
 
 
-def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: int) -> None:
+def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: int | None) -> None:
     """Decode into a tensor on the host; both have adjacent elements in a row."""
     from ascend_gguf.decoders.kernel import kernel  # imports a compiler
 
     decode = kernel(kind, target.dtype)
     pieces = deque(_pieces(kind, source, target))
+    if len(pieces) == 1:
+        decode(*pieces[0])
+        return
+    threads = threads or thread_limit.get() or default_threads()
 
     def work() -> None:
         while True:

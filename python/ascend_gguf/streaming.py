@@ -7,7 +7,8 @@ slice at a time from the disk to its final place, while the caller finds out whe
     with Stream():
         model.load_weights(weights)  # returns early; leaving the block waits
 
-Whatever else the caller does with tensors sees them as if every copy were made at once.
+Every operator that the caller applies to tensors meanwhile sees them as if each copy were made at
+once (what is no operator, such as ``numpy()`` or ``tolist()``, does not).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _MOST_THREADS = 16
 # while they work, little against what is loaded.
 _MOST_BYTES_AHEAD = 64 << 20
 _MOST_SLICES_AHEAD = 64
+# Fewer weights are in place sooner than handed over to a thread.
+_FEW_WEIGHTS = 1 << 18
 
 _current = threading.local()
 
@@ -101,9 +104,7 @@ class Stream(TorchDispatchMode):
             GGUFError: a work failed: the first error.
         """
         with self._lock:
-            while self._pending and self._error is None:
-                self._is_done.wait()
-        self._check()
+            self._wait_for(lambda: not self._pending)
 
     def __enter__(self) -> Stream:
         self._outer, _current.stream = getattr(_current, "stream", None), self
@@ -130,19 +131,36 @@ class Stream(TorchDispatchMode):
             self.wait()
         return func(*args, **(kwargs or {}))
 
-    def _check(self) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second, to guard each call
+
+    def _wait_for(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so, or raise what fails before; ``self._lock`` is held."""
+        while self._error is None and not is_so():
+            self._is_done.wait()
         if self._error is not None:
             raise self._error
 
     def _add(self, source: BlockTensor, work: Callable[[], None], out: torch.Tensor | None) -> None:
-        place = locate(source.blocks)
-        piece = _Slice(work, place, _extent(source.blocks), (0, 0) if out is None else _span(out))
-        if place is not None:
-            place[0].advise(place[1], piece.nbytes, os.POSIX_FADV_WILLNEED)
+        piece = _Slice(
+            work,
+            locate(source.blocks),
+            _extent(source.blocks),
+            (0, 0) if out is None else _span(out),
+        )
+        if source.numel() < _FEW_WEIGHTS:
+            with self._lock:
+                self._wait_for(lambda: not self._is_target(piece.target))
+            error = self._done_with(piece)
+            if error is not None:
+                raise error
+            return
+        if piece.place is not None:
+            file, offset = piece.place
+            file.advise(offset, piece.nbytes, os.POSIX_FADV_WILLNEED)
         with self._lock:
-            while self._error is None and (self._is_full() or self._is_target(piece.target)):
-                self._is_done.wait()
-            self._check()
+            self._wait_for(lambda: not (self._is_full() or self._is_target(piece.target)))
             self.submitted += 1
             self._bytes_ahead += piece.nbytes
             self._pending.add(piece)
@@ -151,9 +169,7 @@ class Stream(TorchDispatchMode):
 
     def _is_full(self) -> bool:
         ahead = len(self._waiting)
-        return ahead and (
-            ahead >= _MOST_SLICES_AHEAD or self._bytes_ahead > _MOST_BYTES_AHEAD
-        )
+        return ahead and (ahead >= _MOST_SLICES_AHEAD or self._bytes_ahead > _MOST_BYTES_AHEAD)
 
     def _is_target(self, span: tuple[int, int]) -> bool:
         start, end = span
