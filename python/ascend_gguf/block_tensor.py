@@ -19,9 +19,10 @@ from ascend_gguf.reader.pieces import read_rows
 
 _aten = torch.ops.aten
 
-# What is read from a file and decoded at once: little enough for the caches, and for memory where
-# the result lies elsewhere and is a copy.
-_WEIGHTS_AT_ONCE = 1 << 20
+# What is read from a file and decoded at once, at most: more than a thread loses by calling the
+# interpreter, less than what memory has to spare where the result is copied to another place.
+_WEIGHTS_AT_ONCE = 1 << 22
+_BYTES_AT_ONCE = 1 << 22
 
 
 class BlockTensor(torch.Tensor):
@@ -81,8 +82,12 @@ class BlockTensor(torch.Tensor):
         first, last = start // size, -(-stop // size)
         covering = self._blocks[..., first * nbytes : last * nbytes]
         is_cut = start != first * size or stop != last * size
-        rows = max(1, _WEIGHTS_AT_ONCE // max(1, (last - first) * size))
-        for place, blocks in read_rows(covering, rows):
+        row_bytes = self._blocks.shape[-1]
+        rows = min(
+            _BYTES_AT_ONCE // max(1, row_bytes),
+            _WEIGHTS_AT_ONCE // max(1, self._type.row_cols(row_bytes)),
+        )
+        for place, blocks in read_rows(covering, max(1, rows)):
             if not is_cut:
                 dequantize(blocks, self._type.ggml_type, out=out[place])
                 continue

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ascend_gguf.block_tensor import BlockTensor
 
 # More cannot be fed by memory, and each holds a piece of a slice.
-_MOST_THREADS = 16
+_MOST_THREADS = 8
 # How far the caller, and with it reading, may be ahead of the threads: enough for a disk to read
 # while they work, little against what is loaded.
 _MOST_BYTES_AHEAD = 64 << 20
@@ -75,7 +75,7 @@ class Stream(TorchDispatchMode):
     all but those that make views, and copies of a :class:`~ascend_gguf.BlockTensor` elsewhere.
 
     Args:
-        threads: that work; by default the cores this process may use, 16 at most.
+        threads: that work; by default the cores this process may use, 8 at most.
         keep_cached: leave what was read in the system's page cache for the next reader.
     """
 

@@ -425,23 +425,25 @@ path, count = sys.argv[1], int(sys.argv[2])
 names = {f"t{i}.weight": f"m{i}.weight" for i in range(count)}
 parameter = torch.ones(1024, 4096, dtype=torch.bfloat16)
 before, types = peak(), {}
-with Stream(16) as stream:
+with Stream(8) as stream:
     for name, data in gguf_quant_weights_iterator(path, names):
         if data.dim() == 0:
             types[name.removesuffix("_type")] = int(data)
         else:
-            parameter.copy_(BlockTensor(data, types[name]))
+            matrix = BlockTensor(data, types[name])
+            parameter.copy_(matrix)  # decoded in place
+            parameter[:, 1:-1].copy_(matrix[:, 1:-1])  # decoded, then cut
 print(stream.finished, peak() - before)
 """
 
 
 def test_peak_of_memory(tmp_path):
-    """1.5 GB of blocks through 16 threads; the largest slice is 4.5 MB.
+    """0.75 GB of blocks, twice, through 8 threads; the largest slice is 4.5 MB.
 
     Twice the largest slice and 300 MB, with the compiler, are allowed.  The data is a hole in the
     file.
     """
-    count, path = 340, tmp_path / "m.gguf"
+    count, path = 170, tmp_path / "m.gguf"
     nbytes = 1024 * 4096 // 32 * 34
     writer = gguf.GGUFWriter(path, "qwen3")
     for i in range(count):
@@ -460,5 +462,5 @@ def test_peak_of_memory(tmp_path):
     assert ended.returncode == 0, ended.stderr
     finished, more = map(int, ended.stdout.split())
     print(f"{count * nbytes / 1e9:.1f} GB loaded; {more / 1e6:.0f} MB more at the peak")
-    assert finished == count
+    assert finished == 2 * count
     assert more < 2 * nbytes + 300e6
