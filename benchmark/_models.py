@@ -1,7 +1,4 @@
-"""Large models to load: files of random blocks, and the engine's own model to take them.
-
-All layers of a file are loaded into one, so that numbers that would not fit in memory can be.
-"""
+"""Large models to load: files of random blocks, and the engine's own model to take them."""
 
 from __future__ import annotations
 
@@ -60,8 +57,14 @@ def write_blocks(path: Path, spec: Spec) -> None:
 
 
 @contextlib.contextmanager
-def one_layer_model(path: Path) -> Iterator[tuple[torch.nn.Module, dict[str, str]]]:
-    """The engine's model of one layer, bfloat16 on the CPU, and the file's name map to it."""
+def engine_model(
+    path: Path, layers: int
+) -> Iterator[tuple[torch.nn.Module, dict[str, tuple[str, ...]]]]:
+    """The engine's model for a file, bfloat16 on the CPU, and the file's names in it.
+
+    It has ``layers`` layers, which the file's take turns in: so a file can be loaded whose numbers
+    would not fit in memory.
+    """
     from sglang.srt.layers.quantization.gguf import GGUFConfig
     from sglang.srt.model_loader.utils import set_default_torch_dtype
     from sglang.srt.plugins import load_plugins
@@ -71,11 +74,15 @@ def one_layer_model(path: Path) -> Iterator[tuple[torch.nn.Module, dict[str, str
     get_context().override_server_args(device="cpu").install()
     config = load_config(path)
     file = open_gguf(path)
+
+    def folded(name: str) -> str:
+        return re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{int(m[1]) % layers}.", name)
+
     names = {
-        name: tuple(re.sub(r"\.layers\.\d+\.", ".layers.0.", n) for n in np.atleast_1d(hf))
+        name: tuple(map(folded, np.atleast_1d(hf)))
         for name, hf in architecture_of(file).name_map(file, config).items()
     }
-    config.num_hidden_layers = 1
+    config.num_hidden_layers = layers
     one = {
         f"{group}_{what}": int(what == "size")
         for group in ("tp", "attn_tp", "attn_dp", "attn_cp", "moe_ep", "moe_tp", "pp")

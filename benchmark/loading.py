@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _models import Spec, engine_model, write_blocks
+
+#: Name to seconds of each round: of the clock, of the processor.
+Times = dict[str, list[tuple[float, float]]]
 
 
 def main(arguments: list[str]) -> None:
@@ -22,57 +26,136 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", help="for the files, which are deleted")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        _dense(Path(folder) / "dense.gguf", options.layers, options.rounds)
-        _slices(Path(folder) / "experts.gguf")
+        path = Path(folder) / "model.gguf"
+        _again_and_again(path, options.layers, options.rounds)
+        _first_touch(path, min(options.layers, 6), options.rounds)
+        _slices(path)
 
 
-def _dense(path: Path, layers: int, rounds: int) -> None:
-    from _models import Spec, one_layer_model, write_blocks
-
+def _dense(path: Path, layers: int) -> str:
+    """Write a dense model of the recipe Q4_K_M; what it is, in words."""
     spec = Spec(
         types={r"attn_v|ffn_down|^output\.": "Q6_K"},
         layers=layers, hidden=4096, heads=32, kv_heads=8, head_size=128, ffn=12288, vocab=1 << 15,
     )  # fmt: skip
     write_blocks(path, spec)
-    with one_layer_model(path) as (model, names):
-        weights = sum(_numel(shape) for shape in spec.shapes().values())
-        layer = [p.data for p in model.model.layers[0].parameters() if p.numel()]
-        rest = [model.model.embed_tokens.weight.data, model.lm_head.weight.data]
-        dense = layer * layers + rest
-        copies = {p.data_ptr(): torch.ones_like(p) for p in layer + rest}
-        contenders = {
-            "memcpy of the numbers": lambda: [p.copy_(copies[p.data_ptr()]) for p in dense],
-            "ascend-gguf": lambda: _load(model, path, names),
-        }
-        times = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                times[name].append(_seconds(call))
-    engine, part = _engine(path, {name: hf[0] for name, hf in names.items()})
-    size = path.stat().st_size
-    print(
-        f"A dense Q4_K_M model of {size / 1e9:.2f} GB, {len(spec.shapes())} tensors, "
-        f"{weights / 1e9:.2f} G weights, {2 * weights / 1e9:.1f} GB of numbers; all {layers} layers "
-        f"are loaded into one.\n"
+    weights = sum(torch.Size(shape).numel() for shape in spec.shapes().values())
+    return (
+        f"Q4_K_M, {path.stat().st_size / 1e9:.2f} GB, {len(spec.shapes())} tensors, "
+        f"{weights / 1e9:.2f} G weights, {2 * weights / 1e9:.1f} GB of numbers"
     )
-    print("| | seconds | of the processor | GB/s of the file | to memcpy | to the engine |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    rows = {
-        name: [statistics.median(column) for column in zip(*rounds, strict=True)]
-        for name, rounds in times.items()
-    }
-    copying = next(iter(rows.values()))[0]
-    rows[f"the engine and gguf-py (from {part:.1%} of the file)"] = [s / part for s in engine]
-    for name, (wall, processor) in rows.items():
-        print(
-            f"| {name} | {wall:.2f} | {processor:.2f} | {size / 1e9 / wall:.2f} "
-            f"| {wall / copying:.2f} | {engine[0] / part / wall:.1f} |"
+
+
+def _again_and_again(path: Path, layers: int, rounds: int) -> None:
+    what = _dense(path, layers)
+    with engine_model(path, 1) as (model, names):
+        layer = [p.data for p in model.model.layers.parameters() if p.numel()]
+        rest = [model.model.embed_tokens.weight.data, model.lm_head.weight.data]
+        numbers = {id(p): torch.ones_like(p) for p in layer + rest}
+        times = _times(
+            {
+                "memcpy of the numbers": lambda: [
+                    p.copy_(numbers[id(p)]) for p in layer * layers + rest
+                ],
+                "ascend-gguf": lambda: _load(model, path, names),
+            },
+            rounds,
         )
-    print()
+    seconds, part = _engine(path, {name: hf[0] for name, hf in names.items()})
+    times[f"the engine and gguf-py, from {part:.0%} of the file"] = [seconds]
+    print(f"{what}; all layers into the memory of one.\n")
+    _table(times, path)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
+def _first_touch(path: Path, layers: int, rounds: int) -> None:
+    what = _dense(path, layers)
+    with engine_model(path, layers) as (model, names):
+        parameters = [p for p in model.parameters() if p.numel()]
+
+        def forget() -> None:
+            for parameter in parameters:
+                parameter.data = torch.empty_like(parameter.data)
+
+        numbers = [torch.ones_like(p.data) for p in parameters]
+        times = _times(
+            {
+                "memcpy of the numbers": lambda: [
+                    p.data.copy_(n) for p, n in zip(parameters, numbers, strict=True)
+                ],
+                "ascend-gguf": lambda: _load(model, path, names),
+            },
+            rounds,
+            forget,
+        )
+    print(f"{what}; into memory that is touched for the first time.\n")
+    _table(times, path)
+
+
+def _slices(path: Path) -> None:
+    spec = Spec(
+        arch="qwen3moe", default="Q8_0", layers=334, hidden=64, heads=2, kv_heads=1, head_size=32,
+        experts=60, expert_ffn=32,
+    )  # fmt: skip
+    write_blocks(path, spec)
+    slices = 3 * spec.experts * spec.layers
+    with engine_model(path, 1) as (model, names):
+        wall, processor = min(_seconds(lambda: _load(model, path, names)) for _ in range(3))
+    print(
+        f"{3 * spec.layers} tensors of experts, {slices} slices of {spec.hidden * spec.expert_ffn} "
+        f"weights: {wall * 1e6 / slices:.0f} microseconds a slice, "
+        f"{processor * 1e6 / slices:.0f} of the processor.\n"
+    )
+
+
+def _load(model: torch.nn.Module, path: Path, names: dict[str, tuple[str, ...]]) -> None:
+    from ascend_gguf.srt.model_loader import loader
+
+    weights = loader._weights(model, str(path), names)
+    loader._load_weights(model, str(path), weights)
+
+
+def _engine(
+    path: Path, names: dict[str, str], most: int = 250_000_000
+) -> tuple[tuple[float, float], float]:
+    """Seconds for a file, by what ``most`` bytes of its tensors take; what part they are.
+
+    From the engine's iterator to the numbers; its weight loaders, which copy twice more, are not
+    counted.
+    """
+    from gguf import dequantize
+    from sglang.srt.model_loader.weight_utils import gguf_quant_weights_iterator
+
+    types: dict[str, int] = {}
+    done = 0
+
+    def load() -> None:
+        nonlocal done
+        for name, data in gguf_quant_weights_iterator(str(path), names):
+            if name.endswith("qweight_type"):
+                types[name.removesuffix("_type")] = int(data)
+                continue
+            if name in types:  # as its ggml_dequantize_ascend does
+                torch.from_numpy(dequantize(data.numpy(), types[name])).to(torch.bfloat16)
+            done += data.nbytes
+            if done > most:
+                return
+
+    wall, processor = _seconds(load)
+    part = done / path.stat().st_size
+    return (wall / part, processor / part), part
+
+
+def _times(
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], None] = lambda: None,
+) -> Times:
+    times: Times = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            before()
+            times[name].append(_seconds(call))
+    return times
 
 
 def _seconds(call: Callable[[], object]) -> tuple[float, float]:
@@ -82,49 +165,16 @@ def _seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def _load(model: torch.nn.Module, path: Path, names: dict) -> None:
-    from ascend_gguf.srt.model_loader import loader
-
-    weights = loader._weights(model, str(path), names)
-    loader._load_weights(model, str(path), weights)
-
-
-def _engine(path: Path, names: dict, most: int = 300_000_000) -> tuple[tuple[float, float], float]:
-    """Seconds for a part of a file, and how much of it that is."""
-    from gguf import dequantize
-    from sglang.srt.model_loader.weight_utils import gguf_quant_weights_iterator
-
-    types, done = {}, 0
-
-    def load() -> None:
-        nonlocal done
-        for name, data in gguf_quant_weights_iterator(str(path), names):
-            if name.endswith("qweight_type"):
-                types[name.removesuffix("_type")] = int(data)
-                continue
-            # As ggml_dequantize_ascend does.
-            if name in types:
-                torch.from_numpy(dequantize(data.numpy(), types[name])).to(torch.bfloat16)
-            done += data.nbytes
-            if done > most:
-                return
-
-    return _seconds(load), done / path.stat().st_size
-
-
-def _slices(path: Path) -> None:
-    from _models import Spec, one_layer_model, write_blocks
-
-    spec = Spec(
-        arch="qwen3moe", default="Q8_0", layers=334, hidden=64, heads=2, kv_heads=1, head_size=32,
-        experts=60, expert_ffn=32,
-    )  # fmt: skip
-    write_blocks(path, spec)
-    slices = 3 * spec.experts * spec.layers
-    with one_layer_model(path) as (model, names):
-        wall, processor = min(_seconds(lambda: _load(model, path, names)) for _ in range(3))
-    print(
-        f"{3 * spec.layers} expert tensors, {slices} slices of {spec.hidden * spec.expert_ffn} "
-        f"weights: {wall * 1e6 / slices:.0f} microseconds a slice "
-        f"({processor * 1e6 / slices:.0f} of the processor).\n"
-    )
+def _table(times: Times, path: Path) -> None:
+    """Medians; the first contender is what the others are compared with."""
+    print("| | seconds | of the processor | GB/s of the file | : memcpy |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    medians = {
+        name: [statistics.median(column) for column in zip(*rounds, strict=True)]
+        for name, rounds in times.items()
+    }
+    copying = next(iter(medians.values()))[0]
+    for name, (wall, processor) in medians.items():
+        rate = path.stat().st_size / 1e9 / wall
+        print(f"| {name} | {wall:.2f} | {processor:.2f} | {rate:.2f} | {wall / copying:.2f} |")
+    print()

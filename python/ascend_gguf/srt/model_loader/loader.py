@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ascend_gguf.architectures import architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
+from ascend_gguf.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (
@@ -231,6 +232,7 @@ def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
         if parameter.is_floating_point() and parameter.numel()
     }
     for parameter in targets.values():
+        use_huge_pages(parameter)
         _first_column(parameter).fill_(torch.nan)
     return targets
 
