@@ -280,7 +280,7 @@ def _write_metadata(writer: gguf.GGUFWriter, spec: Spec) -> None:
         writer.add_expert_feed_forward_length(spec.expert_ffn)
     if spec.arch == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(spec.shared_ffn)
-    for key, value, kind in _tokenizer():
+    for key, value, kind in tokenizer_fields():
         if kind == gguf.GGUFValueType.ARRAY:
             writer.add_array(key, value)
         else:
@@ -288,7 +288,8 @@ def _write_metadata(writer: gguf.GGUFWriter, spec: Spec) -> None:
 
 
 @cache
-def _tokenizer() -> list[tuple[str, object, gguf.GGUFValueType]]:
+def tokenizer_fields() -> list[tuple[str, object, gguf.GGUFValueType]]:
+    """Key, value and type of what a real file says of its tokenizer, of 512 tokens."""
     reader = gguf.GGUFReader(DATA / "qwen3-dense-Q4_K_M.gguf")
     return [
         (key, f.contents(), f.types[0]) for key, f in reader.fields.items() if "tokenizer" in key

@@ -2,40 +2,51 @@
 
 An :class:`Architecture` says how a GGUF file's metadata becomes a transformers configuration and
 which tensor of the file is which tensor of the Hugging Face model.  Names are those of
-``gguf/constants.py`` (MODEL_ARCH, KEYS, MODEL_TENSOR) and of the transformers model.
+``gguf/constants.py`` (MODEL_ARCH, KEYS, MODEL_TENSOR) and of the transformers model's checkpoints.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from math import prod
+from functools import cached_property, partial
 from typing import Any
 
+import torch
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.dimensions import is_kind, size
+from ascend_gguf.architectures.transforms import Transform
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, GGUFTensor
 
 #: Tensors that any file may hold and no model needs: what they say is in the configuration.
-_IGNORED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
-
-#: Dimension of a shape in the table -> its size under a transformers configuration.
-_DIMENSIONS = {
-    "vocab": lambda c: c.vocab_size,
-    "hidden": lambda c: c.hidden_size,
-    "ffn": lambda c: c.intermediate_size,
-    "head": lambda c: _head_size(c),
-    "q": lambda c: c.num_attention_heads * _head_size(c),
-    "kv": lambda c: c.num_key_value_heads * _head_size(c),
-    "experts": lambda c: c.num_experts,
-    "expert_ffn": lambda c: c.moe_intermediate_size,
-    "shared_ffn": lambda c: c.shared_expert_intermediate_size,
-}
+_IGNORED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
 
 
-def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor of the file goes in the model, where that takes more than a name.
+
+    Args:
+        names: of the model's tensors, as in :attr:`Rename.hf`; none for a tensor that another's
+            :attr:`beside` takes in.
+        rows: of each name; equal shares if None.
+        undo: from the tensor as stored, and those beside it, to what the model knows.
+        beside: names in the file of the other tensors that ``undo`` takes, as numbers.
+        numbers: hand it to the model as numbers, not as blocks.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...] | None = None
+    undo: Callable[..., torch.Tensor] | None = None
+    beside: tuple[str, ...] = ()
+    numbers: bool = False
+
+
+#: A tensor's place in the model: its name, the names of its equal shares, or more than that.
+Target = str | tuple[str, ...] | Placement
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,17 @@ class Rename:
 
     Args:
         gguf: name in the file; ``{layer}`` runs over the blocks.
-        shape: its dimensions, outermost first, as words of ``_DIMENSIONS``; ``2*ffn`` is twice
+        shape: its dimensions, outermost first, as words of :mod:`dimensions`; ``2*ffn`` is twice
             ``ffn``.
         hf: name in the model; ``{expert}`` runs over the experts packed in the tensor's first
-            dimension.  Several names split the tensor's rows into that many equal parts.
+            dimension.  Several names split the tensor's rows, equally unless :attr:`rows` says how.
         optional: the file may lack it.
         unless: another ``gguf`` name whose presence excuses this one's absence.
+        kind: the kind of block that has it, a word of :mod:`dimensions`; every block by default.
+        rows: for several names, the dimensions of their rows.
+        undo: what conversion did to the tensor, undone.
+        beside: the ``gguf`` names of other tensors that ``undo`` takes, as numbers.
+        numbers: the model's loader computes with it: give it numbers, not blocks.
     """
 
     gguf: str
@@ -57,58 +73,130 @@ class Rename:
     hf: str | tuple[str, ...]
     optional: bool = False
     unless: str | None = None
+    kind: str = ""
+    rows: str | None = None
+    undo: Transform | None = None
+    beside: tuple[str, ...] = ()
+    numbers: bool = False
 
     def expected_shape(self, config: Any) -> tuple[int, ...]:
         """:attr:`shape` under a transformers configuration."""
-        return tuple(
-            prod(int(f) if f.isdigit() else _DIMENSIONS[f](config) for f in word.split("*"))
-            for word in self.shape.split()
-        )
+        return tuple(size(words, config) for words in self.shape.split())
 
     def of_layer(self, layer: int | str) -> Rename:
         """This rule with the block's number filled in."""
-        hf = self.hf if isinstance(self.hf, tuple) else (self.hf,)
-        filled = tuple(name.replace("{layer}", str(layer)) for name in hf)
+
+        def fill(name: str) -> str:
+            return name.replace("{layer}", str(layer))
+
         return replace(
             self,
-            gguf=self.gguf.replace("{layer}", str(layer)),
-            hf=filled if isinstance(self.hf, tuple) else filled[0],
-            unless=self.unless and self.unless.replace("{layer}", str(layer)),
+            gguf=fill(self.gguf),
+            hf=tuple(map(fill, self.hf)) if isinstance(self.hf, tuple) else fill(self.hf),
+            unless=self.unless and fill(self.unless),
+            beside=tuple(map(fill, self.beside)),
+        )
+
+    def target(self, config: Any) -> Target:
+        """Where the tensor goes in a model of a transformers configuration."""
+        if not (self.rows or self.undo or self.numbers):
+            return self.hf
+        return Placement(
+            names=self.hf if isinstance(self.hf, tuple) else (self.hf,),
+            rows=self.rows and tuple(size(words, config) for words in self.rows.split()),
+            undo=self.undo and partial(self.undo, config=config),
+            beside=self.beside,
+            numbers=self.numbers,
         )
 
 
-def per_layer(gguf: str, shape: str, *hf: str, unless: str | None = None, **options) -> Rename:
-    """A :class:`Rename` of a tensor that each block has: ``blk.N.`` and ``model.layers.N.``."""
+def per_layer(
+    gguf: str,
+    shape: str,
+    *hf: str,
+    unless: str | None = None,
+    beside: tuple[str, ...] = (),
+    **options: Any,
+) -> Rename:
+    """A :class:`Rename` of a tensor that blocks have: ``blk.N.`` and ``model.layers.N.``."""
     names = tuple(f"model.layers.{{layer}}.{name}" for name in hf)
     return Rename(
         f"blk.{{layer}}.{gguf}",
         shape,
         names[0] if len(names) == 1 else names,
         unless=unless and f"blk.{{layer}}.{unless}",
+        beside=tuple(f"blk.{{layer}}.{name}" for name in beside),
         **options,
     )
 
 
 @dataclass(frozen=True)
+class Field:
+    """An attribute of the configuration that a key of the metadata says.
+
+    Args:
+        attribute: its name.
+        kind: of the value: int, float or bool.
+        least: the least that makes sense.
+    """
+
+    attribute: str
+    kind: type = int
+    least: float = 1
+
+
+def fraction(attribute: str) -> Field:
+    """A :class:`Field` of a number that need not be whole."""
+    return Field(attribute, float, 0)
+
+
+def flag(attribute: str) -> Field:
+    """A :class:`Field` that is true or false."""
+    return Field(attribute, bool)
+
+
+def count(attribute: str) -> Field:
+    """A :class:`Field` of a whole number that may be zero."""
+    return Field(attribute, int, 0)
+
+
+#: ``(file, attributes so far)`` to more attributes.
+Derivation = Callable[[GGUFFile, Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """One value of ``general.architecture``.
+    """One value of ``general.architecture``, or those of its files that have a mark.
 
     Args:
         name: that value.
         model_type: transformers' ``model_type``.
-        fields: key of the file's metadata below ``name.`` to attribute of the configuration; a key
-            that the file lacks leaves the attribute at transformers' default.
+        fields: key of the file's metadata below ``name.`` to attribute of the configuration, a
+            :class:`Field` where it is not a whole number of at least one; a key that the file lacks
+            leaves the attribute at transformers' default.
         required: the keys of ``fields`` that no default can stand in for.
         tensors: the tensors of such a model.
         constants: attributes of the configuration that the architecture fixes.
+        rope: the rotary embedding's parameters, from the file and the attributes.
+        derived: attributes that take more than one key, computed in this order.
+        mark: a key below ``name.`` or a tensor that tells these files from others of the name.
     """
 
     name: str
     model_type: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, str | Field]
     required: frozenset[str]
     tensors: tuple[Rename, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    rope: Derivation = rope.parameters
+    derived: tuple[Derivation, ...] = ()
+    mark: str | None = None
+
+    def describes(self, file: GGUFFile) -> bool:
+        """True if ``file`` is of this architecture."""
+        if file.architecture != self.name:
+            return False
+        return self.mark is None or self.mark in file.tensors or file.arch_field(self.mark, 0) != 0
 
     def rename(self, tensor_name: str) -> Rename | None:
         """The rule for a tensor of the file, the block's number filled in; None if unknown."""
@@ -116,8 +204,8 @@ class Architecture:
         rule = self._by_name.get(pattern)
         return rule.of_layer(layer) if rule and layer is not None else rule
 
-    def name_map(self, file: GGUFFile, config: Any) -> dict[str, str | tuple[str, ...]]:
-        """GGUF tensor name to Hugging Face name(s) for every tensor the model takes from ``file``.
+    def name_map(self, file: GGUFFile, config: Any) -> dict[str, Target]:
+        """The place in the model of every tensor that it takes from ``file``, by GGUF name.
 
         Args:
             config: the model's transformers configuration, which says what shapes to expect.
@@ -128,9 +216,9 @@ class Architecture:
         """
         names = {}
         for tensor in file.tensors.values():
-            if not _IGNORED.fullmatch(tensor.name):
-                names[tensor.name] = self._checked_rule(tensor, config).hf
-        for rule in self._needed(config.num_hidden_layers):
+            if not (_IGNORED.fullmatch(tensor.name) or _predicts_further_tokens(tensor, config)):
+                names[tensor.name] = self._checked_rule(tensor, config).target(config)
+        for rule in self._needed(config):
             if rule.gguf in names and rule.unless in names:
                 raise GGUFError(
                     f"the file holds the same weights twice, here and in {rule.unless}",
@@ -153,7 +241,9 @@ class Architecture:
         rule = self.rename(tensor.name)
         layer, _ = _split_layer(tensor.name)
         layers = config.num_hidden_layers
-        if rule is None or (layer is not None and int(layer) >= layers):
+        if rule is None or not (
+            layer is None or (int(layer) < layers and is_kind(rule.kind, config, int(layer)))
+        ):
             raise GGUFError(
                 "the model has no such tensor",
                 file=tensor.file,
@@ -175,18 +265,28 @@ class Architecture:
             )
         return rule
 
-    def _needed(self, layers: int) -> Iterator[Rename]:
+    def _needed(self, config: Any) -> Iterator[Rename]:
         for rule in self.tensors:
             if rule.optional:
                 continue
-            if "{layer}" in rule.gguf:
-                yield from map(rule.of_layer, range(layers))
-            else:
+            if "{layer}" not in rule.gguf:
                 yield rule
+                continue
+            for layer in range(config.num_hidden_layers):
+                if is_kind(rule.kind, config, layer):
+                    yield rule.of_layer(layer)
 
     @cached_property
     def _by_name(self) -> dict[str, Rename]:
         return {rule.gguf: rule for rule in self.tensors}
+
+
+def _predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
+    """True for a tensor of the blocks that follow the model's own, which no answer needs."""
+    layer, _ = _split_layer(tensor.name)
+    layers = config.num_hidden_layers
+    extra = getattr(config, "num_nextn_predict_layers", None) or 0
+    return layer is not None and layers <= int(layer) < layers + extra
 
 
 def _split_layer(tensor_name: str) -> tuple[str | None, str]:

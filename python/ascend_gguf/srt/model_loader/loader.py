@@ -21,7 +21,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 from tqdm.auto import tqdm
 
-from ascend_gguf.architectures import architecture_of
+from ascend_gguf.architectures import Target, architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
@@ -34,7 +34,7 @@ from ascend_gguf.srt.layers.parameter import (
     stop_accepting_blocks,
 )
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
-from ascend_gguf.srt.model_loader.weight_utils import HFNames, gguf_quant_weights_iterator
+from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
 
@@ -105,7 +105,7 @@ def load_model(
     return model
 
 
-def _name_map(path: str, config: Any) -> dict[str, HFNames]:
+def _name_map(path: str, config: Any) -> dict[str, Target]:
     # Architectures that the engine itself maps keep its map.
     builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
     if builder is not None:
@@ -118,7 +118,7 @@ def _name_map(path: str, config: Any) -> dict[str, HFNames]:
 
 
 def _weights(
-    model: nn.Module, path: str, name_map: dict[str, HFNames]
+    model: nn.Module, path: str, name_map: dict[str, Target]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     weights = gguf_quant_weights_iterator(path, name_map)
     if "output.weight" not in name_map and _has_separate_lm_head(model):
@@ -158,7 +158,7 @@ def _with_progress(
         count()
 
 
-def _keep_routers_in_float32(model: nn.Module, path: str, name_map: dict[str, HFNames]) -> None:
+def _keep_routers_in_float32(model: nn.Module, path: str, name_map: dict[str, Target]) -> None:
     tensors = open_gguf(path).tensors
     modules = dict(model.named_modules())
     for gguf_name, hf_name in name_map.items():

@@ -7,10 +7,10 @@ from collections.abc import Generator, Iterator, Mapping
 
 import torch
 
+from ascend_gguf.architectures import Placement, Target
+from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
-
-HFNames = str | tuple[str, ...]
 
 # Experts packed in one tensor, where the name map says nothing of them: the names that
 # ``FusedMoE.make_expert_params_mapping`` is given by nearly every model.
@@ -26,40 +26,53 @@ _PROJECTIONS = {
 
 
 def gguf_quant_weights_iterator(
-    gguf_file: str, gguf_to_hf_name_map: Mapping[str, HFNames]
+    gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """Every weight of a model, whole or split: the types of the quantized ones, then all weights.
 
     Args:
         gguf_file: path of the file, or of any file of a split model.
-        gguf_to_hf_name_map: tensor name in the file to name(s) in the model.  ``{expert}`` in a
-            name runs over the tensor's first dimension; several names share the tensor's rows
-            equally.  Tensors that the map lacks are skipped, but for packed experts, which get
-            the names ``model.layers.N.mlp.experts.E.{gate,up,down}_proj.weight``.
+        gguf_to_hf_name_map: tensor name in the file to its place in the model.  ``{expert}`` in a
+            name runs over the tensor's first dimension; several names share the tensor's rows,
+            equally unless a :class:`Placement` says how.  Tensors that the map lacks are skipped,
+            but for packed experts, which get the names
+            ``model.layers.N.mlp.experts.E.{gate,up,down}_proj.weight``.
 
     Yields:
         ``(X.qweight_type, int tensor of no dimension)`` for each quantized ``X.weight``; then
         ``(X.qweight, uint8 [rows, row_bytes])``, and for F32, F16 and BF16 tensors
-        ``(X.weight, numbers of that dtype)``.  All are views into the mapped file.
+        ``(X.weight, numbers of that dtype)``.  All are views into the mapped file, but for those
+        in which conversion to GGUF is undone.  A quantized tensor that the model wants as numbers
+        comes as ``(X.weight, BlockTensor)``.
 
     Raises:
         GGUFError: the file is damaged, or a tensor cannot be split as its names ask.
     """
-    slices = [
-        named
-        for tensor in open_gguf(gguf_file).tensors.values()
-        for named in _named_slices(tensor, gguf_to_hf_name_map)
+    tensors = open_gguf(gguf_file).tensors
+    placed = [
+        (tensor, placement)
+        for tensor in tensors.values()
+        if (placement := _placement(tensor, gguf_to_hf_name_map)) is not None
     ]
-    for name, _, tensor in slices:
-        if tensor.type.is_quantized:
-            yield _renamed(name, "qweight_type", tensor), torch.tensor(int(tensor.type.ggml_type))
-    for name, data, tensor in slices:
-        yield (_renamed(name, "qweight", tensor) if tensor.type.is_quantized else name), data
+    for tensor, placement in placed:
+        if _goes_as_blocks(tensor, placement):
+            for name in _names(tensor, placement):
+                yield (
+                    _renamed(name, "qweight_type", tensor),
+                    torch.tensor(int(tensor.type.ggml_type)),
+                )
+    for tensor, placement in placed:
+        data = _data(tensor, placement, tensors)
+        for name, part in zip(
+            _names(tensor, placement), _parts(tensor, placement, data), strict=True
+        ):
+            as_blocks = _goes_as_blocks(tensor, placement)
+            yield (_renamed(name, "qweight", tensor) if as_blocks else name), part
 
 
 def get_gguf_extra_tensor_names(
-    gguf_file: str, gguf_to_hf_name_map: Mapping[str, HFNames]
-) -> list[HFNames]:
+    gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]
+) -> list[Target]:
     """The model's names of the tensors that the map has and the file lacks."""
     present = open_gguf(gguf_file).tensors
     return [hf for gguf, hf in gguf_to_hf_name_map.items() if gguf not in present]
@@ -79,23 +92,51 @@ def _renamed(name: str, parameter: str, tensor: GGUFTensor) -> str:
     return f"{module}.{parameter}"
 
 
-def _named_slices(
-    tensor: GGUFTensor, name_map: Mapping[str, HFNames]
-) -> Iterator[tuple[str, torch.Tensor, GGUFTensor]]:
-    names = name_map.get(tensor.name) or _packed_expert_names(tensor.name)
-    if names is None:
-        return
-    names = (names,) if isinstance(names, str) else names
-    data = tensor.blocks if tensor.type.is_quantized else tensor.numbers
+def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement | None:
+    target = name_map.get(tensor.name) or _packed_expert_names(tensor.name)
+    if target is None or isinstance(target, Placement):
+        return target
+    return Placement((target,) if isinstance(target, str) else target)
+
+
+def _goes_as_blocks(tensor: GGUFTensor, placement: Placement) -> bool:
+    return tensor.type.is_quantized and not placement.numbers
+
+
+def _is_packed(placement: Placement) -> bool:
+    return all("{expert}" in name for name in placement.names)
+
+
+def _names(tensor: GGUFTensor, placement: Placement) -> Iterator[str]:
+    """The model's names of the parts of a tensor, in the order of :func:`_parts`."""
+    for expert in range(tensor.shape[0] if placement.names and _is_packed(placement) else 1):
+        for name in placement.names:
+            yield name.replace("{expert}", str(expert))
+
+
+def _data(
+    tensor: GGUFTensor, placement: Placement, tensors: Mapping[str, GGUFTensor]
+) -> torch.Tensor:
+    """The whole tensor as the model knows it: blocks or numbers, conversion to GGUF undone."""
+
+    def stored(tensor: GGUFTensor) -> torch.Tensor:
+        if not tensor.type.is_quantized:
+            return tensor.numbers
+        if placement.numbers:
+            return BlockTensor(tensor.blocks, int(tensor.type.ggml_type))
+        return tensor.blocks
+
+    data = stored(tensor)
     if _ROW_VECTOR.fullmatch(tensor.name) and data.dim() == 1:
         data = data.unsqueeze(0)
-    if all("{expert}" in name for name in names):
-        for expert, matrix in enumerate(data):
-            for name, part in zip(names, _row_parts(tensor, matrix, len(names)), strict=True):
-                yield name.replace("{expert}", str(expert)), part, tensor
-    else:
-        for name, part in zip(names, _row_parts(tensor, data, len(names)), strict=True):
-            yield name, part, tensor
+    if placement.undo is None:
+        return data
+    return placement.undo(data, *(stored(tensors[name]) for name in placement.beside))
+
+
+def _parts(tensor: GGUFTensor, placement: Placement, data: torch.Tensor) -> Iterator[torch.Tensor]:
+    for matrix in data if placement.names and _is_packed(placement) else (data,):
+        yield from _row_parts(tensor, placement, matrix)
 
 
 def _packed_expert_names(tensor_name: str) -> tuple[str, ...] | None:
@@ -106,9 +147,14 @@ def _packed_expert_names(tensor_name: str) -> tuple[str, ...] | None:
     return tuple(f"{experts}.{projection}.weight" for projection in _PROJECTIONS[match[2]])
 
 
-def _row_parts(tensor: GGUFTensor, matrix: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-    if parts == 1:
-        return (matrix,)
+def _row_parts(
+    tensor: GGUFTensor, placement: Placement, matrix: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    parts = len(placement.names)
+    if parts < 2:
+        return (matrix,) * parts
+    if placement.rows is not None:
+        return matrix.split(placement.rows, dim=0)
     if matrix.dim() < 2 or matrix.shape[0] % parts:
         raise GGUFError(
             f"the rows cannot be shared equally by {parts} tensors of the model",

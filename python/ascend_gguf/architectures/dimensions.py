@@ -1,0 +1,90 @@
+"""The words in which the tables write shapes and kinds of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+
+def first(config: Any, *attributes: str, default: Any = None) -> Any:
+    """The first of the attributes that the configuration has a value for."""
+    values = (getattr(config, name, None) for name in attributes)
+    return next((value for value in values if value is not None), default)
+
+
+def head_size(config: Any) -> int:
+    """Rows of one query head."""
+    return first(config, "head_dim") or config.hidden_size // config.num_attention_heads
+
+
+def experts(config: Any) -> int:
+    """Routed experts of a layer that has any; transformers has as many names as models."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return first(config, *names, default=0)
+
+
+def _expert_ffn(config: Any) -> int:
+    return first(config, "moe_intermediate_size", "intermediate_size")
+
+
+def _shared_ffn(config: Any) -> int:
+    whole = first(config, "shared_expert_intermediate_size", "shared_intermediate_size")
+    if whole is not None:
+        return whole
+    count = first(config, "n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+    return count * _expert_ffn(config)
+
+
+#: Dimension of a shape in the tables -> its size under a transformers configuration.
+_DIMENSIONS: dict[str, Callable[[Any], int]] = {
+    "vocab": lambda c: c.vocab_size,
+    "hidden": lambda c: c.hidden_size,
+    "ffn": lambda c: first(c, "intermediate_size_mlp", "intermediate_size"),
+    "head": head_size,
+    "heads": lambda c: c.num_attention_heads,
+    "kv_heads": lambda c: c.num_key_value_heads,
+    "q": lambda c: c.num_attention_heads * head_size(c),
+    "kv": lambda c: c.num_key_value_heads * head_size(c),
+    "experts": experts,
+    "expert_ffn": _expert_ffn,
+    "shared_ffn": _shared_ffn,
+}
+
+
+def size(words: str, config: Any) -> int:
+    """The size of a dimension, a product or a sum of products: ``q``, ``2*ffn``, ``q+2*kv``."""
+    return sum(
+        prod(int(word) if word.isdigit() else _DIMENSIONS[word](config) for word in term.split("*"))
+        for term in words.split("+")
+    )
+
+
+def is_sparse(config: Any, layer: int) -> bool:
+    """True for a block whose feed-forward network is a mixture of experts."""
+    if not experts(config):
+        return False
+    chosen = first(config, "moe_layers")
+    if chosen is not None:
+        return layer in chosen
+    start = first(config, "first_k_dense_replace", "moe_layer_start_index", default=0)
+    return layer >= start
+
+
+def _has_type(*types: str) -> Callable[[Any, int], bool]:
+    return lambda config, layer: config.layer_types[layer] in types
+
+
+#: Kind of block in the tables -> whether a block of a model is of it.
+_KINDS: dict[str, Callable[[Any, int], bool]] = {
+    "": lambda config, layer: True,
+    "dense": lambda config, layer: not is_sparse(config, layer),
+    "sparse": is_sparse,
+    "linear": _has_type("linear_attention"),
+    "full": _has_type("full_attention"),
+}
+
+
+def is_kind(kind: str, config: Any, layer: int) -> bool:
+    """True if block ``layer`` is of a kind of ``_KINDS``; every block is of the kind ``""``."""
+    return _KINDS[kind](config, layer)

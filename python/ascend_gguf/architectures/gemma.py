@@ -1,0 +1,88 @@
+"""Gemma 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
+from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    EMBEDDING,
+    FIELDS,
+    HEAD_SIZE,
+    OUTPUT,
+    REQUIRED,
+    mlp,
+)
+from ascend_gguf.architectures.transforms import minus_one
+from ascend_gguf.reader import GGUFFile
+
+
+def _norm(gguf: str, hf: str, shape: str = "hidden") -> Rename:
+    # These models multiply by one more than the weight; files hold the sum.
+    return per_layer(gguf, shape, hf, undo=minus_one, numbers=True)
+
+
+_BODY = (
+    EMBEDDING,
+    Rename("output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, numbers=True),
+    OUTPUT,
+    _norm("attn_norm.weight", "input_layernorm.weight"),
+    _norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    _norm("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    _norm("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+    *ATTENTION,
+    *mlp(),
+)
+
+_QK_NORM = (
+    _norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head"),
+    _norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
+)
+
+_SLIDING = {"attention.sliding_window": "sliding_window"}
+_FINAL_SOFT_CAP = {"final_logit_softcapping": fraction("final_logit_softcapping")}
+
+
+def _query_scale(layers_of_27b: int):
+    """Queries are divided by the root of the head's size, in the 27B model of another number.
+
+    Source: llama.cpp's ``f_attention_scale``, which knows the model by its depth.
+    """
+
+    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+        if attributes["num_hidden_layers"] == layers_of_27b:
+            scale = attributes["hidden_size"] // attributes["num_attention_heads"]
+        else:
+            scale = attributes["head_dim"]
+        return {"query_pre_attn_scalar": scale}
+
+    return derive
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="gemma2",
+        model_type="gemma2",
+        fields=FIELDS
+        | HEAD_SIZE
+        | _SLIDING
+        | _FINAL_SOFT_CAP
+        | {"attn_logit_softcapping": fraction("attn_logit_softcapping")},
+        required=REQUIRED,
+        tensors=_BODY,
+        derived=(sliding_unless(2), _query_scale(46)),
+    ),
+    Architecture(
+        name="gemma3",
+        model_type="gemma3_text",
+        fields=FIELDS | HEAD_SIZE | _SLIDING | _FINAL_SOFT_CAP,
+        required=REQUIRED,
+        tensors=_BODY + _QK_NORM,
+        rope=rope.by_layer_type(10000.0),
+        derived=(sliding_unless(6), _query_scale(62)),
+    ),
+)

@@ -1,0 +1,83 @@
+"""GLM-4 and its mixture of experts, GLM-4.5."""
+
+from __future__ import annotations
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, count, flag, fraction, per_layer
+from ascend_gguf.architectures.layers import has_tensor, without_nextn
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    MOE_FIELDS,
+    REQUIRED,
+    experts,
+    mlp,
+    qkv_bias,
+    shared_expert,
+)
+
+_EXPERT_FIELDS = MOE_FIELDS | {
+    "expert_count": "n_routed_experts",
+    "expert_shared_count": count("n_shared_experts"),
+}
+
+ARCHITECTURES = (
+    Architecture(
+        name="glm4",
+        model_type="glm4",
+        fields=FIELDS | HEAD_SIZE,
+        required=REQUIRED,
+        tensors=(
+            *FRAME,
+            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+            per_layer("post_attention_norm.weight", "hidden", "post_self_attn_layernorm.weight"),
+            per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
+            per_layer("post_ffw_norm.weight", "hidden", "post_mlp_layernorm.weight"),
+            *ATTENTION,
+            *qkv_bias(optional=True),
+            per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_up_proj.weight"),
+            per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+        ),
+        rope=rope.partial,
+        derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
+    ),
+    Architecture(
+        name="glm4moe",
+        model_type="glm4_moe",
+        fields=FIELDS
+        | HEAD_SIZE
+        | _EXPERT_FIELDS
+        | {
+            "expert_group_count": "n_group",
+            "expert_group_used_count": "topk_group",
+            "expert_weights_scale": fraction("routed_scaling_factor"),
+            "expert_weights_norm": flag("norm_topk_prob"),
+            "leading_dense_block_count": count("first_k_dense_replace"),
+            "nextn_predict_layers": count("num_nextn_predict_layers"),
+        },
+        required=REQUIRED | frozenset(_EXPERT_FIELDS),
+        tensors=(
+            *FRAME,
+            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+            per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+            *ATTENTION,
+            *qkv_bias(optional=True),
+            per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight", optional=True),
+            per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", optional=True),
+            *mlp("dense"),
+            *experts(kind="sparse"),
+            per_layer(
+                "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
+            ),
+            *shared_expert("mlp.shared_experts", kind="sparse"),
+        ),
+        rope=rope.partial,
+        derived=(
+            without_nextn,
+            has_tensor("attention_bias", "blk.0.attn_q.bias"),
+            has_tensor("use_qk_norm", "blk.0.attn_q_norm.weight"),
+        ),
+    ),
+)

@@ -1,0 +1,113 @@
+"""Mixtures of experts of one architecture each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, count, per_layer
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    NORMS,
+    REQUIRED,
+    experts,
+    mlp,
+    shared_expert,
+)
+from ascend_gguf.reader import GGUFFile
+
+_MINIMAX_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+
+MINIMAX_M2 = Architecture(
+    name="minimax-m2",
+    model_type="minimax_m2",
+    fields=FIELDS | HEAD_SIZE | _MINIMAX_EXPERTS | {"rope.dimension_count": "rotary_dim"},
+    required=REQUIRED | frozenset(_MINIMAX_EXPERTS),
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        # Over all heads at once.
+        per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
+        per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
+        *experts("block_sparse_moe", ("w1", "w3", "w2")),
+        per_layer("exp_probs_b.bias", "experts", "block_sparse_moe.e_score_correction_bias"),
+    ),
+    rope=rope.partial,
+    constants={"use_qk_norm": True, "use_routing_bias": True, "scoring_func": "sigmoid"},
+)
+
+_ERNIE_EXPERTS = {
+    "expert_count": "moe_num_experts",
+    "expert_used_count": "moe_k",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+
+
+def _last_moe_layer(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    return {"moe_layer_end_index": attributes["num_hidden_layers"] - 1}
+
+
+ERNIE4_5_MOE = Architecture(
+    name="ernie4_5-moe",
+    model_type="ernie4_5_moe",
+    fields=FIELDS
+    | HEAD_SIZE
+    | _ERNIE_EXPERTS
+    | {
+        "expert_shared_count": count("moe_num_shared_experts"),
+        "interleave_moe_layer_step": "moe_layer_interval",
+        "leading_dense_block_count": count("moe_layer_start_index"),
+    },
+    required=REQUIRED | frozenset(_ERNIE_EXPERTS),
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        *mlp("dense"),
+        *experts(kind="sparse"),
+        per_layer(
+            "exp_probs_b.bias",
+            "experts",
+            "mlp.moe_statics.e_score_correction_bias",
+            kind="sparse",
+        ),
+        *shared_expert("mlp.shared_experts", kind="sparse"),
+    ),
+    derived=(_last_moe_layer,),
+)
+
+_HUNYUAN_EXPERTS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "moe_topk",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+
+HUNYUAN_MOE = Architecture(
+    name="hunyuan-moe",
+    model_type="hunyuan_v1_moe",
+    fields=FIELDS
+    | HEAD_SIZE
+    | _HUNYUAN_EXPERTS
+    | {
+        "expert_shared_count": "num_shared_expert",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    },
+    required=REQUIRED | frozenset(_HUNYUAN_EXPERTS),
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        per_layer("attn_q_norm.weight", "head", "self_attn.query_layernorm.weight"),
+        per_layer("attn_k_norm.weight", "head", "self_attn.key_layernorm.weight"),
+        *experts(router="gate.wg.weight"),
+        *shared_expert("mlp.shared_mlp"),
+    ),
+    constants={"use_qk_norm": True, "use_mixed_mlp_moe": True},
+)
+
+ARCHITECTURES = (MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)

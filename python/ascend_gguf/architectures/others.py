@@ -1,0 +1,85 @@
+"""Families of one architecture."""
+
+from __future__ import annotations
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, count, fraction, per_layer
+from ascend_gguf.architectures.layers import has_tensor
+from ascend_gguf.architectures.llama import BODY
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    ATTENTION_OUTPUT,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    NORMS,
+    REQUIRED,
+    mlp,
+    qkv_bias,
+)
+
+PHI3 = Architecture(
+    name="phi3",
+    model_type="phi3",
+    fields=FIELDS | {"attention.sliding_window": count("sliding_window")},
+    required=REQUIRED,
+    tensors=(
+        *FRAME,
+        *NORMS,
+        per_layer("attn_qkv.weight", "q+2*kv hidden", "self_attn.qkv_proj.weight"),
+        ATTENTION_OUTPUT,
+        per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_up_proj.weight"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+    ),
+    rope=rope.longrope,
+    # A file writes zero for none.
+    derived=(lambda file, found: {"sliding_window": found.get("sliding_window") or None},),
+)
+
+STARCODER2 = Architecture(
+    name="starcoder2",
+    model_type="starcoder2",
+    fields={key: value for key, value in FIELDS.items() if "rms" not in key}
+    | {"attention.layer_norm_epsilon": fraction("norm_epsilon")},
+    required=frozenset(key for key in REQUIRED if "rms" not in key),
+    tensors=(
+        *FRAME,
+        Rename("output_norm.bias", "hidden", "model.norm.bias"),
+        *NORMS,
+        per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
+        per_layer("ffn_norm.bias", "hidden", "post_attention_layernorm.bias"),
+        *ATTENTION,
+        *qkv_bias(),
+        per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias"),
+        per_layer("ffn_up.weight", "ffn hidden", "mlp.c_fc.weight"),
+        per_layer("ffn_up.bias", "ffn", "mlp.c_fc.bias"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.c_proj.weight"),
+        per_layer("ffn_down.bias", "hidden", "mlp.c_proj.bias"),
+    ),
+)
+
+SMOLLM3 = Architecture(
+    name="smollm3",
+    model_type="smollm3",
+    fields=FIELDS,
+    required=REQUIRED,
+    tensors=BODY + mlp(),
+)
+
+SEED_OSS = Architecture(
+    name="seed_oss",
+    model_type="seed_oss",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(
+        *FRAME,
+        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+        per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+        *ATTENTION,
+        *qkv_bias(optional=True),
+        *mlp(),
+    ),
+    derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
+)
+
+ARCHITECTURES = (PHI3, STARCODER2, SMOLLM3, SEED_OSS)

@@ -1,0 +1,104 @@
+"""Keys and tensors that many architectures share."""
+
+from __future__ import annotations
+
+from ascend_gguf.architectures.base import Rename, fraction, per_layer
+
+FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": fraction("rms_norm_eps"),
+}
+REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
+
+HEAD_SIZE = {"attention.key_length": "head_dim"}
+
+EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
+#: Absent where the output shares the embedding's matrix.
+OUTPUT = Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True)
+FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"), OUTPUT)
+
+NORMS = (
+    per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+    per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
+)
+
+ATTENTION_OUTPUT = per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight")
+ATTENTION = (
+    per_layer("attn_q.weight", "q hidden", "self_attn.q_proj.weight"),
+    per_layer("attn_k.weight", "kv hidden", "self_attn.k_proj.weight"),
+    per_layer("attn_v.weight", "kv hidden", "self_attn.v_proj.weight"),
+    ATTENTION_OUTPUT,
+)
+
+
+def qkv_bias(optional: bool = False) -> tuple[Rename, ...]:
+    """Biases of the query, key and value projections."""
+    return (
+        per_layer("attn_q.bias", "q", "self_attn.q_proj.bias", optional=optional),
+        per_layer("attn_k.bias", "kv", "self_attn.k_proj.bias", optional=optional),
+        per_layer("attn_v.bias", "kv", "self_attn.v_proj.bias", optional=optional),
+    )
+
+
+QK_NORM = (
+    per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight"),
+    per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight"),
+)
+
+
+def mlp(kind: str = "") -> tuple[Rename, ...]:
+    """A dense feed-forward network, in blocks of a kind."""
+    return (
+        per_layer("ffn_gate.weight", "ffn hidden", "mlp.gate_proj.weight", kind=kind),
+        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight", kind=kind),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight", kind=kind),
+    )
+
+
+def experts(
+    module: str = "mlp",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    router: str = "gate.weight",
+    kind: str = "",
+) -> tuple[Rename, ...]:
+    """A mixture of experts, packed; gate and up may be one tensor.
+
+    Args:
+        module: of the model's block, that holds the router and ``experts``.
+        names: the gate, up and down projection of an expert.
+        router: the router's matrix.
+        kind: the kind of block that has them.
+    """
+    gate, up, down = (f"{module}.experts.{{expert}}.{name}.weight" for name in names)
+    fused = "ffn_gate_up_exps.weight"
+    shape = "experts expert_ffn hidden"
+    return (
+        per_layer("ffn_gate_inp.weight", "experts hidden", f"{module}.{router}", kind=kind),
+        per_layer("ffn_gate_exps.weight", shape, gate, unless=fused, kind=kind),
+        per_layer("ffn_up_exps.weight", shape, up, unless=fused, kind=kind),
+        per_layer(fused, "experts 2*expert_ffn hidden", gate, up, optional=True, kind=kind),
+        per_layer("ffn_down_exps.weight", "experts hidden expert_ffn", down, kind=kind),
+    )
+
+
+def shared_expert(module: str, kind: str = "") -> tuple[Rename, ...]:
+    """An expert that every token goes through, or several as one."""
+    up = "shared_ffn hidden"
+    return (
+        per_layer("ffn_gate_shexp.weight", up, f"{module}.gate_proj.weight", kind=kind),
+        per_layer("ffn_up_shexp.weight", up, f"{module}.up_proj.weight", kind=kind),
+        per_layer(
+            "ffn_down_shexp.weight", "hidden shared_ffn", f"{module}.down_proj.weight", kind=kind
+        ),
+    )
+
+
+MOE_FIELDS = {
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}

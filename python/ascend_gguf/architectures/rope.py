@@ -1,0 +1,157 @@
+"""Parameters of the rotary embedding, as transformers' ``rope_parameters`` has them.
+
+Keys: gguf's ``Keys.Rope``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile
+
+_ASK_FOR_CONFIG = "Put the model's config.json beside the file."
+
+#: transformers' names of what YaRN can be told beside its factor.
+_YARN = {
+    "yarn_attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+
+#: ``(low_freq_factor, high_freq_factor, original_max_position_embeddings)`` of published models.
+#: The factors in a file are what follows from them.
+_LLAMA3 = ((1.0, 4.0, 8192), (1.0, 1.0, 8192))
+
+
+def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """One rotary embedding for all layers: plain, linear, YaRN, or Llama 3's by its factors.
+
+    Raises:
+        GGUFError: another kind of scaling, or factors that are not Llama 3's.
+    """
+    theta = number(file, "rope.freq_base", float)
+    plain = {"rope_theta": 10000.0 if theta is None else theta, "rope_type": "default"}
+    if "rope_freqs.weight" in file.tensors:
+        return plain | _llama3(file, plain["rope_theta"])
+    return plain | _scaling(file)
+
+
+def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """As :func:`parameters`, of the first ``rope.dimension_count`` numbers of each head."""
+    return parameters(file, attributes) | _partial_factor(file, attributes)
+
+
+def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """As :func:`partial`, with Phi-3's factors for short and long prompts where there are any."""
+    found = partial(file, attributes)
+    original = number(file, "rope.scaling.original_context_length")
+    if original is not None:
+        found["original_max_position_embeddings"] = original
+    if "rope_factors_long.weight" in file.tensors:
+        found["rope_type"] = "longrope"
+        for kind in ("long", "short"):
+            tensor = file.tensors[f"rope_factors_{kind}.weight"]
+            found[f"{kind}_factor"] = tensor.numbers.float().flatten().tolist()
+    return found
+
+
+def by_layer_type(sliding_theta: float):
+    """Of its own for sliding and full attention.
+
+    Args:
+        sliding_theta: of sliding attention, where the file does not say.
+    """
+
+    def parameters_by_type(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        theta = number(file, "rope.freq_base_swa", float)
+        sliding = {"rope_type": "default", "rope_theta": sliding_theta if theta is None else theta}
+        full = parameters(file, attributes)
+        return {"sliding_attention": sliding, "full_attention": full}
+
+    return parameters_by_type
+
+
+def _partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    rotated = number(file, "rope.dimension_count")
+    heads = attributes["num_attention_heads"]
+    head = attributes.get("head_dim") or attributes["hidden_size"] // heads
+    return {} if rotated is None else {"partial_rotary_factor": rotated / head}
+
+
+def _scaling(file: GGUFFile) -> dict[str, Any]:
+    key = f"{file.architecture}.rope.scaling.type"
+    scaling = file.metadata.get(key, "none")
+    if isinstance(scaling, str) and scaling in ("none", "", "longrope"):
+        return {}
+    if not isinstance(scaling, str) or scaling not in ("linear", "yarn"):
+        raise GGUFError(
+            "unknown kind of rope scaling",
+            file=file.path,
+            key=key,
+            found=scaling if isinstance(scaling, str) else repr(scaling),
+            expected="none, linear or yarn",
+            hint=_ASK_FOR_CONFIG,
+        )
+    file.arch_field("rope.scaling.factor")  # raises where it is missing
+    factor = number(file, "rope.scaling.factor", float, least=0)
+    found = {"rope_type": scaling, "factor": factor}
+    original = number(file, "rope.scaling.original_context_length")
+    if original is not None:
+        found["original_max_position_embeddings"] = original
+    if scaling == "yarn":
+        for key, name in _YARN.items():
+            value = number(file, f"rope.scaling.{key}", float, least=0)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
+    tensor = file.tensors["rope_freqs.weight"]
+    factors = tensor.numbers.float().flatten()
+    if (factors == 1).all():
+        return {}
+    largest = factors.max().item()
+    for low, high, original in _LLAMA3:
+        expected = llama3_factors(theta, 2 * len(factors), largest, low, high, original)
+        if torch.allclose(factors, expected, rtol=1e-3):
+            return {
+                "rope_type": "llama3",
+                "factor": largest,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    raise GGUFError(
+        "the factors of the rotary embedding are not those of a published model",
+        file=tensor.file,
+        tensor=tensor.name,
+        found=f"{len(factors)} factors up to {largest:g}",
+        expected=f"Llama 3's for (low, high, original) among {_LLAMA3}",
+        hint=_ASK_FOR_CONFIG,
+    )
+
+
+def llama3_factors(
+    theta: float, rotated: int, factor: float, low: float, high: float, original: int
+) -> torch.Tensor:
+    """What Llama 3.1 divides each rotary frequency by: ``[rotated / 2]``, float32.
+
+    Source: transformers, ``modeling_rope_utils._compute_llama3_parameters``.
+
+    Args:
+        theta: base of the frequencies.
+        rotated: numbers of a head that are turned.
+        factor: for frequencies whose wave is longer than ``original / low``; those shorter than
+            ``original / high`` stay, and between the two is a smooth passage.
+    """
+    frequencies = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
+    turns = original * frequencies / (2 * math.pi)
+    smooth = ((turns - low) / max(high - low, 1e-12)).clamp(0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).float()

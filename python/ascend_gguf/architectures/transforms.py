@@ -1,0 +1,41 @@
+"""What conversion to GGUF did to a tensor, undone.
+
+Each function takes the tensor as it stands in the file and the model's configuration.  Those that
+move whole rows work on blocks as well as on numbers, since a row is whole blocks; they copy the
+one tensor they are given.  The others work on numbers, which is how files hold what they apply to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ascend_gguf.architectures.dimensions import size
+
+#: ``(tensor, *tensors beside it, configuration)`` to a tensor.
+Transform = Callable[..., torch.Tensor]
+
+
+def halves_from_pairs(heads: str) -> Transform:
+    """Rows of each head from rotary pairs side by side to all firsts, then all seconds.
+
+    ggml's default rotary embedding turns neighbouring rows together; transformers' Llama turns row
+    ``i`` with row ``i + head_size / 2``.
+
+    Args:
+        heads: the dimension that says how many heads the rows are.
+    """
+
+    def undo(rows: torch.Tensor, config: Any) -> torch.Tensor:
+        count = size(heads, config)
+        pairs = rows.reshape(count, rows.shape[0] // count // 2, 2, *rows.shape[1:])
+        return pairs.transpose(1, 2).reshape(rows.shape)
+
+    return undo
+
+
+def minus_one(numbers: torch.Tensor, config: Any) -> torch.Tensor:
+    """The weight of a norm that multiplies by ``1 + weight``, where the file holds the sum."""
+    return numbers - 1
