@@ -77,6 +77,8 @@ _SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
+    # No model's default, so that a file's number must be the one that counts.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0},
     "pad_token_id": None,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -447,6 +449,42 @@ def hunyuan_metadata(config: Any) -> dict[str, Any]:
     }
 
 
+def deepseek(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if name.endswith("kv_b_proj.weight"):
+        heads = config.num_attention_heads
+        k, v = tensor.view(heads, -1, tensor.shape[1]).split(
+            [config.qk_nope_head_dim, config.v_head_dim], dim=1
+        )
+        yield name.replace("kv_b_proj", "k_b_proj"), k.transpose(1, 2)
+        yield name.replace("kv_b_proj", "v_b_proj"), v
+    else:
+        yield name, tensor
+
+
+def deepseek_metadata(config: Any) -> dict[str, Any]:
+    found = {
+        "vocab_size": config.vocab_size,
+        "attention.head_count_kv": 1,
+        "attention.q_lora_rank": config.q_lora_rank,
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+        "attention.value_length": config.kv_lora_rank,
+        "attention.key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length_mla": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_gating_func": 2 if config.model_type == "deepseek_v3" else 1,
+    }
+    if config.norm_topk_prob:
+        found["expert_weights_norm"] = True
+    if "mscale_all_dim" in config.rope_parameters:
+        found["rope.scaling.yarn_log_multiplier"] = 0.1 * config.rope_parameters["mscale_all_dim"]
+    return found
+
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -456,6 +494,10 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _WINDOW = {"sliding_window": 16, "num_hidden_layers": 4}
+_BY_LAYER = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 400000.0, "factor": 8.0},
+}
 _GRANITE = {
     "attention_multiplier": 0.1,
     "embedding_multiplier": 3.0,
@@ -463,7 +505,27 @@ _GRANITE = {
     "logits_scaling": 0.5,
 }
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts_per_tok": 2}
-_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_PARTIAL = {"rope_type": "default", "rope_theta": 30000.0, "partial_rotary_factor": 0.5}
+
+_LATENT = _EXPERTS | {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+_MLA_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 30000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
 
 _llama = partial(Tiny, convert=llama, metadata=llama_metadata)
 
@@ -489,7 +551,7 @@ TINY: dict[str, Tiny] = {
         "gemma3",
         "gemma3_text",
         {"sliding_window": 16, "num_hidden_layers": 6, "head_dim": 64}
-        | {"query_pre_attn_scalar": 64, "tie_word_embeddings": True},
+        | {"query_pre_attn_scalar": 64, "tie_word_embeddings": True, "rope_parameters": _BY_LAYER},
         gemma3_metadata,
         plus_one,
     ),
@@ -499,7 +561,7 @@ TINY: dict[str, Tiny] = {
         {
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": 30000.0,
                 "partial_rotary_factor": 0.75,
                 "original_max_position_embeddings": 2048,
             },
@@ -557,6 +619,23 @@ TINY: dict[str, Tiny] = {
         | {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32, "use_qk_norm": True}
         | {"attention_bias": True, "rope_parameters": _PARTIAL, "routed_scaling_factor": 1.5},
         glm4moe_metadata,
+    ),
+    "deepseek-v2-lite": Tiny(
+        "deepseek2",
+        "deepseek_v2",
+        _LATENT | {"q_lora_rank": None, "n_shared_experts": 2, "rope_parameters": _MLA_YARN},
+        deepseek_metadata,
+        deepseek,
+    ),
+    "deepseek-v3": Tiny(
+        "deepseek2",
+        "deepseek_v3",
+        _LATENT
+        | {"q_lora_rank": 32, "n_shared_experts": 1, "n_group": 4, "topk_group": 2}
+        | {"routed_scaling_factor": 2.5, "rope_parameters": _MLA_YARN},
+        deepseek_metadata,
+        deepseek,
+        types={"attn_q_a.weight": Type.Q4_1},
     ),
     "minimax-m2": Tiny(
         "minimax-m2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ascend_gguf.architectures import (
     cohere,
+    deepseek,
     gemma,
     glm,
     granite,
@@ -30,7 +31,7 @@ __all__ = [
 #: What is known of each architecture; of several that describe a file, the first counts.
 ARCHITECTURES: tuple[Architecture, ...] = tuple(
     architecture
-    for family in (llama, qwen, gemma, granite, post_norm, cohere, glm, mixtures, others)
+    for family in (llama, qwen, gemma, granite, post_norm, cohere, deepseek, glm, mixtures, others)
     for architecture in family.ARCHITECTURES
 )
 

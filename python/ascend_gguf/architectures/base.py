@@ -22,7 +22,9 @@ from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, GGUFTensor
 
 #: Tensors that any file may hold and no model needs: what they say is in the configuration.
-_IGNORED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
+_IGNORED = re.compile(
+    r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Architecture:
         constants: attributes of the configuration that the architecture fixes.
         rope: the rotary embedding's parameters, from the file and the attributes.
         derived: attributes that take more than one key, computed in this order.
-        mark: a key below ``name.`` or a tensor that tells these files from others of the name.
+        mark: tells these files from others of the name.
     """
 
     name: str
@@ -190,13 +192,11 @@ class Architecture:
     constants: Mapping[str, Any] = field(default_factory=dict)
     rope: Derivation = rope.parameters
     derived: tuple[Derivation, ...] = ()
-    mark: str | None = None
+    mark: Callable[[GGUFFile], bool] = lambda file: True
 
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""
-        if file.architecture != self.name:
-            return False
-        return self.mark is None or self.mark in file.tensors or file.arch_field(self.mark, 0) != 0
+        return file.architecture == self.name and self.mark(file)
 
     def rename(self, tensor_name: str) -> Rename | None:
         """The rule for a tensor of the file, the block's number filled in; None if unknown."""

@@ -74,6 +74,8 @@ ARCHITECTURES = (
         | {"attn_logit_softcapping": fraction("attn_logit_softcapping")},
         required=REQUIRED,
         tensors=_BODY,
+        # The engine's name for it; transformers' is ``hidden_activation``.
+        constants={"hidden_act": "gelu_pytorch_tanh"},
         derived=(sliding_unless(2), _query_scale(46)),
     ),
     Architecture(

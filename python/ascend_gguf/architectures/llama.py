@@ -47,7 +47,7 @@ def _attention_bias(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, 
 ARCHITECTURES = (
     Architecture(
         name="llama",
-        mark="expert_count",
+        mark=lambda file: "llama.expert_count" in file.metadata,
         model_type="mixtral",
         fields=FIELDS
         | HEAD_SIZE

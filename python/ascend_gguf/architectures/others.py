@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, count, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor
@@ -17,6 +20,18 @@ from ascend_gguf.architectures.parts import (
     mlp,
     qkv_bias,
 )
+from ascend_gguf.reader import GGUFFile
+
+
+def _no_empty_window(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    # A file writes zero for none.
+    return {"sliding_window": attributes.get("sliding_window") or None}
+
+
+def _partial_rotary_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    # The engine looks for it beside the other parameters of the rotary embedding.
+    return rope.partial_factor(file, attributes)
+
 
 PHI3 = Architecture(
     name="phi3",
@@ -32,8 +47,7 @@ PHI3 = Architecture(
         per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
     ),
     rope=rope.longrope,
-    # A file writes zero for none.
-    derived=(lambda file, found: {"sliding_window": found.get("sliding_window") or None},),
+    derived=(_no_empty_window, _partial_rotary_factor),
 )
 
 STARCODER2 = Architecture(
@@ -79,6 +93,8 @@ SEED_OSS = Architecture(
         *qkv_bias(optional=True),
         *mlp(),
     ),
+    # Of training; transformers' models, which the engine runs this one by, drop out otherwise.
+    constants={"residual_dropout": 0.0, "attention_dropout": 0.0},
     derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
 )
 

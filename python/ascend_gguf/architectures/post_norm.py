@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
@@ -13,6 +16,18 @@ from ascend_gguf.architectures.parts import (
     REQUIRED,
     mlp,
 )
+from ascend_gguf.reader import GGUFFile
+
+
+def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """``sliding_window_pattern`` as EXAONE's own configurations write it: ``LLLG``."""
+    if attributes["sliding_window"] is None:
+        return {}
+    letters = "".join(
+        "G" if kind == "full_attention" else "L" for kind in attributes["layer_types"]
+    )
+    return {"sliding_window_pattern": letters[: letters.find("G") + 1]}
+
 
 _BODY = (
     *FRAME,
@@ -41,6 +56,6 @@ ARCHITECTURES = (
         fields=FIELDS | HEAD_SIZE | {"attention.sliding_window": "sliding_window"},
         required=REQUIRED,
         tensors=_BODY + QK_NORM,
-        derived=(sliding_unless(4),),
+        derived=(sliding_unless(4), _pattern_letters),
     ),
 )

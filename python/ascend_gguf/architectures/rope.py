@@ -44,7 +44,7 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """As :func:`parameters`, of the first ``rope.dimension_count`` numbers of each head."""
-    return parameters(file, attributes) | _partial_factor(file, attributes)
+    return parameters(file, attributes) | partial_factor(file, attributes)
 
 
 def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,8 @@ def by_layer_type(sliding_theta: float):
     return parameters_by_type
 
 
-def _partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    """``partial_rotary_factor``: the share of each head that is turned, if the file says."""
     rotated = number(file, "rope.dimension_count")
     heads = attributes["num_attention_heads"]
     head = attributes.get("head_dim") or attributes["hidden_size"] // heads

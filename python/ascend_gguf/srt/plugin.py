@@ -23,6 +23,7 @@ _ENGINE = "sglang.srt"
 #: engine's module; how; the hook, where its name is not the last part of the target's)
 _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", HookType.AROUND, None),
+    ("arg_groups.model_hook", "handle_model_specific_adjustments", HookType.AROUND, None),
     ("utils.hf_transformers.config", "get_config", HookType.AROUND, None),
     ("utils.hf_transformers.common", "get_generation_config", HookType.AROUND, None),
     ("utils.hf_transformers.tokenizer", "get_tokenizer", HookType.AROUND, None),
@@ -41,6 +42,25 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
+    *(
+        (
+            "layers.attention.torch_native_backend",
+            f"TorchNativeAttnBackend.{name}",
+            HookType.AROUND,
+            None,
+        )
+        for name in (
+            "forward_extend",
+            "forward_decode",
+            "_run_sdpa_forward_extend",
+            "_run_sdpa_forward_decode",
+        )
+    ),
+    ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "exclude_token_from_window"),
+    ("models.exaone4", "Exaone4Attention.__init__", HookType.AFTER, "turn_halves"),
+    ("models.hunyuan", "HunYuanAttention.__init__", HookType.AFTER, "repair_attention"),
+    ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
+    ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),
     ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),
     ("models.qwen3_moe", "Qwen3MoeSparseMoeBlock.__init__", HookType.AFTER, "renormalize_topk"),
 )

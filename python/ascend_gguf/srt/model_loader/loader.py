@@ -21,7 +21,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 from tqdm.auto import tqdm
 
-from ascend_gguf.architectures import Target, architecture_of
+from ascend_gguf.architectures import Placement, Target, architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
@@ -91,12 +91,14 @@ def load_model(
     name_map = _name_map(path, model_config.hf_config)
     target_device = torch.device(device_config.device)
     quant_config = engine._get_quantization_config(model_config, self.load_config)
+    as_numbers = _loaded_as_numbers(name_map)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
+    quant_config.modules_to_not_convert += as_numbers
     with set_default_torch_dtype(model_config.dtype):
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
         _keep_routers_in_float32(model, path, name_map)
-        _load_weights(model, path, _weights(model, path, name_map))
+        _load_weights(model, path, _weights(model, path, name_map), as_numbers)
         for _, module in model.named_modules():
             quant_method = getattr(module, "quant_method", None)
             if quant_method is not None:
@@ -115,6 +117,16 @@ def _name_map(path: str, config: Any) -> dict[str, Target]:
         config = load_config(path)
     file = open_gguf(path)
     return architecture_of(file).name_map(file, config)
+
+
+def _loaded_as_numbers(name_map: dict[str, Target]) -> list[str]:
+    """The modules whose loaders take no blocks."""
+    return [
+        name.removesuffix(".weight")
+        for target in name_map.values()
+        if isinstance(target, Placement) and target.numbers
+        for name in target.names
+    ]
 
 
 def _weights(
@@ -174,11 +186,20 @@ def _has_separate_lm_head(model: nn.Module) -> bool:
     return any(name.startswith("lm_head.") for name, _ in model.named_parameters())
 
 
-def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """``model.load_weights`` with every weight accepted as blocks, and every weight required."""
+def _load_weights(
+    model: nn.Module,
+    path: str,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    as_numbers: list[str],
+) -> None:
+    """``model.load_weights`` with every weight accepted as blocks, and every weight required.
+
+    Modules named in ``as_numbers`` take no blocks: some models look for ``qweight`` while loading.
+    """
     aliased = [
         (module, name)
-        for module in model.modules()
+        for path_of_module, module in model.named_modules()
+        if path_of_module not in as_numbers
         for name, parameter in list(module.named_parameters(recurse=False))
         if name.endswith("weight")
         and parameter.dim() > 1

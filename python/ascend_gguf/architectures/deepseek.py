@@ -1,0 +1,171 @@
+"""DeepSeek V2 and V3, and the models of their shapes: attention by way of a latent vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, count, flag, fraction, per_layer
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import (
+    FIELDS,
+    FRAME,
+    MOE_FIELDS,
+    NORMS,
+    REQUIRED,
+    experts,
+    mlp,
+    shared_expert,
+)
+from ascend_gguf.reader import GGUFFile
+
+_SIGMOID = 2  # of gguf.ExpertGatingFuncType
+
+_EXPERT_FIELDS = MOE_FIELDS | {
+    "expert_count": "n_routed_experts",
+    "expert_shared_count": count("n_shared_experts"),
+}
+_LATENT_FIELDS = {
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+}
+_FIELDS = (
+    FIELDS
+    | _EXPERT_FIELDS
+    | _LATENT_FIELDS
+    | {
+        "attention.q_lora_rank": "q_lora_rank",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+        "expert_weights_scale": fraction("routed_scaling_factor"),
+        "expert_weights_norm": flag("norm_topk_prob"),
+        "leading_dense_block_count": count("first_k_dense_replace"),
+    }
+)
+_REQUIRED = REQUIRED | frozenset(_EXPERT_FIELDS) | frozenset(_LATENT_FIELDS)
+
+
+def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tensor:
+    """``kv_b_proj`` from its halves, of which conversion turned the first over.
+
+    Args:
+        k_b: ``[heads, latent, nope]``.
+        v_b: ``[heads, value, latent]``.
+
+    Returns:
+        ``[heads * (nope + value), latent]``.
+    """
+    return torch.cat([k_b.transpose(1, 2), v_b], dim=1).flatten(0, 1)
+
+
+# Numbers where the engine's loader joins or splits matrices.
+_BODY: tuple[Rename, ...] = (
+    *FRAME,
+    *NORMS,
+    per_layer(
+        "attn_q.weight", "heads*qk hidden", "self_attn.q_proj.weight", unless="attn_q_a.weight"
+    ),
+    per_layer(
+        "attn_q_a.weight", "q_lora hidden", "self_attn.q_a_proj.weight", numbers=True, optional=True
+    ),
+    per_layer("attn_q_a_norm.weight", "q_lora", "self_attn.q_a_layernorm.weight", optional=True),
+    per_layer("attn_q_b.weight", "heads*qk q_lora", "self_attn.q_b_proj.weight", optional=True),
+    per_layer(
+        "attn_kv_a_mqa.weight",
+        "kv_lora+rope hidden",
+        "self_attn.kv_a_proj_with_mqa.weight",
+        numbers=True,
+    ),
+    per_layer("attn_kv_a_norm.weight", "kv_lora", "self_attn.kv_a_layernorm.weight"),
+    per_layer(
+        "attn_k_b.weight",
+        "heads kv_lora nope",
+        "self_attn.kv_b_proj.weight",
+        undo=_join_kv_b,
+        beside=("attn_v_b.weight",),
+        numbers=True,
+        unless="attn_kv_b.weight",
+    ),
+    per_layer("attn_v_b.weight", "heads v_head kv_lora", unless="attn_kv_b.weight"),
+    # Of files before May 2025.
+    per_layer(
+        "attn_kv_b.weight",
+        "heads*nope+heads*v_head kv_lora",
+        "self_attn.kv_b_proj.weight",
+        numbers=True,
+        optional=True,
+    ),
+    per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight"),
+    *mlp("dense"),
+    *experts(kind="sparse"),
+    *shared_expert("mlp.shared_experts", kind="sparse"),
+)
+
+_ROUTER_BIAS = per_layer(
+    "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
+)
+
+
+def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # Files that hold the halves of kv_b describe attention over latent vectors, of one head, and
+    # give the sizes of the model's own heads apart.
+    def size(name: str) -> int:
+        found = number(file, f"attention.{name}_mla")
+        return found or number(file, f"attention.{name}") or file.arch_field(f"attention.{name}")
+
+    qk = size("key_length")
+    return {
+        "qk_head_dim": qk,
+        "qk_nope_head_dim": qk - attributes["qk_rope_head_dim"],
+        "v_head_dim": size("value_length"),
+        "num_key_value_heads": attributes["num_attention_heads"],
+        "q_lora_rank": attributes.get("q_lora_rank"),
+    }
+
+
+def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
+    grouped = (attributes.get("n_group") or 1) > 1
+    return {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+
+
+def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    found = rope.parameters(file, attributes)
+    # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` is the same number in
+    # every published model.
+    tenth = number(file, "rope.scaling.yarn_log_multiplier", float, least=0)
+    if tenth is not None:
+        scale = round(10 * tenth, 6)
+        found |= {"mscale": scale, "mscale_all_dim": scale}
+    return found
+
+
+def _routes_by_sigmoid(file: GGUFFile) -> bool:
+    return number(file, "expert_gating_func", least=0) == _SIGMOID
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="deepseek2",
+        mark=_routes_by_sigmoid,
+        model_type="deepseek_v3",
+        fields=_FIELDS,
+        required=_REQUIRED,
+        tensors=(*_BODY, _ROUTER_BIAS),
+        rope=_rope,
+        constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
+        derived=(_head_sizes,),
+    ),
+    Architecture(
+        name="deepseek2",
+        model_type="deepseek_v2",
+        fields=_FIELDS,
+        required=_REQUIRED,
+        tensors=_BODY,
+        rope=_rope,
+        constants={"scoring_func": "softmax", "moe_layer_freq": 1},
+        derived=(_head_sizes, _groups),
+    ),
+)

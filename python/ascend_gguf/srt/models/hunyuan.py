@@ -1,0 +1,27 @@
+"""Attention of HunYuan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.models.exaone4 import turn_halves
+
+
+def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``HunYuanAttention.__init__``: the rows that the file has, and one row a token.
+
+    The rotary embedding is as in EXAONE 4.  The norm of queries and keys leaves one row a head,
+    of which the engine's attention would take the first ones for the tokens.
+    """
+    if not uses_ascend_methods():
+        return
+    turn_halves(result, self, *args, **kwargs)
+
+    def one_row_a_token(module: torch.nn.Module, inputs: tuple) -> tuple:
+        q, k, *rest = inputs
+        return q.reshape(-1, self.q_size), k.reshape(-1, self.kv_size), *rest
+
+    self.attn.register_forward_pre_hook(one_row_a_token)
