@@ -30,12 +30,16 @@ _NUMPY_TYPES = {"F32": np.float32, "F16": np.float16}
 PROMPT = [int(t) for t in np.random.default_rng(7).integers(3, 500, 48)]
 
 
+#: The architectures that a :class:`Spec` can be of.
+NAMES = ("qwen2", "qwen2moe", "qwen3", "qwen3moe")
+
+
 @dataclass(frozen=True)
 class Spec:
     """What to write.
 
     Args:
-        arch: ``general.architecture``: qwen2, qwen3, qwen2moe or qwen3moe.
+        arch: ``general.architecture``, one of :data:`NAMES`.
         types: pattern of tensor names (``re.search``) to type name; the first match counts.
         default: the type of other matrices.
         tied: no output matrix of its own.

@@ -52,7 +52,9 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         attributes |= derive(file, attributes)
     attributes["rope_parameters"] = architecture.rope(file, attributes)
     config = AutoConfig.for_model(architecture.model_type, **attributes)
-    _check_experts(file, config)
+    if "expert_used_count" in architecture.fields:
+        used = file.arch_field("expert_used_count")
+        _check_count(file, "expert_used_count", used, experts(config))
     return config
 
 
@@ -72,12 +74,6 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         values.setdefault("head_dim", values["hidden_size"] // heads)
     _check_count(file, "block_count", values["num_hidden_layers"], _MOST_LAYERS)
     return values
-
-
-def _check_experts(file: GGUFFile, config: PretrainedConfig) -> None:
-    used = number(file, "expert_used_count", least=0)
-    if used is not None:
-        _check_count(file, "expert_used_count", used, experts(config))
 
 
 def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:

@@ -126,9 +126,13 @@ def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
     }
 
 
-def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
-    grouped = (attributes.get("n_group") or 1) > 1
-    return {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    groups = attributes.get("n_group", 1)
+    return {
+        "n_group": groups,
+        "topk_group": attributes.get("topk_group", 1),
+        "topk_method": "group_limited_greedy" if groups > 1 else "greedy",
+    }
 
 
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,11 +35,15 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         GGUFError: another kind of scaling, or factors that are not Llama 3's.
     """
-    theta = number(file, "rope.freq_base", float)
-    plain = {"rope_theta": 10000.0 if theta is None else theta, "rope_type": "default"}
+    plain = _plain(file)
     if "rope_freqs.weight" in file.tensors:
         return plain | _llama3(file, plain["rope_theta"])
     return plain | _scaling(file)
+
+
+def _plain(file: GGUFFile) -> dict[str, Any]:
+    theta = number(file, "rope.freq_base", float)
+    return {"rope_theta": 10000.0 if theta is None else theta, "rope_type": "default"}
 
 
 def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,8 +52,8 @@ def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`partial`, with Phi-3's factors for short and long prompts where there are any."""
-    found = partial(file, attributes)
+    """Plain or partial, with Phi-3's factors for short and long prompts where there are any."""
+    found = _plain(file) | partial_factor(file, attributes)
     original = number(file, "rope.scaling.original_context_length")
     if original is not None:
         found["original_max_position_embeddings"] = original
@@ -88,7 +92,7 @@ def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, f
 def _scaling(file: GGUFFile) -> dict[str, Any]:
     key = f"{file.architecture}.rope.scaling.type"
     scaling = file.metadata.get(key, "none")
-    if isinstance(scaling, str) and scaling in ("none", "", "longrope"):
+    if isinstance(scaling, str) and scaling in ("none", ""):
         return {}
     if not isinstance(scaling, str) or scaling not in ("linear", "yarn"):
         raise GGUFError(

@@ -57,7 +57,13 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         )
     ),
     ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "exclude_token_from_window"),
-    ("models.exaone4", "Exaone4Attention.__init__", HookType.AFTER, "turn_halves"),
+    (
+        "models.deepseek_common.attention_backend_handler",
+        "AttentionBackendRegistry.get_handler",
+        HookType.AROUND,
+        None,
+    ),
+    ("models.exaone4", "Exaone4Attention.__init__", HookType.AFTER, "repair_attention"),
     ("models.hunyuan", "HunYuanAttention.__init__", HookType.AFTER, "repair_attention"),
     ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
     ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),

@@ -55,6 +55,8 @@ def gguf_quant_weights_iterator(
         if (placement := _placement(tensor, gguf_to_hf_name_map)) is not None
     ]
     for tensor, placement in placed:
+        _check_names(tensor, placement)
+    for tensor, placement in placed:
         if _goes_as_blocks(tensor, placement):
             for name in _names(tensor, placement):
                 yield (
@@ -136,7 +138,7 @@ def _data(
 
 def _parts(tensor: GGUFTensor, placement: Placement, data: torch.Tensor) -> Iterator[torch.Tensor]:
     for matrix in data if placement.names and _is_packed(placement) else (data,):
-        yield from _row_parts(tensor, placement, matrix)
+        yield from _row_parts(placement, matrix)
 
 
 def _packed_expert_names(tensor_name: str) -> tuple[str, ...] | None:
@@ -147,19 +149,26 @@ def _packed_expert_names(tensor_name: str) -> tuple[str, ...] | None:
     return tuple(f"{experts}.{projection}.weight" for projection in _PROJECTIONS[match[2]])
 
 
-def _row_parts(
-    tensor: GGUFTensor, placement: Placement, matrix: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _row_parts(placement: Placement, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
     parts = len(placement.names)
     if parts < 2:
         return (matrix,) * parts
-    if placement.rows is not None:
-        return matrix.split(placement.rows, dim=0)
-    if matrix.dim() < 2 or matrix.shape[0] % parts:
+    return matrix.split(placement.rows or matrix.shape[0] // parts, dim=0)
+
+
+def _check_names(tensor: GGUFTensor, placement: Placement) -> None:
+    """Refuse names that the parts of a tensor cannot have."""
+    if _goes_as_blocks(tensor, placement):
+        for name in placement.names:
+            _renamed(name, "qweight", tensor)
+    parts = len(placement.names)
+    if parts < 2 or placement.rows is not None:
+        return
+    matrix = tensor.shape[1:] if _is_packed(placement) else tensor.shape
+    if len(matrix) < 2 or matrix[0] % parts:
         raise GGUFError(
             f"the rows cannot be shared equally by {parts} tensors of the model",
             file=tensor.file,
             tensor=tensor.name,
             found=f"shape {tensor.shape}",
         )
-    return matrix.chunk(parts, dim=0)

@@ -18,7 +18,7 @@ def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None
     """
     if not uses_ascend_methods():
         return
-    turn_halves(result, self, *args, **kwargs)
+    turn_halves(self, kwargs["config"])
 
     def one_row_a_token(module: torch.nn.Module, inputs: tuple) -> tuple:
         q, k, *rest = inputs
