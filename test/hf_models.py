@@ -57,6 +57,7 @@ class Tiny:
         convert: what conversion does to a tensor.
         extra: tensors that conversion makes from the configuration.
         types: type of matrices, before those of ``_TYPES``, by the end of their names.
+        refused: device ("cpu" or "npu") to why the engine does not run it there.
     """
 
     arch: str
@@ -66,6 +67,7 @@ class Tiny:
     convert: Conversion = unchanged
     extra: Callable[[Any], Mapping[str, torch.Tensor]] = lambda config: {}
     types: Mapping[str, Type] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 _SIZES = {
@@ -494,6 +496,18 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _WINDOW = {"sliding_window": 16, "num_hidden_layers": 4}
+_PHI3 = {
+    "rope_type": "default",
+    "rope_theta": 30000.0,
+    "partial_rotary_factor": 1.0,
+    "original_max_position_embeddings": 2048,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.1 * i for i in range(12)],
+    "long_factor": [1.0 + 0.5 * i for i in range(12)],
+}
 _BY_LAYER = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 400000.0, "factor": 8.0},
@@ -513,7 +527,7 @@ _LATENT = _EXPERTS | {
     "first_k_dense_replace": 1,
     "kv_lora_rank": 64,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
+    "qk_rope_head_dim": 64,
     "v_head_dim": 32,
 }
 _MLA_YARN = {
@@ -555,19 +569,13 @@ TINY: dict[str, Tiny] = {
         gemma3_metadata,
         plus_one,
     ),
-    "phi3": Tiny(
+    "phi3": Tiny("phi3", "phi3", {"rope_parameters": _PHI3}, phi3_metadata),
+    "phi4-mini": Tiny(
         "phi3",
         "phi3",
-        {
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 30000.0,
-                "partial_rotary_factor": 0.75,
-                "original_max_position_embeddings": 2048,
-            },
-            "original_max_position_embeddings": 2048,
-        },
+        {"rope_parameters": _PHI3 | _LONG, "max_position_embeddings": 8192, "head_dim": 32},
         phi3_metadata,
+        extra=phi3_factors,
     ),
     "granite": Tiny("granite", "granite", _GRANITE, granite_metadata, llama),
     "granitemoe": Tiny(
@@ -610,13 +618,13 @@ TINY: dict[str, Tiny] = {
     ),
     "seed-oss": Tiny("seed_oss", "seed_oss", {"head_dim": 32}),
     "glm4": Tiny(
-        "glm4", "glm4", {"head_dim": 32, "rope_parameters": _PARTIAL}, partial_rope_metadata
+        "glm4", "glm4", {"head_dim": 64, "rope_parameters": _PARTIAL}, partial_rope_metadata
     ),
     "glm4moe": Tiny(
         "glm4moe",
         "glm4_moe",
         _EXPERTS
-        | {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32, "use_qk_norm": True}
+        | {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 64, "use_qk_norm": True}
         | {"attention_bias": True, "rope_parameters": _PARTIAL, "routed_scaling_factor": 1.5},
         glm4moe_metadata,
     ),

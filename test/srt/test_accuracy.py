@@ -22,7 +22,7 @@ BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 
 def _shared_models() -> list[str]:
     folder = shared_path("models")
-    found = sorted(path.stem for path in folder.glob("qwen*.gguf")) if folder else []
+    found = sorted(path.stem for path in folder.glob("*.gguf")) if folder else []
     return [name for name in found if name not in BUNDLED]
 
 

@@ -56,7 +56,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
             "_run_sdpa_forward_decode",
         )
     ),
-    ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "exclude_token_from_window"),
+    ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "repair_attention"),
     (
         "models.deepseek_common.attention_backend_handler",
         "AttentionBackendRegistry.get_handler",

@@ -1,4 +1,4 @@
-"""The attention window of Command R7B."""
+"""Attention of Command R7B."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import Any
 from ascend_gguf.srt.device import uses_ascend_methods
 
 
-def exclude_token_from_window(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
+def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``CohereAttention.__init__``: count the token itself in its window.
 
     A window of the configuration includes the token, one of the engine's attention does not; the
-    engine's other models subtract one.
+    engine's other models subtract one.  Where no rotary embedding copies them, queries are a part
+    of a wider matrix, which Ascend's operators refuse.
     """
-    if uses_ascend_methods() and self.sliding_window_size > 0:
+    if not uses_ascend_methods():
+        return
+    if self.sliding_window_size > 0:
         self.attn.sliding_window_size = self.sliding_window_size - 1
+    self.attn.register_forward_pre_hook(
+        lambda module, inputs: (*(x.contiguous() for x in inputs[:3]), *inputs[3:])
+    )

@@ -12,9 +12,11 @@ missing_in(__name__)
     "split_qkv_rmsnorm_rope",
     "(Tensor qkv, Tensor sin, Tensor cos, int q_size, int kv_size, int head_dim, float eps, "
     "Tensor? q_weight, Tensor? k_weight, "
-    "Tensor? q_bias, Tensor? k_bias) -> (Tensor, Tensor, Tensor)",
+    "Tensor? q_bias, Tensor? k_bias, bool neox) -> (Tensor, Tensor, Tensor)",
 )
-def _kernel(qkv, sin, cos, q_size, kv_size, head_dim, eps, q_weight, k_weight, q_bias, k_bias):
+def _kernel(
+    qkv, sin, cos, q_size, kv_size, head_dim, eps, q_weight, k_weight, q_bias, k_bias, neox
+):
     n = qkv.shape[0]
     q, k, v = qkv.split([q_size, kv_size, kv_size], -1)
     cos, sin = cos.reshape(n, 1, -1).float(), sin.reshape(n, 1, -1).float()
@@ -25,8 +27,12 @@ def _kernel(qkv, sin, cos, q_size, kv_size, head_dim, eps, q_weight, k_weight, q
             x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.float()
         if bias is not None:
             x = x + bias.float()
-        first, second = x.chunk(2, -1)
-        return (x * cos + torch.cat([-second, first], -1) * sin).to(qkv.dtype).reshape(n, -1)
+        if neox:
+            first, second = x.chunk(2, -1)
+            turned = torch.cat([-second, first], -1)
+        else:
+            turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        return (x * cos + turned * sin).to(qkv.dtype).reshape(n, -1)
 
     return (
         norm_and_rotate(q, q_weight, q_bias),
@@ -47,6 +53,7 @@ def split_qkv_rmsnorm_rope(
     k_weight=None,
     q_bias=None,
     k_bias=None,
+    is_neox_style=True,
 ):
     return _kernel(
         input,
@@ -60,4 +67,5 @@ def split_qkv_rmsnorm_rope(
         k_weight,
         q_bias,
         k_bias,
+        is_neox_style,
     )
