@@ -176,6 +176,13 @@ class Model:
             )
         return _logprobs(model, prompt), furthest
 
+    def embedding(self, prompt: Sequence[int]) -> np.ndarray:
+        """The last token's final hidden state, of length one: float32 ``(hidden,)``."""
+        model = _transformers_model(self.spec, self.weights).model
+        with torch.no_grad():
+            states = model(torch.tensor([list(prompt)])).last_hidden_state
+        return torch.nn.functional.normalize(states[0, -1], dim=0).numpy()
+
 
 def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:
     """Write a model to ``path``; ``changes`` are fields of :class:`Spec`."""

@@ -9,7 +9,10 @@ import json
 import subprocess
 import sys
 
-_FIELDS = ("model_path", "tokenizer_path", "load_format", "quantization")
+_FIELDS = (
+    *("model_path", "tokenizer_path", "load_format", "quantization"),
+    *(f"speculative_draft_{name}" for name in ("model_path", "model_quantization", "load_format")),
+)
 
 
 class Resolver:

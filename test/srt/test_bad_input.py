@@ -8,56 +8,35 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
 from demo import free_port
 from library.bad_files import BAD_FILES, good_file
 from random_model import write_model
+from rewrite import rewrite
 from serving import CPU, SMALL, cpu_environment, server_command, wait_for_group_to_end
 
 DATA = Path(__file__).parents[1] / "data"
 
 
-def _rewrite(source: Path, target: Path, edit=lambda name, data: [(name, data)], arch=None) -> None:
-    """Copy a file tensor by tensor; ``edit`` says what becomes of each."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, arch or reader.fields["general.architecture"].contents())
-    for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        if entry.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_array(key, entry.contents())
-        else:
-            writer.add_key_value(key, entry.contents(), entry.types[0])
-    for tensor in reader.tensors:
-        for name, data in edit(tensor.name, tensor.data):
-            raw = None if data.dtype == np.float32 else tensor.tensor_type
-            writer.add_tensor(name, data, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def _lacks_tensor(source: Path, target: Path) -> None:
-    _rewrite(source, target, lambda n, d: [] if n == "blk.1.ffn_up.weight" else [(n, d)])
+    rewrite(source, target, lambda n, d: [] if n == "blk.1.ffn_up.weight" else [(n, d)])
 
 
 def _unknown_tensor(source: Path, target: Path) -> None:
     extra = ("blk.0.attn_sinks.weight", np.zeros(4, np.float32))
-    _rewrite(
+    rewrite(
         source, target, lambda n, d: [(n, d), extra] if n == "output_norm.weight" else [(n, d)]
     )
 
 
 def _wrong_shape(source: Path, target: Path) -> None:
-    _rewrite(source, target, lambda n, d: [(n, d[:-1] if n == "blk.0.attn_k.weight" else d)])
+    rewrite(source, target, lambda n, d: [(n, d[:-1] if n == "blk.0.attn_k.weight" else d)])
 
 
 def _unknown_architecture(source: Path, target: Path) -> None:
-    _rewrite(source, target, arch="qwen3-with-wings")
+    rewrite(source, target, arch="qwen3-with-wings")
 
 
 def _missing(source: Path, target: Path) -> None:
@@ -171,7 +150,7 @@ def test_parameter_left_uninitialised(tmp_path, log):
             data[3] = np.nan
         return [(name, data)]
 
-    _rewrite(DATA / "qwen3-dense-Q4_K_M.gguf", path, spoil)
+    rewrite(DATA / "qwen3-dense-Q4_K_M.gguf", path, spoil)
     assert _run_server(path, log, *CPU) != 0
     text = log.read_text()
     assert "model.layers.1.post_attention_layernorm.weight" in text

@@ -9,7 +9,8 @@ from pathlib import Path
 import gguf
 import pytest
 
-from ascend_gguf import load_tokenizer
+from ascend_gguf import load_config, load_tokenizer
+from rewrite import rewrite
 from serving import CPU
 
 DATA = Path(__file__).parents[1] / "data"
@@ -20,24 +21,7 @@ MODEL = DATA / "qwen3-moe-Q4_K_M.gguf"
 def split(tmp_path_factory) -> list[Path]:
     """The model in several files, the first without a tensor, in a folder of their own."""
     folder = tmp_path_factory.mktemp("split")
-    reader = gguf.GGUFReader(MODEL)
-    writer = gguf.GGUFWriter(
-        folder / "m.gguf", "qwen3moe", split_max_tensors=12, small_first_shard=True
-    )
-    for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        if entry.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_array(key, entry.contents())
-        else:
-            writer.add_key_value(key, entry.contents(), entry.types[0])
-    for tensor in reader.tensors:
-        plain = tensor.tensor_type == gguf.GGMLQuantizationType.F32
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=None if plain else tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    rewrite(MODEL, folder / "m.gguf", split_max_tensors=12, small_first_shard=True)
     files = sorted(folder.glob("*.gguf"))
     assert len(files) > 2 and not gguf.GGUFReader(files[0]).tensors
     return files
@@ -89,6 +73,25 @@ def test_tokenizer_of_the_user_stays(resolver, tmp_path):
     load_tokenizer(MODEL).save_pretrained(tmp_path)
     found = resolver.paths("--model-path", str(MODEL), "--tokenizer-path", str(tmp_path), *CPU)
     assert found["tokenizer_path"] == str(tmp_path)
+
+
+def test_draft_model(resolver, split, tmp_path):
+    draft = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path")
+    found = resolver.paths("--model-path", str(MODEL), *draft, str(split[1]), *CPU)
+    assert found["speculative_draft_model_path"] == str(split[0])
+    assert found["speculative_draft_model_quantization"] == "gguf"
+    assert found["speculative_draft_load_format"] == "gguf"
+
+    load_config(MODEL).save_pretrained(tmp_path)
+    found = resolver.paths("--model-path", str(MODEL), *draft, str(tmp_path), *CPU)
+    assert found["quantization"] == "gguf"
+    assert found["speculative_draft_model_quantization"] is None
+    assert found["speculative_draft_load_format"] == "auto"
+
+    load_tokenizer(MODEL).save_pretrained(tmp_path)
+    found = resolver.paths("--model-path", str(tmp_path), *draft, str(MODEL), *CPU)
+    assert found["quantization"] is None
+    assert found["speculative_draft_model_quantization"] == "gguf"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-from sglang.srt.utils.common import is_remote_url
+from sglang.srt.utils import is_cpu, is_remote_url
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of
@@ -54,6 +54,12 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
+    if is_cpu() and check_gguf_file(found.model_path) and (found.enable_lora or found.lora_paths):
+        raise GGUFError(
+            "the engine's LoRA adapters need an accelerator, and this is the CPU",
+            file=found.model_path,
+            hint="Merge the adapter into the model before converting it to GGUF.",
+        )
     tokenizer = found.tokenizer_path or found.model_path
     if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
         load_tokenizer(tokenizer)

@@ -1,0 +1,47 @@
+"""Copies of GGUF files with changes, made by gguf-py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    edit: Callable[[str, np.ndarray], Iterable[tuple[str, np.ndarray]]] | None = None,
+    arch: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    **writer_options: Any,
+) -> None:
+    """Copy a file key by key and tensor by tensor.
+
+    Args:
+        edit: what becomes of each tensor: any number of names and data (blocks as bytes).
+        arch: another architecture's name, which leaves the keys of the old one.
+        metadata: other values of keys, arrays as lists.
+        writer_options: of ``gguf.GGUFWriter``, such as ``split_max_tensors``.
+    """
+    reader = gguf.GGUFReader(source)
+    arch = arch or reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, arch, **writer_options)
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = (metadata or {}).get(key, entry.contents())
+        if entry.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, entry.types[0])
+    for tensor in reader.tensors:
+        for name, data in edit(tensor.name, tensor.data) if edit else [(tensor.name, tensor.data)]:
+            raw = None if data.dtype == np.float32 else tensor.tensor_type
+            writer.add_tensor(name, data, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,137 @@
+"""The engine's own features on a GGUF model: ends of turns, tools, structure, embeddings, LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from openai import OpenAI
+
+from ascend_gguf import load_tokenizer
+from random_model import read_model
+from rewrite import rewrite
+from serving import CPU
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+
+#: id -> token: every one ends a turn, and the file names one of them as its eos.
+ENDS = {
+    0: "<|endoftext|>",
+    2: "<|im_end|>",
+    500: "<|eot_id|>",
+    501: "<end_of_turn>",
+    502: "<|eom_id|>",
+    503: "<|my_end|>",  # known by its key alone
+}
+HELLO = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "ring",
+        "description": "Ring the bell",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"loud": {"type": "boolean"}},
+            "required": ["loud"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def _client(server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def client(zygote, tmp_path_factory) -> OpenAI:
+    folder = tmp_path_factory.mktemp("features")
+    tokens = list(load_tokenizer(MODEL).get_vocab().items())
+    texts = [text for text, _ in sorted(tokens, key=lambda token: token[1])]
+    for number, text in ENDS.items():
+        texts[number] = text
+    metadata = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.eos_token_id": 503}
+    rewrite(MODEL, folder / "model.gguf", metadata=metadata)
+    arguments = ("--tool-call-parser", "qwen25", "--constrained-json-disable-any-whitespace")
+    with zygote.serve(folder / "model.gguf", folder / "log", *CPU, *arguments) as server:
+        yield _client(server)
+
+
+@pytest.mark.parametrize("token", ENDS)
+def test_every_end_of_turn_ends_the_answer(client, token):
+    ask = HELLO | {"max_tokens": 5, "logit_bias": {str(token): 100}}
+    (choice,) = client.chat.completions.create(**ask).choices
+    assert (choice.finish_reason, choice.message.content) == ("stop", "")
+    *_, last = client.chat.completions.create(**ask, stream=True)
+    assert last.choices[0].finish_reason == "stop"
+
+
+def test_other_tokens_do_not(client):
+    ask = HELLO | {"max_tokens": 5, "logit_bias": {"5": 100}}
+    (choice,) = client.chat.completions.create(**ask).choices
+    assert (choice.finish_reason, choice.message.content) == ("length", "#" * 5)
+
+
+def test_structured_output(client):
+    schema = {"name": "answer", "schema": TOOL["function"]["parameters"]}
+    answer = client.chat.completions.create(
+        **HELLO,
+        max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert json.loads(choice.message.content) in ({"loud": True}, {"loud": False})
+    answer = client.chat.completions.create(**HELLO, extra_body={"regex": "(yes|no)é!"})
+    assert answer.choices[0].message.content in ("yesé!", "noé!")
+
+
+def test_tool_call(client):
+    answer = client.chat.completions.create(
+        **HELLO, max_tokens=60, tools=[TOOL], tool_choice="required"
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "ring"
+    assert json.loads(call.function.arguments) in ({"loud": True}, {"loud": False})
+
+
+def test_reasoning(zygote, log):
+    with zygote.serve(MODEL, log, *CPU, "--reasoning-parser", "deepseek-r1") as server:
+        answer = _client(server).chat.completions.create(**HELLO, max_tokens=8)
+    message = answer.choices[0].message
+    assert message.reasoning_content and not message.content
+
+
+def test_embeddings(zygote, log):
+    texts = ["hello world", "hello"]
+    with zygote.serve(MODEL, log, *CPU, "--is-embedding", "--dtype", "float32") as server:
+        answer = _client(server).embeddings.create(model="default", input=texts)
+    tokenizer, model = load_tokenizer(MODEL), read_model(MODEL)
+    for text, found in zip(texts, answer.data, strict=True):
+        expected = model.embedding(tokenizer.encode(text))
+        assert np.abs(expected - found.embedding).max() < 1e-4
+
+
+def test_lora_is_refused_on_the_cpu(resolver, tmp_path):
+    kind, message = resolver("--model-path", str(MODEL), "--lora-paths", f"a={tmp_path}", *CPU)
+    assert kind == "GGUFError" and "LoRA" in message and MODEL.name in message
+
+
+def test_lora_adapter_beside_a_gguf_model():
+    # The engine's LoRA kernels need a device: what there is to test is who reads the adapter.
+    from sglang.srt.configs.load_config import LoadConfig, LoadFormat
+    from sglang.srt.model_loader.loader import DefaultModelLoader
+
+    from ascend_gguf.srt.lora.lora import initialize_weights
+
+    options = {"modules_to_not_convert": []}  # the engine's loader would refuse it
+    adapter = SimpleNamespace(
+        load_config=LoadConfig(load_format="gguf", model_loader_extra_config=options)
+    )
+    loaders = []
+    initialize_weights(lambda self: loaders.append(DefaultModelLoader(self.load_config)), adapter)
+    assert loaders[0].load_config.load_format == LoadFormat.AUTO
