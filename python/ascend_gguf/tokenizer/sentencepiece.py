@@ -64,8 +64,8 @@ def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     for number in (-scores[: len(tokens)]).argsort(kind="stable").tolist():
         token = tokens[number]
         for cut in range(1, len(token)):
-            if token[:cut] in ids and token[cut:] in ids:
-                merges.append((token[:cut], token[cut:]))
+            if (left := token[:cut]) in ids and (right := token[cut:]) in ids:
+                merges.append((left, right))
     return merges
 
 

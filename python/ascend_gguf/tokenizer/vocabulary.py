@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,9 @@ class Vocabulary:
         return value
 
 
+@lru_cache(maxsize=2)
 def read_vocabulary(file: GGUFFile) -> Vocabulary:
-    """The vocabulary in ``file``'s metadata.
+    """The vocabulary in ``file``'s metadata; the same object for the same file.
 
     Raises:
         GGUFError: there is none, or its parts do not fit together.
