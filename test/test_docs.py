@@ -13,6 +13,7 @@ from ascend_gguf.architectures import ARCHITECTURES
 from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
+from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -52,6 +53,12 @@ def test_block_types():
 def test_architectures():
     expected = [[name, a.model_type] for name, a in sorted(ARCHITECTURES.items())]
     assert _table("quantization.md", "`general.architecture`") == expected
+
+
+def test_pre_tokenizers():
+    listed = [name for row in _table("tokenizers.md", "names of one rule") for name in row[:1]]
+    names = re.findall("`([^`]+)`", " ".join(listed))
+    assert sorted(names) == sorted(PRE_TOKENIZERS)
 
 
 @pytest.mark.parametrize("module, target, kind, name", plugin._HOOKS)
