@@ -19,11 +19,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from demo import free_port, running, wait_until_ready
 from gguf import GGMLQuantizationType
 from tokenizers import pre_tokenizers
 
 from ascend_gguf import load_config, load_tokenizer
+from demo import free_port, running, wait_until_ready
 
 SHARED = Path(os.environ.get("ASCEND_GGUF_SHARED") or Path(__file__).parents[2] / "shared")
 #: Qwen2's own vocabulary, where it is at hand.
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--log", type=Path, help="keep the servers' logs in this folder")
     options = parser.parse_args(arguments)
     given = options.vocabulary or (VOCABULARY if VOCABULARY.exists() else None)
-    with tempfile.TemporaryDirectory(prefix="ascend-gguf-startup-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="ascend-gguf-startup-") as temporary:
+        folder = Path(temporary)
         file, hf = folder / "model.gguf", folder / "hf"
         _write_gguf(file, given)
         _write_hf(hf, file)
-        print(f"{TOKENS if given is None else len(load_tokenizer(file))} tokens"
-              f" ({'made up' if given is None else given.stem}), {options.rounds} rounds.\n")  # fmt: skip
+        name = "a made-up vocabulary" if given is None else given.stem
+        print(f"{name}, {len(load_tokenizer(file))} tokens; {options.rounds} rounds.\n")
         models = {"GGUF file": file, "Hugging Face folder": hf}
         logs = options.log or folder
         logs.mkdir(exist_ok=True)
@@ -170,4 +170,6 @@ def _write_hf(folder: Path, file: Path) -> None:
     load_tokenizer(file).save_pretrained(folder)
     # As Qwen's own folders name it.
     about = folder / "tokenizer_config.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}))
+    about.write_text(
+        json.dumps(json.loads(about.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"})
+    )

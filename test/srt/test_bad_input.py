@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,7 @@ def _lacks_tensor(source: Path, target: Path) -> None:
 
 def _unknown_tensor(source: Path, target: Path) -> None:
     extra = ("blk.0.attn_sinks.weight", np.zeros(4, np.float32))
-    rewrite(
-        source, target, lambda n, d: [(n, d), extra] if n == "output_norm.weight" else [(n, d)]
-    )
+    rewrite(source, target, lambda n, d: [(n, d), extra] if n == "output_norm.weight" else [(n, d)])
 
 
 def _wrong_shape(source: Path, target: Path) -> None:
@@ -51,6 +48,7 @@ SPOILED = {
     "wrong shape": (_wrong_shape, ["blk.0.attn_k.weight", "(127, 256)", "(128, 256)"]),
     "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
 }
+
 
 def _check_message(kind: str, message: str, path: Path, *expected: str) -> None:
     assert kind == "GGUFError", (kind, message)

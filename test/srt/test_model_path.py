@@ -96,7 +96,11 @@ def test_draft_model(resolver, split, tmp_path):
 
 @pytest.mark.parametrize(
     "reference, file",
-    [("owner/one", "m.gguf"), ("owner/several:q8_0", "m-Q8_0.gguf"), ("owner/one/m.gguf", "m.gguf")],
+    [
+        ("owner/one", "m.gguf"),
+        ("owner/several:q8_0", "m-Q8_0.gguf"),
+        ("owner/one/m.gguf", "m.gguf"),
+    ],
 )
 def test_on_the_hub(resolver, reference, file):
     found = resolver.paths("--model-path", reference, *CPU)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import gguf
 import pytest
+from xgrammar import TokenizerInfo
 
 from ascend_gguf import load_config, load_tokenizer
 from ascend_gguf.reader import model_file
 from ascend_gguf.srt.utils.hf_transformers.common import get_generation_config
 from ascend_gguf.srt.utils.hf_transformers.config import get_config
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import get_tokenizer
+from library.test_tokenizer import write_bytes, write_pieces
 from rewrite import rewrite
 
 DATA = Path(__file__).parents[1] / "data"
@@ -64,3 +66,12 @@ def test_other_models_are_the_engines(tmp_path):
     assert get_tokenizer(_engines_own, str(tmp_path)) == "the engine's own"
     assert get_tokenizer(_engines_own, "owner/repo") == "the engine's own"
     assert get_generation_config(_engines_own, "owner/repo", False) == "the engine's own"
+
+
+@pytest.mark.parametrize(
+    "write, kind", [(write_bytes, "BYTE_LEVEL"), (write_pieces, "BYTE_FALLBACK")]
+)
+def test_grammars_know_how_tokens_are_written(tmp_path, write, kind):
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf"))
+    info = TokenizerInfo.from_huggingface(tokenizer, vocab_size=len(tokenizer))
+    assert info.vocab_type.name == kind

@@ -35,9 +35,7 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 def _words(digits: str, endings: str = _ENDINGS + "|") -> str:
     """The rule of Llama 3 and Qwen2, which differ in how many digits make a word."""
-    return (
-        endings + r"[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
-    )
+    return endings + r"[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
 
 
 def _cased_words(digits: str, endings: str, letters: str = "", symbols_end: str = r"[\r\n/]*"):
@@ -69,9 +67,7 @@ _DEEPSEEK_LETTERS = (
 _CJK_AND_KOREAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _CJK_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _ASCII_SIGN = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
-_DEEPSEEK_WORDS = (
-    _ASCII_SIGN + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
-)
+_DEEPSEEK_WORDS = _ASCII_SIGN + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
 _DEEPSEEK_3 = (r"\p{N}{1,3}", _CJK_AND_KANA, _DEEPSEEK_WORDS + r"[\r\n]*|" + _LINES)
 
 # Digits in threes from the right: 1234567 is 1, 234, 567.
@@ -170,9 +166,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     (
         "tiny_aya cohere2moe",
-        PreTokenizer(
-            (r"\d{1,3}(?=(?:\d{3})*\b)", _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"))
-        ),
+        PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"))),
     ),
     (
         "youtu",

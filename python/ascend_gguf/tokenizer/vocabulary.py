@@ -54,9 +54,9 @@ class Vocabulary:
         return self._typed(key, bool, "true or false", default)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
-        """The token id at ``tokenizer.ggml.KEY``; ``default`` where the key or the token is missing.
+        """The token id at ``tokenizer.ggml.KEY``, or ``default``; None if there is no such token.
 
-        Converters write ids that the vocabulary lacks to say that there is no such token.
+        Converters write ids that the vocabulary lacks to say that there is none.
         """
         value = self._typed(key, int, "a token id", default)
         return value if value is not None and 0 <= value < len(self.tokens) else None
