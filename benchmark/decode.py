@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
         for two, one in gains.values():
             cells.append(f"{min(times[one])[0] / min(times[two])[0]:.2f}")
         print("| " + " | ".join([kind.name, *cells]) + " |", flush=True)
-    print()
+    print(f"\n{_copying(4 * options.weights, options.rounds)}\n{_compiling()}\n")
 
 
 def _builds() -> dict[str, _ggml.Ggml]:
@@ -106,6 +106,52 @@ def _contenders(
             )
             contenders[name if threads == 1 else f"{name}, 2 threads"] = call, 1
     return contenders
+
+
+def _copying(nbytes: int, rounds: int) -> str:
+    """What memory allows two threads."""
+    source = torch.ones(nbytes, dtype=torch.uint8)
+    target, best = torch.zeros_like(source), {1: float("inf"), 2: float("inf")}
+    all_threads = torch.get_num_threads()
+    for _ in range(rounds):
+        for threads in best:
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            target.copy_(source)
+            best[threads] = min(best[threads], time.perf_counter() - start)
+    torch.set_num_threads(all_threads)
+    return (
+        f"Copying {nbytes / 2**20:g} MiB: {nbytes / best[1] / 1e9:.1f} GB/s by one thread; "
+        f"2 threads : 1 is {best[1] / best[2]:.2f}."
+    )
+
+
+_COMPILE = """
+import time
+import torch
+from ascend_gguf.decoding import OUTPUT_DTYPES
+from ascend_gguf.ggml_types import BLOCK_TYPES
+start = time.perf_counter()
+from ascend_gguf.decoders.kernel import kernel
+kinds = [kind for kind in BLOCK_TYPES.values() if kind.decoder is not None]
+times = [time.perf_counter()]
+for kind in kinds:
+    for dtype in OUTPUT_DTYPES:
+        kernel(kind, dtype)
+        times.append(time.perf_counter())
+slowest = max(after - before for before, after in zip(times, times[1:]))
+print(
+    f"In a new process, importing the compiler takes {times[0] - start:.2f} s, all {len(kinds)} "
+    f"types to {len(OUTPUT_DTYPES)} dtypes {times[-1] - times[0]:.2f} s, the slowest "
+    f"{1000 * slowest:.0f} ms."
+)
+"""
+
+
+def _compiling() -> str:
+    """What first use costs."""
+    command = [sys.executable, "-c", _COMPILE]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _times(

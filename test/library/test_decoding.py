@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +197,21 @@ def test_rows_expanded_from_one():
     blocks, ggml_type, values = golden("Q8_0")
     decoded = dequantize(blocks[4].expand(3, -1), ggml_type)
     assert np.array_equal(decoded.numpy(), np.stack([values[4]] * 3))
+
+
+def test_nothing_but_memory_and_one_core_is_needed(monkeypatch):
+    """No folder can be written to, so nothing is looked for or kept on the disk."""
+    code = (
+        "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
+        "import torch, ascend_gguf\n"
+        "blocks = torch.zeros(4096, 144, dtype=torch.uint8)\n"
+        "assert ascend_gguf.dequantize(blocks, 12, torch.bfloat16).sum() == 0"
+    )
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "/proc/no-such-folder")
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd="/proc")
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_unknown_type():
