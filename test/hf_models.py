@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -487,6 +487,46 @@ def deepseek_metadata(config: Any) -> dict[str, Any]:
     return found
 
 
+def gpt_oss(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    name = re.sub(r"(sinks)$", r"\1.weight", name)
+    name = re.sub(r"(experts\.\w+_proj)_bias$", r"\1.bias", name)
+    name = re.sub(r"(experts\.\w+_proj)$", r"\1.weight", name)
+    if "experts" in name and name.endswith("weight"):
+        tensor = tensor.transpose(1, 2)
+    if "gate_up_proj" in name:
+        yield name.replace("gate_up", "gate"), tensor[:, ::2]
+        yield name.replace("gate_up", "up"), tensor[:, 1::2]
+    else:
+        yield name, tensor
+
+
+def gpt_oss_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "expert_feed_forward_length": config.intermediate_size,
+    }
+
+
+def llama4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if re.search(r"experts\.\w+_proj$", name):
+        tensor = tensor.transpose(1, 2)
+        name += ".weight"
+    if "experts.gate_up_proj" in name:
+        gate, up = tensor.chunk(2, dim=1)
+        yield name.replace("gate_up", "gate"), gate
+        yield name.replace("gate_up", "up"), up
+    else:
+        yield name, tensor
+
+
+def llama4_metadata(config: Any) -> dict[str, Any]:
+    return llama_metadata(config) | {
+        "feed_forward_length": config.intermediate_size_mlp,
+        "interleave_moe_layer_step": config.interleave_moe_layer_step,
+        "expert_feed_forward_length": config.intermediate_size,
+    }
+
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -496,6 +536,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _WINDOW = {"sliding_window": 16, "num_hidden_layers": 4}
+_NO_WINDOW_ON_NPU = {"npu": "the engine's attention on Ascend ignores the window"}
 _PHI3 = {
     "rope_type": "default",
     "rope_theta": 30000.0,
@@ -507,6 +548,15 @@ _LONG = {
     "partial_rotary_factor": 0.75,
     "short_factor": [1.0 + 0.1 * i for i in range(12)],
     "long_factor": [1.0 + 0.5 * i for i in range(12)],
+}
+_GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 30000.0,
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 512,
 }
 _BY_LAYER = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
@@ -525,10 +575,11 @@ _LATENT = _EXPERTS | {
     "num_key_value_heads": 4,
     "n_routed_experts": 8,
     "first_k_dense_replace": 1,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
+    # Ascend's operators take these alone.
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
-    "v_head_dim": 32,
+    "v_head_dim": 128,
 }
 _MLA_YARN = {
     "rope_type": "yarn",
@@ -560,6 +611,7 @@ TINY: dict[str, Tiny] = {
         | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
         gemma2_metadata,
         plus_one,
+        refused={"npu": "no capped scores in the engine's attention on Ascend"},
     ),
     "gemma3": Tiny(
         "gemma3",
@@ -568,6 +620,7 @@ TINY: dict[str, Tiny] = {
         | {"query_pre_attn_scalar": 64, "tie_word_embeddings": True, "rope_parameters": _BY_LAYER},
         gemma3_metadata,
         plus_one,
+        refused=_NO_WINDOW_ON_NPU,
     ),
     "phi3": Tiny("phi3", "phi3", {"rope_parameters": _PHI3}, phi3_metadata),
     "phi4-mini": Tiny(
@@ -607,10 +660,17 @@ TINY: dict[str, Tiny] = {
             "attention.sliding_window": config.sliding_window,
             "rope.scaling.type": "none",
         },
+        refused=_NO_WINDOW_ON_NPU,
     ),
     "starcoder2": Tiny("starcoder2", "starcoder2", {"sliding_window": None}),
     "smollm3": _llama("smollm3", "smollm3", {"num_hidden_layers": 4, "no_rope_layers": None}),
-    "exaone4": Tiny("exaone4", "exaone4", _WINDOW | {"head_dim": 32}, window_pattern_metadata),
+    "exaone4": Tiny(
+        "exaone4",
+        "exaone4",
+        _WINDOW | {"head_dim": 32},
+        window_pattern_metadata,
+        refused={"npu": "the engine refuses windows on Ascend"},
+    ),
     "exaone4-1.2b": Tiny(
         "exaone4",
         "exaone4",
@@ -627,6 +687,25 @@ TINY: dict[str, Tiny] = {
         | {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 64, "use_qk_norm": True}
         | {"attention_bias": True, "rope_parameters": _PARTIAL, "routed_scaling_factor": 1.5},
         glm4moe_metadata,
+    ),
+    "gpt-oss": Tiny(
+        "gpt-oss",
+        "gpt_oss",
+        _WINDOW
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64}
+        | {"rope_parameters": _GPT_OSS_YARN},
+        gpt_oss_metadata,
+        gpt_oss,
+        types={"_exps.weight": Type.MXFP4},
+        refused={"npu": "the engine's kernels for it on Ascend are not in the simulation"},
+    ),
+    "llama4": Tiny(
+        "llama4",
+        "llama4_text",
+        {"num_local_experts": 4, "intermediate_size_mlp": 256, "head_dim": 32}
+        | {"num_hidden_layers": 4, "interleave_moe_layer_step": 2},
+        llama4_metadata,
+        llama4,
     ),
     "deepseek-v2-lite": Tiny(
         "deepseek2",
@@ -650,6 +729,7 @@ TINY: dict[str, Tiny] = {
         "minimax_m2",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "rotary_dim": 16},
         minimax_metadata,
+        refused={"npu": "the engine's norm of queries and keys on Ascend is not in the simulation"},
     ),
     "ernie4.5-moe": Tiny(
         "ernie4_5-moe",
@@ -663,4 +743,12 @@ TINY: dict[str, Tiny] = {
         {"num_experts": 4, "moe_topk": 2, "head_dim": 32},
         hunyuan_metadata,
     ),
+}
+
+# Where the engine ignores a window, what it answers is right within it.
+TINY |= {
+    f"{name}-within-window": replace(
+        TINY[name], sizes=TINY[name].sizes | {"sliding_window": 2048}, refused={}
+    )
+    for name in ("gemma3", "cohere2")
 }

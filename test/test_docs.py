@@ -14,6 +14,8 @@ from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
+from hf_models import TINY, Tiny
+from random_model import NAMES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -50,9 +52,25 @@ def test_block_types():
     assert _table("quantization.md", "type") == expected, f"the table should be:\n{table}"
 
 
+def _cell(device: str, tested: list[Tiny]) -> str:
+    """Whether the tests of an architecture run on a device, and why some do not."""
+    refused = sorted({tiny.refused[device] for tiny in tested if device in tiny.refused})
+    runs = not tested or any(device not in tiny.refused for tiny in tested)
+    return "; ".join(
+        ["yes"] * runs + [f"{'but' if runs else 'no:'} {reason}" for reason in refused]
+    )
+
+
 def test_architectures():
-    expected = [[name, a.model_type] for name, a in sorted(ARCHITECTURES.items())]
-    assert _table("quantization.md", "`general.architecture`") == expected
+    expected = []
+    for name in sorted({architecture.name for architecture in ARCHITECTURES}):
+        tested = {shape: tiny for shape, tiny in TINY.items() if tiny.arch == name}
+        assert tested or name in NAMES, f"no test of {name}"
+        shapes = ", ".join(tested or [name])
+        models = list(tested.values())
+        expected.append([f"`{name}`", shapes, _cell("cpu", models), _cell("npu", models)])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
+    assert _table("models.md", "`general.architecture`") == expected, f"it should be:\n{table}"
 
 
 def test_pre_tokenizers():

@@ -7,6 +7,7 @@ from ascend_gguf.architectures import (
     deepseek,
     gemma,
     glm,
+    gpt_oss,
     granite,
     llama,
     mixtures,
@@ -31,7 +32,19 @@ __all__ = [
 #: What is known of each architecture; of several that describe a file, the first counts.
 ARCHITECTURES: tuple[Architecture, ...] = tuple(
     architecture
-    for family in (llama, qwen, gemma, granite, post_norm, cohere, deepseek, glm, mixtures, others)
+    for family in (
+        llama,
+        qwen,
+        gemma,
+        granite,
+        post_norm,
+        cohere,
+        deepseek,
+        glm,
+        gpt_oss,
+        mixtures,
+        others,
+    )
     for architecture in family.ARCHITECTURES
 )
 

@@ -110,4 +110,36 @@ HUNYUAN_MOE = Architecture(
     constants={"use_qk_norm": True, "use_mixed_mlp_moe": True},
 )
 
-ARCHITECTURES = (MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)
+_LLAMA4_EXPERTS = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "intermediate_size",
+    "interleave_moe_layer_step": "interleave_moe_layer_step",
+}
+
+
+def _llama4_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shared_expert_intermediate_size": attributes["intermediate_size"],
+        # Maverick alone goes without; llama.cpp knows it by its experts, too.
+        "use_qk_norm": attributes["num_local_experts"] != 128,
+    }
+
+
+LLAMA4 = Architecture(
+    name="llama4",
+    model_type="llama4_text",
+    fields=FIELDS | HEAD_SIZE | _LLAMA4_EXPERTS | {"feed_forward_length": "intermediate_size_mlp"},
+    required=REQUIRED | frozenset(_LLAMA4_EXPERTS),
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        *mlp("dense", "feed_forward"),
+        *experts("feed_forward", router="router.weight", kind="sparse"),
+        *shared_expert("feed_forward.shared_expert", kind="sparse"),
+    ),
+    derived=(_llama4_sizes,),
+)
+
+ARCHITECTURES = (LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)

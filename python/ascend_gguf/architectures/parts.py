@@ -51,12 +51,12 @@ QK_NORM = (
 )
 
 
-def mlp(kind: str = "") -> tuple[Rename, ...]:
+def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
     """A dense feed-forward network, in blocks of a kind."""
     return (
-        per_layer("ffn_gate.weight", "ffn hidden", "mlp.gate_proj.weight", kind=kind),
-        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight", kind=kind),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight", kind=kind),
+        per_layer("ffn_gate.weight", "ffn hidden", f"{module}.gate_proj.weight", kind=kind),
+        per_layer("ffn_up.weight", "ffn hidden", f"{module}.up_proj.weight", kind=kind),
+        per_layer("ffn_down.weight", "hidden ffn", f"{module}.down_proj.weight", kind=kind),
     )
 
 

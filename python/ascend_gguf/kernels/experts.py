@@ -21,6 +21,23 @@ def gelu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
+def swiglu_oai(alpha: float, limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """gpt-oss's ``gate * sigmoid(alpha * gate) * (up + 1)`` of clamped ``[..., 2 * n]``: ``[..., n]``.
+
+    Source: transformers, ``GptOssExperts``.
+
+    Args:
+        limit: of the gate from above, and of ``up`` from both sides.
+    """
+
+    def activation(gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+    return activation
+
+
 #: Gated activations by the name the engine's models use.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu_and_mul,

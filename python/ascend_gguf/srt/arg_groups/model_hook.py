@@ -10,16 +10,23 @@ from sglang.srt.utils import is_cpu
 
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
-    """AROUND the engine's checks: let EXAONE 4 attend by the CPU's backend, which has windows.
+    """AROUND the engine's checks: let models attend by the CPU's backend that it thinks cannot.
 
-    The engine's list of those that have them lacks it.  (That of Ascend has none for this model.)
+    EXAONE 4 needs windows, which that backend has; gpt-oss needs sinks, which it has with
+    :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     """
     config = model_config_of(server_args).hf_config if is_cpu() else None
-    if getattr(config, "model_type", None) != "exaone4":
+    kind = getattr(config, "model_type", None)
+    if kind == "exaone4":
+        hidden, value = "sliding_window_pattern", None
+    elif kind == "gpt_oss":
+        hidden, value = "architectures", ["LlamaForCausalLM"]
+    else:
         return original(server_args)
-    pattern = config.sliding_window_pattern or None
-    config.sliding_window_pattern = None
+    kept = getattr(config, hidden)
+    setattr(config, hidden, value)
     try:
         return original(server_args)
     finally:
-        config.sliding_window_pattern = pattern
+        # transformers writes zero for a model without windows, which the engine asks for None.
+        setattr(config, hidden, kept or None)

@@ -77,7 +77,7 @@ def as_blocks(data: torch.Tensor) -> torch.Tensor:
     Whatever else a file has, blocks and the ids of types, is returned as it is.
     """
     ggml_type = _PLAIN_TYPES.get(data.dtype)
-    if ggml_type is None:
+    if ggml_type is None or isinstance(data, BlockTensor):
         return data
     return BlockTensor(data.view(torch.uint8), ggml_type)
 

@@ -1,4 +1,4 @@
-"""Capped attention scores in the engine's attention backend for the CPU, which ignores the cap."""
+"""Capped scores and sinks in the engine's attention backend for the CPU, which knows neither."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from ascend_gguf.kernels.attention import capped_attention
+from ascend_gguf.kernels.attention import attend
 
 
-def _remember_cap(
+def _remember_layer(
     original: Callable,
     self: TorchNativeAttnBackend,
     q: torch.Tensor,
@@ -20,21 +20,23 @@ def _remember_cap(
     v: torch.Tensor,
     layer: RadixAttention,
     *args: Any,
+    sinks: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     # The functions that attend are not told of the layer.
-    self.ascend_gguf_cap = 0.0 if layer.is_cross_attention else layer.logit_cap
+    cap = 0.0 if layer.is_cross_attention else layer.logit_cap
+    self.ascend_gguf_extras = {"cap": cap, "sinks": sinks} if cap or sinks is not None else {}
     return original(self, q, k, v, layer, *args, **kwargs)
 
 
-forward_extend = forward_decode = _remember_cap
+forward_extend = forward_decode = _remember_layer
 
 
 def _run_sdpa_forward_extend(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """AROUND the engine's attention of new tokens, some of a request's or all."""
-    if self.ascend_gguf_cap <= 0:
+    if not self.ascend_gguf_extras:
         return original(self, *args, **kwargs)
     *common, _prefix_lens, new_lens, _encoder_lens = args
     return _attend(self, *common, new_lens, **kwargs)
@@ -44,7 +46,7 @@ def _run_sdpa_forward_decode(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """AROUND the engine's attention of one new token of each request."""
-    if self.ascend_gguf_cap <= 0:
+    if not self.ascend_gguf_extras:
         return original(self, *args, **kwargs)
     *common, _encoder_lens = args
     return _attend(self, *common, torch.ones_like(common[-1]), **kwargs)
@@ -70,13 +72,13 @@ def _attend(
     requests = zip(req_pool_indices.tolist(), seq_lens.tolist(), new_lens.tolist(), strict=True)
     for request, length, new in requests:
         slots = req_to_token[request, :length]
-        output[start : start + new] = capped_attention(
+        output[start : start + new] = attend(
             query[start : start + new],
             k_cache[slots],
             v_cache[slots],
             scaling,
-            backend.ascend_gguf_cap,
-            sliding_window_size,
+            window=sliding_window_size,
+            **backend.ascend_gguf_extras,
         )
         start += new
     return output

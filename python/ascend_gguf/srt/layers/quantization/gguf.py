@@ -25,7 +25,7 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 
 from ascend_gguf.decoding import dequantize
-from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts
+from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -215,6 +215,8 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
 
 def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor]:
     plain = config.is_gated and config.gemm1_alpha is None and not config.swiglu_limit
+    if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
+        return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
     if plain and config.activation in ACTIVATIONS:
         return ACTIVATIONS[config.activation]
     raise NotImplementedError(

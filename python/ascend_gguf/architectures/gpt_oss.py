@@ -1,0 +1,58 @@
+"""OpenAI's gpt-oss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    REQUIRED,
+    experts,
+    qkv_bias,
+)
+from ascend_gguf.reader import GGUFFile
+
+_EXPERT_FIELDS = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "intermediate_size",
+}
+_BIAS = "mlp.experts.{expert}"
+
+
+def _untruncated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    # The bounds between the frequencies that YaRN scales and those it leaves are not rounded.
+    return rope.parameters(file, attributes) | {"truncate": False}
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="gpt-oss",
+        model_type="gpt_oss",
+        fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS | {"attention.sliding_window": "sliding_window"},
+        required=REQUIRED - {"feed_forward_length"} | frozenset(_EXPERT_FIELDS),
+        tensors=(
+            *FRAME,
+            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+            per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+            *ATTENTION,
+            *qkv_bias(),
+            per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias"),
+            per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
+            *experts(router="router.weight"),
+            per_layer("ffn_gate_inp.bias", "experts", "mlp.router.bias"),
+            per_layer("ffn_gate_exps.bias", "experts expert_ffn", f"{_BIAS}.gate_proj.bias"),
+            per_layer("ffn_up_exps.bias", "experts expert_ffn", f"{_BIAS}.up_proj.bias"),
+            per_layer("ffn_down_exps.bias", "experts hidden", f"{_BIAS}.down_proj.bias"),
+        ),
+        rope=_untruncated,
+        derived=(sliding_unless(2),),
+    ),
+)

@@ -1,0 +1,48 @@
+"""Experts one by one, for models whose own loaders know only of all of a layer's at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+
+#: Projection -> (the parameter it is part of, the engine's name of the part).
+_PARTS = {"gate": ("w13", "w1"), "up": ("w13", "w3"), "down": ("w2", "w2")}
+
+_NAME = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.(\w+)")
+
+
+def load_single_experts(
+    model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Load ``X.experts.E.{gate,up,down}_proj.*`` as they come, and yield whatever else there is."""
+    for name, data in weights:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            yield name, data
+            continue
+        module, expert, projection, kind = match.groups()
+        experts = model.get_submodule(module)
+        prefix, shard = _PARTS[projection]
+        if kind == "bias":
+            _load_bias(experts, int(expert), prefix, shard, data)
+        else:
+            parameter = getattr(experts, f"{prefix}_{kind}")
+            experts.weight_loader(parameter, data, name, shard_id=shard, expert_id=int(expert))
+
+
+def _load_bias(experts: FusedMoE, expert: int, prefix: str, shard: str, bias: torch.Tensor) -> None:
+    """This rank's part of ``[ffn]`` (gate, up) or ``[hidden]`` (down), which one rank adds."""
+    local = experts._map_global_expert_id_to_local_expert_id(expert)
+    if local < 0:
+        return
+    place: Any = getattr(experts, f"{prefix}_weight_bias").data[local]
+    if shard == "w2":
+        place.copy_(bias) if experts.moe_tp_rank == 0 else place.zero_()
+        return
+    half = place.shape[0] // 2
+    start = half if shard == "w3" else 0
+    place.narrow(0, start, half).copy_(bias.narrow(0, experts.moe_tp_rank * half, half))
