@@ -10,7 +10,6 @@ import itertools
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,8 +97,8 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture
 def other_device(monkeypatch) -> None:
     """As on a device that the patch does not serve."""
-    for module, *_ in plugin._HOOKS:
-        module = import_module(f"ascend_gguf.srt.{module}")
+    hooked = [import_module(f"ascend_gguf.srt.{module}") for module, *_ in plugin._HOOKS]
+    for module in (plugin, *hooked):
         if hasattr(module, "uses_ascend_methods"):
             monkeypatch.setattr(module, "uses_ascend_methods", lambda: False)
 
@@ -225,28 +224,12 @@ def test_other_device_gets_what_the_engine_gives(other_device):
     }
 
 
-_ANY = object()
-_META = torch.empty(2, 3, device="meta")
-#: Hook to arguments that it must hand on as they are on a device it does not serve.
-PASSED_ON: dict[str, tuple[tuple, dict[str, Any]]] = {
-    "resolve_hf_gguf_model_path": ((_ANY,), {}),
-    "get_config": (("m.gguf", True, "main", {"a": 1}, "hf"), {"more": 2}),
-    "GGUFConfig.get_quant_method": ((_ANY, _ANY, "prefix"), {}),
-    "FusedMoE._load_gguf_weight": (
-        (SimpleNamespace(quant_method=_ANY), _ANY, torch.ones(2), "w1", 3),
-        {},
-    ),
-    "FusedMoE.materialize_gguf_weights": ((SimpleNamespace(quant_method=_ANY),), {}),
-    "GGUFModelLoader.__init__": ((_ANY, _ANY), {}),
-    "GGUFModelLoader.load_model": ((_ANY,), {"model_config": _ANY, "device_config": _ANY}),
-    "fused_gate_sigmoid_mul_add": ((_META, _META, _META, _META), {}),
-}
-AROUND = [hook for hook in plugin._HOOKS if hook[2] is HookType.AROUND]
+ASIDE = [hook for hook in plugin._HOOKS if hook[2] is not HookType.REPLACE]
 
 
-@pytest.mark.parametrize("hook", AROUND, ids=lambda hook: hook[1])
+@pytest.mark.parametrize("hook", ASIDE, ids=lambda hook: hook[1])
 def test_hooks_step_aside_on_other_devices(hook, other_device):
-    module, target, _, name = hook
+    module, target, kind, name = hook
     function = getattr(
         import_module(f"ascend_gguf.srt.{module}"), name or target.rpartition(".")[2]
     )
@@ -256,13 +239,13 @@ def test_hooks_step_aside_on_other_devices(hook, other_device):
         calls.append((args, kwargs))
         return answer
 
-    answer = object()
-    arguments, named = PASSED_ON[target]
-    assert function(original, *arguments, **named) is answer
-    [(passed, passed_named)] = calls
-    assert len(passed) == len(arguments)
-    assert all(ours is theirs for ours, theirs in zip(passed, arguments, strict=True))
-    assert passed_named == named
+    answer, first, second = object(), object(), object()
+    hooked = plugin.where_served(function, kind)
+    if kind is HookType.AFTER:
+        assert hooked(answer, first, named=second) is None
+    else:
+        assert hooked(original, first, named=second) is answer
+        assert calls == [((first,), {"named": second})]
 
 
 def test_loader_on_other_devices_is_the_engines(other_device):
@@ -648,7 +631,7 @@ def test_biases_of_experts_are_the_engines_affair():
     layer.w2_weight_bias.data.normal_()
     layer.quant_method.process_weights_after_loading(layer)
     x = 0.1 * torch.randn(1, HIDDEN)
-    top_k = StandardTopKOutput(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int32), _ANY)
+    top_k = StandardTopKOutput(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int32), object())
     w13, w2 = dense_experts(matrices)
     gate, up = F.linear(x, w13[1], layer.w13_weight_bias[1]).chunk(2, dim=-1)
     expected = F.linear(F.silu(gate) * up, w2[1], layer.w2_weight_bias[1])
@@ -661,7 +644,7 @@ def test_router_weights_on_the_input():
     load_experts(layer, matrices)
     layer.quant_method.process_weights_after_loading(layer)
     x, weight = torch.randn(1, HIDDEN), torch.full((1, 1), 0.25)
-    top_k = StandardTopKOutput(weight, torch.ones(1, 1, dtype=torch.int32), _ANY)
+    top_k = StandardTopKOutput(weight, torch.ones(1, 1, dtype=torch.int32), object())
     whole = top_k._replace(topk_weights=torch.ones(1, 1))
     expected = mixture(0.25 * x, *dense_experts(matrices), whole)
     assert_near(run_experts(layer, x, top_k), expected)

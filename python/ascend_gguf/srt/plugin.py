@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.srt.device import uses_ascend_methods
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,25 @@ def register() -> None:
     for module, target, kind, name in _HOOKS:
         name = name or target.rpartition(".")[2]
         hook = getattr(import_module(f"{_PATCH}.{module}"), name)
-        HookRegistry.register(f"{_ENGINE}.{module}.{target}", hook, kind)
+        HookRegistry.register(f"{_ENGINE}.{module}.{target}", where_served(hook, kind), kind)
+
+
+def where_served(hook: Callable, kind: HookType) -> Callable:
+    """``hook``, doing nothing in the engine on devices that the patch does not serve.
+
+    What replaces something of the engine is as it was: nothing asks for it there.
+    """
+    if kind is HookType.REPLACE:
+        return hook
+
+    @functools.wraps(hook)
+    def stepping_aside(first, *args, **kwargs):
+        if uses_ascend_methods():
+            return hook(first, *args, **kwargs)
+        # AROUND is given what it stands around; None from AFTER keeps the result.
+        return first(*args, **kwargs) if kind is HookType.AROUND else None
+
+    return stepping_aside
 
 
 def _refuse(version: str) -> None:
