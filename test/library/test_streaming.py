@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor, GGUFError, open_gguf, streaming
 from ascend_gguf.reader.mapping import MappedFile
+from ascend_gguf.reader.pieces import read
 from ascend_gguf.streaming import Stream, run
 from random_model import ALL_TYPES, random_blocks
 
@@ -109,6 +110,16 @@ def test_stacks(tmp_path):
             cut = torch.empty(2, 90, 200).copy_(source[1:, 10:100, 3:203])
             assert torch.equal(copy[1:, 10:100, 3:203], cut)
             assert torch.equal(copy, source.dequantize())
+
+
+def test_a_copy_of_a_view(tmp_path):
+    path = write_tensors(tmp_path / "m.gguf", "Q4_K", "F16", shape=(3, 8, 256))
+    blocks, numbers = (open_gguf(path).tensors[name] for name in ("t0", "t1"))
+    for view in (blocks.blocks, blocks.blocks[1, 2:], numbers.numbers, numbers.numbers[1:, :1]):
+        copy = read(view)
+        assert torch.equal(copy, view)
+        assert (copy.data_ptr() == view.data_ptr()) == (not view.is_contiguous())
+    assert read(copy) is copy
 
 
 def test_only_the_slice_is_read(tmp_path, monkeypatch):

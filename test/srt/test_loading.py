@@ -75,7 +75,7 @@ def shapes_of(file: Model) -> dict[str, tuple[int, ...]]:
 def load(file: Model, model: Names | None = None) -> Names:
     model = model or Names(shapes_of(file))
     weights = loader._weights(model, str(file.path), names_of(file))
-    loader._load_weights(model, str(file.path), weights)
+    loader._load_weights(model, str(file.path), weights, [])
     return model
 
 
@@ -114,7 +114,16 @@ def test_numbers_as_blocks(dtype, shape):
     assert torch.equal(blocks.dequantize(), numbers.float())
 
 
-@pytest.mark.parametrize("data", [torch.tensor(12), torch.zeros(3, 144, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.tensor(12),
+        torch.zeros(3, 144, dtype=torch.uint8),
+        BlockTensor(torch.zeros(3, 144, dtype=torch.uint8), 12),
+        torch.zeros(3, 4).t(),
+    ],
+    ids=["type", "blocks", "BlockTensor", "transposed"],
+)
 def test_blocks_and_types_stay_as_they_are(data):
     assert as_blocks(data) is data
 

@@ -48,6 +48,21 @@ def read_rows(
             yield slice(first, last), np.ndarray((last - first, n), np.uint8, buffer, 0, (step, 1))
 
 
+def read(view: torch.Tensor) -> torch.Tensor:
+    """A copy of a contiguous ``view`` of a mapped file, or the view itself if it is none.
+
+    Raises:
+        GGUFError: as :func:`read_rows`.
+    """
+    place = locate(view)
+    if place is None or not view.is_contiguous():
+        return view
+    file, offset = place
+    copy = torch.empty_like(view, device="cpu")
+    file.read_into(memoryview(copy.view(-1).view(torch.uint8).numpy()), offset)
+    return copy
+
+
 def _buffer(nbytes: int) -> np.ndarray:
     """At least so many bytes that belong to this thread."""
     buffer = getattr(_buffers, "bytes", None)

@@ -74,10 +74,11 @@ def accept_blocks(layer: Module, weight_name: str = "weight") -> None:
 def as_blocks(data: torch.Tensor) -> torch.Tensor:
     """Numbers of a file as a :class:`~ascend_gguf.BlockTensor`, to be loaded as blocks are.
 
-    Whatever else a file has, blocks and the ids of types, is returned as it is.
+    Whatever else an iterator yields, blocks and the ids of types, is returned as it is.
     """
     ggml_type = _PLAIN_TYPES.get(data.dtype)
-    if ggml_type is None or isinstance(data, BlockTensor):
+    is_row_major = data.dim() > 0 and data.stride(-1) == 1
+    if ggml_type is None or isinstance(data, BlockTensor) or not is_row_major:
         return data
     return BlockTensor(data.view(torch.uint8), ggml_type)
 

@@ -22,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
+from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
@@ -164,7 +165,8 @@ def _with_progress(
         for name, data in weights:
             yield name, data
             if data.dim():  # not the number of a type
-                loading.append((stream.submitted, data.nbytes))
+                stored = data.blocks if isinstance(data, BlockTensor) else data
+                loading.append((stream.submitted, stored.nbytes))
                 count()
         stream.wait()
         count()

@@ -11,6 +11,7 @@ from ascend_gguf.architectures import Placement, Target
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
+from ascend_gguf.reader.pieces import read
 
 # Experts packed in one tensor, where the name map says nothing of them: the names that
 # ``FusedMoE.make_expert_params_mapping`` is given by nearly every model.
@@ -123,10 +124,12 @@ def _data(
 
     def stored(tensor: GGUFTensor) -> torch.Tensor:
         if not tensor.type.is_quantized:
-            return tensor.numbers
-        if placement.numbers:
+            data = tensor.numbers
+        elif placement.numbers:
             return BlockTensor(tensor.blocks, int(tensor.type.ggml_type))
-        return tensor.blocks
+        else:
+            data = tensor.blocks
+        return data if placement.undo is None else read(data)
 
     data = stored(tensor)
     if _ROW_VECTOR.fullmatch(tensor.name) and data.dim() == 1:
