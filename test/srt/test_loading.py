@@ -118,11 +118,12 @@ def test_numbers_as_blocks(dtype, shape):
     "data",
     [
         torch.tensor(12),
+        torch.tensor(1.5),
         torch.zeros(3, 144, dtype=torch.uint8),
         BlockTensor(torch.zeros(3, 144, dtype=torch.uint8), 12),
         torch.zeros(3, 4).t(),
     ],
-    ids=["type", "blocks", "BlockTensor", "transposed"],
+    ids=["type", "number", "blocks", "BlockTensor", "transposed"],
 )
 def test_blocks_and_types_stay_as_they_are(data):
     assert as_blocks(data) is data
