@@ -22,7 +22,7 @@ def gelu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu_oai(alpha: float, limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """gpt-oss's ``gate sigmoid(alpha gate) (up + 1)`` of clamped ``[..., 2 * n]``: ``[..., n]``.
+    """gpt-oss's ``gate * sigmoid(alpha * gate) * (up + 1)``, both clamped.
 
     Source: transformers, ``GptOssExperts``.
 
