@@ -349,6 +349,7 @@ def gemma2_metadata(config: Any) -> dict[str, Any]:
         "attn_logit_softcapping": config.attn_logit_softcapping,
         "final_logit_softcapping": config.final_logit_softcapping,
         "attention.sliding_window": config.sliding_window,
+        "rope.freq_base": None,
     }
 
 
@@ -419,6 +420,9 @@ def glm4moe_metadata(config: Any) -> dict[str, Any]:
         "expert_gating_func": 2,
         "expert_weights_scale": config.routed_scaling_factor,
         "expert_weights_norm": config.norm_topk_prob,
+        # Blocks that predict further tokens count, also where a checkpoint leaves them out.
+        "block_count": config.num_hidden_layers + config.num_nextn_predict_layers,
+        "nextn_predict_layers": config.num_nextn_predict_layers,
     }
 
 
@@ -445,9 +449,9 @@ def ernie_metadata(config: Any) -> dict[str, Any]:
 def hunyuan_metadata(config: Any) -> dict[str, Any]:
     return {
         "expert_shared_feed_forward_length": config.intermediate_size,
-        "expert_feed_forward_length": config.intermediate_size,
-        "expert_used_count": config.moe_topk,
-        "expert_shared_count": 1,
+        "expert_feed_forward_length": config.moe_intermediate_size[0],
+        "expert_used_count": config.moe_topk[0],
+        "expert_shared_count": config.num_shared_expert[0],
     }
 
 
@@ -608,7 +612,9 @@ TINY: dict[str, Tiny] = {
         "gemma2",
         _WINDOW
         | {"head_dim": 64, "query_pre_attn_scalar": 64, "tie_word_embeddings": True}
-        | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
+        | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0}
+        # Not written: no published model has another.
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         gemma2_metadata,
         plus_one,
         refused={"npu": "no capped scores in the engine's attention on Ascend"},
@@ -626,7 +632,7 @@ TINY: dict[str, Tiny] = {
     "phi4-mini": Tiny(
         "phi3",
         "phi3",
-        {"rope_parameters": _PHI3 | _LONG, "max_position_embeddings": 8192, "head_dim": 32},
+        {"rope_parameters": _PHI3 | _LONG, "max_position_embeddings": 8192},
         phi3_metadata,
         extra=phi3_factors,
     ),
@@ -654,12 +660,16 @@ TINY: dict[str, Tiny] = {
     "cohere2": Tiny(
         "cohere2",
         "cohere2",
-        _WINDOW | {"tie_word_embeddings": True, "logit_scale": 0.5, "head_dim": 32},
-        lambda config: {
-            "logit_scale": config.logit_scale,
-            "attention.sliding_window": config.sliding_window,
-            "rope.scaling.type": "none",
-        },
+        _WINDOW
+        | {"tie_word_embeddings": True, "logit_scale": 0.5, "head_dim": 32, "rotary_pct": 1.0},
+        lambda config: (
+            llama_metadata(config)
+            | {
+                "logit_scale": config.logit_scale,
+                "attention.sliding_window": config.sliding_window,
+                "rope.scaling.type": "none",
+            }
+        ),
         refused=_NO_WINDOW_ON_NPU,
     ),
     "starcoder2": Tiny("starcoder2", "starcoder2", {"sliding_window": None}),
@@ -675,6 +685,7 @@ TINY: dict[str, Tiny] = {
         "exaone4",
         "exaone4",
         {"sliding_window": None, "layer_types": ["full_attention"] * 2, "head_dim": 32},
+        lambda config: {"vocab_size": config.vocab_size},
     ),
     "seed-oss": Tiny("seed_oss", "seed_oss", {"head_dim": 32}),
     "glm4": Tiny(
@@ -740,7 +751,8 @@ TINY: dict[str, Tiny] = {
     "hunyuan-moe": Tiny(
         "hunyuan-moe",
         "hunyuan_v1_moe",
-        {"num_experts": 4, "moe_topk": 2, "head_dim": 32},
+        {"num_experts": 4, "moe_topk": [2, 2], "head_dim": 32, "num_shared_expert": [1, 1]}
+        | {"moe_intermediate_size": [192, 192]},
         hunyuan_metadata,
     ),
 }

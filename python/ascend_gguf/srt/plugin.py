@@ -69,6 +69,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("models.gpt_oss", "GptOssForCausalLM.load_weights", HookType.AROUND, None),
     ("models.hunyuan", "HunYuanAttention.__init__", HookType.AFTER, "repair_attention"),
     ("models.llama4", "Llama4Attention.__init__", HookType.AFTER, "turn_pairs"),
+    ("models.llama4", "Llama4Attention.forward", HookType.AROUND, None),
     ("models.llama4", "Llama4ForCausalLM.load_weights", HookType.AROUND, None),
     ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
     ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),

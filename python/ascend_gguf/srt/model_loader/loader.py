@@ -90,6 +90,8 @@ def load_model(
         return original(self, model_config=model_config, device_config=device_config)
     path = model_config.model_path
     name_map = _name_map(path, model_config.hf_config)
+    # A file has no dtype of its own, and some models take the configuration's.
+    model_config.hf_config.dtype = model_config.dtype
     target_device = torch.device(device_config.device)
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     as_numbers = _loaded_as_numbers(name_map)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
+from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.models.single_experts import load_single_experts
 
@@ -17,7 +18,25 @@ def load_weights(
     weights: Iterable[tuple[str, torch.Tensor]],
     **kwargs: Any,
 ) -> None:
-    """AROUND ``GptOssForCausalLM.load_weights``: experts one by one, gate and up apart."""
+    """AROUND ``GptOssForCausalLM.load_weights``: experts one by one, and types before blocks.
+
+    The engine's loader has gate and up in one tensor of all experts, and sorts what it is given.
+    """
     if uses_ascend_methods():
-        weights = load_single_experts(self, weights)
+        weights = _blocks_with_types(load_single_experts(self, weights))
     return original(self, weights, **kwargs)
+
+
+def _blocks_with_types(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """``X.qweight_type`` and ``X.qweight`` as one ``X.weight``."""
+    types = {}
+    for name, data in weights:
+        module, _, kind = name.rpartition(".")
+        if kind == "qweight_type":
+            types[module] = int(data)
+        elif kind == "qweight":
+            yield f"{module}.weight", BlockTensor(data, types[module])
+        else:
+            yield name, data

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ascend_gguf.srt.device import uses_ascend_methods
-from ascend_gguf.srt.models.gpt_oss import load_weights
-from ascend_gguf.srt.models.rotary import set_rotary_style
+import torch
 
-__all__ = ["load_weights", "turn_pairs"]
+from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.models.rotary import set_rotary_style
+from ascend_gguf.srt.models.single_experts import load_single_experts
+
+
+def load_weights(
+    original: Callable, self: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Any:
+    """AROUND ``Llama4ForCausalLM.load_weights``, which it has from Llama: experts too."""
+    if uses_ascend_methods():
+        weights = load_single_experts(self, weights)
+    return original(self, weights)
 
 
 def turn_pairs(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -18,3 +28,32 @@ def turn_pairs(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
     """
     if uses_ascend_methods() and self.rotary_emb is not None:
         set_rotary_style(self, kwargs["config"], is_neox_style=False)
+
+
+def forward(
+    original: Callable,
+    self: Any,
+    positions: torch.Tensor,
+    hidden_states: torch.Tensor,
+    forward_batch: Any,
+) -> torch.Tensor:
+    """AROUND ``Llama4Attention.forward``: what the engine computes on CUDA, in any dtype.
+
+    Elsewhere it norms queries and keys in bfloat16, and on the CPU drops what the rotary embedding
+    returns.
+
+    Args:
+        hidden_states: ``[tokens, hidden]``.
+    """
+    if not uses_ascend_methods():
+        return original(self, positions, hidden_states, forward_batch)
+    qkv, _ = self.qkv_proj(hidden_states)
+    q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+    if self.rotary_emb is not None:
+        q, k = self.rotary_emb(positions, q.contiguous(), k.contiguous())
+    if self.qk_norm is not None:
+        q, k = (self.qk_norm(x.reshape(-1, self.head_dim)).view(x.shape) for x in (q, k))
+    if self.attn_temperature_tuning and not self.use_rope:
+        q = self._mul_attn_scale(positions, q)
+    output, _ = self.o_proj(self.attn(q.contiguous(), k.contiguous(), v, forward_batch))
+    return output
