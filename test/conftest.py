@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from hf_models import TINY, Written, write_model
 from hub_standin import hub
 from resolver import Resolver
 from serving import Zygote, cpu_environment, npu_simulation
@@ -41,6 +43,17 @@ def resolver(tmp_path_factory) -> Iterator[Resolver]:
         process = Resolver(cpu_environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)})
         yield process
         process.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Callable[[str], Written]:
+    """The small model of a name in :data:`hf_models.TINY`, written once."""
+
+    @cache
+    def written(name: str) -> Written:
+        return write_model(tmp_path_factory.mktemp(name), TINY[name])
+
+    return written
 
 
 @pytest.fixture

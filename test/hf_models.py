@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,21 @@ class Written:
     path: Path
     hf: Path
 
-    def logprobs(self, prompt: list[int] = PROMPT) -> list[float]:
-        """log p of each token of ``prompt`` but the first, by transformers in float32."""
-        from transformers import AutoModelForCausalLM
+    def logprobs(self) -> list[float]:
+        """log p of each token of ``PROMPT`` but the first, by transformers in float32."""
+        return _logprobs(self.hf)
 
-        model = AutoModelForCausalLM.from_pretrained(
-            self.hf, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
-        return logits.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+
+@cache
+def _logprobs(hf: Path) -> list[float]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        hf, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPT])).logits[0, :-1].float().log_softmax(-1)
+    return logits.gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0].tolist()
 
 
 def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
@@ -112,7 +118,8 @@ def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(tiny.model_type, **_SIZES | tiny.sizes)
+    # A copy: transformers writes into the dictionaries it is given.
+    config = AutoConfig.for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomize(model)
     hf = folder / "hf"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_models import TINY, write_model
+from hf_models import TINY, Written
 from random_model import PROMPT
 from serving import CPU, NPU
 
@@ -16,18 +16,17 @@ def _served_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
-def _check(zygote, log, folder, name: str, device: str, *arguments: str) -> None:
-    model = write_model(folder, TINY[name])
+def _check(zygote, log, model: Written, device: str, *arguments: str) -> None:
     # The prompt is given as token ids; these files have another model's tokenizer.
     with zygote.serve(model.path, log, *arguments, "--skip-tokenizer-init") as server:
         assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[device]
 
 
 @pytest.mark.parametrize("name", _served_on("cpu"))
-def test_on_the_cpu(zygote, log, tmp_path, name):
-    _check(zygote, log, tmp_path, name, "cpu", *CPU, "--dtype", "float32")
+def test_on_the_cpu(zygote, log, tiny_model, name):
+    _check(zygote, log, tiny_model(name), "cpu", *CPU, "--dtype", "float32")
 
 
 @pytest.mark.parametrize("name", _served_on("npu"))
-def test_on_the_simulated_npu(npu_zygote, log, tmp_path, name):
-    _check(npu_zygote, log, tmp_path, name, "npu", *NPU, "--dtype", "float16")
+def test_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
+    _check(npu_zygote, log, tiny_model(name), "npu", *NPU, "--dtype", "float16")

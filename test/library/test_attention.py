@@ -1,0 +1,57 @@
+"""Attention with capped scores or sinks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ascend_gguf.kernels.attention import attend
+
+SCALE = 0.3
+
+
+def _inputs(tokens: int = 5, length: int = 9):
+    torch.manual_seed(0)
+    return torch.randn(tokens, 4, 8), torch.randn(length, 2, 8), torch.randn(length, 2, 8)
+
+
+def _mask(tokens: int, length: int, window: int | None) -> torch.Tensor:
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        mask &= ~torch.ones(length, length, dtype=torch.bool).tril(-window - 1)
+    return mask[-tokens:]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_plain_attention_is_torchs(window):
+    q, k, v = _inputs()
+    expected = F.scaled_dot_product_attention(
+        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        attn_mask=_mask(5, 9, window),
+        scale=SCALE,
+        enable_gqa=True,
+    )[0].transpose(0, 1)
+    torch.testing.assert_close(attend(q, k, v, SCALE, window=window), expected)
+
+
+def test_cap():
+    """Scores far above the cap all count the same, those far below it as they are."""
+    q, k, v = _inputs(tokens=1)
+    mean = v.mean(0).repeat_interleave(2, dim=0)[None]
+    capped = attend(q * 1e4, k.abs(), v, SCALE, cap=1e-6)
+    torch.testing.assert_close(capped, mean, atol=1e-4, rtol=0)
+    plain = attend(q, k, v, SCALE)
+    torch.testing.assert_close(attend(q, k, v, SCALE, cap=1e4), plain, atol=1e-5, rtol=0)
+
+
+def test_sinks_take_a_share():
+    q, k, v = _inputs()
+    plain = attend(q, k, v, SCALE)
+    none = attend(q, k, v, SCALE, sinks=torch.full((4,), -torch.inf))
+    torch.testing.assert_close(none, plain)
+    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(2, 1)) * SCALE
+    total = scores.masked_fill(~_mask(5, 9, None), -torch.inf).logsumexp(-1)
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    share = torch.sigmoid(total - sinks[:, None]).T[..., None]
+    torch.testing.assert_close(attend(q, k, v, SCALE, sinks=sinks), plain * share)

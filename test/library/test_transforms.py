@@ -1,0 +1,124 @@
+"""What conversion to GGUF did to tensors, undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import pytest
+import torch
+
+from ascend_gguf import BlockTensor, GGUFError, load_config, open_gguf
+from ascend_gguf.architectures import architecture_of
+from ascend_gguf.architectures.transforms import halves_from_pairs, minus_one
+from hf_models import TINY, pairs_from_halves, write_model
+
+CONFIG = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.mark.parametrize(("heads", "count"), [("heads", 4), ("kv_heads", 2)])
+def test_halves_from_pairs(heads, count):
+    rows = torch.randn(count * 8, 64)
+    stored = pairs_from_halves(rows, count)
+    assert not torch.equal(stored, rows)
+    assert torch.equal(halves_from_pairs(heads)(stored, CONFIG), rows)
+
+
+def test_rows_of_blocks_move_as_rows_of_numbers():
+    rows = torch.randn(32, 64)
+    kind = gguf.GGMLQuantizationType.Q5_1
+    blocks = torch.from_numpy(gguf.quantize(rows.numpy(), kind))
+    numbers = torch.from_numpy(gguf.dequantize(blocks.numpy(), kind))
+    undo = halves_from_pairs("heads")
+    moved = BlockTensor(undo(blocks, CONFIG), kind).dequantize()
+    assert torch.equal(moved, undo(numbers, CONFIG))
+
+
+def test_biases_move_as_rows():
+    bias = torch.randn(32)
+    stored = pairs_from_halves(bias[:, None], 4)[:, 0]
+    assert torch.equal(halves_from_pairs("heads")(stored, CONFIG), bias)
+
+
+def test_minus_one():
+    assert torch.equal(minus_one(torch.tensor([1.5, 0.5]), CONFIG), torch.tensor([0.5, -0.5]))
+
+
+def _assert_agree(ours: object, made: object, where: str) -> None:
+    if isinstance(made, dict):
+        for key, value in made.items():
+            # transformers writes that the whole of a head is turned, or leaves it out.
+            if (key, value) != ("partial_rotary_factor", 1.0):
+                _assert_agree(ours[key], value, f"{where}.{key}")
+    else:
+        assert ours == pytest.approx(made), where
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_configuration_is_the_models(name, tiny_model):
+    """What transformers computes with is what the model was made with."""
+    from transformers import AutoConfig
+
+    model = tiny_model(name)
+    ours = load_config(model.path).to_dict()
+    made = AutoConfig.from_pretrained(model.hf).to_dict()
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+        "layer_types",
+        "sliding_window",
+        "tie_word_embeddings",
+        "vocab_size",
+    ):
+        if made.get(key) is not None:
+            _assert_agree(ours[key], made[key], key)
+
+
+def _with_factors(path: Path, factors: list[float]) -> Path:
+    model = write_model(path, TINY["llama-3.1"])
+    data = model.path.read_bytes()
+    old = gguf.GGUFReader(model.path)
+    stored = next(t for t in old.tensors if t.name == "rope_freqs.weight").data.tobytes()
+    assert data.count(stored) == 1
+    new = torch.tensor(factors, dtype=torch.float32).numpy().tobytes()
+    model.path.write_bytes(data.replace(stored, new))
+    return model.path
+
+
+def test_factors_of_ones_scale_nothing(tmp_path):
+    config = load_config(_with_factors(tmp_path, [1.0] * 32))
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
+
+
+def test_factors_of_no_published_model(tmp_path):
+    path = _with_factors(tmp_path, [1.0 + i for i in range(32)])
+    with pytest.raises(GGUFError, match=r"not those of a published model.*config\.json") as error:
+        load_config(path)
+    assert error.value.tensor == "rope_freqs.weight"
+
+
+def test_blocks_that_predict_further_tokens_are_left_out(tiny_model):
+    path = tiny_model("glm4moe").path
+    config = load_config(path)
+    assert open_gguf(path).arch_field("block_count") == 3
+    assert config.num_hidden_layers == 2
+    names = architecture_of(open_gguf(path)).name_map(open_gguf(path), config)
+    assert not [name for name in names if name.startswith("blk.2.")]
+
+
+def test_a_dense_block_has_no_experts(tiny_model):
+    """A tensor of a sparse block is unknown in a dense one."""
+    path = tiny_model("glm4moe").path
+    config = load_config(path)
+    config.first_k_dense_replace = 2
+    file = open_gguf(path)
+    with pytest.raises(GGUFError, match="has no such tensor") as error:
+        architecture_of(file).name_map(file, config)
+    assert error.value.tensor.startswith("blk.1.")
