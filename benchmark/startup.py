@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gguf
@@ -21,8 +22,10 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ascend_gguf import load_config, load_tokenizer
+from ascend_gguf import load_config, load_tokenizer, open_gguf
+from ascend_gguf.reader.shard import read_shard
 from demo import free_port, running, wait_until_ready
 
 SHARED = Path(os.environ.get("ASCEND_GGUF_SHARED") or Path(__file__).parents[2] / "shared")
@@ -47,6 +50,7 @@ def main(arguments: list[str]) -> None:
         _write_hf(hf, file)
         name = "a made-up vocabulary" if given is None else given.stem
         print(f"{name}, {len(load_tokenizer(file))} tokens; {options.rounds} rounds.\n")
+        _print_tokenizers(file, hf)
         models = {"GGUF file": file, "Hugging Face folder": hf}
         logs = options.log or folder
         logs.mkdir(exist_ok=True)
@@ -63,6 +67,24 @@ def main(arguments: list[str]) -> None:
         print(f"| {name} | {wall:.1f} | {cpu:.1f} |")
     ratios = [ours / theirs for ours, theirs in zip(*medians.values())]  # noqa: B905
     print(f"| ratio | {ratios[0]:.2f} | {ratios[1]:.2f} |\n")
+
+
+def _print_tokenizers(file: Path, hf: Path) -> None:
+    """Processor seconds of what a process does for its tokenizer, medians of five."""
+    calls = {
+        "metadata and tensor table of the file": lambda: read_shard(file),
+        "tokenizer of the file": lambda: load_tokenizer(file),
+        "tokenizer of the folder, by transformers": lambda: AutoTokenizer.from_pretrained(hf),
+    }
+    print("| | processor seconds |\n| --- | ---: |")
+    for name, call in calls.items():
+        seconds = []
+        for _ in range(5):
+            started = time.process_time()
+            call()
+            seconds.append(time.process_time() - started)
+        print(f"| {name} | {statistics.median(seconds):.2f} |", flush=True)
+    print()
 
 
 def _start(model: Path, log: Path) -> tuple[float, float]:
@@ -132,8 +154,6 @@ def _write_gguf(path: Path, vocabulary: Path | None) -> None:
 
 
 def _copy_vocabulary(writer: gguf.GGUFWriter, path: Path) -> None:
-    from ascend_gguf import open_gguf
-
     for key, value in open_gguf(path).metadata.items():
         if key.startswith("tokenizer."):
             if isinstance(value, list | np.ndarray):
@@ -162,8 +182,6 @@ def _made_up_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def _write_hf(folder: Path, file: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     config = load_config(file)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
