@@ -17,6 +17,25 @@ from ascend_gguf.errors import GGUFError
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """The whole numbers that a quantized type is made of.
+
+    A weight is ``scale * number``, plus an offset if :attr:`has_offset`.
+
+    Attributes:
+        low, high: the least and the greatest number.
+        step: the numbers are ``low``, ``low + step`` and so on.
+        group: for how many weights in a row scale and offset hold at least: 16 or 32.
+    """
+
+    low: int
+    high: int
+    step: int = 1
+    has_offset: bool = False
+    group: int = 32
+
+
+@dataclass(frozen=True, slots=True)
 class BlockType:
     """How a tensor's weights are packed.
 
@@ -27,6 +46,7 @@ class BlockType:
         dtype: what torch calls the numbers of an unquantized type; None for a quantized one.
         decoder: the module of :mod:`ascend_gguf.decoders` with the function that decodes a block,
             which is named like the type in lower case; None if the type cannot be decoded.
+        numbers: the whole numbers of a quantized type.
     """
 
     ggml_type: GGMLQuantizationType
@@ -34,6 +54,7 @@ class BlockType:
     type_size: int
     dtype: torch.dtype | None
     decoder: str | None
+    numbers: Numbers | None
 
     @property
     def name(self) -> str:
@@ -102,37 +123,41 @@ _DTYPES = {
     GGMLQuantizationType.I64: torch.int64,
 }
 
+_SIGNED_BYTE = Numbers(-128, 127)
+_IQ4 = Numbers(-127, 113)
+
+# What gguf-py does not know: the decoder's module, and the whole numbers.
 # Names, not values: a gguf-py older than a type lacks it.
-_DECODERS = {
-    "F32": "plain",
-    "F16": "plain",
-    "BF16": "plain",
-    "Q4_0": "legacy",
-    "Q4_1": "legacy",
-    "Q5_0": "legacy",
-    "Q5_1": "legacy",
-    "Q8_0": "legacy",
-    "Q8_1": "legacy",
-    "Q2_K": "k_quants",
-    "Q3_K": "k_quants",
-    "Q4_K": "k_quants",
-    "Q5_K": "k_quants",
-    "Q6_K": "k_quants",
-    "Q8_K": "k_quants",
-    "IQ1_S": "iq",
-    "IQ1_M": "iq",
-    "IQ2_XXS": "iq",
-    "IQ2_XS": "iq",
-    "IQ2_S": "iq",
-    "IQ3_XXS": "iq",
-    "IQ3_S": "iq",
-    "IQ4_NL": "iq",
-    "IQ4_XS": "iq",
-    "Q1_0": "ternary",
-    "TQ1_0": "ternary",
-    "TQ2_0": "ternary",
-    "MXFP4": "fp4",
-    "NVFP4": "fp4",
+_TYPES: dict[str, tuple[str, Numbers | None]] = {
+    "F32": ("plain", None),
+    "F16": ("plain", None),
+    "BF16": ("plain", None),
+    "Q4_0": ("legacy", Numbers(-8, 7)),
+    "Q4_1": ("legacy", Numbers(0, 15, has_offset=True)),
+    "Q5_0": ("legacy", Numbers(-16, 15)),
+    "Q5_1": ("legacy", Numbers(0, 31, has_offset=True)),
+    "Q8_0": ("legacy", _SIGNED_BYTE),
+    "Q8_1": ("legacy", _SIGNED_BYTE),
+    "Q2_K": ("k_quants", Numbers(0, 3, has_offset=True, group=16)),
+    "Q3_K": ("k_quants", Numbers(-4, 3, group=16)),
+    "Q4_K": ("k_quants", Numbers(0, 15, has_offset=True)),
+    "Q5_K": ("k_quants", Numbers(0, 31, has_offset=True)),
+    "Q6_K": ("k_quants", Numbers(-32, 31, group=16)),
+    "Q8_K": ("k_quants", _SIGNED_BYTE),
+    "IQ1_S": ("iq", Numbers(-1, 1, has_offset=True)),
+    "IQ1_M": ("iq", Numbers(-9, 9, group=16)),
+    "IQ2_XXS": ("iq", Numbers(-43, 43)),
+    "IQ2_XS": ("iq", Numbers(-43, 43, group=16)),
+    "IQ2_S": ("iq", Numbers(-43, 43, group=16)),
+    "IQ3_XXS": ("iq", Numbers(-62, 62)),
+    "IQ3_S": ("iq", Numbers(-15, 15, step=2)),
+    "IQ4_NL": ("iq", _IQ4),
+    "IQ4_XS": ("iq", _IQ4),
+    "Q1_0": ("ternary", Numbers(-1, 1)),
+    "TQ1_0": ("ternary", Numbers(-1, 1)),
+    "TQ2_0": ("ternary", Numbers(-1, 2)),
+    "MXFP4": ("fp4", Numbers(-12, 12)),
+    "NVFP4": ("fp4", Numbers(-12, 12, group=16)),
 }
 
 BLOCK_TYPES: dict[int, BlockType] = {
@@ -141,7 +166,7 @@ BLOCK_TYPES: dict[int, BlockType] = {
         block_size,
         type_size,
         _DTYPES.get(ggml_type),
-        _DECODERS.get(ggml_type.name),
+        *_TYPES.get(ggml_type.name, (None, None)),
     )
     for ggml_type, (block_size, type_size) in GGML_QUANT_SIZES.items()
 }

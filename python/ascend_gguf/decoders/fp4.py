@@ -16,7 +16,7 @@ _BYTES = np.arange(256, dtype=np.uint8)
 
 def _numbers(q: Vector) -> Vector:
     """Twice the number with these four bits."""
-    return q.looked_up(quants.MXFP4.kvalues).floats(signed=True)
+    return q.looked_up(quants.MXFP4.kvalues)
 
 
 def mxfp4(x: Bytes, y: Weights) -> None:
@@ -25,7 +25,7 @@ def mxfp4(x: Bytes, y: Weights) -> None:
     d = scales.at(x.byte(0).widened(16) * 4).word(0, 32).as_floats()
     q = x.bytes(1)
     for half in range(2):
-        y.put(16 * half, _numbers(q.field(4 * half, 4)) * d, usual=False)
+        y.scaled(16 * half, _numbers(q.field(4 * half, 4)), d, usual=False)
 
 
 def nvfp4(x: Bytes, y: Weights) -> None:
@@ -34,4 +34,4 @@ def nvfp4(x: Bytes, y: Weights) -> None:
     for part in range(4):
         d = scales.at(x.byte(part).widened(16) * 4).word(0, 32).as_floats()
         q = x.bytes(4 + 8 * part, 8)
-        y.put(16 * part, _numbers(q.field(0, 4).then(q.field(4, 4))) * d)
+        y.scaled(16 * part, _numbers(q.field(0, 4).then(q.field(4, 4))), d)

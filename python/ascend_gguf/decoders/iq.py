@@ -46,7 +46,7 @@ def iq2_xxs(x: Bytes, y: Weights) -> None:
         scale = d * ((packed >> 28).floats() + 0.5) * 0.25
         numbers = _eight(grid, part.byte(k)).then(_eight(grid, part.byte(k + 1)))
         signs = [_signs(x, packed >> 7 * i & 127) for i in (k, k + 1)]
-        y.put(16 * group, (numbers.floats() * scale).negated_where(_paired(*signs)))
+        y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
 
 
 def iq2_xs(x: Bytes, y: Weights) -> None:
@@ -58,7 +58,7 @@ def iq2_xs(x: Bytes, y: Weights) -> None:
         packed = [x.word(2 + 4 * group + 2 * k, 16) for k in range(2)]
         first, second = (_eight(grid, p & 511) for p in packed)
         signs = [_signs(x, p >> 9) for p in packed]
-        y.put(16 * group, (first.then(second).floats() * scale).negated_where(_paired(*signs)))
+        y.scaled(16 * group, first.then(second), scale, negative=_paired(*signs))
 
 
 def iq2_s(x: Bytes, y: Weights) -> None:
@@ -73,7 +73,7 @@ def iq2_s(x: Bytes, y: Weights) -> None:
         ]
         numbers = _eight(grid, entries[0]).then(_eight(grid, entries[1]))
         signs = x.word(34 + 2 * group, 16)
-        y.put(16 * group, (numbers.floats() * scale).negated_where(signs))
+        y.scaled(16 * group, numbers, scale, negative=signs)
 
 
 def _fours(grid: Bytes, entries: list[Vector]) -> Vector:
@@ -89,7 +89,7 @@ def iq3_xxs(x: Bytes, y: Weights) -> None:
         scale = d * ((packed >> 28).floats() + 0.5) * 0.5
         numbers = _fours(grid, [x.byte(2 + 4 * group + i) for i in range(4)])
         signs = [_signs(x, packed >> 7 * i & 127) for i in (k, k + 1)]
-        y.put(16 * group, (numbers.floats() * scale).negated_where(_paired(*signs)))
+        y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
 
 
 def iq3_s(x: Bytes, y: Weights) -> None:
@@ -105,12 +105,12 @@ def iq3_s(x: Bytes, y: Weights) -> None:
             [_paired(x.byte(2 + 4 * group + i), more.field(4 * k + i, 1)) for i in range(4)],
         )
         signs = x.word(74 + 2 * group, 16)
-        y.put(16 * group, (numbers.floats() * scale).negated_where(signs))
+        y.scaled(16 * group, numbers, scale, negative=signs)
 
 
 def _delta(sign: Vector) -> Vector:
-    """An eighth, negative if the bit is set, for eight weights."""
-    return (sign.widened(32) << 31 | 0x3E000000).as_floats().repeated(8)
+    """An eighth, negative if the bit is set."""
+    return (sign.widened(32) << 31 | 0x3E000000).as_floats()
 
 
 def iq1_s(x: Bytes, y: Weights) -> None:
@@ -123,8 +123,7 @@ def iq1_s(x: Bytes, y: Weights) -> None:
             _eight(grid, x.byte(2 + 2 * group + i).widened(16) | packed.field(3 * (k + i), 3, 8))
             for i in range(2)
         )
-        delta = _delta(packed >> 15)
-        y.put(16 * group, (first.then(second).floats(signed=True) + delta.then(delta)) * scale)
+        y.scaled(16 * group, first.then(second), scale, shift=_delta(packed >> 15))
 
 
 def iq1_m(x: Bytes, y: Weights) -> None:
@@ -139,19 +138,21 @@ def iq1_m(x: Bytes, y: Weights) -> None:
         first, second = (
             _eight(grid, _paired(x.byte(2 * group + k), more.field(4 * k, 3))) for k in range(2)
         )
-        deltas = _delta(more.field(3, 1)).then(_delta(more.field(7, 1)))
-        y.put(16 * group, (first.then(second).floats(signed=True) + deltas) * scale)
+        # In eighths, so that they are whole.
+        deltas = [(more.field(bit, 1) * -2 + 1).repeated(8) for bit in (3, 7)]
+        numbers = (first.then(second) << 3) + deltas[0].then(deltas[1])
+        y.scaled(16 * group, numbers, scale * 0.125)
 
 
 def _numbers(q: Vector) -> Vector:
-    return q.looked_up(quants.IQ4_NL.kvalues).floats(signed=True)
+    return q.looked_up(quants.IQ4_NL.kvalues)
 
 
 def iq4_nl(x: Bytes, y: Weights) -> None:
     """``half d``, ``nibble q[32]``, low nibbles first."""
     d, q = x.half(0), x.bytes(2)
     for half in range(2):
-        y.put(16 * half, _numbers(q.field(4 * half, 4)) * d)
+        y.scaled(16 * half, _numbers(q.field(4 * half, 4)), d)
 
 
 def iq4_xs(x: Bytes, y: Weights) -> None:
@@ -163,4 +164,4 @@ def iq4_xs(x: Bytes, y: Weights) -> None:
         scale = d * scale.floats(signed=True)
         q = x.bytes(8 + 16 * part)
         for half in range(2):
-            y.put(32 * part + 16 * half, _numbers(q.field(4 * half, 4)) * scale)
+            y.scaled(32 * part + 16 * half, _numbers(q.field(4 * half, 4)), scale)

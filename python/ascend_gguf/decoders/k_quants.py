@@ -22,7 +22,7 @@ def q2_k(x: Bytes, y: Weights) -> None:
     for group in range(16):
         part, row, side = _place(group)
         q = x.bytes(16 + 32 * part + 16 * side).field(2 * row, 2)
-        y.put(16 * group, q.floats() * scales[group] - offsets[group])
+        y.scaled(16 * group, q, scales[group], minus=offsets[group])
 
 
 def q3_k(x: Bytes, y: Weights) -> None:
@@ -39,7 +39,7 @@ def q3_k(x: Bytes, y: Weights) -> None:
         part, row, side = _place(group)
         q = x.bytes(32 + 32 * part + 16 * side).field(2 * row, 2)
         h = x.bytes(16 * side).field(4 * part + row, 1, 2)
-        y.put(16 * group, ((q | h) - 4).floats(signed=True) * scales[group])
+        y.scaled(16 * group, (q | h) - 4, scales[group])
 
 
 def _scales_and_offsets(x: Bytes) -> tuple[Vector, Vector]:
@@ -60,7 +60,7 @@ def q4_k(x: Bytes, y: Weights) -> None:
     for group in range(16):
         part, half, side = group // 4, group // 2 % 2, group % 2
         q = x.bytes(16 + 32 * part + 16 * side).field(4 * half, 4)
-        y.put(16 * group, q.floats() * scales[group // 2] - offsets[group // 2])
+        y.scaled(16 * group, q, scales[group // 2], minus=offsets[group // 2])
 
 
 def q5_k(x: Bytes, y: Weights) -> None:
@@ -74,7 +74,7 @@ def q5_k(x: Bytes, y: Weights) -> None:
         part, half, side = group // 4, group // 2 % 2, group % 2
         q = x.bytes(48 + 32 * part + 16 * side).field(4 * half, 4)
         h = x.bytes(16 + 16 * side).field(group // 2, 1, 4)
-        y.put(16 * group, (q | h).floats() * scales[group // 2] - offsets[group // 2])
+        y.scaled(16 * group, q | h, scales[group // 2], minus=offsets[group // 2])
 
 
 def q6_k(x: Bytes, y: Weights) -> None:
@@ -87,11 +87,11 @@ def q6_k(x: Bytes, y: Weights) -> None:
         part, row, side = _place(group)
         q = x.bytes(64 * part + 32 * (row % 2) + 16 * side).field(4 * (row // 2), 4)
         h = x.bytes(128 + 32 * part + 16 * side).field(2 * row, 2, 4)
-        y.put(16 * group, ((q | h) - 32).floats(signed=True) * scales[group])
+        y.scaled(16 * group, (q | h) - 32, scales[group])
 
 
 def q8_k(x: Bytes, y: Weights) -> None:
     """``float d``, ``int8 q[256]``, sums for dot products: ``d q``."""
     d = x.word(0, 32).as_floats()
     for start in range(0, 256, 16):
-        y.put(start, x.bytes(4 + start).floats(signed=True) * d, usual=False)
+        y.scaled(start, x.bytes(4 + start), d, usual=False)

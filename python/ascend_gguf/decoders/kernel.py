@@ -34,17 +34,21 @@ def kernel(kind: BlockType, dtype: torch.dtype) -> Kernel:
     return compiled(module_of(kind, dtype), host_machine())
 
 
+def decoder_of(kind: BlockType) -> Callable:
+    """The function that writes down how a block is decoded; see :mod:`.vectors`."""
+    return getattr(import_module(f"ascend_gguf.decoders.{kind.decoder}"), kind.name.lower())
+
+
 def module_of(kind: BlockType, dtype: torch.dtype) -> ir.Module:
     """A module with one function, ``decode``: a :data:`Kernel`."""
-    family = import_module(f"ascend_gguf.decoders.{kind.decoder}")
-    decode_block = getattr(family, kind.name.lower())
+    decode_block = decoder_of(kind)
     module = ir.Module()
     types = [I8.as_pointer(), I64, STORED[dtype].as_pointer(), I64, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "decode")
     x, x_stride, y, y_stride, rows, blocks = function.args
     builder = ir.IRBuilder(function.append_basic_block())
 
-    with _loop(builder, I64(0), rows, 1) as row:
+    with loop(builder, I64(0), rows, 1) as row:
         x_row = builder.gep(x, [builder.mul(row, x_stride)])
         y_row = builder.gep(y, [builder.mul(row, y_stride)])
 
@@ -56,16 +60,16 @@ def module_of(kind: BlockType, dtype: torch.dtype) -> ir.Module:
         done = I64(0)
         if kind.block_size == 1:
             done = builder.and_(blocks, I64(-_AT_ONCE))
-            with _loop(builder, I64(0), done, _AT_ONCE) as block:
+            with loop(builder, I64(0), done, _AT_ONCE) as block:
                 decode(block, _AT_ONCE)
-        with _loop(builder, done, blocks, 1) as block:
+        with loop(builder, done, blocks, 1) as block:
             decode(block, 1)
     builder.ret_void()
     return module
 
 
 @contextlib.contextmanager
-def _loop(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
+def loop(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
     """The body of ``for i in range(start, stop, step)``."""
     before, body, after = builder.block, *(builder.append_basic_block() for _ in range(2))
     builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
@@ -89,12 +93,16 @@ def host_machine() -> llvm.TargetMachine:
     )
 
 
-def compiled(module: ir.Module, machine: llvm.TargetMachine) -> Kernel:
-    """The function of a module, which takes ``machine`` over."""
+def compiled(module: ir.Module, machine: llvm.TargetMachine) -> Callable[..., None]:
+    """The one function of a module, which takes ``machine`` over.
+
+    Pointers and whole numbers are passed as Python numbers.
+    """
+    (definition,) = (function for function in module.functions if not function.is_declaration)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
-    pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    prototype = ctypes.CFUNCTYPE(None, pointer, size, pointer, size, size, size)
-    function = prototype(engine.get_function_address("decode"))
+    kinds = {True: ctypes.c_void_p, False: ctypes.c_ssize_t}
+    prototype = ctypes.CFUNCTYPE(None, *(kinds[a.type.is_pointer] for a in definition.args))
+    function = prototype(engine.get_function_address(definition.name))
     function.engine = engine  # owns the code
     return function

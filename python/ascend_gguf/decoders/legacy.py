@@ -13,14 +13,14 @@ def q4_0(x: Bytes, y: Weights) -> None:
     """``half d``, ``nibble q[32]``: ``d (q - 8)``."""
     d, q = x.half(0), x.bytes(2)
     for half in range(2):
-        y.put(16 * half, (q.field(4 * half, 4) - 8).floats(signed=True) * d)
+        y.scaled(16 * half, q.field(4 * half, 4) - 8, d)
 
 
 def q4_1(x: Bytes, y: Weights) -> None:
     """``half d, m``, ``nibble q[32]``: ``d q + m``."""
     d, m, q = x.half(0), x.half(2), x.bytes(4)
     for half in range(2):
-        y.put(16 * half, q.field(4 * half, 4).floats() * d + m)
+        y.scaled(16 * half, q.field(4 * half, 4), d, plus=m)
 
 
 def _five_bits(q: Vector, h: Vector, half: int) -> Vector:
@@ -33,21 +33,21 @@ def q5_0(x: Bytes, y: Weights) -> None:
     """``half d``, ``bit h[32]``, ``nibble q[32]``: ``d (q + 16 h - 16)``."""
     d, h, q = x.half(0), x.word(2, 32), x.bytes(6)
     for half in range(2):
-        y.put(16 * half, (_five_bits(q, h, half) - 16).floats(signed=True) * d)
+        y.scaled(16 * half, _five_bits(q, h, half) - 16, d)
 
 
 def q5_1(x: Bytes, y: Weights) -> None:
     """``half d, m``, ``bit h[32]``, ``nibble q[32]``: ``d (q + 16 h) + m``."""
     d, m, h, q = x.half(0), x.half(2), x.word(4, 32), x.bytes(8)
     for half in range(2):
-        y.put(16 * half, _five_bits(q, h, half).floats() * d + m)
+        y.scaled(16 * half, _five_bits(q, h, half), d, plus=m)
 
 
 def q8_0(x: Bytes, y: Weights) -> None:
     """``half d``, ``int8 q[32]``: ``d q``."""
     d = x.half(0)
     for start in range(0, 32, 16):
-        y.put(start, x.bytes(2 + start).floats(signed=True) * d)
+        y.scaled(start, x.bytes(2 + start), d)
 
 
 def q8_1(x: Bytes, y: Weights) -> None:
@@ -57,4 +57,4 @@ def q8_1(x: Bytes, y: Weights) -> None:
     """
     d = x.word(0, 32).as_floats()
     for start in range(0, 32, 16):
-        y.put(start, x.bytes(8 + start).floats(signed=True) * d, usual=False)
+        y.scaled(start, x.bytes(8 + start), d, usual=False)

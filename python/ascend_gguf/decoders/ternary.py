@@ -10,15 +10,15 @@ from ascend_gguf.decoders.vectors import Bytes, Vector, Weights
 
 def q1_0(x: Bytes, y: Weights) -> None:
     """``half d``, ``bit q[128]``: ``d`` or, where the bit is 0, ``-d``."""
-    d = x.half(0).repeated(16)
+    d, ones = x.half(0), x.bytes(2) & 0 | 1
     for start in range(0, 128, 16):
         bits = x.word(2 + start // 8, 16)
-        y.put(start, d.negated_where(bits ^ 0xFFFF))
+        y.scaled(start, ones, d, negative=bits ^ 0xFFFF)
 
 
 def _digits(fractions: Vector) -> Vector:
     """The first ternary digit of each fraction of 256, less 1."""
-    return ((fractions.widened(16) * 3 >> 8) - 1).floats(signed=True)
+    return (fractions.widened(16) * 3 >> 8).narrowed(8) - 1
 
 
 def tq1_0(x: Bytes, y: Weights) -> None:
@@ -29,10 +29,10 @@ def tq1_0(x: Bytes, y: Weights) -> None:
     d = x.half(52)
     for place in range(5):
         for start in range(0, 32, 16):
-            y.put(32 * place + start, _digits(x.bytes(start) * 3**place) * d)
-        y.put(160 + 16 * place, _digits(x.bytes(32) * 3**place) * d)
+            y.scaled(32 * place + start, _digits(x.bytes(start) * 3**place), d)
+        y.scaled(160 + 16 * place, _digits(x.bytes(32) * 3**place), d)
     powers = [3**place for place in range(4) for _ in range(4)]
-    y.put(240, _digits(x.bytes(48, 4).take([0, 1, 2, 3] * 4) * powers) * d)
+    y.scaled(240, _digits(x.bytes(48, 4).take([0, 1, 2, 3] * 4) * powers), d)
 
 
 def tq2_0(x: Bytes, y: Weights) -> None:
@@ -41,4 +41,4 @@ def tq2_0(x: Bytes, y: Weights) -> None:
     for group in range(16):
         part, row, side = group // 8, group // 2 % 4, group % 2
         q = x.bytes(32 * part + 16 * side).field(2 * row, 2)
-        y.put(16 * group, (q - 1).floats(signed=True) * d)
+        y.scaled(16 * group, q - 1, d)

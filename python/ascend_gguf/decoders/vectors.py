@@ -54,8 +54,9 @@ class _BFloat(ir.Type):
 class Vector:
     """One or more whole numbers of some width, or float32, that the machine code will compute.
 
-    ``+ - *`` of floats, ``+ - * & | ^ << >>`` of whole numbers, modulo their width, ``>>`` filling
-    with zeros.  The other operand may be a Python number, or a vector of one for all to meet.
+    ``+ - * /`` of floats, ``+ - * & | ^ << >>`` of whole numbers, modulo their width, ``>>``
+    filling with zeros.  The other operand may be a Python number, or a vector of one for all to
+    meet.
     """
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
@@ -86,6 +87,10 @@ class Vector:
         numbers = number if isinstance(number, list) else [number] * len(self)
         return ir.Constant(kind, [ir.Constant(kind.element, n) for n in numbers])
 
+    def filled(self, number: float) -> Vector:
+        """This one number in place of all."""
+        return self._new(self._constant(number))
+
     def repeated(self, count: int) -> Vector:
         """``count`` times this one number."""
         kind = ir.VectorType(self._element, count)
@@ -109,6 +114,9 @@ class Vector:
 
     def __mul__(self, other: Vector | float) -> Vector:
         return self._operate(other, "mul", "fmul")
+
+    def __truediv__(self, other: Vector | float) -> Vector:
+        return self._operate(other, "fdiv", "fdiv")
 
     def __and__(self, other: Vector | int) -> Vector:
         return self._operate(other, "and_")
@@ -146,6 +154,56 @@ class Vector:
         """Bits: whether each whole number is less than ``limit``."""
         return self._new(self.builder.icmp_unsigned("<", self.value, self._constant(limit)))
 
+    def is_less_than(self, other: Vector) -> Vector:
+        """Bits: whether each float is less than another's; not where one is NaN."""
+        return self._new(self.builder.fcmp_ordered("<", self.value, other.value))
+
+    def absolute(self) -> Vector:
+        """The floats without their signs."""
+        return (self.as_bits() & 0x7FFFFFFF).as_floats()
+
+    def largest(self) -> Vector:
+        """The one float greatest of those of a vector, all positive; a NaN is greater than any."""
+        # Bits of positive floats are in the order of their values.
+        value = self.as_bits()
+        while len(value) > 1:
+            half = len(value) // 2
+            sides = (value[0], value[1]) if half == 1 else (value[:half], value[half:])
+            value = sides[0].greater(sides[1])
+        return value.as_floats()
+
+    def greater(self, other: Vector) -> Vector:
+        """The greater of each two whole numbers without sign."""
+        is_less = self.builder.icmp_unsigned("<", self.value, other.value)
+        return self._new(is_less).chosen(other, self)
+
+    def nearest(self, low: int, high: int) -> Vector:
+        """Floats rounded to whole numbers of 8 bits, to even, no less than low nor past high."""
+        low_, high_ = self.filled(float(low)), self.filled(float(high))
+        value = self.is_less_than(low_).chosen(low_, self)
+        value = high_.is_less_than(value).chosen(high_, value)
+        # From here on the last place of a float32 is 1.
+        return (value + 1.5 * 2.0**23).as_bits().narrowed(8)
+
+    def halved(self) -> Vector:
+        """Half of each even whole number with a sign."""
+        return self._new(self.builder.ashr(self.value, self._constant(1)))
+
+    def nibbles(self) -> Vector:
+        """The low 4 bits of each two bytes as one byte, the first in its low half."""
+        kind = ir.VectorType(I16, len(self) // 2)
+        pairs = self._new(self.builder.bitcast(self.value, kind))
+        return (pairs & 0x0F | pairs >> 4 & 0xF0).narrowed(8)
+
+    def truncated(self) -> Vector:
+        """Floats of less than 2**31 without what is behind the point."""
+        whole = self.builder.fptosi(self.value, self._of(I32))
+        return self._new(self.builder.sitofp(whole, self._of(F32)))
+
+    def each(self) -> list[Vector]:
+        """The numbers, one by one."""
+        return [self[i] for i in range(len(self))] if len(self) > 1 else [self]
+
     def chosen(self, yes: Vector, no: Vector) -> Vector:
         """Where this has a bit, what ``yes`` has, elsewhere what ``no`` has."""
         return self._new(self.builder.select(self.value, yes.value, no.value))
@@ -180,8 +238,10 @@ class Vector:
         return self._new(self.builder.bitcast(self.value, kind))
 
     def negated_where(self, bits: Vector) -> Vector:
-        """Floats, negative where a bit is set in ``bits``, one whole number."""
-        return bits.spread().chosen(self._new(self.builder.fneg(self.value)), self)
+        """The numbers, negative where a bit is set in ``bits``, one whole number."""
+        is_real = self._element == F32
+        negative = (self.builder.fneg if is_real else self.builder.neg)(self.value)
+        return bits.spread().chosen(self._new(negative), self)
 
     def looked_up(self, table: list[int]) -> Vector:
         """``table[i]`` for each number ``i``, in as many bits."""
@@ -202,6 +262,17 @@ class Vector:
         if first + count == self._element.width and first > place and place == 0:
             return moved
         return moved & ((1 << count) - 1 << place)
+
+
+def gathered(numbers: list[Vector]) -> Vector:
+    """Single numbers as a vector; one number stays one."""
+    first = numbers[0]
+    if len(numbers) == 1:
+        return first
+    value = ir.Constant(ir.VectorType(first.value.type, len(numbers)), ir.Undefined)
+    for place, number in enumerate(numbers):
+        value = first.builder.insert_element(value, number.value, I32(place))
+    return Vector(first.builder, value)
 
 
 def _places(places: list[int] | range) -> ir.Constant:
@@ -278,6 +349,20 @@ def floats_of_halves(bits: Vector) -> Vector:
     return (result | sign).as_floats()
 
 
+def stored(value: Vector, dtype: torch.dtype, usual: bool) -> Vector:
+    """Float32 numbers rounded to a dtype, as it is stored; ``usual`` as of :meth:`Weights.put`."""
+    if dtype == torch.float16:
+        return _halves(value)
+    return _bfloats(value, usual) if dtype == torch.bfloat16 else value
+
+
+def restored(value: Vector, dtype: torch.dtype) -> Vector:
+    """The float32 numbers of what :func:`stored` gave."""
+    if dtype == torch.float16:
+        return floats_of_halves(value)
+    return (value.widened(32) << 16).as_floats() if dtype == torch.bfloat16 else value
+
+
 def _halves(value: Vector) -> Vector:
     """The bits of float32 numbers rounded to float16."""
     builder = value.builder
@@ -314,6 +399,13 @@ def _bfloats(value: Vector, usual: bool) -> Vector:
 STORED = {torch.float32: F32, torch.float16: I16, torch.bfloat16: I16}
 
 
+def store(builder: ir.IRBuilder, pointer: ir.Value, offset: int, value: Vector) -> None:
+    """Write a vector from the place on that is ``offset`` elements behind a pointer."""
+    kind, element = value.value.type, pointer.type.pointee
+    address = builder.bitcast(builder.gep(pointer, [I64(offset)]), kind.as_pointer())
+    builder.store(value.value, address, align=4 if element == F32 else element.width // 8)
+
+
 class Weights:
     """Where a decoder writes: its block's weights, rounded to the result's dtype to nearest even.
 
@@ -329,6 +421,30 @@ class Weights:
         self._dtype = dtype
         self.count = count
 
+    def scaled(
+        self,
+        offset: int,
+        numbers: Vector,
+        scale: Vector,
+        *,
+        plus: Vector | None = None,
+        minus: Vector | None = None,
+        shift: Vector | None = None,
+        negative: Vector | None = None,
+        usual: bool = True,
+    ) -> None:
+        """Whole numbers from -128 to 127 and what they are multiplied with, at weight ``offset``.
+
+        ``scale (numbers + shift)``, negative where the whole number ``negative`` has a bit set,
+        ``+ plus - minus``.  16 weights at a time, or 32: what they are has one scale.
+        """
+        value = numbers.floats(signed=True)
+        value = (value if shift is None else value + shift) * scale
+        value = value if negative is None else value.negated_where(negative)
+        value = value if plus is None else value + plus
+        value = value if minus is None else value - minus
+        self.put(offset, value, usual)
+
     def put(self, offset: int, value: Vector, usual: bool = True) -> None:
         """Weight ``offset`` and those after it.
 
@@ -336,11 +452,4 @@ class Weights:
         subnormal, and if NaN then the usual one.  The instruction that rounds to bfloat16 takes
         subnormals for 0, and without it rounding would turn a NaN with all bits set into 0.
         """
-        if self._dtype == torch.float16:
-            value = _halves(value)
-        elif self._dtype == torch.bfloat16:
-            value = _bfloats(value, usual)
-        kind = value.value.type
-        address = self._builder.gep(self._pointer, [I64(offset)])
-        address = self._builder.bitcast(address, kind.as_pointer())
-        self._builder.store(value.value, address, align=self._dtype.itemsize)
+        store(self._builder, self._pointer, offset, stored(value, self._dtype, usual))
