@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Threads take pieces of about this many weights, a tenth of a millisecond each: smaller inputs are
 # not worth a second thread.
-_WEIGHTS_PER_PIECE = 1 << 18
+WEIGHTS_PER_PIECE = 1 << 18
 
 
 def dequantize(
@@ -103,25 +104,35 @@ def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: 
     from ascend_gguf.decoders.kernel import kernel  # imports a compiler
 
     decode = kernel(kind, target.dtype)
-    pieces = deque(_pieces(kind, source, target))
-    if len(pieces) == 1:
-        decode(*pieces[0])
+    in_parallel((partial(decode, *piece) for piece in _pieces(kind, source, target)), threads)
+
+
+def in_parallel(tasks: Iterable[Callable[[], None]], threads: int | None = None) -> None:
+    """Run tasks, each worth a thread's while and most of it without the interpreter's lock.
+
+    Args:
+        tasks: in any order; the first error ends it, and is raised.
+        threads: the most to use, as in :func:`dequantize`.
+    """
+    waiting = deque(tasks)
+    if len(waiting) == 1:
+        waiting.pop()()
         return
     threads = threads or thread_limit.get() or default_threads()
 
     def work() -> None:
         while True:
             try:
-                piece = pieces.popleft()
+                task = waiting.popleft()
             except IndexError:
                 return
-            decode(*piece)
+            task()
 
-    helpers = [_pool().submit(work) for _ in range(min(threads, len(pieces)) - 1)]
+    helpers = [_pool().submit(work) for _ in range(min(threads, len(waiting)) - 1)]
     try:
         work()
     finally:
-        pieces.clear()
+        waiting.clear()
         # One that has not begun is not waited for: the pool may be busy with other callers.
         for helper in helpers:
             if not helper.cancel():
@@ -141,8 +152,8 @@ def _pieces(
     )
     *outer, (rows, x_stride, y_stride), (blocks, type_size, block_size) = dims
     x, y = source.ctypes.data, target.data_ptr()
-    row_step = max(1, _WEIGHTS_PER_PIECE // (blocks * block_size))
-    block_step = max(1, _WEIGHTS_PER_PIECE // block_size)
+    row_step = max(1, WEIGHTS_PER_PIECE // (blocks * block_size))
+    block_step = max(1, WEIGHTS_PER_PIECE // block_size)
     for index in itertools.product(*(range(size) for size, _, _ in outer)):
         x_matrix = x + sum(i * step for i, (_, step, _) in zip(index, outer, strict=True))
         y_matrix = sum(i * step for i, (_, _, step) in zip(index, outer, strict=True))

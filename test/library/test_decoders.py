@@ -136,7 +136,7 @@ def test_one_block_and_none(kind):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """So that a few rows are work for several threads."""
-    monkeypatch.setattr(decoding, "_WEIGHTS_PER_PIECE", 512)
+    monkeypatch.setattr(decoding, "WEIGHTS_PER_PIECE", 512)
 
 
 @EVERY_TYPE

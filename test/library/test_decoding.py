@@ -91,7 +91,7 @@ def test_not_a_number_stays_one():
 
 @EVERY_TYPE
 def test_many_pieces_are_as_good_as_one(name, monkeypatch):
-    monkeypatch.setattr(decoding, "_WEIGHTS_PER_PIECE", 3 * 1024)  # 16 rows: 5 pieces of 3, and 1
+    monkeypatch.setattr(decoding, "WEIGHTS_PER_PIECE", 3 * 1024)  # 16 rows: 5 pieces of 3, and 1
     blocks, ggml_type, values = golden(name)
     np.testing.assert_array_equal(bits(dequantize(blocks, ggml_type)), values.view(np.uint32))
     wide = blocks.reshape(2, -1)  # rows wider than a piece

@@ -1,0 +1,184 @@
+"""Experts for the Ascend grouped product, which takes whole numbers of 4 bits, packed along N.
+
+The numbers of a few rows are made by :mod:`.groups`, a byte each, and then transposed and packed.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from llvmlite import ir
+
+from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.decoders.kernel import compiled, host_machine, loop
+from ascend_gguf.decoders.vectors import I8, I32, I64, LANES, Bytes, store
+from ascend_gguf.forms.base import Form, Piece, Weight
+from ascend_gguf.forms.groups import Packing, convert
+from ascend_gguf.forms.int4 import nibbles
+from ascend_gguf.forms.planes import PLANES, merged
+from ascend_gguf.forms.row_groups import packing_obstacle
+
+#: Numbers in an element of ``packed``.
+_EIGHT = 8
+
+# Rows made at once: with 16 elements of ``packed`` a row of them fills a cache line.
+_ROWS = 16 * _EIGHT
+
+#: The most experts, and one more than the longest row, that the operator takes.
+_EXPERTS, _TOO_LONG = 1024, 65536
+
+
+class Grouped(Form):
+    """Base of :class:`GroupedInt4` and :class:`GroupedPlanes`: ``K`` inputs, ``N`` outputs.
+
+    ``packed``: int32 ``[experts, K, N / 8]``, eight numbers each, the first in the lowest bits; of
+    planes ``[experts, 2 * K, N / 8]``.
+    ``scale``: ``dtype [experts, K / group, N]``.
+    ``offset``: as ``scale``; where it is the same everywhere, one tensor for all layers of a shape,
+    as the operator always wants one.
+    """
+
+    #: How numbers are made, a byte each.
+    packing: ClassVar[Packing]
+
+    @classmethod
+    def obstacle(cls, weight: Weight) -> str | None:
+        if weight.experts is None:
+            return "it has no experts"
+        planes = 2 if cls.packing.planes else 1
+        if weight.experts > _EXPERTS or max(planes * weight.cols, weight.rows) >= _TOO_LONG:
+            return f"{weight.shape} is more than the operator takes"
+        if any(piece.row % _EIGHT or len(piece.data) % _EIGHT for piece in weight.pieces):
+            return f"its rows are not multiples of {_EIGHT}"
+        return packing_obstacle(weight, cls.packing)
+
+    @classmethod
+    def allocate(cls, weight: Weight) -> Grouped:
+        experts, rows, cols = weight.shape
+        planes = 2 if cls.packing.planes else 1
+        packed = torch.zeros(
+            experts, planes * cols, rows // _EIGHT, dtype=torch.int32, device="cpu"
+        )
+        scale = torch.zeros(
+            experts, cols // cls.packing.group, rows, dtype=weight.dtype, device="cpu"
+        )
+        form = cls(weight.shape, weight.dtype, {"packed": packed, "scale": scale})
+        constants = {cls.packing.constant_offset(kind) for kind in weight.kinds}
+        if len(constants) == 1 and None not in constants:
+            form.shared["offset"] = _constant(constants.pop(), scale)
+        else:
+            form.tensors["offset"] = torch.zeros_like(scale)
+        return form
+
+    @property
+    def offset(self) -> torch.Tensor:
+        """The offsets, its own or shared."""
+        return (self.tensors | self.shared)["offset"]
+
+    def to(self, device: torch.device) -> Grouped:
+        super().to(device)
+        for name, tensor in self.shared.items():
+            value = tensor.flatten()[0].item()
+            self.shared[name] = _constant(value, self.tensors["scale"])
+        return self
+
+    def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
+        for row in range(0, len(piece.data), _ROWS):
+            rows = piece.data[row : row + _ROWS]
+            yield functools.partial(self._put, rows, piece.expert, piece.row + row)
+
+    def _put(self, matrix: BlockTensor, expert: int, row: int) -> None:
+        rows, cols = matrix.shape
+        numbers = torch.empty(rows, cols, dtype=torch.uint8)
+        scale = torch.empty(rows, cols // self.packing.group, dtype=self.dtype)
+        own = self.tensors.get("offset")
+        offset = None if own is None else torch.empty_like(scale)
+        convert(matrix, self.packing, numbers, scale, offset)
+        target = self.tensors["packed"][expert, :, row // _EIGHT :]
+        transposing = transposer(self.packing.planes)
+        transposing(
+            numbers.data_ptr(), cols, target.data_ptr(), target.stride(0), rows // _EIGHT, cols
+        )
+        self.tensors["scale"][expert, :, row : row + rows] = scale.t()
+        if own is not None:
+            own[expert, :, row : row + rows] = offset.t()
+
+    def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
+        words = slice(rows.start // _EIGHT, -(-rows.stop // _EIGHT))
+        values = nibbles(self.tensors["packed"][expert, :, words].cpu(), torch.float32)
+        values = values[:, rows.start % _EIGHT :][:, : rows.stop - rows.start]
+        scale, offset = (
+            tensor[expert, :, rows].cpu().float().unsqueeze(1)
+            for tensor in (self.tensors["scale"], self.offset)
+        )
+        values = values.unflatten(0, (len(scale), -1)) + offset
+        if self.packing.planes:
+            values = merged(values.unflatten(1, (2, 16)), 1)
+        return (values * scale).flatten(0, 1).t()
+
+
+class GroupedInt4(Grouped):
+    """Experts in four bits: Q4_0, Q4_1, Q4_K, IQ3_S and the ternary types."""
+
+    name = "int4, experts"
+    packing = Packing(4, -8, 7, apart=True)
+
+
+class GroupedPlanes(Grouped):
+    """Experts in eight bits: see :class:`.planes.Planes`."""
+
+    name = "planes, experts"
+    packing = replace(PLANES, apart=True)
+
+
+_constants: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDictionary()
+
+
+def _constant(value: float, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of one value everywhere, the same one for all that ask."""
+    key = (value, tuple(like.shape), like.dtype, like.device)
+    constant = _constants.get(key)
+    if constant is None:
+        constant = _constants[key] = torch.full_like(like, value)
+    return constant
+
+
+@functools.cache
+def transposer(planes: bool) -> Callable[..., None]:
+    """Packs rows of bytes along the rows; compiled on first use.
+
+    Arguments: address and bytes from row to row of the numbers ``[rows, cols]``; address and
+    elements from row to row of the result, int32 ``[cols, rows / 8]`` or, of planes, twice as many
+    rows; ``rows / 8``; ``cols``, a multiple of 16.
+    """
+    module = ir.Module()
+    types = [I8.as_pointer(), I64, I32.as_pointer(), I64, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "transpose")
+    x, x_stride, y, y_stride, words, cols = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    with loop(builder, I64(0), cols, LANES) as col, loop(builder, I64(0), words, 1) as word:
+        first = builder.gep(x, [builder.add(col, builder.mul(builder.mul(word, I64(8)), x_stride))])
+        rows = [
+            Bytes(builder, builder.gep(first, [builder.mul(I64(i), x_stride)])).bytes(0)
+            for i in range(_EIGHT)
+        ]
+        top = builder.mul(col, I64(2)) if planes else col
+        for plane in range(2 if planes else 1):
+            # Of planes the high numbers first.
+            kept = [(row + 8) >> 4 for row in rows] if planes and plane == 0 else rows
+            kept = [row & 15 for row in kept]
+            pairs = [kept[i] | kept[i + 1] << 4 for i in range(0, _EIGHT, 2)]
+            packed = pairs[0].widened(32)
+            for i, pair in enumerate(pairs[1:], start=1):
+                packed = packed | pair.widened(32) << 8 * i
+            for lane, number in enumerate(packed.each()):
+                line = builder.add(top, I64(LANES * plane + lane))
+                address = builder.gep(y, [builder.add(builder.mul(line, y_stride), word)])
+                store(builder, address, 0, number)
+    builder.ret_void()
+    return compiled(module, host_machine())

@@ -1,0 +1,145 @@
+"""A parameter that takes a weight in pieces and keeps it in a form of its own.
+
+The mirror image of :class:`~ascend_gguf.BlockTensor`: engines' weight loaders narrow a parameter
+to the rows, or the expert, that a tensor of the file fills, and copy it there.  A
+:class:`ResidentTensor` has the parameter's logical shape and no memory; what is copied into it is
+kept as views, and as soon as every weight has come it is converted, once, to the first of its
+forms that can hold all of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ascend_gguf.forms.base import Form, Piece, Weight, converted
+
+_aten = torch.ops.aten
+
+
+class Resident:
+    """What all views of one :class:`ResidentTensor` share.
+
+    Attributes:
+        form: the converted weight, None until all of it has come.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        forms: Sequence[type[Form]],
+    ) -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.device = device
+        self.forms = tuple(forms)
+        self.form: Form | None = None
+        self._pieces: dict[tuple[int, int, int], Piece] = {}
+        self._zeros: dict[tuple[int, int, int], int] = {}
+
+    @property
+    def missing(self) -> int:
+        """How many weights have not come."""
+        if self.form is not None:
+            return 0
+        came = sum(piece.data.numel() for piece in self._pieces.values())
+        return torch.Size(self.shape).numel() - came - sum(self._zeros.values())
+
+    def take(self, piece: Piece) -> None:
+        """Keep a piece, in place of an earlier one for the same weights."""
+        if self.form is not None:
+            raise ValueError("a weight that is complete came once more")
+        self._pieces[piece.expert, piece.row, piece.col] = piece
+        self._convert_if_whole()
+
+    def take_zeros(self, expert: int, row: int, col: int, count: int) -> None:
+        """``count`` weights from there on are zero: padding."""
+        self._zeros[expert, row, col] = count
+        self._convert_if_whole()
+
+    def _convert_if_whole(self) -> None:
+        if self.missing == 0:
+            *experts, rows, cols = self.shape
+            pieces = tuple(self._pieces.values())
+            weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
+            self.form = converted(weight, self.forms, self.device)
+            self._pieces.clear()
+
+
+class ResidentTensor(torch.Tensor):
+    """A weight to be: shape ``[rows, cols]`` or ``[experts, rows, cols]``.
+
+    Reports the dtype and the device of the layer.  ``narrow``, slicing with step 1, ``select`` of
+    an expert and ``detach`` make views; ``copy_`` takes blocks or numbers, ``zero_`` and
+    ``fill_(0)`` take zeros.  Nothing else is defined on it.
+
+    Args:
+        resident: what receives the pieces.
+        start: the expert, row and column of the first weight shown.
+        shape: of what is shown; all by default.
+    """
+
+    resident: Resident
+    _start: tuple[int, int, int]
+
+    @staticmethod
+    def __new__(
+        cls,
+        resident: Resident,
+        start: tuple[int, int, int] = (0, 0, 0),
+        shape: Sequence[int] | None = None,
+    ) -> ResidentTensor:
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            resident.shape if shape is None else tuple(shape),
+            dtype=resident.dtype,
+            device=resident.device,
+        )
+        self.resident, self._start = resident, start
+        return self
+
+    def _slice(self, dim: int, start: int | None, end: int | None) -> ResidentTensor:
+        start, end, _ = slice(start, end).indices(self.shape[dim])
+        shape = list(self.shape)
+        shape[dim] = max(0, end - start)
+        return self._moved(dim - self.dim(), start, shape)
+
+    def _moved(self, axis: int, by: int, shape: Sequence[int]) -> ResidentTensor:
+        """A view that begins ``by`` further along an axis, counted from the end."""
+        first = list(self._start)
+        first[axis] += by
+        return ResidentTensor(self.resident, tuple(first), shape)
+
+    def _take(self, data: torch.Tensor) -> None:
+        if data.shape != self.shape:
+            raise ValueError(f"a weight of {tuple(self.shape)} does not take {tuple(data.shape)}")
+        matrices = [data] if data.dim() == 2 else data.unbind()
+        expert, row, col = self._start
+        for i, matrix in enumerate(matrices):
+            self.resident.take(Piece(expert + i, row, col, matrix))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        self = args[0]
+        if func is _aten.copy_.default and isinstance(self, cls):
+            self._take(args[1])
+            return self
+        if func is _aten.zero_.default or (func is _aten.fill_.Scalar and args[1] == 0):
+            if self.numel():
+                self.resident.take_zeros(*self._start, self.numel())
+            return self
+        if func in (_aten.detach.default, _aten.alias.default):
+            return cls(self.resident, self._start, self.shape)
+        if func is _aten.slice.Tensor:
+            dim, start, end, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
+            if step == 1:
+                return self._slice(dim % self.dim(), start, end)
+        if func is _aten.select.int and self.dim() == 3 and args[1] == 0:
+            return self._moved(-3, args[2] % self.shape[0], self.shape[1:])
+        raise NotImplementedError(f"{func} on a weight that has not been loaded")
+
+    def __repr__(self) -> str:
+        return f"ResidentTensor(shape={tuple(self.shape)})"
