@@ -9,7 +9,7 @@ weight loaders cut and merge them like any other weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from sglang.srt.utils import set_weight_attrs
 from torch.nn import Module, Parameter
 
 from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.forms import Dense, Form
 from ascend_gguf.ggml_types import BLOCK_TYPES
+from ascend_gguf.resident_tensor import Resident, ResidentTensor
 
 _PLAIN_TYPES = {
     kind.dtype: kind.ggml_type
@@ -94,3 +96,51 @@ def _shard_key(shard: tuple, named: dict[str, Any]) -> tuple:
     # For experts a model also passes the parameter's name, in which the type and the blocks differ.
     values = (*shard, *(named[key] for key in sorted(named)))
     return tuple(v for v in values if not (isinstance(v, str) and "qweight" in v))
+
+
+def make_resident(layer: Module, weight_name: str, forms: Sequence[type[Form]]) -> None:
+    """Let the parameter take its form once it is loaded: the first of ``forms`` that can hold it.
+
+    Call with the parameter on the device ``meta`` and the layer's device as the default one.
+    """
+    shell = getattr(layer, weight_name)
+    resident = Resident(shell.shape, shell.dtype, torch.empty(0).device, forms)
+    parameter = Parameter(ResidentTensor(resident), requires_grad=False)
+    vars(parameter).update(vars(shell))
+    setattr(layer, weight_name, parameter)
+
+
+def unpack(layer: Module, weight_name: str) -> None:
+    """Put the numbers of a form in its place, as the parameter ``NAME``."""
+    form = layer.gguf_forms.pop(weight_name)
+    device = getattr(layer, f"{weight_name}_packed").device
+    for name in form.tensors:
+        delattr(layer, f"{weight_name}_{name}")
+    numbers = form.dequantize().to(form.dtype).to(device)
+    layer.register_parameter(weight_name, Parameter(numbers, requires_grad=False))
+
+
+def settle(layer: Module, weight_name: str) -> Form | None:
+    """Put what a resident parameter became in its place.
+
+    Returns:
+        None where the layer now has a plain parameter of numbers, else the form, whose tensors
+        are the layer's parameters ``NAME_packed`` and so on, in place of ``NAME``.  It is also
+        ``layer.gguf_forms[NAME]``; ``layer.gguf_obstacles[NAME]`` says what kept numbers from
+        being packed.
+    """
+    parameter = getattr(layer, weight_name)
+    if not isinstance(parameter.data, ResidentTensor):
+        return None
+    form = parameter.data.resident.form
+    delattr(layer, weight_name)
+    if isinstance(form, Dense):
+        numbers = Parameter(form.tensors["weight"], requires_grad=False)
+        vars(numbers).update(vars(parameter))
+        layer.register_parameter(weight_name, numbers)
+        vars(layer).setdefault("gguf_obstacles", {})[weight_name] = form.obstacles
+        return None
+    for name, tensor in form.tensors.items():
+        layer.register_parameter(f"{weight_name}_{name}", Parameter(tensor, requires_grad=False))
+    vars(layer).setdefault("gguf_forms", {})[weight_name] = form
+    return form

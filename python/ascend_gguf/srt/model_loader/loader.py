@@ -27,6 +27,7 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
+from ascend_gguf.resident_tensor import ResidentTensor
 from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -35,12 +36,17 @@ from ascend_gguf.srt.layers.parameter import (
     stop_accepting_blocks,
 )
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
+from ascend_gguf.srt.model_loader import resident
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
 
-#: What ``--model-loader-extra-config`` may hold, and the type of each.
-_OPTIONS: dict[str, type] = {"modules_to_not_convert": list}
+#: What ``--model-loader-extra-config`` may hold: the type of each option, or its values.
+_OPTIONS: dict[str, type | tuple[str, ...]] = {
+    "modules_to_not_convert": list,
+    "weights": ("auto", "packed", "dense"),
+    "on_mismatch": ("dense", "stop"),
+}
 
 
 def __init__(original: Callable, self: engine.GGUFModelLoader, load_config: LoadConfig) -> None:
@@ -63,12 +69,15 @@ def checked_options(options: dict[str, Any] | str | None) -> dict[str, Any]:
         except ValueError as error:
             raise GGUFError(f"--model-loader-extra-config: not JSON: {error}") from None
     for name, value in (options or {}).items():
-        expected = _OPTIONS.get(name)
-        if expected is None or not isinstance(value, expected):
+        allowed = _OPTIONS.get(name, ())
+        if value not in allowed if isinstance(allowed, tuple) else not isinstance(value, allowed):
             raise GGUFError(
                 "--model-loader-extra-config: no such option or value",
                 found=f"{name}={value!r}",
-                expected=", ".join(f"{n}: {t.__name__}" for n, t in _OPTIONS.items()),
+                expected=", ".join(
+                    f"{name}: {' or '.join(a) if isinstance(a, tuple) else a.__name__}"
+                    for name, a in _OPTIONS.items()
+                ),
             )
     return options or {}
 
@@ -97,6 +106,7 @@ def load_model(
     as_numbers = _loaded_as_numbers(name_map)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += as_numbers
+    quant_config.choice = resident.choose(self.options, path)
     with set_default_torch_dtype(model_config.dtype):
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
@@ -107,6 +117,8 @@ def load_model(
             if quant_method is not None:
                 with engine.device_loading_context(module, target_device):
                     quant_method.process_weights_after_loading(module)
+    resident.verify(model, self.options.get("on_mismatch", "dense"))
+    resident.report(model, path, model_config.dtype)
     return model
 
 
@@ -250,20 +262,31 @@ def _first_column(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Put NaN into every parameter that the file must fill."""
+    """Put NaN into every parameter that the file must fill, but for those that count by themselves.
+
+    Returns the parameters by name.
+    """
     targets = {
         name: parameter.data
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point() and parameter.numel()
     }
     for parameter in targets.values():
-        use_huge_pages(parameter)
-        _first_column(parameter).fill_(torch.nan)
+        if not isinstance(parameter, ResidentTensor):
+            use_huge_pages(parameter)
+            _first_column(parameter).fill_(torch.nan)
     return targets
 
 
+def _is_missing(parameter: torch.Tensor) -> bool:
+    if isinstance(parameter, ResidentTensor):
+        form = parameter.resident.form
+        return form is None or form.has_nan()
+    return bool(_first_column(parameter).isnan().any())
+
+
 def _check_initialised(targets: dict[str, torch.Tensor], path: str) -> None:
-    missing = [name for name, p in targets.items() if _first_column(p).isnan().any()]
+    missing = [name for name, parameter in targets.items() if _is_missing(parameter)]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3))
         raise GGUFError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Hashable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUUnquantMoEMethod
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
@@ -23,14 +27,23 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.utils import is_npu, use_intel_amx_backend
+from torch.nn import Parameter
 
 from ascend_gguf.decoding import dequantize
+from ascend_gguf.forms import Dense, Form, GroupedInt4, GroupedPlanes
+from ascend_gguf.kernels.base import LinearKernel
 from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
+from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
+from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
+    make_resident,
     register_block_parameters,
+    settle,
     stop_accepting_blocks,
+    unpack,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +68,51 @@ def get_quant_method(
             skipped = is_layer_skipped_gguf(prefix, self.modules_to_not_convert)
             return unquantized() if skipped else quantized(self)
     return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model's weights are held: the loader's options, and what the file suggests.
+
+    Attributes:
+        weights: ``auto``, ``packed`` or ``dense``.
+        nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
+            for one operator less.
+    """
+
+    weights: str = "auto"
+    nearly: bool = False
+
+
+def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
+    """What multiplies with packed weights on this device; None: weights become numbers."""
+    if not _packs_on_npu(quant_config, dtype):
+        return None
+    return NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
+
+
+def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
+    """As :func:`linear_kernel`, for the embedding and the output matrix.
+
+    The error of an output matrix is all in the logits, and it is one product of many: always exact.
+    """
+    return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
+
+
+def expert_forms(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Form], ...]:
+    """The packed forms of experts on this device, narrowest first; none: they become numbers."""
+    return (GroupedInt4, GroupedPlanes) if _packs_on_npu(quant_config, dtype) else ()
+
+
+def _packs_on_npu(quant_config: GGUFConfig, dtype: torch.dtype) -> bool:
+    if choice_of(quant_config).weights == "dense" or not is_npu():
+        return False
+    return dtype in (torch.float16, torch.bfloat16) and has_operators()
+
+
+def choice_of(quant_config: GGUFConfig) -> Choice:
+    """What the loader chose for the model whose configuration this is."""
+    return getattr(quant_config, "choice", Choice())
 
 
 def ggml_dequantize_ascend(
@@ -86,18 +144,24 @@ def ggml_dequantize_ascend(
 
 
 class GGUFLinearAscendMethod(LinearMethodBase):
-    """A linear layer whose weight comes as GGUF blocks and is held as numbers.
+    """A linear layer whose weight comes as GGUF blocks.
 
     Before loading: ``weight`` ``[out, in]`` of ``params_dtype``, and the empty ``qweight`` and
-    ``qweight_type`` that receive blocks for it.  After: ``weight`` alone.
+    ``qweight_type`` that receive blocks for it.  After: the tensors of its form, as the parameters
+    ``weight_*``, or ``weight`` itself where it is held as numbers.
     """
 
-    #: What holds and applies the numbers.
+    #: What holds and applies numbers.
     dense_method: type[QuantizeMethodBase] = UnquantizedLinearMethod
+    #: What multiplies with packed forms.
+    kernel_of = staticmethod(linear_kernel)
 
     def __init__(self, quant_config: GGUFConfig):
         self.quant_config = quant_config
         self.dense = self.dense_method()
+        self.kernel: LinearKernel | None = None
+        #: The weight, once it is loaded; None where it is held as numbers.
+        self.weight: Form | None = None
 
     def create_weights(
         self,
@@ -109,42 +173,75 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs,
     ):
-        self.dense.create_weights(
-            layer,
-            input_size_per_partition,
-            output_partition_sizes,
-            input_size,
-            output_size,
-            params_dtype,
-            **extra_weight_attrs,
-        )
+        self.kernel = type(self).kernel_of(self.quant_config, params_dtype)
+        with nullcontext() if self.kernel is None else torch.device("meta"):
+            self.dense.create_weights(
+                layer,
+                input_size_per_partition,
+                output_partition_sizes,
+                input_size,
+                output_size,
+                params_dtype,
+                **extra_weight_attrs,
+            )
+        if self.kernel is not None:
+            make_resident(layer, "weight", (*self.kernel.forms, Dense))
         accept_blocks(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         stop_accepting_blocks(layer)
+        self.weight = settle(layer, "weight")
+        if self.weight is None:
+            self.dense.process_weights_after_loading(layer)
+            return
+        bias = getattr(layer, "bias", None)
+        if bias is not None and bias.dtype == torch.bfloat16:  # as the operator takes it
+            layer.bias = Parameter(bias.float(), requires_grad=False)
+
+    def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
+        """For each packed weight its shape class, and what checks it: see ``kernels.trust``."""
+        if self.weight is not None:
+            check = partial(linear_mismatch, self.kernel, self.weight, hasattr(self, "embedding"))
+            yield shape_class(self.kernel, self.weight), check
+
+    def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
+        """Give up the packed form if the weight is of one of these classes."""
+        if self.weight is None or shape_class(self.kernel, self.weight) not in shape_classes:
+            return
+        dtype, self.weight = self.weight.dtype, None
+        unpack(layer, "weight")
+        if getattr(layer, "bias", None) is not None:
+            layer.bias = Parameter(layer.bias.to(dtype), requires_grad=False)
         self.dense.process_weights_after_loading(layer)
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self.dense.apply(layer, x, bias)
+        if self.weight is None:
+            return self.dense.apply(layer, x, bias)
+        return self.kernel.linear(x, self.weight, bias)
 
 
 class GGUFEmbeddingAscendMethod(GGUFLinearAscendMethod):
     """As :class:`GGUFLinearAscendMethod`, for the embedding and the output matrix."""
 
     dense_method = UnquantizedEmbeddingMethod
+    kernel_of = staticmethod(embedding_kernel)
 
     def embedding(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return self.dense.embedding(layer, x)
+        if self.weight is None:
+            return self.dense.embedding(layer, x)
+        return self.kernel.rows(self.weight, x)
 
 
 class GGUFMoEAscendMethod(FusedMoEMethodBase):
-    """Experts whose weights come as GGUF blocks and are held as numbers.
+    """Experts whose weights come as GGUF blocks.
 
     Before loading: ``w13_weight`` ``[experts, 2 * ffn, hidden]`` (gate, then up) and ``w2_weight``
     ``[experts, hidden, ffn]`` of ``params_dtype``, with ``ffn`` this rank's share, and the empty
-    ``*_qweight`` and ``*_qweight_type`` that receive blocks for them.  After: the weights alone.
+    ``*_qweight`` and ``*_qweight_type`` that receive blocks for them.  After: of each weight the
+    tensors of its form, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the weight
+    itself where it is held as numbers.
     """
 
     weight_names = ("w13_weight", "w2_weight")
@@ -166,23 +263,56 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs,
     ):
-        self.dense.create_weights(
-            layer,
-            num_experts,
-            hidden_size,
-            intermediate_size_per_partition,
-            params_dtype,
-            **extra_weight_attrs,
-        )
+        forms = expert_forms(self.quant_config, params_dtype)
+        with torch.device("meta") if forms else nullcontext():
+            self.dense.create_weights(
+                layer,
+                num_experts,
+                hidden_size,
+                intermediate_size_per_partition,
+                params_dtype,
+                **extra_weight_attrs,
+            )
         for name in self.weight_names:
+            if forms:
+                make_resident(layer, name, (*forms, Dense))
             # The layer's own loader: it keeps this rank's experts, then calls _load_gguf_weight.
             register_block_parameters(layer, name, layer.weight_loader, layer.weight_loader)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         layer.materialize_gguf_weights()
+        forms = {}
         for name in self.weight_names:
             stop_accepting_blocks(layer, name)
-        self.dense.process_weights_after_loading(layer)
+            forms[name] = settle(layer, name)
+        if not any(forms.values()):
+            self.dense.process_weights_after_loading(layer)
+            return
+        for name, form in forms.items():
+            prefix = name.removesuffix("_weight")
+            if form is None:
+                kernel = getattr(layer, f"{prefix}_kernel")
+                kernel.process_weights_after_loading(layer, prefix)
+            else:
+                kernel = NPUGGUFMoEMethod(form, getattr(layer, f"{name}_bias", None))
+                setattr(layer, f"{prefix}_kernel", kernel)
+        NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
+
+    def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
+        """As of :class:`GGUFLinearAscendMethod`."""
+        for name, form in getattr(layer, "gguf_forms", {}).items():
+            kernel = getattr(layer, f"{name.removesuffix('_weight')}_kernel")
+            yield shape_class(kernel, form), partial(experts_mismatch, kernel.product, form)
+
+    def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
+        """As of :class:`GGUFLinearAscendMethod`."""
+        for name, form in list(getattr(layer, "gguf_forms", {}).items()):
+            prefix = name.removesuffix("_weight")
+            if shape_class(getattr(layer, f"{prefix}_kernel"), form) in shape_classes:
+                unpack(layer, name)
+                kernel = NPUUnquantMoEMethod()
+                setattr(layer, f"{prefix}_kernel", kernel)
+                kernel.process_weights_after_loading(layer, prefix)
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
         # The plain runner: ``w2`` is cut along its input, so its output is a partial sum that the

@@ -1,0 +1,59 @@
+"""Experts in packed forms, for the engine's own runner on Ascend NPUs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUWNA16Int4MoEMethod
+
+from ascend_gguf.forms.grouped import Grouped
+from ascend_gguf.forms.planes import doubled, plane_factors
+
+
+class NPUGGUFMoEMethod(NPUWNA16Int4MoEMethod):
+    """Gate and up projections, or down projections, of a layer's experts: the engine's own call.
+
+    Args:
+        weight: what to multiply with, on the device.
+        bias: ``[experts, N]``, if any.
+    """
+
+    def __init__(self, weight: Grouped, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._is_doubled = weight.packing.planes
+        if self._is_doubled:
+            self._factors = plane_factors(weight.dtype, weight.offset.device)
+        self._call = {
+            "weight": weight.tensors["packed"],
+            "weight_scale": weight.tensors["scale"],
+            "weight_offset": weight.offset,
+            "weight_bias": bias,
+        }
+
+    def product(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """``x [n, K]``, sorted by expert, to ``[n, N]``; ``counts``: int64, rows of each expert."""
+        return self.apply(None, x, counts, None, x.dtype, "w13", group_list_type=1)
+
+    def apply(
+        self,
+        quant_info: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        expert_tokens: torch.Tensor,
+        pertoken_scale: torch.Tensor,
+        output_dtype: torch.dtype,
+        weight_prefix: str,
+        group_list_type: int,
+    ) -> torch.Tensor:
+        if self._is_doubled:
+            hidden_states = doubled(hidden_states, self._factors)
+        weights = {f"{weight_prefix}_{name}": value for name, value in self._call.items()}
+        return super().apply(
+            SimpleNamespace(**weights),
+            hidden_states,
+            expert_tokens,
+            pertoken_scale,
+            output_dtype,
+            weight_prefix,
+            group_list_type,
+        )

@@ -1,0 +1,86 @@
+"""Before and after a model's weights are loaded: the form they shall take, and those they took."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.forms.groups import GROUP
+from ascend_gguf.forms.report import Holding, table
+from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt.layers.quantization.gguf import Choice
+
+logger = logging.getLogger(__name__)
+
+
+def choose(options: dict[str, Any], path: str) -> Choice:
+    """The choice that the options of ``--model-loader-extra-config`` and the file ask for."""
+    weights = options.get("weights", "auto")
+    # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
+    # little for speed.  Who took a file that is mostly of them wants them exact.
+    quantized = [t for t in open_gguf(path).tensors.values() if t.type.numbers is not None]
+    fine = sum(t.nbytes for t in quantized if t.type.numbers.group < GROUP)
+    return Choice(weights, weights == "auto" and 2 * fine < sum(t.nbytes for t in quantized))
+
+
+def verify(model: nn.Module, on_mismatch: str) -> None:
+    """Multiply once with a packed weight of each shape, and compare with decoded weights.
+
+    Where the device is wrong, weights of that form and shape become numbers, or loading stops.
+
+    Raises:
+        GGUFError: the device is wrong, and ``on_mismatch`` is ``stop``.
+    """
+    results: dict[Hashable, str | None] = {}
+    methods = [
+        (module, module.quant_method)
+        for module in model.modules()
+        if hasattr(getattr(module, "quant_method", None), "mismatches")
+    ]
+    for module, method in methods:
+        for shape_class, mismatch in method.mismatches(module):
+            if shape_class not in results:
+                results[shape_class] = mismatch()
+    wrong = {key: problem for key, problem in results.items() if problem is not None}
+    for problem in wrong.values():
+        if on_mismatch == "stop":
+            raise GGUFError(
+                f"this device does not multiply with packed weights as it should: {problem}",
+                hint='Install another release of CANN, or load with {"weights": "dense"}.',
+            )
+        logger.error("Weights are held as numbers, as this device is wrong with %s", problem)
+    for module, method in methods if wrong else ():
+        method.use_numbers(module, wrong)
+
+
+def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:
+    """Log what the weights take, and which could not stay packed and why."""
+    for name, module in model.named_modules():
+        for weight, obstacles in vars(module).get("gguf_obstacles", {}).items():
+            if obstacles and set(obstacles.values()) != {"a part is plain numbers"}:
+                why = "; ".join(f"not {form}: {reason}" for form, reason in obstacles.items())
+                logger.info("%s.%s is held as numbers (%s)", name, weight, why)
+    file_bytes = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
+    lines = table(holdings(model), file_bytes, 8 * dtype.itemsize)
+    logger.info("The weights on the device (this rank's, beside the whole file):\n%s", lines)
+
+
+def holdings(model: nn.Module) -> Iterator[Holding]:
+    """Every weight of a model in place; tensors that several of them share count once."""
+    packed, shared = set(), {}
+    for module in model.modules():
+        for form in vars(module).get("gguf_forms", {}).values():
+            yield Holding(form.name, torch.Size(form.shape).numel(), form.nbytes)
+            packed |= {tensor.data_ptr() for tensor in form.tensors.values()}
+            shared |= {tensor.data_ptr(): tensor for tensor in form.shared.values()}
+    for tensor in shared.values():
+        yield Holding("shared offsets", 0, tensor.nbytes)
+    for parameter in model.parameters():
+        if parameter.data_ptr() not in packed:
+            form = "dense" if parameter.dim() > 1 else "vectors"
+            yield Holding(form, parameter.numel(), parameter.nbytes)
