@@ -9,11 +9,15 @@ forms that can hold all of its parts.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from ascend_gguf.forms.base import Form, Piece, Weight, converted
+from ascend_gguf import streaming
+from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.forms.base import Form, Piece, Weight, allocated
 
 _aten = torch.ops.aten
 
@@ -22,7 +26,8 @@ class Resident:
     """What all views of one :class:`ResidentTensor` share.
 
     Attributes:
-        form: the converted weight, None until all of it has come.
+        form: the converted weight, on the device; None until then.
+        has_nan: whether the file has something there that is no number.
     """
 
     def __init__(
@@ -37,20 +42,16 @@ class Resident:
         self.device = device
         self.forms = tuple(forms)
         self.form: Form | None = None
+        self.has_nan = False
         self._pieces: dict[tuple[int, int, int], Piece] = {}
         self._zeros: dict[tuple[int, int, int], int] = {}
-
-    @property
-    def missing(self) -> int:
-        """How many weights have not come."""
-        if self.form is not None:
-            return 0
-        came = sum(piece.data.numel() for piece in self._pieces.values())
-        return torch.Size(self.shape).numel() - came - sum(self._zeros.values())
+        self._is_whole = False
+        self._to_convert = 0
+        self._lock = threading.Lock()
 
     def take(self, piece: Piece) -> None:
         """Keep a piece, in place of an earlier one for the same weights."""
-        if self.form is not None:
+        if self._is_whole:
             raise ValueError("a weight that is complete came once more")
         self._pieces[piece.expert, piece.row, piece.col] = piece
         self._convert_if_whole()
@@ -61,19 +62,34 @@ class Resident:
         self._convert_if_whole()
 
     def _convert_if_whole(self) -> None:
-        if self.missing == 0:
-            *experts, rows, cols = self.shape
-            pieces = tuple(self._pieces.values())
-            weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
-            self.form = converted(weight, self.forms, self.device)
-            self._pieces.clear()
+        came = sum(piece.data.numel() for piece in self._pieces.values())
+        if came + sum(self._zeros.values()) < torch.Size(self.shape).numel():
+            return
+        self._is_whole = True
+        *experts, rows, cols = self.shape
+        pieces = tuple(self._pieces.values())
+        self._pieces.clear()
+        weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
+        form = allocated(weight, self.forms)
+        self._to_convert = len(pieces)
+        for piece in pieces:
+            streaming.run(piece.data, partial(self._convert, form, piece))
+
+    def _convert(self, form: Form, piece: Piece) -> None:
+        form.put(piece)
+        with self._lock:
+            self._to_convert -= 1
+            is_last = self._to_convert == 0
+        if is_last:
+            self.has_nan = form.has_nan()
+            self.form = form.to(self.device)
 
 
 class ResidentTensor(torch.Tensor):
     """A weight to be: shape ``[rows, cols]`` or ``[experts, rows, cols]``.
 
     Reports the dtype and the device of the layer.  ``narrow``, slicing with step 1, ``select`` of
-    an expert and ``detach`` make views; ``copy_`` takes blocks or numbers, ``zero_`` and
+    an expert and ``detach`` make views; ``copy_`` takes a ``BlockTensor``, ``zero_`` and
     ``fill_(0)`` take zeros.  Nothing else is defined on it.
 
     Args:
@@ -113,7 +129,9 @@ class ResidentTensor(torch.Tensor):
         first[axis] += by
         return ResidentTensor(self.resident, tuple(first), shape)
 
-    def _take(self, data: torch.Tensor) -> None:
+    def _take(self, data: BlockTensor) -> None:
+        if not isinstance(data, BlockTensor):
+            raise TypeError(f"a weight that has not been loaded takes blocks, not {type(data)}")
         if data.shape != self.shape:
             raise ValueError(f"a weight of {tuple(self.shape)} does not take {tuple(data.shape)}")
         matrices = [data] if data.dim() == 2 else data.unbind()

@@ -1,6 +1,6 @@
 """The forms weights take on a device, one module each; ``base`` has the whole contract."""
 
-from ascend_gguf.forms.base import Form, Piece, Weight, converted
+from ascend_gguf.forms.base import Form, Piece, Weight, allocated
 from ascend_gguf.forms.dense import Dense
 from ascend_gguf.forms.grouped import GroupedInt4, GroupedPlanes
 from ascend_gguf.forms.int4 import Int4
@@ -18,5 +18,5 @@ __all__ = [
     "Piece",
     "Planes",
     "Weight",
-    "converted",
+    "allocated",
 ]

@@ -25,18 +25,18 @@ class Piece:
 
     Attributes:
         expert, row, col: where its first weight goes; expert is 0 for a weight of one matrix.
-        data: ``[rows, cols]``, blocks or numbers; a view, never a copy.
+        data: ``[rows, cols]``; a view, never a copy.
     """
 
     expert: int
     row: int
     col: int
-    data: BlockTensor | torch.Tensor
+    data: BlockTensor
 
     @property
-    def kind(self) -> BlockType | None:
-        """The block type, or None for plain numbers."""
-        return self.data.block_type if isinstance(self.data, BlockTensor) else None
+    def kind(self) -> BlockType:
+        """The block type; plain numbers have one too."""
+        return self.data.block_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Weight:
         return matrix if self.experts is None else (self.experts, *matrix)
 
     @property
-    def kinds(self) -> set[BlockType | None]:
-        """The block types of the pieces; None stands for plain numbers."""
+    def kinds(self) -> set[BlockType]:
+        """The block types of the pieces."""
         return {piece.kind for piece in self.pieces}
 
 
@@ -105,10 +105,11 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def tasks(self, piece: Piece) -> Iterable[Callable[[], None]]:
-        """What puts a piece into place, for :func:`~ascend_gguf.decoding.in_parallel`.
+        """What puts a piece into place, each part of it worth a thread; the form is on the host."""
 
-        The form is on the host.
-        """
+    def put(self, piece: Piece) -> None:
+        """Convert a piece into place.  The form is on the host."""
+        in_parallel(self.tasks(piece))
 
     @abc.abstractmethod
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
@@ -146,8 +147,8 @@ class Form(abc.ABC):
         return 8 * self.nbytes / torch.Size(self.shape).numel()
 
 
-def converted(weight: Weight, forms: Sequence[type[Form]], device: torch.device) -> Form:
-    """The weight in the first of ``forms`` that can hold it, on ``device``.
+def allocated(weight: Weight, forms: Sequence[type[Form]]) -> Form:
+    """The first of ``forms`` that can hold the weight, all zeros, on the host.
 
     Raises:
         ValueError: none of the forms can; names the obstacle of each.
@@ -156,9 +157,8 @@ def converted(weight: Weight, forms: Sequence[type[Form]], device: torch.device)
     for form in forms:
         obstacle = form.obstacle(weight)
         if obstacle is None:
-            resident = form.allocate(weight)
-            resident.obstacles = obstacles
-            in_parallel(task for piece in weight.pieces for task in resident.tasks(piece))
-            return resident.to(device)
+            empty = form.allocate(weight)
+            empty.obstacles = obstacles
+            return empty
         obstacles[form.name] = obstacle
     raise ValueError("; ".join(f"{name}: {why}" for name, why in obstacles.items()))

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from llvmlite import ir
 
@@ -29,12 +30,16 @@ from ascend_gguf.decoders.vectors import (
 )
 from ascend_gguf.decoding import WEIGHTS_PER_PIECE
 from ascend_gguf.ggml_types import BlockType, Numbers
+from ascend_gguf.reader.pieces import read_rows
 
 #: Weights with one scale in the Ascend operators: the fewest they take.
 GROUP = 32
 
 #: What decoders hand over at once.
 _HALF = 16
+
+# What is read from a file at once.
+_BYTES_AT_ONCE = 1 << 22
 
 #: The greatest number where a group gets a new scale.
 _GREATEST = 127
@@ -152,8 +157,10 @@ def convert(
             t.new_empty(len(t), cover // n) for t, n in zip(targets, per_element, strict=False)
         ]
     run = kernel(kind, packing, scale.dtype, offset is not None)
-    addresses = [value for place in places for value in (place.data_ptr(), place.stride(0))]
-    run(blocks.data_ptr(), blocks.stride(0), *addresses, len(blocks), last - first)
+    for rows, read in read_rows(blocks, max(1, _BYTES_AT_ONCE // max(1, blocks.stride(0)))):
+        source = np.asarray(read)
+        addresses = [value for t in places for value in (t[rows].data_ptr(), t.stride(0))]
+        run(source.ctypes.data, source.strides[0], *addresses, len(source), last - first)
     if places is not targets:
         for target, place, n in zip(targets, places, per_element, strict=False):
             cut = start - first * size
@@ -289,6 +296,7 @@ class Groups:
         scales = gathered([head.scale for head in heads])
         _, rounded = self._round(scales * float(step) if step > 1 else scales)
         is_good: list[Vector] | None = None
+        one = 16 if self._packing.planes else 1  # what is kept of weights that are all one number
         if heads[0].plus is not None:
             # Divided by the rounded scale: so rounding it does not move the middle of the weights.
             plus = gathered([head.plus for head in heads])
@@ -298,6 +306,7 @@ class Groups:
             limit = 2.0**15 if self._dtype == torch.float16 else 2.0**22
             good = above.absolute().is_less_than(rounded.absolute() * limit)
             middle = plus + scales * ((numbers.low + numbers.high) / 2)
+            middle = middle * (1 / one)
             self._put_offsets(good.chosen(above / rounded, above.filled(0.0)))
             rounded = good.chosen(rounded, middle)
             is_good = good.each()
@@ -306,8 +315,6 @@ class Groups:
         else:
             self._put_offsets(scales.filled(first / step))
         self._put_scales(rounded)
-        # What all weights are that are one number.
-        one = 16 if self._packing.planes else 1
         for i, half in enumerate(self._halves):
             kept = half.numbers - first if first else half.numbers
             kept = kept.halved() if step == 2 else kept

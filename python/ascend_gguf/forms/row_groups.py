@@ -23,8 +23,6 @@ _LONGEST = 65535
 def packing_obstacle(weight: Weight, packing: Packing) -> str | None:
     """Why whole numbers in groups along the columns cannot hold the weight."""
     for piece in weight.pieces:
-        if piece.kind is None:
-            return "a part is plain numbers"
         obstacle = packing.obstacle(piece.kind)
         if obstacle is not None:
             return obstacle

@@ -280,8 +280,7 @@ def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _is_missing(parameter: torch.Tensor) -> bool:
     if isinstance(parameter, ResidentTensor):
-        form = parameter.resident.form
-        return form is None or form.has_nan()
+        return parameter.resident.form is None or parameter.resident.has_nan
     return bool(_first_column(parameter).isnan().any())
 
 
