@@ -42,6 +42,7 @@ from ascend_gguf import GGUFError, load_config
 from ascend_gguf.srt import plugin
 from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.gguf import (
+    Choice,
     GGUFEmbeddingAscendMethod,
     GGUFLinearAscendMethod,
     GGUFMoEAscendMethod,
@@ -132,9 +133,29 @@ def load(layer: torch.nn.Module, matrices: dict[Any, Matrix]) -> None:
     layer.quant_method.process_weights_after_loading(layer)
 
 
+def numbers(layer: torch.nn.Module, name: str = "weight") -> torch.Tensor:
+    """A loaded weight as it is held, or float32 where that is not as numbers."""
+    if hasattr(layer, name):
+        return getattr(layer, name).data
+    method = layer.quant_method
+    if name == "weight":
+        form = method.weight
+    else:
+        form = getattr(method.experts, name.removesuffix("_weight"))
+    assert {f"{name}_{part}" for part in form.tensors} <= dict(layer.named_parameters()).keys()
+    return form.dequantize()
+
+
+def assert_only_weights(layer: torch.nn.Module, **expected: torch.Tensor) -> None:
+    """That nothing is left of what receives blocks, and every weight is right."""
+    assert not [name for name, _ in layer.named_parameters() if "qweight" in name]
+    for name, values in expected.items():
+        found = numbers(layer, name)
+        assert torch.equal(found, values.to(found.dtype))
+
+
 def assert_only_weight(layer: torch.nn.Module, expected: torch.Tensor) -> None:
-    assert [name for name, _ in layer.named_parameters() if "bias" not in name] == ["weight"]
-    assert torch.equal(layer.weight.data, expected.to(layer.weight.dtype))
+    assert_only_weights(layer, weight=expected)
 
 
 def assert_near(ours: torch.Tensor, expected: torch.Tensor) -> None:
@@ -313,14 +334,17 @@ def test_qkv_stand_in_logical_order(order, types):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=str)
 @pytest.mark.parametrize("types", [("F16", "Q4_K"), ("Q5_1", "F32"), ("BF16", "IQ1_S")])
-def test_gate_and_up_stand_in_logical_order(dtype, order, types):
+@pytest.mark.parametrize("weights", ["auto", "dense"])
+def test_gate_and_up_stand_in_logical_order(weights, dtype, order, types):
     matrices = {i: Matrix(name, 96, HIDDEN, seed=i) for i, name in enumerate(types)}
+    config = GGUFConfig()
+    config.choice = Choice(weights)
     layer = MergedColumnParallelLinear(
-        HIDDEN, [96, 96], False, params_dtype=dtype, quant_config=GGUFConfig(), prefix="gate_up"
+        HIDDEN, [96, 96], False, params_dtype=dtype, quant_config=config, prefix="gate_up"
     )
     load(layer, {i: matrices[i] for i in order})
     expected = torch.cat([matrices[0].values, matrices[1].values])
-    assert layer.weight.dtype is dtype
+    assert (layer.weight if weights == "dense" else layer.quant_method.weight).dtype is dtype
     assert_only_weight(layer, expected)
 
 
@@ -344,7 +368,6 @@ def test_embedding(type_name, kind):
     matrix = Matrix(type_name, 300, HIDDEN)
     layer = kind(300, HIDDEN, quant_config=GGUFConfig(), prefix="m")
     load(layer, {None: matrix})
-    assert layer.weight.shape == (320, HIDDEN)
     assert_only_weight(layer, F.pad(matrix.values, (0, 0, 0, 20)))
     tokens = torch.tensor([[0, 299], [17, 5]])
     assert torch.equal(layer.quant_method.embedding(layer, tokens), matrix.values[tokens])
@@ -408,7 +431,7 @@ def test_embedding_on_two_ranks():
         with ranks(2, rank):
             layer = VocabParallelEmbedding(300, HIDDEN, quant_config=GGUFConfig(), prefix="m")
             load(layer, {None: matrix})
-            rows = layer.weight.shape[0]
+            rows = len(numbers(layer))
             assert_only_weight(layer, padded[rank * rows : (rank + 1) * rows])
 
 
@@ -457,14 +480,16 @@ def expert_matrices(types: dict[tuple[int, str], str]) -> dict[tuple[int, str], 
     }
 
 
-def make_experts(**options: Any) -> FusedMoE:
+def make_experts(weights: str = "auto", **options: Any) -> FusedMoE:
+    config = GGUFConfig()
+    config.choice = Choice(weights)
     return FusedMoE(
         EXPERTS,
         HIDDEN,
         FFN,
         0,
         top_k=TOP_K,
-        quant_config=GGUFConfig(),
+        quant_config=config,
         prefix="model.layers.0.mlp.experts",
         **options,
     )
@@ -528,22 +553,20 @@ def test_experts_of_any_types(order):
     load_experts(layer, dict(order(matrices.items())))
     layer.quant_method.process_weights_after_loading(layer)
     w13, w2 = dense_experts(matrices)
-    assert set(dict(layer.named_parameters())) == {"w13_weight", "w2_weight"}
-    assert torch.equal(layer.w13_weight.data, w13)
-    assert torch.equal(layer.w2_weight.data, w2)
+    assert_only_weights(layer, w13_weight=w13, w2_weight=w2)
     x, top_k = 0.1 * torch.randn(5, HIDDEN), routing(5)
     assert_near(run_experts(layer, x, top_k), mixture(x, w13, w2, top_k))
 
 
 @EVERY_TYPE
-def test_experts_of_one_type(type_name):
+@pytest.mark.parametrize("weights", ["auto", "dense"])
+def test_experts_of_one_type(type_name, weights):
     matrices = expert_matrices(dict.fromkeys(EXPERT_TYPES, type_name))
-    layer = make_experts(params_dtype=torch.bfloat16)
+    layer = make_experts(weights, params_dtype=torch.bfloat16)
     load_experts(layer, matrices)
     layer.quant_method.process_weights_after_loading(layer)
     w13, w2 = dense_experts(matrices)
-    assert torch.equal(layer.w13_weight.data, w13.bfloat16())
-    assert torch.equal(layer.w2_weight.data, w2.bfloat16())
+    assert_only_weights(layer, w13_weight=w13, w2_weight=w2)
 
 
 @pytest.mark.parametrize(("tp", "ep"), [(2, 1), (4, 1), (2, 2), (4, 2)])
@@ -564,8 +587,7 @@ def test_experts_on_several_ranks(tp, ep):
             cut = slice(rank % moe_tp * ffn, (rank % moe_tp + 1) * ffn)
             gate, up = w13.chunk(2, dim=1)
             expected = torch.cat([gate[local, cut], up[local, cut]], dim=1)
-            assert torch.equal(layer.w13_weight.data, expected)
-            assert torch.equal(layer.w2_weight.data, w2[local, :, cut])
+            assert_only_weights(layer, w13_weight=expected, w2_weight=w2[local, :, cut])
             total += run_experts(layer, x, top_k)
     assert_near(total, mixture(x, w13, w2, top_k))
 

@@ -41,13 +41,30 @@ def decoder_of(kind: BlockType) -> Callable:
 
 def module_of(kind: BlockType, dtype: torch.dtype) -> ir.Module:
     """A module with one function, ``decode``: a :data:`Kernel`."""
-    decode_block = decoder_of(kind)
     module = ir.Module()
     types = [I8.as_pointer(), I64, STORED[dtype].as_pointer(), I64, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "decode")
     x, x_stride, y, y_stride, rows, blocks = function.args
     builder = ir.IRBuilder(function.append_basic_block())
 
+    decode_rows(builder, kind, dtype, x, x_stride, y, y_stride, rows, blocks)
+    builder.ret_void()
+    return module
+
+
+def decode_rows(
+    builder: ir.IRBuilder,
+    kind: BlockType,
+    dtype: torch.dtype,
+    x: ir.Value,
+    x_stride: ir.Value,
+    y: ir.Value,
+    y_stride: ir.Value,
+    rows: ir.Value,
+    blocks: ir.Value,
+) -> None:
+    """Write down what a :data:`Kernel` does with its arguments."""
+    decode_block = decoder_of(kind)
     with loop(builder, I64(0), rows, 1) as row:
         x_row = builder.gep(x, [builder.mul(row, x_stride)])
         y_row = builder.gep(y, [builder.mul(row, y_stride)])
@@ -64,8 +81,6 @@ def module_of(kind: BlockType, dtype: torch.dtype) -> ir.Module:
                 decode(block, _AT_ONCE)
         with loop(builder, done, blocks, 1) as block:
             decode(block, 1)
-    builder.ret_void()
-    return module
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def q4_1(x: Bytes, y: Weights) -> None:
 def _five_bits(q: Vector, h: Vector, half: int) -> Vector:
     """16 numbers from their nibbles and 16 upper bits."""
     upper = (h >> 16 * half).narrowed(16).spread().widened(8)
-    return q.field(4 * half, 4) | upper << 4
+    return q.field(4 * half, 4) | upper.field(0, 1, 4)
 
 
 def q5_0(x: Bytes, y: Weights) -> None:

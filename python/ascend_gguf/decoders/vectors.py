@@ -13,6 +13,7 @@ every bit is the same.
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,13 +52,23 @@ class _BFloat(ir.Type):
     __hash__ = object.__hash__
 
 
+BFLOAT = _BFloat()
+
+
 class Vector:
     """One or more whole numbers of some width, or float32, that the machine code will compute.
 
     ``+ - * /`` of floats, ``+ - * & | ^ << >>`` of whole numbers, modulo their width, ``>>``
     filling with zeros.  The other operand may be a Python number, or a vector of one for all to
     meet.
+
+    Attributes:
+        coded: how else to come by whole numbers that can have a few values only, where known.
+        lane: of one number, the vector it is of and its place there, where known.
     """
+
+    coded: Coded | None = None
+    lane: tuple[Vector, int] | None = None
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder = builder
@@ -110,7 +121,10 @@ class Vector:
         return self._operate(other, "add", "fadd")
 
     def __sub__(self, other: Vector | float) -> Vector:
-        return self._operate(other, "sub", "fsub")
+        result = self._operate(other, "sub", "fsub")
+        if self.coded and isinstance(other, int):
+            result.coded = replace(self.coded, numbers=[n - other for n in self.coded.numbers])
+        return result
 
     def __mul__(self, other: Vector | float) -> Vector:
         return self._operate(other, "mul", "fmul")
@@ -122,7 +136,11 @@ class Vector:
         return self._operate(other, "and_")
 
     def __or__(self, other: Vector | int) -> Vector:
-        return self._operate(other, "or_")
+        result = self._operate(other, "or_")
+        if isinstance(other, Vector) and self.coded and other.coded:
+            count = max(len(self.coded.numbers), len(other.coded.numbers))
+            result.coded = Coded(result, 0, list(range(count)))
+        return result
 
     def __xor__(self, other: Vector | int) -> Vector:
         return self._operate(other, "xor")
@@ -136,7 +154,9 @@ class Vector:
     def __getitem__(self, index: int | slice) -> Vector:
         """One number, or a part."""
         if isinstance(index, int):
-            return self._new(self.builder.extract_element(self.value, I32(index)))
+            result = self._new(self.builder.extract_element(self.value, I32(index)))
+            result.lane = self, index
+            return result
         places = range(len(self))[index]
         return self.take(places)
 
@@ -214,6 +234,8 @@ class Vector:
 
     def narrowed(self, bits: int) -> Vector:
         """The low bits."""
+        if self._element.width == bits:
+            return self
         return self._new(self.builder.trunc(self.value, self._of(ir.IntType(bits))))
 
     def floats(self, signed: bool = False) -> Vector:
@@ -254,14 +276,66 @@ class Vector:
             )
             layer = [is_odd.chosen(layer[i + 1], layer[i]) for i in range(0, len(layer), 2)]
             bit += 1
+        if self.coded:
+            layer[0].coded = replace(self.coded, numbers=list(table))
         return layer[0]
 
     def field(self, first: int, count: int, place: int = 0) -> Vector:
         """``count`` bits of each whole number from bit ``first`` on, moved to bit ``place``."""
         moved = self >> first - place if first > place else self << place - first
-        if first + count == self._element.width and first > place and place == 0:
-            return moved
-        return moved & ((1 << count) - 1 << place)
+        if first + count != self._element.width or first <= place or place:
+            moved = moved & ((1 << count) - 1 << place)
+        if count + place <= 6:
+            source, shift = (moved, 0) if place else (self, first)
+            moved.coded = Coded(source, shift, list(range(1 << count + place)))
+        return moved
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Whole numbers that can have a few values only.
+
+    They are ``numbers[code]``, where a code is the low bits of ``source >> shift``: as many bits
+    as tell ``numbers`` apart, whose count is a power of two.
+    """
+
+    source: Vector
+    shift: int
+    numbers: list[int]
+
+    def codes(self) -> Vector:
+        """16 bits each, those that do not belong to the code included."""
+        return self.source.narrowed(8).widened(16) >> self.shift
+
+    def tables(self, count: int) -> list[Vector]:
+        """The numbers as float32, in vectors of ``count``: one or more, the last repeated."""
+        numbers = np.resize(self.numbers, max(len(self.numbers), count)).reshape(-1, count)
+        kind = ir.VectorType(F32, count)
+        return [
+            Vector(self.source.builder, ir.Constant(kind, [F32(float(n)) for n in table]))
+            for table in numbers
+        ]
+
+
+def looked_up_words(codes: Vector, tables: list[Vector]) -> Vector:
+    """The word of one table or of two, each as long as ``codes``, that each code's low bits name.
+
+    Instructions of processors with :data:`BFLOAT_INSTRUCTIONS`.
+    """
+    name, arguments = "permvar", [tables[0], codes]
+    if len(tables) == 2:
+        name, arguments = "vpermi2var", [tables[0], codes, tables[1]]
+    name = f"llvm.x86.avx512.{name}.hi.{16 * len(codes)}"
+    values = [vector.value for vector in arguments]
+    return Vector(codes.builder, intrinsic(codes.builder, name, codes.value.type, *values))
+
+
+def intrinsic(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    """What an instruction that LLVM has a name for gives."""
+    function = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(result, [value.type for value in arguments]), name
+    )
+    return builder.call(function, arguments)
 
 
 def gathered(numbers: list[Vector]) -> Vector:
@@ -385,7 +459,7 @@ def _bfloats(value: Vector, usual: bool) -> Vector:
     """The bits of float32 numbers rounded to bfloat16; ``usual`` as in :meth:`Weights.put`."""
     builder = value.builder
     if usual and BFLOAT_INSTRUCTIONS:
-        bfloats = builder.fptrunc(value.value, value._of(_BFloat()))
+        bfloats = builder.fptrunc(value.value, value._of(BFLOAT))
         return Vector(builder, builder.bitcast(bfloats, value._of(I16)))
     bits = value.as_bits()
     result = bits + 0x7FFF + (bits >> 16 & 1) >> 16
@@ -438,12 +512,21 @@ class Weights:
         ``scale (numbers + shift)``, negative where the whole number ``negative`` has a bit set,
         ``+ plus - minus``.  16 weights at a time, or 32: what they are has one scale.
         """
-        value = numbers.floats(signed=True)
-        value = (value if shift is None else value + shift) * scale
-        value = value if negative is None else value.negated_where(negative)
-        value = value if plus is None else value + plus
-        value = value if minus is None else value - minus
-        self.put(offset, value, usual)
+
+        def weights(numbers: Vector) -> Vector:
+            value = (numbers if shift is None else numbers + shift) * scale
+            value = value if negative is None else value.negated_where(negative)
+            value = value if plus is None else value + plus
+            return value if minus is None else value - minus
+
+        coded, rounds_fast = numbers.coded, BFLOAT_INSTRUCTIONS and usual
+        if self._dtype == torch.bfloat16 and rounds_fast and negative is None and coded:
+            if len(coded.numbers) <= 2 * LANES:
+                # The few weights there can be, then which of them it is.
+                tables = [stored(weights(t), self._dtype, usual) for t in coded.tables(LANES)]
+                store(self._builder, self._pointer, offset, looked_up_words(coded.codes(), tables))
+                return
+        self.put(offset, weights(numbers.floats(signed=True)), usual)
 
     def put(self, offset: int, value: Vector, usual: bool = True) -> None:
         """Weight ``offset`` and those after it.

@@ -32,6 +32,7 @@ from torch.nn import Parameter
 from ascend_gguf.decoding import dequantize
 from ascend_gguf.forms import Dense, Form, GroupedInt4, GroupedPlanes
 from ascend_gguf.kernels.base import LinearKernel
+from ascend_gguf.kernels.blocks import BlocksExperts, BlocksLinear
 from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
@@ -86,6 +87,8 @@ class Choice:
 
 def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
     """What multiplies with packed weights on this device; None: weights become numbers."""
+    if not is_npu():
+        return BlocksLinear() if _packs(quant_config) else None
     if not _packs_on_npu(quant_config, dtype):
         return None
     return NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
@@ -96,18 +99,25 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKern
 
     The error of an output matrix is all in the logits, and it is one product of many: always exact.
     """
+    if not is_npu():
+        return linear_kernel(quant_config, dtype)
     return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
 
 
 def expert_forms(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Form], ...]:
     """The packed forms of experts on this device, narrowest first; none: they become numbers."""
-    return (GroupedInt4, GroupedPlanes) if _packs_on_npu(quant_config, dtype) else ()
+    if is_npu():
+        return (GroupedInt4, GroupedPlanes) if _packs_on_npu(quant_config, dtype) else ()
+    return BlocksExperts.forms if _packs(quant_config) else ()
 
 
 def _packs_on_npu(quant_config: GGUFConfig, dtype: torch.dtype) -> bool:
-    if choice_of(quant_config).weights == "dense" or not is_npu():
-        return False
-    return dtype in (torch.float16, torch.bfloat16) and has_operators()
+    has_dtype = dtype in (torch.float16, torch.bfloat16)
+    return _packs(quant_config) and has_dtype and has_operators()
+
+
+def _packs(quant_config: GGUFConfig) -> bool:
+    return choice_of(quant_config).weights != "dense"
 
 
 def choice_of(quant_config: GGUFConfig) -> Choice:
@@ -253,6 +263,8 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         self.types: dict[tuple[int, str], int] = {}
         #: The (local expert, shard) pairs whose numbers are in place.
         self.loaded: set[tuple[int, str]] = set()
+        #: Packed weights on the host; None elsewhere, and where they are held as numbers.
+        self.experts: BlocksExperts | None = None
 
     def create_weights(
         self,
@@ -264,7 +276,9 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         **extra_weight_attrs,
     ):
         forms = expert_forms(self.quant_config, params_dtype)
-        with torch.device("meta") if forms else nullcontext():
+        # Biases are no packed form's affair: they need their memory.
+        is_shell = forms and not extra_weight_attrs.get("with_bias")
+        with torch.device("meta") if is_shell else nullcontext():
             self.dense.create_weights(
                 layer,
                 num_experts,
@@ -288,6 +302,9 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         if not any(forms.values()):
             self.dense.process_weights_after_loading(layer)
             return
+        if not is_npu():
+            self.experts = BlocksExperts(*forms.values())
+            return
         for name, form in forms.items():
             prefix = name.removesuffix("_weight")
             if form is None:
@@ -299,13 +316,17 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
 
     def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
-        """As of :class:`GGUFLinearAscendMethod`."""
+        """As of :class:`GGUFLinearAscendMethod`; nothing on the host."""
+        if self.experts is not None:
+            return
         for name, form in getattr(layer, "gguf_forms", {}).items():
             kernel = getattr(layer, f"{name.removesuffix('_weight')}_kernel")
             yield shape_class(kernel, form), partial(experts_mismatch, kernel.product, form)
 
     def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
         """As of :class:`GGUFLinearAscendMethod`."""
+        if self.experts is not None:
+            return
         for name, form in list(getattr(layer, "gguf_forms", {}).items()):
             prefix = name.removesuffix("_weight")
             if shape_class(getattr(layer, f"{prefix}_kernel"), form) in shape_classes:
@@ -325,17 +346,18 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         return self.dense.get_moe_runner_backend(layer)
 
     def apply(self, layer: torch.nn.Module, dispatch_output: DispatchOutput) -> CombineInput:
-        if is_npu() or use_intel_amx_backend(layer):
+        if self.experts is None and (is_npu() or use_intel_amx_backend(layer)):
             return self.dense.apply(layer, dispatch_output)
         config = layer.moe_runner_config
         topk_weights, topk_ids, _ = dispatch_output.topk_output
-        hidden_states = apply_experts(
+        apply = self.experts
+        if apply is None:
+            apply = partial(apply_experts, w13=layer.w13_weight, w2=layer.w2_weight)
+        hidden_states = apply(
             dispatch_output.hidden_states,
-            layer.w13_weight,
-            layer.w2_weight,
-            topk_weights,
-            topk_ids,
-            _activation(config),
+            topk_weights=topk_weights,
+            topk_ids=topk_ids,
+            activation=_activation(config),
             w13_bias=getattr(layer, "w13_weight_bias", None),
             w2_bias=getattr(layer, "w2_weight_bias", None),
             weight_on_input=config.apply_router_weight_on_input,

@@ -1,0 +1,51 @@
+"""Control flow for those who write machine code with llvmlite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from ascend_gguf.decoders.vectors import I64
+
+
+def fold(
+    builder: ir.IRBuilder,
+    start: ir.Value,
+    stop: ir.Value,
+    step: int,
+    initial: Sequence[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """``for i in range(start, stop, step): values = body(i, values)``: the last values."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    phis = [builder.phi(value.type) for value in (start, *initial)]
+    i, *values = phis
+    builder.cbranch(builder.icmp_signed("<", i, stop), inside, after)
+    builder.position_at_end(inside)
+    following = [builder.add(i, I64(step)), *body(i, values)]
+    for phi, first, next_ in zip(phis, (start, *initial), following, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values
+
+
+def repeat(
+    builder: ir.IRBuilder,
+    start: ir.Value,
+    stop: ir.Value,
+    step: int,
+    body: Callable[[ir.Value], None],
+) -> None:
+    """``for i in range(start, stop, step): body(i)``."""
+    fold(builder, start, stop, step, [], lambda i, _: body(i) or [])
+
+
+def minimum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The lesser of two whole numbers with a sign."""
+    return builder.select(builder.icmp_signed("<", a, b), a, b)

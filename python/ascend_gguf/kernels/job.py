@@ -1,0 +1,143 @@
+"""A job: matrices of blocks to multiply with vectors, cut into tiles that threads take in turn.
+
+A job is an array of 64-bit whole numbers, and a kernel a function ``void work(job)`` that does
+tiles until there are none left.  What a tile is done with is the same whichever thread does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ascend_gguf.decoders.kernel import compiled, host_machine
+from ascend_gguf.decoders.vectors import I8, I64
+from ascend_gguf.kernels import threads
+from ascend_gguf.kernels.control import minimum
+
+#: Machine code; takes the address of a job.
+Kernel = Callable[[int], None]
+
+# A job begins with these, then come four for each product.
+_FIELDS = (
+    "next_tile", "x", "out", "tiles", "tiles_per_product", "tile_rows",
+    "rows", "blocks", "row_bytes", "x_stride", "out_stride", "scratch",
+)  # fmt: skip
+_PRODUCT = ("weights", "x", "out", "columns")
+_PLACE = {name: i for i, name in enumerate(_FIELDS)}
+
+
+class Job:
+    """What is to be multiplied, without the vectors: the same job may be run for many.
+
+    Args:
+        kernel: does it.
+        products: for each the address of a matrix, how many bytes after the first vector its
+            vectors begin, how many after the first result its results, and how many vectors.
+        rows, blocks, row_bytes: the shape of each matrix; bytes from one row to the next.
+        x_stride, out_stride: numbers from one vector, or its results, to the next.
+        tile_rows: rows that a thread takes at a time.
+        scratch: bytes of its stack that a thread needs for a tile.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        products: Sequence[tuple[int, int, int, int]],
+        *,
+        rows: int,
+        blocks: int,
+        row_bytes: int,
+        x_stride: int,
+        out_stride: int,
+        tile_rows: int,
+        scratch: int,
+    ) -> None:
+        self._kernel = kernel
+        tiles_per_product = -(-rows // tile_rows)
+        self._tiles = tiles_per_product * len(products)
+        self._numbers = array("q", [0, 0, 0, self._tiles, tiles_per_product, tile_rows])
+        self._numbers.extend((rows, blocks, row_bytes, x_stride, out_stride, scratch))
+        for product in products:
+            self._numbers.extend(product)
+
+    def run(self, x: int, out: int) -> None:
+        """Multiply: the addresses of the first vector and of the first result."""
+        numbers = self._numbers[:]  # for this run alone
+        numbers[_PLACE["x"]], numbers[_PLACE["out"]] = x, out
+        threads.run(self._kernel, numbers.buffer_info()[0], self._tiles)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A product and some of its rows, as values that the machine code will know.
+
+    Attributes:
+        weights, x, out: addresses of the matrix, of the first vector and of its results.
+        columns: how many vectors.
+        first, stop: the rows.
+        scratch: an address, a multiple of 64.
+    """
+
+    weights: ir.Value
+    x: ir.Value
+    out: ir.Value
+    columns: ir.Value
+    first: ir.Value
+    stop: ir.Value
+    blocks: ir.Value
+    row_bytes: ir.Value
+    x_stride: ir.Value
+    out_stride: ir.Value
+    scratch: ir.Value
+
+
+@contextlib.contextmanager
+def each_tile(module: ir.Module) -> Iterator[tuple[ir.IRBuilder, Tile]]:
+    """Write a kernel; the body of the statement writes what is done with a tile."""
+    signature = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
+    function = ir.Function(module, signature, "work")
+    (numbers,) = function.args
+    entry, take, work, done = (function.append_basic_block() for _ in range(4))
+    builder = ir.IRBuilder(entry)
+
+    def load(index: ir.Value) -> ir.Value:
+        return builder.load(builder.gep(numbers, [index]))
+
+    field = {name: load(I64(place)) for name, place in _PLACE.items() if name != "next_tile"}
+    scratch = builder.alloca(I8, field["scratch"])
+    scratch.align = 64
+    builder.branch(take)
+    builder.position_at_end(take)
+    tile = builder.atomic_rmw("add", numbers, I64(1), "monotonic")
+    builder.cbranch(builder.icmp_signed("<", tile, field["tiles"]), work, done)
+    builder.position_at_end(done)
+    builder.ret_void()
+    builder.position_at_end(work)
+    place = builder.mul(builder.sdiv(tile, field["tiles_per_product"]), I64(len(_PRODUCT)))
+    weights, x, out, columns = (
+        load(builder.add(place, I64(len(_FIELDS) + i))) for i in range(len(_PRODUCT))
+    )
+    x, out = builder.add(field["x"], x), builder.add(field["out"], out)
+    first = builder.mul(builder.srem(tile, field["tiles_per_product"]), field["tile_rows"])
+    stop = minimum(builder, builder.add(first, field["tile_rows"]), field["rows"])
+    yield (
+        builder,
+        Tile(
+            *(builder.inttoptr(address, I8.as_pointer()) for address in (weights, x, out)),
+            columns,
+            first,
+            stop,
+            *(field[name] for name in ("blocks", "row_bytes", "x_stride", "out_stride")),
+            scratch,
+        ),
+    )
+    builder.branch(take)
+
+
+def compiled_kernel(module: ir.Module) -> Kernel:
+    """The kernel of a module, for the processor this runs on."""
+    return compiled(module, host_machine())
