@@ -13,8 +13,7 @@ from llvmlite import binding as llvm
 from ascend_gguf import BlockTensor, dequantize
 from ascend_gguf.decoders import kernel as decoder_kernels
 from ascend_gguf.decoders import vectors
-from ascend_gguf.decoding import in_parallel
-from ascend_gguf.forms import Blocks, Form, Piece, Weight, converted
+from ascend_gguf.forms import Blocks, Form, Piece, Weight, allocated
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.kernels import fused, job, multiply, threads, tiled
 from ascend_gguf.kernels.blocks import BlocksExperts, BlocksLinear
@@ -23,7 +22,6 @@ from ascend_gguf.kernels.multiply import Product, plan
 from random_model import random_blocks
 
 COLS = 512
-HOST = torch.device("cpu")
 DECODABLE = [kind for kind in BLOCK_TYPES.values() if kind.decoder]
 #: Types of which there are real blocks.
 KINDS = {kind.name: kind for kind in DECODABLE if kind.name not in ("Q8_1", "Q8_K")}
@@ -50,11 +48,11 @@ def vectors_of(count: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
 def form_of(*pieces: Piece, experts: int | None = None, dtype=torch.bfloat16, rows=None) -> Blocks:
     rows = rows or max(piece.row + len(piece.data) for piece in pieces)
     weight = Weight(experts, rows, pieces[0].data.shape[1], dtype, pieces)
-    if weight.kinds <= PLAIN_KINDS:  # others would hold it, but it can
-        form = Blocks.allocate(weight)
-        in_parallel(task for piece in pieces for task in form.tasks(piece))
-        return form
-    return converted(weight, [Blocks], HOST)
+    # All of it plain numbers it would rather not hold, but can.
+    form = Blocks.allocate(weight) if weight.kinds <= PLAIN_KINDS else allocated(weight, [Blocks])
+    for piece in pieces:
+        form.put(piece)
+    return form
 
 
 def linear(x: torch.Tensor, *parts: BlockTensor, bias=None) -> torch.Tensor:
@@ -92,7 +90,8 @@ def test_any_number_of_vectors(kind, dtype, count):
 @EVERY_TYPE
 def test_weights_are_not_rounded_for_few_vectors(kind):
     """Bfloat16 vectors meet exact weights: only float32 sums are off."""
-    weights, x = matrix(kind, 16), vectors_of(multiply.FUSED_COLUMNS, COLS, torch.bfloat16)
+    count = multiply.most_fused(kind, torch.bfloat16)
+    weights, x = matrix(kind, 16), vectors_of(count, COLS, torch.bfloat16)
     out = torch.empty(len(x), 16)
     blocks = weights.blocks.unsqueeze(0)
     for step in plan(kind, blocks, [Product(0, 0, 0, len(x))], x.dtype, out.dtype, 16):
@@ -214,7 +213,7 @@ def test_rows(dtype):
 
 
 def test_what_it_cannot_hold():
-    part, numbers = matrix(KINDS["Q4_K"], 4), torch.zeros(4, COLS)
+    part, numbers = matrix(KINDS["Q4_K"], 4), matrix(KINDS["F32"], 4)
 
     def obstacle(*pieces: Piece, experts: int | None = None) -> str | None:
         return Blocks.obstacle(Weight(experts, 8, COLS, torch.float32, pieces))
@@ -224,9 +223,8 @@ def test_what_it_cannot_hold():
     assert obstacle(Piece(0, 0, 0, numbers), experts=1) is None
     assert obstacle(Piece(0, 0, 256, part[:, 256:])) == "its rows come in parts"
     odd, few = matrix(KINDS["F16"], 4, 48), matrix(KINDS["F16"], 4, 64)[:, :48]
-    for data, experts in ((odd, None), (torch.zeros(4, 48), 1)):
-        weight = Weight(experts, 4, 48, torch.float32, [Piece(0, 0, 0, data)])
-        assert "not a multiple of 32" in Blocks.obstacle(weight)
+    weight = Weight(1, 4, 48, torch.float32, [Piece(0, 0, 0, odd)])
+    assert "not a multiple of 32" in Blocks.obstacle(weight)
     assert form_of(Piece(0, 0, 0, few)).dequantize().shape == (4, 48)
     lacking = Piece(0, 0, 0, part), Piece(1, 0, 0, part), Piece(1, 4, 0, part)
     assert obstacle(*lacking, experts=2) == "an expert lacks rows that others have"

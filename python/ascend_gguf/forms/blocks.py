@@ -13,9 +13,12 @@ from ascend_gguf.decoding import dequantize
 from ascend_gguf.forms.base import Form, Piece, Weight
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.multiply import Product, plan
+from ascend_gguf.reader.pieces import read_rows
 
 # Numbers that kernels multiply at once.
 _UNIT = 32
+# Of a tensor that is read by one thread.
+_BYTES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ class Blocks(Form):
             if inside and (part.kind, part.skip) == (kind, skip) and piece.expert in part.place:
                 matrix = self.tensors[part.name][part.place[piece.expert]]
                 target = matrix.narrow(0, piece.row - part.first, len(blocks))
-                yield functools.partial(target.copy_, blocks)
+                step = max(1, _BYTES_AT_ONCE // blocks.stride(0))
+                for row in range(0, len(blocks), step):
+                    some = slice(row, row + step)
+                    yield functools.partial(_copy, blocks[some], target[some])
 
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
         first, stop, _ = rows.indices(self.shape[-2])
@@ -120,7 +126,7 @@ class Blocks(Form):
             sums = ones.new_empty(count, rows)
             products = [Product(i, 0, i, 1) for i in range(count)]
             for step in plan(part.kind, matrices, products, ones.dtype, sums.dtype, rows):
-                step.run(ones, sums)
+                step.run(ones, sums, threads=1)  # others are loading meanwhile
             if sums.isnan().any():
                 return True
         return False
@@ -136,6 +142,11 @@ class Blocks(Form):
             numbers = dequantize(blocks, part.kind.ggml_type, self.dtype)
             out[places] = numbers[:, part.skip : part.skip + self.shape[1]]
         return out
+
+
+def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:
+    for rows, read in read_rows(blocks, len(blocks)):
+        target[rows] = torch.as_tensor(read)
 
 
 #: Expert -> the block type of some rows, how many numbers come before them, and bytes in a row.

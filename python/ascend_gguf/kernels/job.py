@@ -64,11 +64,11 @@ class Job:
         for product in products:
             self._numbers.extend(product)
 
-    def run(self, x: int, out: int) -> None:
+    def run(self, x: int, out: int, most_threads: int | None = None) -> None:
         """Multiply: the addresses of the first vector and of the first result."""
         numbers = self._numbers[:]  # for this run alone
         numbers[_PLACE["x"]], numbers[_PLACE["out"]] = x, out
-        threads.run(self._kernel, numbers.buffer_info()[0], self._tiles)
+        threads.run(self._kernel, numbers.buffer_info()[0], most_threads or self._tiles)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels import fused, tiled
 from ascend_gguf.kernels.job import Job, Kernel
 
-#: The most vectors for which it is faster to decode in registers than to store what is decoded.
-FUSED_COLUMNS = 4
+#: The most vectors for which it is faster to decode in registers than to store what is decoded,
+#: and the most where those that are many would be multiplied as bfloat16 but these as float32.
+FUSED_COLUMNS, FUSED_FLOAT_COLUMNS = 4, 2
 #: From how many vectors on torch multiplies, where it has better instructions than ours.
 TORCH_COLUMNS = 32
 
@@ -43,8 +44,11 @@ class Product(NamedTuple):
 class Step(Protocol):
     """Does some of what was planned."""
 
-    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """``x [m, cols]``, contiguous, and ``out [m, rows]``, both of the dtypes planned for."""
+    def run(self, x: torch.Tensor, out: torch.Tensor, threads: int | None = None) -> None:
+        """``x [m, cols]``, contiguous, and ``out [m, rows]``, both of the dtypes planned for.
+
+        ``threads``: the most to use; all that torch computes with by default.
+        """
 
 
 def plan(
@@ -57,8 +61,8 @@ def plan(
 ) -> list[Step]:
     """How to do ``out[j] = matrices[i] @ x[k]`` for some ``i``, ``j`` and ``k``.
 
-    Up to :data:`FUSED_COLUMNS` vectors meet exact weights; for more, weights are rounded to
-    bfloat16 if the vectors are bfloat16.  Sums are float32.  Except where torch multiplies, the
+    Up to :func:`most_fused` vectors meet exact weights; for more, weights are rounded to bfloat16
+    if the vectors are bfloat16.  Sums are float32.  Except where torch multiplies, the
     number of threads does not change a bit.
 
     Args:
@@ -70,7 +74,7 @@ def plan(
     steps: list[Step] = []
     by_columns: dict[int, list[Product]] = {}
     for product in products:
-        if product.columns <= FUSED_COLUMNS:
+        if product.columns <= most_fused(kind, dtype):
             by_columns.setdefault(product.columns, []).append(product)
         elif product.columns >= TORCH_COLUMNS and torch_is_better(dtype):
             steps.append(_TorchStep(kind, matrices, product))
@@ -94,6 +98,13 @@ def plan(
             )
         )
     return steps
+
+
+def most_fused(kind: BlockType, dtype: torch.dtype) -> int:
+    """The most vectors of a dtype for which weights of a type are decoded in registers."""
+    is_coded = fused.products_of(kind).all_coded
+    is_same = _work_dtype(dtype, is_coded) == _work_dtype(dtype)
+    return FUSED_COLUMNS if is_same else FUSED_FLOAT_COLUMNS
 
 
 def torch_is_better(dtype: torch.dtype) -> bool:
@@ -155,10 +166,10 @@ class _KernelStep:
             scratch=scratch,
         )
 
-    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
+    def run(self, x: torch.Tensor, out: torch.Tensor, threads: int | None = None) -> None:
         if x.dtype != self._work_dtype:
             x = x.to(self._work_dtype)
-        self._job.run(x.data_ptr(), out.data_ptr())
+        self._job.run(x.data_ptr(), out.data_ptr(), threads)
 
 
 class _TorchStep:
@@ -169,11 +180,12 @@ class _TorchStep:
         self._matrix = matrices[product.matrix]
         self._product = product
 
-    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
+    def run(self, x: torch.Tensor, out: torch.Tensor, threads: int | None = None) -> None:
         _, first_x, first_out, columns = self._product
         x = x[first_x : first_x + columns]
         out = out[first_out : first_out + columns]
         step = max(1, _CHUNK_BYTES // (x.shape[1] * x.itemsize))
         for row in range(0, len(self._matrix), step):
             some = self._matrix[row : row + step]
-            out[:, row : row + step] = F.linear(x, dequantize(some, self._kind.ggml_type, x.dtype))
+            weights = dequantize(some, self._kind.ggml_type, x.dtype, threads=threads)
+            out[:, row : row + step] = F.linear(x, weights)

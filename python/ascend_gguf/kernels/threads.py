@@ -16,16 +16,16 @@ import torch
 from ascend_gguf.decoding import in_parallel
 
 
-def run(kernel: Callable[[int], None], job: int, tiles: int) -> None:
+def run(kernel: Callable[[int], None], job: int, most: int) -> None:
     """Run a kernel on a job until all of its tiles are done.
 
     Args:
         kernel: machine code as :func:`~ascend_gguf.kernels.job.compiled_kernel` makes it; takes
             tiles until there are none left.
         job: its address.
-        tiles: how many there are; more threads than that are of no use.
+        most: how many threads are of use, as there are no more tiles.
     """
-    threads = min(torch.get_num_threads(), tiles)
+    threads = min(torch.get_num_threads(), most)
     if threads <= 1:
         kernel(job)
     elif parallel := _gomp_parallel():

@@ -1,0 +1,186 @@
+"""Serving on the CPU: packed and dense weights, and llama.cpp's server on the same file.
+
+The servers run together and take turns: while one is asked, the others are stopped.  Prompts are
+random tokens, new each time, so that none is found in a cache; answers have a fixed length.
+Medians of tokens a second by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from demo import free_port, running, wait_until_ready
+from serve import plan
+
+PROMPT, ANSWER, CONCURRENT = 512, 32, 16
+CONTEXT = 1024
+
+
+class Server(NamedTuple):
+    name: str
+    url: str
+    group: int
+
+    def complete(self, prompt: list[int], tokens: int) -> float:
+        """Seconds for a greedy answer of so many tokens."""
+        body = {"model": "any", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        data = json.dumps(body | {"ignore_eos": True, "cache_prompt": False}).encode()
+        request = urllib.request.Request(  # noqa: S310
+            f"{self.url}/v1/completions", data, {"Content-Type": "application/json"}
+        )
+        start = time.perf_counter()
+        with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
+            used = json.load(reply)["usage"]
+        seconds = time.perf_counter() - start
+        assert (used["prompt_tokens"], used["completion_tokens"]) == (len(prompt), tokens), used
+        return seconds
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Runs inside only."""
+        os.killpg(self.group, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.group, signal.SIGSTOP)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="serving", description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's server")
+    parser.add_argument("--rounds", type=int, default=5, help="for each server (%(default)s)")
+    parser.add_argument("--weights", default="packed,dense", help="forms of ours (%(default)s)")
+    parser.add_argument("--log", type=Path, help="keep the servers' logs in this folder")
+    options = parser.parse_args(arguments)
+    if options.model is None:
+        print("left out: it takes a model, `make bench ARGS='serving model.gguf'`\n")
+        return
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend-gguf-serving-"))
+        logs = options.log or Path(folder)
+        logs.mkdir(exist_ok=True)
+        servers = []
+        for form in options.weights.split(","):
+            servers.append(stack.enter_context(_ours(options.model, form, logs)))
+        if options.llama_server:
+            servers.append(stack.enter_context(_llama(options.llama_server, options.model, logs)))
+        _print_table(_measure(servers, options.rounds), [server.name for server in servers])
+
+
+@contextlib.contextmanager
+def _ours(model: Path, weights: str, logs: Path) -> Iterator[Server]:
+    port, log = free_port(), logs / f"{weights}.log"
+    command, environment = plan(
+        str(model), "cpu", port, False,
+        [
+            *("--model-loader-extra-config", json.dumps({"weights": weights})),
+            *("--max-total-tokens", str(CONCURRENT * CONTEXT)),
+            *("--max-running-requests", str(CONCURRENT), "--disable-radix-cache"),
+        ],
+    )  # fmt: skip
+    with running(command, os.environ | environment, log) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(process, f"{url}/health", log, 300)
+        with _warm(Server(weights, url, process.pid)) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _llama(binary: Path, model: Path, logs: Path) -> Iterator[Server]:
+    port, log = free_port(), logs / "llama.log"
+    threads = len(os.sched_getaffinity(0))
+    command = [
+        str(binary), "--model", str(model), "--port", str(port), "--threads", str(threads),
+        "--parallel", str(CONCURRENT), "--ctx-size", str(CONCURRENT * CONTEXT),
+    ]  # fmt: skip
+    libraries = f"{binary.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    with running(command, os.environ | {"LD_LIBRARY_PATH": libraries}, log) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(process, f"{url}/health", log, 300)
+        with _warm(Server("llama.cpp", url, process.pid)) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _warm(server: Server) -> Iterator[Server]:
+    """A server that has done all of it once, stopped until it is asked."""
+    for case in CASES.values():
+        case(server)
+    os.killpg(server.group, signal.SIGSTOP)
+    try:
+        yield server
+    finally:
+        os.killpg(server.group, signal.SIGCONT)
+
+
+def _prompt(length: int) -> list[int]:
+    return [random.randrange(1000, 100_000) for _ in range(length)]
+
+
+def _prompt_speed(server: Server) -> float:
+    return PROMPT / server.complete(_prompt(PROMPT), 1)
+
+
+def _answer_speed(server: Server) -> float:
+    """Of the tokens after the first, which are a step each."""
+    prompt = _prompt(16)
+    start = server.complete(prompt, 1)
+    return (ANSWER - 1) / (server.complete(prompt, ANSWER) - start)
+
+
+def _total_speed(server: Server) -> float:
+    prompts = [_prompt(16) for _ in range(CONCURRENT)]
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        start = time.perf_counter()
+        list(pool.map(lambda prompt: server.complete(prompt, ANSWER), prompts))
+        return CONCURRENT * ANSWER / (time.perf_counter() - start)
+
+
+CASES: dict[str, Callable[[Server], float]] = {
+    f"prompt of {PROMPT} tokens": _prompt_speed,
+    "one answer": _answer_speed,
+    f"{CONCURRENT} answers at once": _total_speed,
+}
+
+
+def _measure(servers: list[Server], rounds: int) -> dict[str, dict[str, float]]:
+    speeds: dict[str, dict[str, list[float]]] = {
+        case: {server.name: [] for server in servers} for case in CASES
+    }
+    for round_ in range(rounds):
+        order = list(servers)
+        random.Random(round_).shuffle(order)
+        for case, measure in CASES.items():
+            for server in order:
+                with server.awake():
+                    speeds[case][server.name].append(measure(server))
+    return {
+        case: {name: statistics.median(values) for name, values in by_server.items()}
+        for case, by_server in speeds.items()
+    }
+
+
+def _print_table(speeds: dict[str, dict[str, float]], names: list[str]) -> None:
+    peer = "llama.cpp"
+    ratios = [f"{name} : {peer}" for name in names if name != peer and peer in names]
+    print("| tokens a second | " + " | ".join([*names, *ratios]) + " |")
+    print("| --- |" + " ---: |" * (len(names) + len(ratios)))
+    for case, found in speeds.items():
+        cells = [f"{found[name]:.1f}" for name in names]
+        cells += [f"{found[name] / found[peer]:.2f}" for name in names if name != peer and ratios]
+        print(f"| {case} | " + " | ".join(cells) + " |")
+    print()
