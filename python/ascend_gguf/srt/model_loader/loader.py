@@ -28,7 +28,7 @@ from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.resident_tensor import ResidentTensor
-from ascend_gguf.srt.device import uses_ascend_methods
+from ascend_gguf.srt.device import serve_gguf, uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     as_blocks,
@@ -97,6 +97,7 @@ def load_model(
     """
     if not uses_ascend_methods():
         return original(self, model_config=model_config, device_config=device_config)
+    serve_gguf()
     path = model_config.model_path
     name_map = _name_map(path, model_config.hf_config)
     # A file has no dtype of its own, and some models take the configuration's.

@@ -1,4 +1,7 @@
-"""Capped scores and sinks in the engine's attention backend for the CPU, which knows neither."""
+"""The engine's attention backend for the CPU: one call for all requests, capped scores and sinks.
+
+The engine calls a function of torch for each request, and knows neither caps nor sinks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from ascend_gguf.kernels.attention import attend
+from ascend_gguf.kernels import attention, paged_attention
+from ascend_gguf.srt.device import uses_cpu_kernels
 
 
 def _remember_layer(
@@ -36,23 +40,66 @@ def _run_sdpa_forward_extend(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """AROUND the engine's attention of new tokens, some of a request's or all."""
-    if not self.ascend_gguf_extras:
-        return original(self, *args, **kwargs)
-    *common, _prefix_lens, new_lens, _encoder_lens = args
-    return _attend(self, *common, new_lens, **kwargs)
+    *common, prefix_lens, new_lens, encoder_lens = args
+    if self.ascend_gguf_extras:
+        return _attend_with_extras(self, *common, new_lens, **kwargs)
+    *tensors, requests, _seq_lens = common
+    if encoder_lens is None and kwargs["causal"] and _is_ours(*tensors):
+        counts = new_lens.long()
+        requests = requests.long().repeat_interleave(counts)
+        # A token attends to those before it and to itself.
+        firsts = (prefix_lens.long() - counts.cumsum(0) + counts).repeat_interleave(counts)
+        lengths = firsts + torch.arange(1, firsts.shape[0] + 1)
+        if tensors[0].shape[0] == requests.shape[0]:
+            return _attend(*tensors, requests, lengths, **kwargs)
+    return original(self, *args, **kwargs)
 
 
 def _run_sdpa_forward_decode(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """AROUND the engine's attention of one new token of each request."""
-    if not self.ascend_gguf_extras:
-        return original(self, *args, **kwargs)
-    *common, _encoder_lens = args
-    return _attend(self, *common, torch.ones_like(common[-1]), **kwargs)
+    *common, encoder_lens = args
+    if self.ascend_gguf_extras:
+        return _attend_with_extras(self, *common, torch.ones_like(common[-1]), **kwargs)
+    *tensors, requests, seq_lens = common
+    if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
+        return _attend(*tensors, requests.long(), seq_lens.long(), **kwargs)
+    return original(self, *args, **kwargs)
+
+
+def _is_ours(
+    query: torch.Tensor,
+    output: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    _req_to_token: torch.Tensor,
+) -> bool:
+    tensors = query, k_cache, v_cache
+    return uses_cpu_kernels(*tensors) and paged_attention.takes(*tensors, output)
 
 
 def _attend(
+    query: torch.Tensor,
+    output: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    req_to_token: torch.Tensor,
+    requests: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scaling: float,
+    sliding_window_size: int | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """The engine's arguments; ``requests`` and ``lengths`` of each row of ``query``."""
+    cache = k_cache, v_cache, req_to_token
+    return paged_attention.attend(
+        query, *cache, requests, lengths, scaling, sliding_window_size, output
+    )
+
+
+def _attend_with_extras(
     backend: TorchNativeAttnBackend,
     query: torch.Tensor,
     output: torch.Tensor,
@@ -72,7 +119,7 @@ def _attend(
     requests = zip(req_pool_indices.tolist(), seq_lens.tolist(), new_lens.tolist(), strict=True)
     for request, length, new in requests:
         slots = req_to_token[request, :length]
-        output[start : start + new] = attend(
+        output[start : start + new] = attention.attend(
             query[start : start + new],
             k_cache[slots],
             v_cache[slots],

@@ -1,0 +1,85 @@
+"""Programs: machine code that threads run on tiles, numbered from 0, until there are none left."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from array import array
+from collections.abc import Callable
+from types import SimpleNamespace
+
+from llvmlite import ir
+
+from ascend_gguf.decoders.vectors import I8, I32, I64
+from ascend_gguf.kernels import threads
+from ascend_gguf.kernels.job import compiled_kernel
+
+_F32 = ir.FloatType()
+
+
+class Program:
+    """A kernel and the names of the whole numbers it is given.
+
+    Args:
+        given: names, in the order in which :meth:`run` takes them.
+        write: writes what is done with a tile, from a builder, the tile's number, and a namespace
+            with a 64-bit value for each name and ``scratch``, the address of memory that is the
+            thread's own, a multiple of 64.
+        scratch: its bytes.
+    """
+
+    def __init__(
+        self,
+        given: str,
+        write: Callable[[ir.IRBuilder, ir.Value, SimpleNamespace], None],
+        scratch: int = 0,
+    ) -> None:
+        module = ir.Module()
+        signature = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
+        function = ir.Function(module, signature, "work")
+        (numbers,) = function.args
+        entry, take, work, done = (function.append_basic_block() for _ in range(4))
+        builder = ir.IRBuilder(entry)
+
+        def load(place: int) -> ir.Value:
+            return builder.load(builder.gep(numbers, [I64(place)]))
+
+        tiles = load(1)
+        values = {name: load(2 + place) for place, name in enumerate(given.split())}
+        memory = builder.alloca(I8, max(scratch, 1))
+        memory.align = 64
+        builder.branch(take)
+        builder.position_at_end(take)
+        tile = builder.atomic_rmw("add", numbers, I64(1), "monotonic")
+        builder.cbranch(builder.icmp_signed("<", tile, tiles), work, done)
+        builder.position_at_end(done)
+        builder.ret_void()
+        builder.position_at_end(work)
+        scratch_address = builder.ptrtoint(memory, I64)
+        write(builder, tile, SimpleNamespace(**values, scratch=scratch_address))
+        builder.branch(take)
+        self._kernel = compiled_kernel(module)
+
+    def run(self, tiles: int, *given: int) -> None:
+        """Do all tiles.  Addresses are passed as they are, floats as :func:`float_bits`."""
+        job = array("q", (0, tiles, *given))
+        threads.run(self._kernel, job.buffer_info()[0], tiles)
+
+
+@functools.lru_cache(1024)
+def float_bits(number: float) -> int:
+    """A float32 as a whole number that a program can be given."""
+    return struct.unpack("<i", struct.pack("<f", number))[0]
+
+
+def float_of(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """The float32 that :func:`float_bits` made a whole number of."""
+    return builder.bitcast(builder.trunc(bits, I32), _F32)
+
+
+def pointer(
+    builder: ir.IRBuilder, address: ir.Value, element: ir.Type, index: ir.Value | None = None
+) -> ir.Value:
+    """To an element of an array, by the array's address."""
+    start = builder.inttoptr(address, element.as_pointer())
+    return start if index is None else builder.gep(start, [index])
