@@ -44,6 +44,14 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
+    ("layers.activation", "SiluAndMul.forward_native", HookType.AROUND, None),
+    ("layers.layernorm", "RMSNorm.forward_native", HookType.AROUND, None),
+    (
+        "layers.rotary_embedding.base",
+        "RotaryEmbedding.forward_native",
+        HookType.AROUND,
+        None,
+    ),
     *(
         (
             "layers.attention.torch_native_backend",
