@@ -66,6 +66,13 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
             "_run_sdpa_forward_decode",
         )
     ),
+    ("layers.sampler", "sampling_from_probs_torch", HookType.AROUND, None),
+    (
+        "layers.sampler",
+        "top_k_top_p_min_p_sampling_from_probs_torch",
+        HookType.AROUND,
+        None,
+    ),
     ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "repair_attention"),
     (
         "models.deepseek_common.attention_backend_handler",
