@@ -27,6 +27,7 @@ from serve import plan
 
 PROMPT, ANSWER, CONCURRENT = 512, 32, 16
 CONTEXT = 1024
+PEER = "llama.cpp"
 
 
 class Server(NamedTuple):
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> None:
     if options.model is None:
         print("left out: it takes a model, `make bench ARGS='serving model.gguf'`\n")
         return
+    signal.signal(signal.SIGTERM, _stop)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend-gguf-serving-"))
         logs = options.log or Path(folder)
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> None:
             servers.append(stack.enter_context(_ours(options.model, form, logs)))
         if options.llama_server:
             servers.append(stack.enter_context(_llama(options.llama_server, options.model, logs)))
-        _print_table(_measure(servers, options.rounds), [server.name for server in servers])
+        _print_table(servers, options.rounds)
 
 
 @contextlib.contextmanager
@@ -111,7 +113,7 @@ def _llama(binary: Path, model: Path, logs: Path) -> Iterator[Server]:
     with running(command, os.environ | {"LD_LIBRARY_PATH": libraries}, log) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(process, f"{url}/health", log, 300)
-        with _warm(Server("llama.cpp", url, process.pid)) as server:
+        with _warm(Server(PEER, url, process.pid)) as server:
             yield server
 
 
@@ -157,30 +159,25 @@ CASES: dict[str, Callable[[Server], float]] = {
 }
 
 
-def _measure(servers: list[Server], rounds: int) -> dict[str, dict[str, float]]:
-    speeds: dict[str, dict[str, list[float]]] = {
-        case: {server.name: [] for server in servers} for case in CASES
-    }
-    for round_ in range(rounds):
-        order = list(servers)
-        random.Random(round_).shuffle(order)
-        for case, measure in CASES.items():
-            for server in order:
-                with server.awake():
-                    speeds[case][server.name].append(measure(server))
-    return {
-        case: {name: statistics.median(values) for name, values in by_server.items()}
-        for case, by_server in speeds.items()
-    }
-
-
-def _print_table(speeds: dict[str, dict[str, float]], names: list[str]) -> None:
-    peer = "llama.cpp"
-    ratios = [f"{name} : {peer}" for name in names if name != peer and peer in names]
+def _print_table(servers: list[Server], rounds: int) -> None:
+    names = [server.name for server in servers]
+    others = [name for name in names if name != PEER and PEER in names]
+    ratios = [f"{name} : {PEER}" for name in others]
     print("| tokens a second | " + " | ".join([*names, *ratios]) + " |")
-    print("| --- |" + " ---: |" * (len(names) + len(ratios)))
-    for case, found in speeds.items():
+    print("| --- |" + " ---: |" * (len(names) + len(ratios)), flush=True)
+    for case, measure in CASES.items():
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        for round_ in range(rounds):
+            for server in random.Random(round_).sample(servers, len(servers)):
+                with server.awake():
+                    speeds[server.name].append(measure(server))
+        found = {name: statistics.median(values) for name, values in speeds.items()}
         cells = [f"{found[name]:.1f}" for name in names]
-        cells += [f"{found[name] / found[peer]:.2f}" for name in names if name != peer and ratios]
-        print(f"| {case} | " + " | ".join(cells) + " |")
+        cells += [f"{found[name] / found[PEER]:.2f}" for name in others]
+        print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
     print()
+
+
+def _stop(signum: int, frame: object) -> None:
+    """Leave by way of all that ends the servers."""
+    raise SystemExit(128 + signum)
