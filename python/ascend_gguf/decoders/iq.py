@@ -139,8 +139,9 @@ def iq1_m(x: Bytes, y: Weights) -> None:
             _eight(grid, _paired(x.byte(2 * group + k), more.field(4 * k, 3))) for k in range(2)
         )
         # In eighths, so that they are whole.
-        deltas = [(more.field(bit, 1) * -2 + 1).repeated(8) for bit in (3, 7)]
-        numbers = (first.then(second) << 3) + deltas[0].then(deltas[1])
+        numbers = first.then(second) << 3
+        is_less = _paired(more.field(3, 1) * 255, more.field(7, 1) * 255).spread()
+        numbers = numbers + is_less.chosen(numbers.filled(-1), numbers.filled(1))
         y.scaled(16 * group, numbers, scale * 0.125)
 
 
