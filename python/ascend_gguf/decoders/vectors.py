@@ -519,13 +519,12 @@ class Weights:
             value = value if plus is None else value + plus
             return value if minus is None else value - minus
 
-        coded, rounds_fast = numbers.coded, BFLOAT_INSTRUCTIONS and usual
-        if self._dtype == torch.bfloat16 and rounds_fast and negative is None and coded:
-            if len(coded.numbers) <= 2 * LANES:
-                # The few weights there can be, then which of them it is.
-                tables = [stored(weights(t), self._dtype, usual) for t in coded.tables(LANES)]
-                store(self._builder, self._pointer, offset, looked_up_words(coded.codes(), tables))
-                return
+        coded = numbers.coded if BFLOAT_INSTRUCTIONS and negative is None else None
+        if self._dtype == torch.bfloat16 and coded and len(coded.numbers) <= 2 * LANES:
+            # The few weights there can be, then which of them it is.
+            tables = [stored(weights(t), self._dtype, usual) for t in coded.tables(LANES)]
+            store(self._builder, self._pointer, offset, looked_up_words(coded.codes(), tables))
+            return
         self.put(offset, weights(numbers.floats(signed=True)), usual)
 
     def put(self, offset: int, value: Vector, usual: bool = True) -> None:
