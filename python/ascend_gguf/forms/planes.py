@@ -30,9 +30,10 @@ class Planes(RowGroups):
     packed_dtype = torch.int32
 
     def to(self, device: torch.device) -> Planes:
+        super().to(device)
         #: For :func:`doubled`.
         self.factors = plane_factors(self.dtype, device)
-        return super().to(device)
+        return self
 
     def numbers(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return nibbles(packed, dtype)

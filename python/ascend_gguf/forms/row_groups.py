@@ -39,6 +39,7 @@ def packing_obstacle(weight: Weight, packing: Packing) -> str | None:
 class RowGroups(Form):
     """Base of :class:`.int4.Int4`, :class:`.int8.Int8` and :class:`.planes.Planes`."""
 
+    #: How numbers are kept.
     packing: ClassVar[Packing]
     #: What an element of ``packed`` is.
     packed_dtype: ClassVar[torch.dtype]
@@ -59,6 +60,37 @@ class RowGroups(Form):
         if any(cls.packing.constant_offset(kind) != 0 for kind in weight.kinds):
             tensors["offset"] = torch.zeros_like(scale)
         return cls(weight.shape, weight.dtype, tensors)
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        #: The rows in parts, no longer than the operators take: which, and their tensors.
+        self.parts: list[tuple[slice, dict[str, torch.Tensor]]] = []
+        self._set_parts([slice(0, self.shape[0])], self.tensors)
+
+    def _set_parts(self, parts: list[slice], tensors: dict[str, torch.Tensor]) -> None:
+        names = list(dict.fromkeys(name.partition("_")[0] for name in tensors))
+        ends = [""] if len(parts) == 1 else [f"_{i}" for i in range(len(parts))]
+        self.parts = [
+            (part, {name: tensors[name + end] for name in names})
+            for part, end in zip(parts, ends, strict=True)
+        ]
+
+    def to(self, device: torch.device) -> RowGroups:
+        rows = self.shape[0]
+        count = -(-rows // _LONGEST)
+        step = -(-rows // count)
+        parts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+        if count > 1:
+            # Each with memory of its own: torch_npu does not see that a part of a larger tensor is
+            # transposed.
+            self.tensors = {
+                f"{name}_{i}": tensor[part].clone()
+                for name, tensor in self.tensors.items()
+                for i, part in enumerate(parts)
+            }
+        super().to(device)
+        self._set_parts(parts, self.tensors)
+        return self
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
         rows = slice(piece.row, piece.row + len(piece.data))
@@ -83,6 +115,12 @@ class RowGroups(Form):
         return (values * rows["scale"].unsqueeze(-1)).flatten(1)
 
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
-        part = {name: tensor[rows].cpu() for name, tensor in self.tensors.items()}
-        part = {name: t if name == "packed" else t.float() for name, t in part.items()}
-        return self.decoded(part, torch.float32)
+        matrices = []
+        for part, tensors in self.parts:
+            first, last = max(rows.start, part.start), min(rows.stop, part.stop)
+            if first < last:
+                here = slice(first - part.start, last - part.start)
+                found = {name: tensor[here].cpu() for name, tensor in tensors.items()}
+                found = {name: t if name == "packed" else t.float() for name, t in found.items()}
+                matrices.append(self.decoded(found, torch.float32))
+        return torch.cat(matrices)

@@ -13,9 +13,6 @@ from ascend_gguf.forms.planes import doubled
 from ascend_gguf.forms.row_groups import RowGroups
 from ascend_gguf.kernels.base import LinearKernel
 
-#: The most outputs of one product.
-_LONGEST = 65535
-
 
 class NPULinear(LinearKernel):
     """``npu_weight_quant_batchmatmul`` with the transposed view of weights stored by rows."""
@@ -45,14 +42,22 @@ class NPULinear(LinearKernel):
                 antiquant_group_size=GROUP,
                 bias=None if bias is None else bias[part],
             )
-            for part, tensors in _parts(weight)
+            for part, tensors in weight.parts
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(shape)
 
     def rows(self, weight: RowGroups, ids: torch.Tensor) -> torch.Tensor:
         chosen = ids.reshape(-1)
-        gathered = {name: tensor.index_select(0, chosen) for name, tensor in weight.tensors.items()}
-        return weight.decoded(gathered, weight.dtype).view(*ids.shape, weight.shape[1])
+        found = None
+        for part, tensors in weight.parts:
+            own = chosen - part.start if part.start else chosen
+            if len(weight.parts) > 1:
+                own = own.clamp(0, part.stop - part.start - 1)
+            gathered = {name: tensor.index_select(0, own) for name, tensor in tensors.items()}
+            values = weight.decoded(gathered, weight.dtype)
+            is_here = (chosen >= part.start).unsqueeze(-1)
+            found = values if found is None else torch.where(is_here, values, found)
+        return found.view(*ids.shape, weight.shape[1])
 
 
 class NPUExactLinear(NPULinear):
@@ -64,16 +69,3 @@ class NPUExactLinear(NPULinear):
 def has_operators() -> bool:
     """Whether this NPU multiplies with weights in groups: all do but the 310P."""
     return not torch.npu.get_device_name().startswith("Ascend310P")
-
-
-def _parts(weight: RowGroups) -> list[tuple[slice, dict[str, torch.Tensor]]]:
-    """The weight by rows, no more at a time than the operator takes."""
-    rows = weight.shape[0]
-    if rows <= _LONGEST:
-        return [(slice(None), weight.tensors)]
-    count = -(-rows // _LONGEST)
-    step = -(-rows // count)
-    parts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
-    return [
-        (part, {name: tensor[part] for name, tensor in weight.tensors.items()}) for part in parts
-    ]

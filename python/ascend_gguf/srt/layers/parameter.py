@@ -113,7 +113,7 @@ def make_resident(layer: Module, weight_name: str, forms: Sequence[type[Form]]) 
 def unpack(layer: Module, weight_name: str) -> None:
     """Put the numbers of a form in its place, as the parameter ``NAME``."""
     form = layer.gguf_forms.pop(weight_name)
-    device = getattr(layer, f"{weight_name}_packed").device
+    device = next(iter(form.tensors.values())).device
     for name in form.tensors:
         delattr(layer, f"{weight_name}_{name}")
     numbers = form.dequantize().to(form.dtype).to(device)
