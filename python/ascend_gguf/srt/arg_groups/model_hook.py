@@ -8,6 +8,8 @@ from typing import Any
 from sglang.srt.arg_groups.overrides import model_config_of
 from sglang.srt.utils import is_cpu
 
+from ascend_gguf.srt.device import uses_ascend_methods
+
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
     """AROUND the engine's checks: let models attend by the CPU's backend that it thinks cannot.
@@ -15,11 +17,12 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     EXAONE 4 needs windows, which that backend has; gpt-oss needs sinks, which it has with
     :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     """
-    config = model_config_of(server_args).hf_config if is_cpu() else None
+    config = model_config_of(server_args).hf_config if uses_ascend_methods() else None
     kind = getattr(config, "model_type", None)
-    if kind == "exaone4":
+    # transformers writes zero for a model without windows, where the engine looks for None.
+    if kind == "exaone4" and (is_cpu() or not config.sliding_window_pattern):
         hidden, value = "sliding_window_pattern", None
-    elif kind == "gpt_oss":
+    elif kind == "gpt_oss" and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
     else:
         return original(server_args)
@@ -28,5 +31,4 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     try:
         return original(server_args)
     finally:
-        # transformers writes zero for a model without windows, which the engine asks for None.
         setattr(config, hidden, kept or None)
