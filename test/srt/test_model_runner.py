@@ -1,0 +1,47 @@
+"""Memory for requests on the CPU: the hook on ``ModelRunner.alloc_memory_pool``."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ascend_gguf.srt.model_executor.model_runner import alloc_memory_pool
+
+SIZE = 1 << 27
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def grown(device: str, quantization: str | None) -> int:
+    """Bytes that a cache of SIZE takes before it is used."""
+
+    def original(self, config, *, draft_parallel_layout):
+        assert (config, draft_parallel_layout) == ("config", "layout")
+        self.cache = torch.zeros((2, SIZE // 2), dtype=torch.uint8, device="cpu")
+
+    runner = SimpleNamespace(
+        device=device, model_config=SimpleNamespace(quantization=quantization)
+    )
+    before = resident()
+    alloc_memory_pool(original, runner, "config", draft_parallel_layout="layout")
+    size = resident() - before
+    assert runner.cache.nbytes == SIZE and not runner.cache[1, ::4096].any()
+    return size
+
+
+def test_cache_takes_memory_when_used():
+    assert grown("cpu", "gguf") < SIZE / 8
+
+
+@pytest.mark.parametrize(("device", "quantization"), [("npu", "gguf"), ("cpu", None)])
+def test_others_are_left_alone(device, quantization):
+    assert grown(device, quantization) > SIZE / 2
