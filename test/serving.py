@@ -26,10 +26,11 @@ from zygote import MOST_DECODED, REPLY
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
-#: What every server of the tests is given: little memory, no warm-up request.
+#: What every server of the tests is given: little memory, no warm-up request, no core while it has
+#: nothing to do.
 SMALL = (
     *("--max-total-tokens", "4096", "--max-running-requests", str(MOST_DECODED)),
-    "--skip-server-warmup",
+    *("--skip-server-warmup", "--sleep-on-idle"),
 )
 CPU = ("--device", "cpu", "--attention-backend", "torch_native")
 NPU = ("--device", "npu", "--attention-backend", "ascend")

@@ -94,8 +94,11 @@ def engine_command(python: str | Path, model: Path, device: str, port: int | str
     """The engine's command line for ``model``, without the user's own arguments."""
     command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
     command += ["--quantization", "gguf", "--device", device, "--port", str(port)]
-    if device == "cpu" and not has_sgl_kernel():
-        command += ["--attention-backend", "torch_native"]
+    if device == "cpu":
+        # The scheduler asks for requests without a pause, which takes a core while there are none.
+        command += ["--sleep-on-idle"]
+        if not has_sgl_kernel():
+            command += ["--attention-backend", "torch_native"]
     return command
 
 

@@ -62,7 +62,7 @@ def test_cpu_command(model, monkeypatch):
     assert command == [
         str(setup_env.PYTHON), "-m", "sglang.launch_server", "--model-path", model,
         "--quantization", "gguf", "--device", "cpu", "--port", "30001",
-        "--attention-backend", "torch_native", "--dtype", "float32",
+        "--sleep-on-idle", "--attention-backend", "torch_native", "--dtype", "float32",
     ]  # fmt: skip
     assert added == {"SGLANG_USE_CPU_ENGINE": "1"}
 
