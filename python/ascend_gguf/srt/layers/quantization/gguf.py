@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUUnquantMoEMethod
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
@@ -21,6 +20,7 @@ from sglang.srt.layers.quantization.base_config import (
 )
 from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
 from sglang.srt.layers.quantization.unquant import (
+    NPUUnquantMoEMethod,
     UnquantizedEmbeddingMethod,
     UnquantizedFusedMoEMethod,
     UnquantizedLinearMethod,

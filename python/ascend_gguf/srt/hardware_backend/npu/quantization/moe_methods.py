@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+# The engine's modules import each other: this one has to be first.
+import sglang.srt.layers.quantization.unquant  # noqa: F401
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUWNA16Int4MoEMethod
 
