@@ -139,7 +139,7 @@ class Vector:
         result = self._operate(other, "or_")
         if isinstance(other, Vector) and self.coded and other.coded:
             count = max(len(self.coded.numbers), len(other.coded.numbers))
-            result.coded = Coded(result, 0, list(range(count)))
+            result.coded = Coded(result, [0] * len(result), list(range(count)))
         return result
 
     def __xor__(self, other: Vector | int) -> Vector:
@@ -166,9 +166,15 @@ class Vector:
 
     def then(self, other: Vector) -> Vector:
         """The numbers of this vector and those of another, as long."""
-        return self._new(
+        result = self._new(
             self.builder.shuffle_vector(self.value, other.value, _places(range(2 * len(self))))
         )
+        a, b = self.coded, other.coded
+        if a and b and a.numbers == b.numbers:
+            is_plain = a.source is self and b.source is other
+            source = result if is_plain else a.source.then(b.source)
+            result.coded = Coded(source, a.shifts + b.shifts, a.numbers)
+        return result
 
     def is_below(self, limit: int) -> Vector:
         """Bits: whether each whole number is less than ``limit``."""
@@ -287,7 +293,7 @@ class Vector:
             moved = moved & ((1 << count) - 1 << place)
         if count + place <= 6:
             source, shift = (moved, 0) if place else (self, first)
-            moved.coded = Coded(source, shift, list(range(1 << count + place)))
+            moved.coded = Coded(source, [shift] * len(self), list(range(1 << count + place)))
         return moved
 
 
@@ -295,17 +301,17 @@ class Vector:
 class Coded:
     """Whole numbers that can have a few values only.
 
-    They are ``numbers[code]``, where a code is the low bits of ``source >> shift``: as many bits
+    They are ``numbers[code]``, where codes are the low bits of ``source >> shifts``: as many bits
     as tell ``numbers`` apart, whose count is a power of two.
     """
 
     source: Vector
-    shift: int
+    shifts: list[int]
     numbers: list[int]
 
     def codes(self) -> Vector:
         """16 bits each, those that do not belong to the code included."""
-        return self.source.narrowed(8).widened(16) >> self.shift
+        return self.source.narrowed(8).widened(16) >> self.shifts
 
     def tables(self, count: int) -> list[Vector]:
         """The numbers as float32, in vectors of ``count``: one or more, the last repeated."""

@@ -255,7 +255,7 @@ def _load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type) -> ir.Value:
 
 def _bfloats(first: Coded, second: Coded) -> ir.Value:
     """The bits, as bfloat16, of thirty-two whole numbers."""
-    codes = first.source.narrowed(8).then(second.source.narrowed(8)).widened(16)
-    codes = codes >> [first.shift] * LANES + [second.shift] * LANES
-    tables = [(t.as_bits() >> 16).narrowed(16) for t in first.tables(2 * LANES)]
-    return looked_up_words(codes, tables).value
+    source = first.source.narrowed(8).then(second.source.narrowed(8))
+    both = Coded(source, first.shifts + second.shifts, first.numbers)
+    tables = [(t.as_bits() >> 16).narrowed(16) for t in both.tables(2 * LANES)]
+    return looked_up_words(both.codes(), tables).value
