@@ -547,6 +547,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _WINDOW = {"sliding_window": 16, "num_hidden_layers": 4}
+_NO_LATENT_ON_NPU = {"npu": "the attention operator for latent vectors is not in the simulation"}
 _NO_WINDOW_ON_NPU = {"npu": "the engine's attention on Ascend ignores the window"}
 _PHI3 = {
     "rope_type": "default",
@@ -705,6 +706,9 @@ TINY: dict[str, Tiny] = {
         | {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 64, "use_qk_norm": True}
         | {"attention_bias": True, "rope_parameters": _PARTIAL, "routed_scaling_factor": 1.5},
         glm4moe_metadata,
+        refused={
+            "npu": "the engine's kernel on Ascend for a part of a head is not in the simulation"
+        },
     ),
     "gpt-oss": Tiny(
         "gpt-oss",
@@ -724,6 +728,7 @@ TINY: dict[str, Tiny] = {
         | {"num_hidden_layers": 4, "interleave_moe_layer_step": 2},
         llama4_metadata,
         llama4,
+        refused={"npu": "the engine's experts on Ascend weigh what they give, not what they take"},
     ),
     "deepseek-v2-lite": Tiny(
         "deepseek2",
@@ -731,6 +736,7 @@ TINY: dict[str, Tiny] = {
         _LATENT | {"q_lora_rank": None, "n_shared_experts": 2, "rope_parameters": _MLA_YARN},
         deepseek_metadata,
         deepseek,
+        refused=_NO_LATENT_ON_NPU,
     ),
     "deepseek-v3": Tiny(
         "deepseek2",
@@ -741,6 +747,7 @@ TINY: dict[str, Tiny] = {
         deepseek_metadata,
         deepseek,
         types={"attn_q_a.weight": Type.Q4_1},
+        refused=_NO_LATENT_ON_NPU,
     ),
     "minimax-m2": Tiny(
         "minimax-m2",
