@@ -14,7 +14,7 @@ _LARGE = 1 << 20
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros on the host, of 1 to 8 bytes each; the system provides each page when it is first touched."""
+    """Zeros of 1 to 8 bytes on the host, whose pages the system provides when first touched."""
     # torch writes its zeros.  numpy asks the system for memory that is zero, in huge pages.
     return torch.from_numpy(np.zeros(shape, dtype=f"u{dtype.itemsize}")).view(dtype)
 

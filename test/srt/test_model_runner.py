@@ -28,9 +28,7 @@ def grown(device: str, quantization: str | None) -> int:
         assert (config, draft_parallel_layout) == ("config", "layout")
         self.cache = torch.zeros((2, SIZE // 2), dtype=torch.uint8, device="cpu")
 
-    runner = SimpleNamespace(
-        device=device, model_config=SimpleNamespace(quantization=quantization)
-    )
+    runner = SimpleNamespace(device=device, model_config=SimpleNamespace(quantization=quantization))
     before = resident()
     alloc_memory_pool(original, runner, "config", draft_parallel_layout="layout")
     size = resident() - before
