@@ -59,15 +59,34 @@ def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen]:
     """Run ``command`` in a process group of its own; on the way out the whole group is gone."""
-    with open(log, "wb") as output:
-        server = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    server = None
     try:
+        with _interrupts_wait(), open(log, "wb") as output:
+            server = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         yield server
     finally:
-        _stop(server)
+        if server is not None:
+            _stop(server)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Signals that would end this process arrive afterwards: what is begun gets its name first."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def _stop(server: subprocess.Popen) -> None:
