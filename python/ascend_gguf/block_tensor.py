@@ -14,10 +14,16 @@ from torch.utils._pytree import tree_map_only
 
 from ascend_gguf import streaming
 from ascend_gguf.decoding import OUTPUT_DTYPES, dequantize
-from ascend_gguf.ggml_types import BlockType, block_type
+from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType, block_type
 from ascend_gguf.reader.pieces import read_rows
 
 _aten = torch.ops.aten
+
+_PLAIN_TYPES = {
+    kind.dtype: kind.ggml_type
+    for kind in BLOCK_TYPES.values()
+    if kind.dtype is not None and kind.decoder is not None
+}
 
 # What is read from a file and decoded at once, at most: more than a thread loses by calling the
 # interpreter, less than what memory has to spare where the result is copied to another place.
@@ -137,6 +143,18 @@ class BlockTensor(torch.Tensor):
 
     def __repr__(self) -> str:  # the default would decode to print
         return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
+
+
+def as_blocks(data: torch.Tensor) -> torch.Tensor:
+    """Numbers, ``[..., rows, cols]``, as a :class:`BlockTensor`, to be loaded as blocks are.
+
+    Whatever else a file has, blocks and the ids of types, is returned as it is.
+    """
+    ggml_type = _PLAIN_TYPES.get(data.dtype)
+    is_row_major = data.dim() > 0 and data.stride(-1) == 1
+    if ggml_type is None or isinstance(data, BlockTensor) or not is_row_major:
+        return data
+    return BlockTensor(data.view(torch.uint8), ggml_type)
 
 
 def _check_shape(out: torch.Tensor, source: BlockTensor) -> None:

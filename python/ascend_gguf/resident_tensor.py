@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ascend_gguf import streaming
-from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.forms.base import Form, Piece, Weight, allocated
 
 _aten = torch.ops.aten
@@ -71,6 +71,8 @@ class Resident:
         self._pieces.clear()
         weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
         form = allocated(weight, self.forms)
+        if not pieces:  # a rank that has padding alone
+            self.form = form.to(self.device)
         self._to_convert = len(pieces)
         for piece in pieces:
             streaming.run(piece.data, partial(self._convert, form, piece))
@@ -89,8 +91,9 @@ class ResidentTensor(torch.Tensor):
     """A weight to be: shape ``[rows, cols]`` or ``[experts, rows, cols]``.
 
     Reports the dtype and the device of the layer.  ``narrow``, slicing with step 1, ``select`` of
-    an expert and ``detach`` make views; ``copy_`` takes a ``BlockTensor``, ``zero_`` and
-    ``fill_(0)`` take zeros.  Nothing else is defined on it.
+    an expert and ``detach`` make views; ``copy_`` takes a ``BlockTensor`` or float numbers,
+    ``zero_`` and ``fill_(0)`` take zeros; ``zeros_like`` is a plain tensor on the host.  Nothing
+    else is defined on it.
 
     Args:
         resident: what receives the pieces.
@@ -129,11 +132,16 @@ class ResidentTensor(torch.Tensor):
         first[axis] += by
         return ResidentTensor(self.resident, tuple(first), shape)
 
-    def _take(self, data: BlockTensor) -> None:
-        if not isinstance(data, BlockTensor):
-            raise TypeError(f"a weight that has not been loaded takes blocks, not {type(data)}")
+    def _take(self, data: torch.Tensor) -> None:
         if data.shape != self.shape:
             raise ValueError(f"a weight of {tuple(self.shape)} does not take {tuple(data.shape)}")
+        if data.numel() == 0:  # of a rank that has padding alone
+            return
+        if not isinstance(data, BlockTensor):
+            # Numbers that a model made of several of the file's weights.
+            data = as_blocks(data.cpu().contiguous())
+        if not isinstance(data, BlockTensor):
+            raise TypeError(f"a weight that has not been loaded takes no {data.dtype}")
         matrices = [data] if data.dim() == 2 else data.unbind()
         expert, row, col = self._start
         for i, matrix in enumerate(matrices):
@@ -149,6 +157,8 @@ class ResidentTensor(torch.Tensor):
             if self.numel():
                 self.resident.take_zeros(*self._start, self.numel())
             return self
+        if func is _aten.zeros_like.default:
+            return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         if func in (_aten.detach.default, _aten.alias.default):
             return cls(self.resident, self._start, self.shape)
         if func is _aten.slice.Tensor:

@@ -102,6 +102,26 @@ def test_padding(fill):
     fill(weight[64:].data)  # of no rows: the loader of a vocabulary without padding
 
 
+def test_a_rank_that_has_padding_alone():
+    # As the engine's narrow_padded_param_and_loaded_weight does.
+    weight, part = parameter(64, 256), matrix("Q4_K", 32)
+    nothing = torch.zeros_like(weight.data.narrow(0, 32, 0))
+    weight.data.narrow(0, 32, 32).zero_()
+    weight.data.narrow(0, 32, 0).copy_(nothing)
+    weight.data[:32].copy_(part)
+    assert not weight.resident.form.dequantize()[32:].any()
+    whole = parameter(64, 256)
+    whole.data.zero_()
+    assert not whole.resident.form.dequantize().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_a_model_made(dtype):
+    weight, numbers = parameter(16, 256), torch.randn(16, 256).to(dtype)
+    weight.data.copy_(numbers)
+    assert torch.equal(weight.resident.form.dequantize(), numbers.to(torch.float16).float())
+
+
 def test_experts():
     weight = parameter(3, 32, 256, forms=(GroupedInt4, Dense))
     parts = {(e, row): matrix("Q4_K", 16, seed=e + row) for e in range(3) for row in (16, 0)}
@@ -147,8 +167,8 @@ def test_wrong_shapes_and_more_than_all_are_refused():
     weight, part = parameter(16, 256), matrix("Q4_K", 16)
     with pytest.raises(ValueError, match="does not take"):
         weight.data[:8].copy_(part)
-    with pytest.raises(TypeError, match="takes blocks"):
-        weight.data.copy_(torch.zeros(16, 256))
+    with pytest.raises(TypeError, match="takes no torch.int8"):
+        weight.data[:16].copy_(torch.zeros(16, 256, dtype=torch.int8))
     weight.data.copy_(part)
     with pytest.raises(ValueError, match="came once more"):
         weight.data.copy_(part)

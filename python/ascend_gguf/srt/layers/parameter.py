@@ -19,14 +19,7 @@ from torch.nn import Module, Parameter
 
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.forms import Dense, Form
-from ascend_gguf.ggml_types import BLOCK_TYPES
 from ascend_gguf.resident_tensor import Resident, ResidentTensor
-
-_PLAIN_TYPES = {
-    kind.dtype: kind.ggml_type
-    for kind in BLOCK_TYPES.values()
-    if kind.dtype is not None and kind.decoder is not None
-}
 
 
 def block_names(weight_name: str) -> tuple[str, str]:
@@ -71,18 +64,6 @@ def accept_blocks(layer: Module, weight_name: str = "weight") -> None:
         load_weight(weight, matrix, *shard, **named)
 
     register_block_parameters(layer, weight_name, load_type, load_blocks)
-
-
-def as_blocks(data: torch.Tensor) -> torch.Tensor:
-    """Numbers of a file as a :class:`~ascend_gguf.BlockTensor`, to be loaded as blocks are.
-
-    Whatever else an iterator yields, blocks and the ids of types, is returned as it is.
-    """
-    ggml_type = _PLAIN_TYPES.get(data.dtype)
-    is_row_major = data.dim() > 0 and data.stride(-1) == 1
-    if ggml_type is None or isinstance(data, BlockTensor) or not is_row_major:
-        return data
-    return BlockTensor(data.view(torch.uint8), ggml_type)
 
 
 def stop_accepting_blocks(layer: Module, weight_name: str = "weight") -> None:

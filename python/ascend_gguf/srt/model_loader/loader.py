@@ -22,7 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
-from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
@@ -31,7 +31,6 @@ from ascend_gguf.resident_tensor import ResidentTensor
 from ascend_gguf.srt.device import serve_gguf, uses_ascend_methods
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
-    as_blocks,
     block_names,
     stop_accepting_blocks,
 )
