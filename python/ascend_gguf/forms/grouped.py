@@ -29,6 +29,9 @@ _EIGHT = 8
 # Rows made at once: with 16 elements of ``packed`` a row of them fills a cache line.
 _ROWS = 16 * _EIGHT
 
+# Bytes between made rows.
+_PADDING = 64
+
 #: The most experts, and one more than the longest row, that the operator takes.
 _EXPERTS, _TOO_LONG = 1024, 65536
 
@@ -94,7 +97,8 @@ class Grouped(Form):
 
     def _put(self, matrix: BlockTensor, expert: int, row: int) -> None:
         rows, cols = matrix.shape
-        numbers = torch.empty(rows, cols, dtype=torch.uint8)
+        # Rows a power of two apart would share few places of the cache.
+        numbers = torch.empty(rows, cols + _PADDING, dtype=torch.uint8)[:, :cols]
         scale = torch.empty(rows, cols // self.packing.group, dtype=self.dtype)
         own = self.tensors.get("offset")
         offset = None if own is None else torch.empty_like(scale)
@@ -102,7 +106,7 @@ class Grouped(Form):
         target = self.tensors["packed"][expert, :, row // _EIGHT :]
         transposing = transposer(self.packing.planes)
         transposing(
-            numbers.data_ptr(), cols, target.data_ptr(), target.stride(0), rows // _EIGHT, cols
+            numbers.data_ptr(), cols + _PADDING, target.data_ptr(), target.stride(0), rows // _EIGHT, cols
         )
         self.tensors["scale"][expert, :, row : row + rows] = scale.t()
         if own is not None:
