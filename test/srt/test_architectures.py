@@ -6,25 +6,36 @@ import pytest
 
 from hf_models import TINY, Written
 from random_model import PROMPT
-from serving import CPU, NPU
+from serving import CPU, NPU, cpu_environment
 
 #: Mean absolute error of the log-probabilities of a prompt's tokens.
 LIMITS = {"cpu": 1e-4, "npu": 0.005}
+
+#: Biases of experts, matrices joined while loading, and projections that are one in the file.
+ON_TWO_RANKS = ("gpt-oss", "deepseek-v3", "phi3")
 
 
 def _served_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
-def _check(zygote, log, model: Written, device: str, *arguments: str) -> None:
+def _check(zygote, log, model: Written, device: str, *arguments: str, environment=None) -> None:
     # The prompt is given as token ids; these files have another model's tokenizer.
-    with zygote.serve(model.path, log, *arguments, "--skip-tokenizer-init") as server:
+    arguments = (*arguments, "--skip-tokenizer-init")
+    with zygote.serve(model.path, log, *arguments, environment=environment) as server:
         assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[device]
 
 
-@pytest.mark.parametrize("name", _served_on("cpu"))
+# A window that holds the whole prompt is no test where windows work.
+@pytest.mark.parametrize("name", [n for n in _served_on("cpu") if "within-window" not in n])
 def test_on_the_cpu(zygote, log, tiny_model, name):
     _check(zygote, log, tiny_model(name), "cpu", *CPU, "--dtype", "float32")
+
+
+@pytest.mark.parametrize("name", ON_TWO_RANKS)
+def test_on_two_ranks(zygote, log, tiny_model, name):
+    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
+    _check(zygote, log, tiny_model(name), "cpu", *arguments, environment=cpu_environment(2))
 
 
 @pytest.mark.parametrize("name", _served_on("npu"))
