@@ -106,7 +106,12 @@ class Grouped(Form):
         target = self.tensors["packed"][expert, :, row // _EIGHT :]
         transposing = transposer(self.packing.planes)
         transposing(
-            numbers.data_ptr(), cols + _PADDING, target.data_ptr(), target.stride(0), rows // _EIGHT, cols
+            numbers.data_ptr(),
+            cols + _PADDING,
+            target.data_ptr(),
+            target.stride(0),
+            rows // _EIGHT,
+            cols,
         )
         self.tensors["scale"][expert, :, row : row + rows] = scale.t()
         if own is not None:
