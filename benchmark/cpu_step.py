@@ -104,7 +104,7 @@ def _operations(tokens: int, before: int) -> dict[str, tuple[int, Callable[[], o
     slots = torch.randperm(requests * length).view(requests, length).int()
     lengths, ids = torch.full((requests,), length), torch.arange(requests)
     backend = TorchNativeAttnBackend.__new__(TorchNativeAttnBackend)
-    backend.ascend_gguf_cap = 0.0
+    backend.ascend_gguf_extras = {}
     heads = query.reshape(tokens, HEADS, HEAD_SIZE)
     attention = [backend, heads, torch.empty_like(heads), *caches, slots, ids, lengths]
     attend = TorchNativeAttnBackend._run_sdpa_forward_decode

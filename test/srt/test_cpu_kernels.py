@@ -134,9 +134,9 @@ def test_rotary_embedding(dtype: torch.dtype, is_neox_style: bool) -> None:
 
 
 def backend() -> TorchNativeAttnBackend:
-    """Attending for a layer without a cap."""
+    """Attending for a layer without cap or sinks."""
     result = TorchNativeAttnBackend.__new__(TorchNativeAttnBackend)
-    result.ascend_gguf_cap = 0.0
+    result.ascend_gguf_extras = {}
     return result
 
 
