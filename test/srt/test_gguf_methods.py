@@ -283,12 +283,16 @@ def test_options_of_the_loader():
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.model_loader.loader import GGUFModelLoader
 
-    options = {"modules_to_not_convert": ["lm_head"]}
+    options = {"modules_to_not_convert": ["lm_head"], "weights": "packed", "on_mismatch": "stop"}
     loader = GGUFModelLoader(LoadConfig(model_loader_extra_config=options))
     assert loader.options == options
     assert GGUFModelLoader(LoadConfig()).options == {}
     for wrong in ({"modules_to_not_convert": "lm_head"}, {"no_such_option": []}):
         with pytest.raises(GGUFError, match=r"no such option.*modules_to_not_convert: list"):
+            GGUFModelLoader(LoadConfig(model_loader_extra_config=wrong))
+    for wrong in ({"weights": "int4"}, {"weights": True}, {"on_mismatch": "go on"}):
+        values = r"weights: auto or packed or dense, on_mismatch: dense or stop"
+        with pytest.raises(GGUFError, match=values):
             GGUFModelLoader(LoadConfig(model_loader_extra_config=wrong))
 
 
