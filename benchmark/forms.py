@@ -1,7 +1,7 @@
 """Converting blocks to the forms of an Ascend NPU, beside decoding them.
 
-Billions of weights a second of processor time, to bfloat16 or with scales of it; one thread, medians
-of rounds in which all take turns.
+Billions of weights a second of processor time, to bfloat16 or with scales of it; one thread,
+medians of rounds in which all take turns.
 """
 
 from __future__ import annotations
