@@ -35,10 +35,16 @@ def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks, dtype):
     check_file(npu_zygote, DATA / f"{name}.gguf", log, dtype, *arguments, limit=LIMITS[dtype])
 
 
+#: In float16, of files with types that have a scale for 16 weights and are the smaller part of the
+#: file: linear layers hold those nearly exactly (docs/resident_forms.md).
+NEARLY_EXACT = {"all-types": 0.01}
+
+
 def _serve_variant(zygote, log, folder: Path, variant: str, dtype: str, *arguments: str) -> None:
     model = write_model(folder / "model.gguf", **VARIANTS[variant])
     with zygote.serve(model.path, log, *NPU, "--dtype", dtype, *arguments) as server:
-        assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[dtype]
+        limit = max(LIMITS[dtype], NEARLY_EXACT.get(variant, 0))
+        assert server.mean_error(PROMPT, model.logprobs()) <= limit
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
