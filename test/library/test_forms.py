@@ -218,6 +218,14 @@ def test_rows_of_experts_in_any_pieces():
     assert torch.equal(found[0], matrix.dequantize())
 
 
+@pytest.mark.parametrize("form", [GroupedInt4, GroupedPlanes])
+@pytest.mark.parametrize("rows", [120, 128, 136, 392])
+def test_many_rows_of_experts(form, rows):
+    matrix = golden(block_type(GGMLQuantizationType.Q4_0))
+    matrix = BlockTensor(matrix.blocks.repeat(20, 1)[:rows], GGMLQuantizationType.Q4_0)
+    assert torch.equal(converted(form, one(form, matrix)).dequantize()[0], matrix.dequantize())
+
+
 def test_rows_of_no_piece_are_zero():
     matrix = golden(block_type(GGMLQuantizationType.Q4_K))[:16]
     whole = Weight(None, 24, 256, torch.float16, (Piece(0, 0, 0, matrix),))

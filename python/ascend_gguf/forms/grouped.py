@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.decoders.kernel import compiled, host_machine, loop
-from ascend_gguf.decoders.vectors import I8, I32, I64, LANES, Bytes, store
+from ascend_gguf.decoders.vectors import I8, I32, I64, LANES, Bytes, Vector, store
 from ascend_gguf.forms.base import Form, Piece, Weight
 from ascend_gguf.forms.groups import Packing, convert
 from ascend_gguf.forms.int4 import nibbles
@@ -27,7 +27,8 @@ from ascend_gguf.forms.row_groups import packing_obstacle
 _EIGHT = 8
 
 # Rows made at once: with 16 elements of ``packed`` a row of them fills a cache line.
-_ROWS = 16 * _EIGHT
+_WORDS = 16
+_ROWS = _WORDS * _EIGHT
 
 # Bytes between made rows.
 _PADDING = 64
@@ -104,15 +105,9 @@ class Grouped(Form):
         offset = None if own is None else torch.empty_like(scale)
         convert(matrix, self.packing, numbers, scale, offset)
         target = self.tensors["packed"][expert, :, row // _EIGHT :]
-        transposing = transposer(self.packing.planes)
-        transposing(
-            numbers.data_ptr(),
-            cols + _PADDING,
-            target.data_ptr(),
-            target.stride(0),
-            rows // _EIGHT,
-            cols,
-        )
+        transpose = transposer(self.packing.planes, whole=rows == _ROWS)
+        places = [value for t in (numbers, target) for value in (t.data_ptr(), t.stride(0))]
+        transpose(*places, rows // _EIGHT, cols)
         self.tensors["scale"][expert, :, row : row + rows] = scale.t()
         if own is not None:
             own[expert, :, row : row + rows] = offset.t()
@@ -158,36 +153,60 @@ def _constant(value: float, like: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def transposer(planes: bool) -> Callable[..., None]:
+def transposer(planes: bool, whole: bool) -> Callable[..., None]:
     """Packs rows of bytes along the rows; compiled on first use.
 
     Arguments: address and bytes from row to row of the numbers ``[rows, cols]``; address and
     elements from row to row of the result, int32 ``[cols, rows / 8]`` or, of planes, twice as many
-    rows; ``rows / 8``; ``cols``, a multiple of 16.
+    rows; ``rows / 8``, at most 16 and if ``whole`` exactly so many; ``cols``, a multiple of 16.
     """
     module = ir.Module()
     types = [I8.as_pointer(), I64, I32.as_pointer(), I64, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "transpose")
     x, x_stride, y, y_stride, words, cols = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    with loop(builder, I64(0), cols, LANES) as col, loop(builder, I64(0), words, 1) as word:
-        first = builder.gep(x, [builder.add(col, builder.mul(builder.mul(word, I64(8)), x_stride))])
-        rows = [
-            Bytes(builder, builder.gep(first, [builder.mul(I64(i), x_stride)])).bytes(0)
-            for i in range(_EIGHT)
-        ]
-        top = builder.mul(col, I64(2)) if planes else col
-        for plane in range(2 if planes else 1):
+    lines = LANES * (2 if planes else 1)
+    # Whole lines of the cache are put together here: rows of the result may share places of it.
+    aside = builder.alloca(I32, I64(lines * _WORDS)) if whole else None
+
+    def line_of(first: ir.Value, line: int) -> ir.Value:
+        return builder.gep(y, [builder.mul(builder.add(first, I64(line)), y_stride)])
+
+    with loop(builder, I64(0), cols, LANES) as col:
+        first_line = builder.mul(col, I64(2)) if planes else col
+        with loop(builder, I64(0), words, 1) as word:
+            top = builder.mul(builder.mul(word, I64(_EIGHT)), x_stride)
+            first = builder.gep(x, [builder.add(col, top)])
+            rows = [
+                Bytes(builder, builder.gep(first, [builder.mul(I64(i), x_stride)])).bytes(0)
+                for i in range(_EIGHT)
+            ]
             # Of planes the high numbers first.
-            kept = [(row + 8) >> 4 for row in rows] if planes and plane == 0 else rows
-            kept = [row & 15 for row in kept]
-            pairs = [kept[i] | kept[i + 1] << 4 for i in range(0, _EIGHT, 2)]
-            packed = pairs[0].widened(32)
-            for i, pair in enumerate(pairs[1:], start=1):
-                packed = packed | pair.widened(32) << 8 * i
-            for lane, number in enumerate(packed.each()):
-                line = builder.add(top, I64(LANES * plane + lane))
-                address = builder.gep(y, [builder.add(builder.mul(line, y_stride), word)])
-                store(builder, address, 0, number)
+            halves = [[(row + 8) >> 4 for row in rows], rows] if planes else [rows]
+            for plane, half in enumerate(halves):
+                for lane, number in enumerate(_eight_in_one(half).each()):
+                    line = LANES * plane + lane
+                    start = (
+                        builder.gep(aside, [I64(line * _WORDS)])
+                        if whole
+                        else line_of(first_line, line)
+                    )
+                    store(builder, builder.gep(start, [word]), 0, number)
+        if whole:
+            for line in range(lines):
+                start = builder.gep(aside, [I64(line * _WORDS)])
+                start = builder.bitcast(start, ir.VectorType(I32, _WORDS).as_pointer())
+                numbers = Vector(builder, builder.load(start, align=4))
+                store(builder, line_of(first_line, line), 0, numbers)
     builder.ret_void()
     return compiled(module, host_machine())
+
+
+def _eight_in_one(rows: list[Vector]) -> Vector:
+    """The low 4 bits of each of eight numbers in 32 bits, the first in the lowest."""
+    kept = [row & 15 for row in rows]
+    pairs = [kept[i] | kept[i + 1] << 4 for i in range(0, _EIGHT, 2)]
+    packed = pairs[0].widened(32)
+    for i, pair in enumerate(pairs[1:], start=1):
+        packed = packed | pair.widened(32) << 8 * i
+    return packed
