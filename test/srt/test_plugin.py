@@ -246,11 +246,10 @@ def test_signatures_are_the_engines(processes):
 
 def _takes(ours: list[list[str]], theirs: list[list[str]]) -> bool:
     """Whether parameters are the engine's, by name and place, but for those handed on unseen."""
-    kinds = [kind for _, kind, _ in ours]
-    if "VAR_POSITIONAL" not in kinds or ours == theirs:
-        return ours == theirs
-    named = kinds.index("VAR_POSITIONAL")
-    return ours[:named] == theirs[:named]
+    if ours == theirs:
+        return True
+    handed_on = [i for i, (_, kind, _) in enumerate(ours) if kind.startswith("VAR_")]
+    return bool(handed_on) and ours[: handed_on[0]] == theirs[: handed_on[0]]
 
 
 def test_versions_are_the_ones_installed():
