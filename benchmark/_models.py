@@ -10,50 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 
 from ascend_gguf import load_config, open_gguf
 from ascend_gguf.architectures import architecture_of
 
 sys.path.append(str(Path(__file__).parents[1] / "test"))
-from random_model import Spec, _write_metadata, random_blocks  # noqa: E402
-
-# Random blocks are drawn so many weights at a time, and repeated.
-_DRAWN = 1 << 22
-
-
-def write_blocks(path: Path, spec: Spec) -> None:
-    """Write a model of any size; its numbers are not computed."""
-    writer = gguf.GGUFWriter(path, spec.arch)
-    _write_metadata(writer, spec)
-    tensors = {name: (spec.type_of(name), shape) for name, shape in spec.shapes().items()}
-    for name, (type_name, shape) in tensors.items():
-        ggml_type = GGMLQuantizationType[type_name]
-        size, nbytes = gguf.GGML_QUANT_SIZES[ggml_type]
-        row_bytes = shape[-1] // size * nbytes
-        total = int(np.prod(shape[:-1])) * row_bytes
-        if type_name == "F32":
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), total)
-        else:
-            blocks = (*shape[:-1], row_bytes)
-            writer.add_tensor_info(name, blocks, np.dtype(np.uint8), total, ggml_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    rng = np.random.default_rng(spec.seed)
-    drawn: dict[str, np.ndarray] = {}
-    for type_name, shape in tensors.values():
-        if type_name == "F32":
-            writer.write_tensor_data(np.ones(shape, np.float32))
-            continue
-        if type_name not in drawn:
-            drawn[type_name] = random_blocks(rng, type_name, (_DRAWN,))[0]
-        size, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-        writer.write_tensor_data(np.resize(drawn[type_name], int(np.prod(shape)) // size * nbytes))
-    writer.close()
+from random_model import Spec, write_blocks  # noqa: E402, F401
 
 
 @contextlib.contextmanager

@@ -33,6 +33,9 @@ PROMPT = [int(t) for t in np.random.default_rng(7).integers(3, 500, 48)]
 #: The architectures that a :class:`Spec` can be of.
 NAMES = ("qwen2", "qwen2moe", "qwen3", "qwen3moe")
 
+# Random blocks are drawn so many weights at a time, and repeated.
+_DRAWN = 1 << 22
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -201,6 +204,37 @@ def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:
     writer.write_tensors_to_file()
     writer.close()
     return Model(path, spec, weights)
+
+
+def write_blocks(path: Path, spec: Spec) -> None:
+    """Write a model of any size; its numbers are not computed."""
+    writer = gguf.GGUFWriter(path, spec.arch)
+    _write_metadata(writer, spec)
+    tensors = {name: (spec.type_of(name), shape) for name, shape in spec.shapes().items()}
+    for name, (type_name, shape) in tensors.items():
+        ggml_type = GGMLQuantizationType[type_name]
+        size, nbytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        row_bytes = shape[-1] // size * nbytes
+        total = int(np.prod(shape[:-1])) * row_bytes
+        if type_name == "F32":
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), total)
+        else:
+            blocks = (*shape[:-1], row_bytes)
+            writer.add_tensor_info(name, blocks, np.dtype(np.uint8), total, ggml_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(spec.seed)
+    drawn: dict[str, np.ndarray] = {}
+    for type_name, shape in tensors.values():
+        if type_name == "F32":
+            writer.write_tensor_data(np.ones(shape, np.float32))
+            continue
+        if type_name not in drawn:
+            drawn[type_name] = random_blocks(rng, type_name, (_DRAWN,))[0]
+        size, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
+        writer.write_tensor_data(np.resize(drawn[type_name], int(np.prod(shape)) // size * nbytes))
+    writer.close()
 
 
 def read_model(path: Path) -> Model:

@@ -1,0 +1,132 @@
+"""What weights that stay quantized take of an NPU: bytes, traffic, launches."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from random_model import PROMPT, Spec, write_blocks
+from serving import NPU, Server
+
+DENSE = Spec(
+    arch="qwen3", layers=8, hidden=1024, heads=16, kv_heads=8, head_size=64, ffn=3072, vocab=16384
+)
+MOE = Spec(
+    arch="qwen3moe", layers=6, hidden=1024, heads=16, kv_heads=8, head_size=64, experts=16,
+    experts_used=4, expert_ffn=512, vocab=8192,
+)  # fmt: skip
+
+EAGER = ("--disable-cuda-graph", "--skip-tokenizer-init", "--dtype", "bfloat16")
+
+
+def recipe(spec: Spec, name: str) -> Spec:
+    """The types that llama.cpp gives the tensors of a model."""
+    if name != "Q4_K_M":
+        return Spec(**{**vars(spec), "default": name})
+    n = spec.layers
+    better = [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2]
+    layers = "|".join(map(str, better))
+    types = {rf"blk\.({layers})\.(attn_v|ffn_down)": "Q6_K", r"^output\.": "Q6_K"}
+    return Spec(**{**vars(spec), "types": types, "default": "Q4_K"})
+
+
+def decoding_step(server: Server, record: Path) -> dict:
+    """What the device does for one token."""
+    server.generate(PROMPT[:8], {"max_new_tokens": 3, "ignore_eos": True})
+    steps = [json.loads(line) for line in record.read_text().splitlines()]
+    return [step for step in steps if step["mode"] == "DECODE"][-1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "of_the_file", "read_of_dense"),
+    [
+        pytest.param(DENSE, "Q4_K_M", 1.25, 0.40, id="dense-Q4_K_M"),
+        pytest.param(MOE, "Q4_K_M", 1.25, 0.40, id="moe-Q4_K_M"),
+        pytest.param(MOE, "Q8_0", 1.10, 0.65, id="moe-Q8_0"),
+        pytest.param(MOE, "Q4_0", 1.15, 0.35, id="moe-Q4_0"),
+    ],
+)
+def test_bytes_of_large_models(npu_zygote, log, tmp_path, spec, name, of_the_file, read_of_dense):
+    path, record = tmp_path / "model.gguf", tmp_path / "record.jsonl"
+    write_blocks(path, recipe(spec, name))
+    sizes = {n: torch.Size(shape).numel() for n, shape in spec.shapes().items()}
+    assert sum(sizes.values()) > 100e6
+    environment = {"NPU_SIM_RECORD": str(record)}
+    with npu_zygote.serve(path, log, *NPU, *EAGER, environment=environment) as server:
+        step = decoding_step(server, record)
+    total = re.search(r"^all .*?([\d.]+) of the file, ([\d.]+) of dense$", log.read_text(), re.M)
+    assert float(total[1]) <= of_the_file
+    # As numbers of 16 bits: the chosen experts of each layer, and one row of the embedding.
+    read = sum(
+        size * (spec.experts_used / spec.experts if "_exps" in n else 1)
+        for n, size in sizes.items()
+        if n != "token_embd.weight"
+    )
+    assert step["weight_bytes"] <= read_of_dense * 2 * (read + spec.hidden)
+    # A few bytes of the engine's own, about requests.
+    assert sum(nbytes for _, nbytes in step["copies"].values()) < 64
+
+
+def write_awq(folder: Path, spec: Spec) -> None:
+    """The same dense model as W4A16, as the engine itself serves it on NPUs."""
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float16",
+        "hidden_size": spec.hidden, "num_hidden_layers": spec.layers, "vocab_size": spec.vocab,
+        "num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_size, "intermediate_size": spec.ffn, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "quantization_config": {
+            "quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True,
+            "version": "gemm",
+        },
+    }  # fmt: skip
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(spec.vocab, spec.hidden).half(),
+        "lm_head.weight": torch.zeros(spec.vocab, spec.hidden).half(),
+        "model.norm.weight": torch.ones(spec.hidden).half(),
+    }
+    q, kv = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    for layer in range(spec.layers):
+        block = f"model.layers.{layer}."
+        for name, size in (
+            ("input_layernorm", spec.hidden), ("post_attention_layernorm", spec.hidden),
+            ("self_attn.q_norm", spec.head_size), ("self_attn.k_norm", spec.head_size),
+        ):  # fmt: skip
+            tensors[f"{block}{name}.weight"] = torch.ones(size).half()
+        for name, outputs, inputs in (
+            ("self_attn.q_proj", q, spec.hidden), ("self_attn.k_proj", kv, spec.hidden),
+            ("self_attn.v_proj", kv, spec.hidden), ("self_attn.o_proj", spec.hidden, q),
+            ("mlp.gate_proj", spec.ffn, spec.hidden), ("mlp.up_proj", spec.ffn, spec.hidden),
+            ("mlp.down_proj", spec.hidden, spec.ffn),
+        ):  # fmt: skip
+            groups = inputs // 64
+            tensors[f"{block}{name}.qweight"] = torch.ones(inputs, outputs // 8, dtype=torch.int32)
+            tensors[f"{block}{name}.qzeros"] = torch.ones(groups, outputs // 8, dtype=torch.int32)
+            tensors[f"{block}{name}.scales"] = torch.full((groups, outputs), 0.01).half()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_launches_of_a_layer_are_those_of_the_engines_own_int4(npu_zygote, log, tmp_path):
+    arguments = (*NPU, "--skip-tokenizer-init", "--dtype", "float16")
+    launches: dict[tuple[str, int], int] = {}
+    for layers in (1, 3):
+        spec = recipe(Spec(layers=layers), "Q4_K_M")
+        paths = {"gguf": tmp_path / f"{layers}.gguf", "awq": tmp_path / f"awq-{layers}"}
+        write_blocks(paths["gguf"], spec)
+        write_awq(paths["awq"], spec)
+        for kind, path in paths.items():
+            record = tmp_path / f"{kind}-{layers}.jsonl"
+            environment = {"NPU_SIM_RECORD": str(record)}
+            with npu_zygote.serve(path, log, *arguments, environment=environment) as server:
+                step = decoding_step(server, record)
+            assert step["graph_replays"] == 1 and not step["copies"]
+            launches[kind, layers] = step["launches"]
+    of_two_layers = {kind: launches[kind, 3] - launches[kind, 1] for kind in ("gguf", "awq")}
+    assert of_two_layers["gguf"] <= of_two_layers["awq"]
