@@ -8,8 +8,6 @@ from typing import Any
 from sglang.srt.arg_groups.overrides import model_config_of
 from sglang.srt.utils import is_cpu
 
-from ascend_gguf.srt.device import uses_ascend_methods
-
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
     """AROUND the engine's checks: let models attend by the CPU's backend that it thinks cannot.
@@ -17,7 +15,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     EXAONE 4 needs windows, which that backend has; gpt-oss needs sinks, which it has with
     :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     """
-    config = model_config_of(server_args).hf_config if uses_ascend_methods() else None
+    config = model_config_of(server_args).hf_config
     kind = getattr(config, "model_type", None)
     # transformers writes zero for a model without windows, where the engine looks for None.
     if kind == "exaone4" and (is_cpu() or not config.sliding_window_pattern):

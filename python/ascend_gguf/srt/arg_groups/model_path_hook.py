@@ -15,7 +15,6 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.reader import open_gguf
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
@@ -28,8 +27,6 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     Raises:
         GGUFError: the model cannot be found, is damaged, or is not one that can be served.
     """
-    if not uses_ascend_methods():
-        return original(server_args)
     asked = resolving_view(server_args)
     required = "gguf" in (asked.quantization, asked.load_format)
     model = _find(asked.model_path, asked.revision, required)

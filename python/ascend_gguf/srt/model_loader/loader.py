@@ -28,7 +28,7 @@ from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.resident_tensor import ResidentTensor
-from ascend_gguf.srt.device import serve_gguf, uses_ascend_methods
+from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     block_names,
@@ -50,8 +50,6 @@ _OPTIONS: dict[str, type | tuple[str, ...]] = {
 
 def __init__(original: Callable, self: engine.GGUFModelLoader, load_config: LoadConfig) -> None:
     """AROUND ``GGUFModelLoader.__init__``: take the options the engine's loader refuses."""
-    if not uses_ascend_methods():
-        return original(self, load_config)
     engine.BaseModelLoader.__init__(self, load_config)
     self.options = checked_options(load_config.model_loader_extra_config)
 
@@ -94,8 +92,6 @@ def load_model(
         GGUFError: the file is damaged or does not fit the model, or a parameter was left
             uninitialised.
     """
-    if not uses_ascend_methods():
-        return original(self, model_config=model_config, device_config=device_config)
     serve_gguf()
     path = model_config.model_path
     name_map = _name_map(path, model_config.hf_config)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.srt.device import uses_ascend_methods
-
 
 def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``CohereAttention.__init__``: count the token itself in its window.
@@ -14,8 +12,6 @@ def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None
     engine's other models subtract one.  Where no rotary embedding copies them, queries are a part
     of a wider matrix, which Ascend's operators refuse.
     """
-    if not uses_ascend_methods():
-        return
     if self.sliding_window_size > 0:
         self.attn.sliding_window_size = self.sliding_window_size - 1
     self.attn.register_forward_pre_hook(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.models.rotary import set_rotary_style
 
 
@@ -15,8 +14,7 @@ def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None
     rows for that in Llama's family, not in this one.  It leaves the base of the rotary embedding
     and the epsilon of the norms at defaults.
     """
-    if uses_ascend_methods():
-        config = kwargs["config"]
-        set_rotary_style(self, config, is_neox_style=True)
-        for norm in (self.q_norm, self.k_norm):
-            norm.variance_epsilon = config.rms_norm_eps
+    config = kwargs["config"]
+    set_rotary_style(self, config, is_neox_style=True)
+    for norm in (self.q_norm, self.k_norm):
+        norm.variance_epsilon = config.rms_norm_eps

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ascend_gguf.block_tensor import BlockTensor
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.models.single_experts import load_single_experts
 
 
@@ -22,8 +21,7 @@ def load_weights(
 
     The engine's loader has gate and up in one tensor of all experts, and sorts what it is given.
     """
-    if uses_ascend_methods():
-        weights = _blocks_with_types(load_single_experts(self, weights))
+    weights = _blocks_with_types(load_single_experts(self, weights))
     return original(self, weights, **kwargs)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.models.rotary import set_rotary_style
 
 
@@ -16,8 +15,6 @@ def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None
     The rows of a head are turned as in EXAONE 4.  The norm of queries and keys leaves one row a
     head, of which the engine's attention would take the first ones for the tokens.
     """
-    if not uses_ascend_methods():
-        return
     set_rotary_style(self, kwargs["config"], is_neox_style=True)
 
     def one_row_a_token(module: torch.nn.Module, inputs: tuple) -> tuple:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.models.rotary import set_rotary_style
 from ascend_gguf.srt.models.single_experts import load_single_experts
 
@@ -16,9 +15,7 @@ def load_weights(
     original: Callable, self: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Any:
     """AROUND ``Llama4ForCausalLM.load_weights``, which it has from Llama: experts too."""
-    if uses_ascend_methods():
-        weights = load_single_experts(self, weights)
-    return original(self, weights)
+    return original(self, load_single_experts(self, weights))
 
 
 def turn_pairs(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -26,7 +23,7 @@ def turn_pairs(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
 
     The engine does so for GGUF where the configuration is not that of the text model alone.
     """
-    if uses_ascend_methods() and self.rotary_emb is not None:
+    if self.rotary_emb is not None:
         set_rotary_style(self, kwargs["config"], is_neox_style=False)
 
 
@@ -45,8 +42,6 @@ def forward(
     Args:
         hidden_states: ``[tokens, hidden]``.
     """
-    if not uses_ascend_methods():
-        return original(self, positions, hidden_states, forward_batch)
     qkv, _ = self.qkv_proj(hidden_states)
     q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
     if self.rotary_emb is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.srt.device import uses_ascend_methods
-
 
 def renormalize_topk(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``Qwen3MoeSparseMoeBlock.__init__``: renormalise the chosen experts' weights.
@@ -14,5 +12,4 @@ def renormalize_topk(result: None, self: Any, *args: Any, **kwargs: Any) -> None
     (``build_moe_ffn`` with ``norm_w``) do it, whatever the weights' format.
     """
     config = kwargs["config"] if "config" in kwargs else args[1]
-    if uses_ascend_methods():
-        self.topk.topk_config.renormalize = getattr(config, "norm_topk_prob", True)
+    self.topk.topk_config.renormalize = getattr(config, "norm_topk_prob", True)

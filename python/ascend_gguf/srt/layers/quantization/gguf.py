@@ -36,7 +36,6 @@ from ascend_gguf.kernels.blocks import BlocksExperts, BlocksLinear
 from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
-from ascend_gguf.srt.device import uses_ascend_methods
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -58,8 +57,6 @@ def get_quant_method(
 
     Layers that ``modules_to_not_convert`` names stay unquantized, whatever their kind.
     """
-    if not uses_ascend_methods():
-        return original(self, layer, prefix)
     for kind, quantized, unquantized in (
         (LinearBase, GGUFLinearAscendMethod, UnquantizedLinearMethod),
         (VocabParallelEmbedding, GGUFEmbeddingAscendMethod, UnquantizedEmbeddingMethod),

@@ -10,7 +10,6 @@ from sglang.srt.utils.hf_transformers.gguf_native import GGUF_NATIVE_CONFIG_BUIL
 
 from ascend_gguf.generation_config import load_generation_config
 from ascend_gguf.reader import open_gguf
-from ascend_gguf.srt.device import uses_ascend_methods
 
 
 def reads_from(model: str, unless: str) -> bool:
@@ -20,8 +19,7 @@ def reads_from(model: str, unless: str) -> bool:
     reader of an architecture.
     """
     return (
-        uses_ascend_methods()
-        and check_gguf_file(model)
+        check_gguf_file(model)
         and gguf_sidecar_dir(model, unless) is None
         and open_gguf(model).architecture not in GGUF_NATIVE_CONFIG_BUILDERS
     )
