@@ -255,6 +255,16 @@ def test_threads_do_not_change_bits(openmp, dtype, count, two_threads, monkeypat
     assert torch.equal(linear(x, weights), together)
 
 
+def test_results_in_another_dtype():
+    x, weights = vectors_of(3, COLS, torch.bfloat16), matrix(KINDS["Q4_K"], 500)
+    form = form_of(Piece(0, 0, 0, weights))
+    exact = BlocksLinear(torch.float32).linear(x, form)
+    assert exact.dtype is torch.float32
+    assert torch.equal(exact.bfloat16(), BlocksLinear().linear(x, form))
+    expected = x.double() @ weights.dequantize().double().T
+    assert (exact - expected).norm() < 2**-10 * expected.norm()
+
+
 def test_one_layer_in_two_threads_of_python(two_threads):
     """What a layer plans is kept; carrying it out shares nothing."""
     from concurrent.futures import ThreadPoolExecutor

@@ -34,6 +34,7 @@ from sglang.srt.layers.quantization.unquant import (
     UnquantizedLinearMethod,
 )
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.model_loader.utils import set_default_torch_dtype
 from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_context, get_parallel
@@ -374,6 +375,17 @@ def test_embedding(type_name, kind):
     assert torch.equal(layer.quant_method.embedding(layer, tokens), matrix.values[tokens])
     x = torch.randn(3, HIDDEN)
     assert_near(layer.quant_method.apply(layer, x)[:, :300], x @ matrix.values.T)
+
+
+def test_logits_are_not_rounded():
+    matrix = Matrix("Q4_K", 64, HIDDEN)
+    with set_default_torch_dtype(torch.bfloat16):
+        layer = ParallelLMHead(64, HIDDEN, quant_config=GGUFConfig(), prefix="m")
+    load(layer, {None: matrix})
+    x = torch.randn(3, HIDDEN).bfloat16()
+    logits = layer.quant_method.apply(layer, x)
+    assert logits.dtype is torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @EVERY_TYPE

@@ -18,11 +18,16 @@ _MOST_KEPT = 64
 
 
 class BlocksLinear(LinearKernel):
-    """Decodes weights while it multiplies with them: see :mod:`~ascend_gguf.kernels.multiply`."""
+    """Decodes weights while it multiplies with them: see :mod:`~ascend_gguf.kernels.multiply`.
+
+    Args:
+        out_dtype: of results; by default that of vectors.
+    """
 
     forms = (Blocks,)
 
-    def __init__(self) -> None:
+    def __init__(self, out_dtype: torch.dtype | None = None) -> None:
+        self._out_dtype = out_dtype
         self._plans: dict[tuple, _Plan] = {}
 
     def linear(
@@ -31,12 +36,13 @@ class BlocksLinear(LinearKernel):
         rows, cols = weight.shape
         vectors = x.reshape(-1, cols)
         count = vectors.shape[0]
-        out = vectors.new_empty(count, rows)
+        out_dtype = self._out_dtype or x.dtype
+        out = vectors.new_empty(count, rows, dtype=out_dtype)
         if count:
             key = weight, count, x.dtype
             plan_ = self._plans.get(key)
             if plan_ is None:
-                plan_ = _Plan(weight, [(0, 0, 0, count)], x.dtype, x.dtype)
+                plan_ = _Plan(weight, [(0, 0, 0, count)], x.dtype, out_dtype)
                 if count <= _MOST_KEPT:
                     self._plans[key] = plan_
             plan_.run(vectors, out)

@@ -94,10 +94,11 @@ def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel 
 def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
     """As :func:`linear_kernel`, for the embedding and the output matrix.
 
-    The error of an output matrix is all in the logits, and it is one product of many: always exact.
+    The error of an output matrix is all in the logits, and it is one product of many: always exact,
+    and on the host not rounded either.
     """
     if not is_npu():
-        return linear_kernel(quant_config, dtype)
+        return BlocksLinear(torch.float32) if _packs(quant_config) else None
     return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
 
 
