@@ -13,6 +13,7 @@ import pytest
 import requests
 from openai import OpenAI
 
+from npu_sim.operators.antiquant import FAULT
 from random_model import PROMPT, read_model, write_model
 from serving import NPU, launch, npu_simulation
 from srt.test_accuracy import VARIANTS, check_file
@@ -23,6 +24,9 @@ BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 #: Mean absolute error of the log-probabilities of a prompt's tokens.  Packed scales and offsets are
 #: of the model's dtype, and types with a scale for 16 weights may be held nearly exactly.
 LIMITS = {"float16": 0.01, "bfloat16": 0.02}
+
+#: The environment of a device whose products are wrong.
+WRONG_DEVICE = dict([FAULT])
 
 #: Random models have no routers whose best logits nearly tie, so bfloat16 can be held to its limit.
 IN_BFLOAT16 = ("all-types", "F16", "BF16-experts", "expert-types", "fused-experts", "file-order")
@@ -156,3 +160,31 @@ def test_one_collective_in_a_layer_of_experts(tmp_path):
         assert names == ["HcclAllReduce"] * (1 + 2 * layers) + ["HcclAllGather"]
         # A few bytes of the engine's own, about requests; nothing for layers or weights.
         assert sum(nbytes for _, nbytes in step["copies"].values()) < 64
+
+
+def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
+    arguments = (*NPU, "--dtype", "float16")
+    path = DATA / "qwen3-moe-Q4_K_M.gguf"
+    reference = json.loads(path.with_suffix(".ref.json").read_text())
+    with npu_zygote.serve(path, log, *arguments, environment=WRONG_DEVICE) as server:
+        error = server.mean_error(reference["input_ids"], reference["token_logprobs"])
+    assert error <= LIMITS["float16"]
+    text = log.read_text()
+    for form in ("int4", "int4, experts"):
+        assert f"held as numbers, as this device is wrong with {form} " in text
+    # What has no offsets is right, and stays packed.
+    assert "device is wrong with planes" not in text
+
+
+def test_a_device_that_is_wrong_is_refused_on_demand(npu_zygote, log):
+    options = ("--model-loader-extra-config", json.dumps({"on_mismatch": "stop"}))
+    path = DATA / "qwen3-dense-Q4_K_M.gguf"
+    with (
+        pytest.raises(AssertionError, match="the server ended while starting"),
+        npu_zygote.serve(path, log, *NPU, *options, environment=WRONG_DEVICE),
+    ):
+        pass
+    text = log.read_text()
+    assert f"{path.name}: this device does not multiply with packed weights as it should" in text
+    assert "int4 512 x 256 in bfloat16: the result differs" in text
+    assert 'load with {"weights": "dense"}' in text

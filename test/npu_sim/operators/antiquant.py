@@ -4,7 +4,12 @@ grouped one.
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+#: Makes the device wrong, as a release of CANN may be: offsets are not added.
+FAULT = "NPU_SIM_FAULT", "antiquant_offset"
 
 
 def dequantise(
@@ -27,7 +32,8 @@ def dequantise(
         return v.repeat_interleave(group, -2)[..., :rows, :] if group else v
 
     out = w.to(work)
-    if offset is not None:
+    name, fault = FAULT
+    if offset is not None and os.environ.get(name) != fault:
         out = out + rowwise(offset)
     return (out * rowwise(scale)).to(scale.dtype).float()
 

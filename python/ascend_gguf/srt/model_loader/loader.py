@@ -113,7 +113,7 @@ def load_model(
             if quant_method is not None:
                 with engine.device_loading_context(module, target_device):
                     quant_method.process_weights_after_loading(module)
-    resident.verify(model, self.options.get("on_mismatch", "dense"))
+    resident.verify(model, path, self.options.get("on_mismatch", "dense"))
     resident.report(model, path, model_config.dtype)
     return model
 

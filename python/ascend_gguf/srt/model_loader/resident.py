@@ -28,7 +28,7 @@ def choose(options: dict[str, Any], path: str) -> Choice:
     return Choice(weights, weights == "auto" and 2 * fine < sum(t.nbytes for t in quantized))
 
 
-def verify(model: nn.Module, on_mismatch: str) -> None:
+def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
     """Multiply once with a packed weight of each shape, and compare with decoded weights.
 
     Where the device is wrong, weights of that form and shape become numbers, or loading stops.
@@ -51,6 +51,7 @@ def verify(model: nn.Module, on_mismatch: str) -> None:
         if on_mismatch == "stop":
             raise GGUFError(
                 f"this device does not multiply with packed weights as it should: {problem}",
+                file=path,
                 hint='Install another release of CANN, or load with {"weights": "dense"}.',
             )
         logger.error("Weights are held as numbers, as this device is wrong with %s", problem)
