@@ -27,8 +27,9 @@ def engine_model(
     """The engine's model for a file, bfloat16 on the CPU, and the file's names in it.
 
     It has ``layers`` layers, which the file's take turns in: so a file can be loaded whose numbers
-    would not fit in memory.
+    would not fit in memory.  Weights become numbers.
     """
+    from ascend_gguf.srt.layers.quantization.gguf import Choice
     from sglang.srt.layers.quantization.gguf import GGUFConfig
     from sglang.srt.model_loader.utils import set_default_torch_dtype
     from sglang.srt.plugins import load_plugins
@@ -56,4 +57,6 @@ def engine_model(
     with get_parallel().override(**one, pp_group=pp_group):
         with set_default_torch_dtype(torch.bfloat16):
             module = import_module(f"sglang.srt.models.{config.model_type}")
-            yield module.EntryClass(config, quant_config=GGUFConfig()), names
+            quant_config = GGUFConfig()
+            quant_config.choice = Choice("dense")
+            yield module.EntryClass(config, quant_config=quant_config), names

@@ -1,0 +1,71 @@
+"""Loading to a simulated NPU: weights packed and as numbers, by the engine's own clock.
+
+The work of the host is real: reading, converting or decoding, and copying to what stands for the
+device's memory.  The file lies in the page cache; the two take turns, medians count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from demo import free_port, running, wait_until_ready
+from serve import plan
+
+sys.path.append(str(Path(__file__).parents[1] / "test"))
+from random_model import Spec, write_blocks  # noqa: E402
+
+#: Recipes like llama.cpp's Q4_K_M: a part of the matrices better.
+BETTER = {r"\.[02468]\.(attn_v|ffn_down)": "Q6_K", r"^output\.": "Q6_K"}
+MODELS = {
+    "dense": Spec(
+        types=BETTER, layers=6, hidden=4096, heads=32, kv_heads=8, head_size=128, ffn=12288,
+        vocab=1 << 15,
+    ),
+    "mixture of experts": Spec(
+        arch="qwen3moe", types=BETTER, layers=6, hidden=2048, heads=32, kv_heads=4, head_size=128,
+        experts=64, experts_used=8, expert_ffn=768, vocab=1 << 15,
+    ),
+}  # fmt: skip
+WEIGHTS = ("dense", "packed")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="npu_loading", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="for each form (%(default)s)")
+    options = parser.parse_args(arguments)
+    print("| Q4_K_M | GB | dense: seconds | packed: seconds | packed : dense |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, spec in MODELS.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_blocks(folder / "model.gguf", spec)
+            times: dict[str, list[float]] = {weights: [] for weights in WEIGHTS}
+            for _ in range(options.rounds):
+                for weights, seconds in times.items():
+                    seconds.append(_load(folder / "model.gguf", weights, folder / "log"))
+            dense, packed = (statistics.median(times[weights]) for weights in WEIGHTS)
+            size = (folder / "model.gguf").stat().st_size / 1e9
+        print(f"| {name} | {size:.2f} | {dense:.2f} | {packed:.2f} | {packed / dense:.2f} |")
+
+
+def _load(model: Path, weights: str, log: Path) -> float:
+    """Seconds that the engine says it took."""
+    port = free_port()
+    command, environment = plan(
+        str(model), "npu", port, True,
+        [
+            *("--model-loader-extra-config", json.dumps({"weights": weights})),
+            *("--max-total-tokens", "1024", "--max-running-requests", "1", "--disable-cuda-graph"),
+            *("--dtype", "bfloat16", "--skip-tokenizer-init", "--skip-server-warmup"),
+        ],
+    )  # fmt: skip
+    with running(command, os.environ | environment, log) as process:
+        wait_until_ready(process, f"http://127.0.0.1:{port}/health", log, 300)
+    return float(re.search(r"Load weight end\. elapsed=([\d.]+) s", log.read_text())[1])
