@@ -29,11 +29,12 @@ def engine_model(
     It has ``layers`` layers, which the file's take turns in: so a file can be loaded whose numbers
     would not fit in memory.  Weights become numbers.
     """
-    from ascend_gguf.srt.layers.quantization.gguf import Choice
     from sglang.srt.layers.quantization.gguf import GGUFConfig
     from sglang.srt.model_loader.utils import set_default_torch_dtype
     from sglang.srt.plugins import load_plugins
     from sglang.srt.runtime_context import get_context, get_parallel
+
+    from ascend_gguf.srt.layers.quantization.gguf import Choice
 
     load_plugins()
     get_context().override_server_args(device="cpu").install()
