@@ -1,0 +1,305 @@
+"""The engine's own layers of experts, loaded with blocks, against the dense reference."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+from sglang.srt.layers.moe.topk import StandardTopKOutput
+from sglang.srt.layers.quantization.gguf import GGUFConfig
+
+from ascend_gguf import GGUFError, load_config
+from ascend_gguf.srt.layers.quantization.gguf import (
+    Choice,
+    GGUFMoEAscendMethod,
+)
+from random_model import ALL_TYPES, write_model
+from srt.engine_layers import (
+    EVERY_TYPE,
+    EXPERTS,
+    HIDDEN,
+    PLAIN,
+    TOP_K,
+    Matrix,
+    assert_near,
+    assert_only_weights,
+    ranks,
+)
+
+pytestmark = pytest.mark.usefixtures("engine", "one_rank")
+
+SHARDS = {"w1": "w13", "w2": "w2", "w3": "w13"}
+#: One type for each expert and projection, plain ones among them.
+EXPERT_TYPES = {
+    (expert, shard): ALL_TYPES[(7 * i) % len(ALL_TYPES)]
+    for i, (expert, shard) in enumerate(itertools.product(range(EXPERTS), SHARDS))
+}
+FFN = 256  # half of it is no boundary of a 256-wide block
+
+
+def expert_matrices(types: dict[tuple[int, str], str]) -> dict[tuple[int, str], Matrix]:
+    return {
+        key: Matrix(name, *((HIDDEN, FFN) if key[1] == "w2" else (FFN, HIDDEN)), seed=i)
+        for i, (key, name) in enumerate(types.items())
+    }
+
+
+def make_experts(weights: str = "auto", **options: Any) -> FusedMoE:
+    config = GGUFConfig()
+    config.choice = Choice(weights)
+    return FusedMoE(
+        EXPERTS,
+        HIDDEN,
+        FFN,
+        0,
+        top_k=TOP_K,
+        quant_config=config,
+        prefix="model.layers.0.mlp.experts",
+        **options,
+    )
+
+
+def load_experts(layer: FusedMoE, matrices: dict[tuple[int, str], Matrix]) -> None:
+    """As the models do it: every expert is offered to every rank."""
+    parameters = dict(layer.named_parameters())
+    for types in (True, False):
+        for (expert, shard), matrix in matrices.items():
+            for suffix, tensor in matrix.tensors.items():
+                if (suffix == "qweight_type") == types:
+                    name = f"{SHARDS[shard]}_{suffix}"
+                    parameters[name].weight_loader(
+                        parameters[name], tensor, f"experts.{name}", shard, expert
+                    )
+
+
+def dense_experts(
+    matrices: dict[tuple[int, str], Matrix],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    w13 = [torch.cat([matrices[e, "w1"].values, matrices[e, "w3"].values]) for e in range(EXPERTS)]
+    return torch.stack(w13), torch.stack([matrices[e, "w2"].values for e in range(EXPERTS)])
+
+
+def routing(tokens: int) -> StandardTopKOutput:
+    logits = torch.randn(tokens, EXPERTS, generator=torch.Generator().manual_seed(1))
+    weights, ids = logits.softmax(-1).topk(TOP_K)
+    return StandardTopKOutput(weights, ids.to(torch.int32), logits)
+
+
+def run_experts(layer: FusedMoE, x: torch.Tensor, top_k: StandardTopKOutput) -> torch.Tensor:
+    """This rank's share of the output, before the all-reduce."""
+    dispatched = layer.dispatcher.dispatch(hidden_states=x.clone(), topk_output=top_k)
+    return layer.run_moe_core(dispatched).hidden_states
+
+
+def mixture(
+    x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, top_k: StandardTopKOutput
+) -> torch.Tensor:
+    out = torch.zeros_like(x)
+    for token, (weights, ids) in enumerate(zip(top_k.topk_weights, top_k.topk_ids, strict=True)):
+        for weight, expert in zip(weights, ids.tolist(), strict=True):
+            gate, up = (w13[expert] @ x[token]).chunk(2)
+            out[token] += weight * (w2[expert] @ (F.silu(gate) * up))
+    return out
+
+
+ORDERS = {"as in the table": list, "reversed": lambda items: list(items)[::-1]}
+
+
+def test_types_of_experts_differ():
+    assert len(set(EXPERT_TYPES.values())) == len(EXPERT_TYPES) == 12
+    assert set(PLAIN) & set(EXPERT_TYPES.values())
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_experts_of_any_types(order):
+    matrices = expert_matrices(EXPERT_TYPES)
+    layer = make_experts()
+    load_experts(layer, dict(order(matrices.items())))
+    layer.quant_method.process_weights_after_loading(layer)
+    w13, w2 = dense_experts(matrices)
+    assert_only_weights(layer, w13_weight=w13, w2_weight=w2)
+    x, top_k = 0.1 * torch.randn(5, HIDDEN), routing(5)
+    assert_near(run_experts(layer, x, top_k), mixture(x, w13, w2, top_k))
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("weights", ["auto", "dense"])
+def test_experts_of_one_type(type_name, weights):
+    matrices = expert_matrices(dict.fromkeys(EXPERT_TYPES, type_name))
+    layer = make_experts(weights, params_dtype=torch.bfloat16)
+    load_experts(layer, matrices)
+    layer.quant_method.process_weights_after_loading(layer)
+    w13, w2 = dense_experts(matrices)
+    assert_only_weights(layer, w13_weight=w13, w2_weight=w2)
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (4, 1), (2, 2), (4, 2)])
+def test_experts_on_several_ranks(tp, ep):
+    """Gate and up are cut along the output, down along the input; ranks sum to the whole, once."""
+    matrices = expert_matrices(EXPERT_TYPES)
+    w13, w2 = dense_experts(matrices)
+    x, top_k = 0.1 * torch.randn(5, HIDDEN), routing(5)
+    total = torch.zeros_like(x)
+    moe_tp = tp // ep
+    for rank in range(tp):
+        with ranks(tp, rank, ep):
+            layer = make_experts()
+            load_experts(layer, matrices)
+            layer.quant_method.process_weights_after_loading(layer)
+            local = slice(rank // moe_tp * EXPERTS // ep, (rank // moe_tp + 1) * EXPERTS // ep)
+            ffn = FFN // moe_tp
+            cut = slice(rank % moe_tp * ffn, (rank % moe_tp + 1) * ffn)
+            gate, up = w13.chunk(2, dim=1)
+            expected = torch.cat([gate[local, cut], up[local, cut]], dim=1)
+            assert_only_weights(layer, w13_weight=expected, w2_weight=w2[local, :, cut])
+            total += run_experts(layer, x, top_k)
+    assert_near(total, mixture(x, w13, w2, top_k))
+
+
+def test_input_of_experts_is_not_written():
+    layer = make_experts()
+    load_experts(layer, expert_matrices(EXPERT_TYPES))
+    layer.quant_method.process_weights_after_loading(layer)
+    x = torch.randn(5, HIDDEN)
+    before = x.clone()
+    dispatched = layer.dispatcher.dispatch(hidden_states=x, topk_output=routing(5))
+    layer.run_moe_core(dispatched)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("shard", "projection"), [("w1", "gate"), ("w2", "down"), ("w3", "up")], ids=str
+)
+@pytest.mark.parametrize("expert", range(EXPERTS))
+def test_missing_expert_is_named(shard, projection, expert):
+    matrices = expert_matrices(EXPERT_TYPES)
+    del matrices[expert, shard]
+    layer = make_experts()
+    load_experts(layer, matrices)
+    with pytest.raises(GGUFError, match=rf"the {projection} projection of local expert {expert} "):
+        layer.quant_method.process_weights_after_loading(layer)
+    with pytest.raises(GGUFError, match=r"model\.layers\.0\.mlp\.experts was not loaded"):
+        layer.materialize_gguf_weights()
+
+
+def test_type_without_blocks_does_not_count():
+    matrices = expert_matrices(EXPERT_TYPES)
+    layer = make_experts()
+    load_experts(layer, matrices)
+    layer.quant_method.loaded.discard((2, "w2"))
+    parameter = layer.w2_qweight_type
+    parameter.weight_loader(parameter, torch.tensor(12), "experts.w2_qweight_type", "w2", 2)
+    with pytest.raises(GGUFError, match="down projection of local expert 2"):
+        layer.materialize_gguf_weights()
+
+
+def test_experts_of_other_ranks_are_not_missed():
+    matrices = expert_matrices(EXPERT_TYPES)
+    with ranks(2, 1, ep=2):
+        layer = make_experts()
+        load_experts(layer, {key: matrix for key, matrix in matrices.items() if key[0] >= 2})
+        layer.materialize_gguf_weights()
+        del matrices[3, "w3"]
+        layer = make_experts()
+        load_experts(layer, matrices)
+        with pytest.raises(GGUFError, match="up projection of local expert 1 "):
+            layer.materialize_gguf_weights()
+
+
+def test_biases_of_experts_are_the_engines_affair():
+    matrices = expert_matrices(EXPERT_TYPES)
+    layer = make_experts(with_bias=True)
+    load_experts(layer, matrices)
+    for name, bias in (("w13", layer.w13_weight_bias), ("w2", layer.w2_weight_bias)):
+        shard = {"w13": "w1", "w2": "w2"}[name]
+        assert layer._load_gguf_weight(bias, torch.zeros(bias.shape[1]), shard, 0) is False
+    layer.w13_weight_bias.data.normal_()
+    layer.w2_weight_bias.data.normal_()
+    layer.quant_method.process_weights_after_loading(layer)
+    x = 0.1 * torch.randn(1, HIDDEN)
+    top_k = StandardTopKOutput(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int32), object())
+    w13, w2 = dense_experts(matrices)
+    gate, up = F.linear(x, w13[1], layer.w13_weight_bias[1]).chunk(2, dim=-1)
+    expected = F.linear(F.silu(gate) * up, w2[1], layer.w2_weight_bias[1])
+    assert_near(run_experts(layer, x, top_k), expected)
+
+
+def test_router_weights_on_the_input():
+    matrices = expert_matrices(EXPERT_TYPES)
+    layer = make_experts(apply_router_weight_on_input=True)
+    load_experts(layer, matrices)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, weight = torch.randn(1, HIDDEN), torch.full((1, 1), 0.25)
+    top_k = StandardTopKOutput(weight, torch.ones(1, 1, dtype=torch.int32), object())
+    whole = top_k._replace(topk_weights=torch.ones(1, 1))
+    expected = mixture(0.25 * x, *dense_experts(matrices), whole)
+    assert_near(run_experts(layer, x, top_k), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": "relu2"}, {"gemm1_alpha": 1.7}, {"swiglu_limit": 7.0}, {"is_gated": False}],
+    ids=str,
+)
+def test_activation_that_nobody_implemented(options):
+    """A wrong activation would give wrong numbers, not an error."""
+    layer = make_experts(**options)
+    x = torch.randn(1, HIDDEN)
+    with pytest.raises(NotImplementedError, match=r"activation '\w+'.*not supported on the CPU"):
+        run_experts(layer, x, routing(1))
+
+
+def test_other_methods_keep_the_engines_loader():
+    layer = FusedMoE(EXPERTS, HIDDEN, FFN, 0, top_k=TOP_K, prefix="m")
+    weight = layer.w13_weight
+    assert layer._load_gguf_weight(weight, torch.zeros(FFN, HIDDEN), "w1", 0) is False
+    layer.materialize_gguf_weights()  # nothing is missed where nothing is GGUF
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+def sparse_block(tmp_path, **changes: Any) -> torch.nn.Module:
+    from sglang.srt.models.qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    config = load_config(write_model(tmp_path / "m.gguf", arch="qwen3moe").path)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return Qwen3MoeSparseMoeBlock(0, config, GGUFConfig(), prefix="model.layers.0.mlp")
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_qwen3_moe_renormalises_as_its_configuration_says(renormalize, tmp_path):
+    block = sparse_block(tmp_path, norm_topk_prob=renormalize)
+    assert block.topk.topk_config.renormalize is renormalize
+    assert type(block.experts.quant_method) is GGUFMoEAscendMethod
+
+
+def test_qwen3_moe_on_other_devices_is_the_engines(tmp_path, other_device):
+    assert sparse_block(tmp_path, norm_topk_prob=True).topk.topk_config.renormalize is False
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.bfloat16,
+    ],
+    ids=str,
+)
+def test_gate_of_the_shared_expert(dtype):
+    from sglang.srt.models import qwen2_moe
+
+    g = torch.Generator().manual_seed(0)
+    x, shared, out = (torch.randn(50, HIDDEN, generator=g).to(dtype) for _ in range(3))
+    gate = (0.1 * torch.randn(HIDDEN, generator=g)).to(dtype)
+    scale = torch.sigmoid(x.double() @ gate.double())[:, None]
+    expected = out.double() + scale * shared.double()
+    rounded = expected.to(dtype).double()
+    assert qwen2_moe.fused_gate_sigmoid_mul_add(x, gate, shared, out) is None
+    # At most as far away as the nearest number, or by what float32 arithmetic adds.
+    assert ((out - expected).abs() <= (rounded - expected).abs() + 1e-5).all()
