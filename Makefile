@@ -39,7 +39,7 @@ serve:
 		--port '$(PORT)' $(if $(filter-out 0,$(SIM)),--sim) -- $(ARGS))
 
 test: setup
-	$(call in_env,-m pytest $(ARGS))
+	$(call in_env,-m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS))
 
 bench: setup
 	@test -f benchmark/run.py || { echo "make bench: benchmark/run.py is not there yet" >&2; exit 1; }

@@ -13,9 +13,10 @@ import re
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from demo import free_port, running, wait_until_ready
+from demo import free_port, running
 from serve import plan
 
 sys.path.append(str(Path(__file__).parents[1] / "test"))
@@ -67,5 +68,9 @@ def _load(model: Path, weights: str, log: Path) -> float:
         ],
     )  # fmt: skip
     with running(command, os.environ | environment, log) as process:
-        wait_until_ready(process, f"http://127.0.0.1:{port}/health", log, 300)
-    return float(re.search(r"Load weight end\. elapsed=([\d.]+) s", log.read_text())[1])
+        while process.poll() is None:
+            found = re.search(r"Load weight end\. elapsed=([\d.]+) s", log.read_text())
+            if found:
+                return float(found[1])
+            time.sleep(0.2)
+    raise SystemExit(f"the server ended while loading:\n{log.read_text()[-2000:]}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 
 import pytest
@@ -13,27 +12,15 @@ from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
-from sglang.srt.plugins import load_plugins
-from sglang.srt.runtime_context import get_context
 
 from ascend_gguf.srt import device
 from ascend_gguf.srt.layers import sampler as hooks
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 #: dtype -> the relative difference of results, the engine's rounded several times.
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 EVERY_DTYPE = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> Iterator[None]:
-    """The engine with the patch, in this process."""
-    excepthook = sys.excepthook
-    load_plugins()
-    override = get_context().override_server_args(device="cpu")
-    override.install()
-    yield
-    override.restore()
-    sys.excepthook = excepthook
 
 
 @pytest.fixture(autouse=True)
