@@ -1,7 +1,8 @@
-"""Loading to a simulated NPU: weights packed and as numbers, by the engine's own clock.
+"""Loading to a simulated NPU: weights packed and as numbers.
 
 The work of the host is real: reading, converting or decoding, and copying to what stands for the
-device's memory.  The file lies in the page cache; the two take turns, medians count.
+device's memory.  The check afterwards, which multiplies on the simulated device, is left out.  The
+file lies in the page cache; the two take turns, medians count.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _load(model: Path, weights: str, log: Path) -> float:
-    """Seconds that the engine says it took."""
+    """Seconds that the server says it took."""
     port = free_port()
     command, environment = plan(
         str(model), "npu", port, True,
@@ -69,7 +70,7 @@ def _load(model: Path, weights: str, log: Path) -> float:
     )  # fmt: skip
     with running(command, os.environ | environment, log) as process:
         while process.poll() is None:
-            found = re.search(r"Load weight end\. elapsed=([\d.]+) s", log.read_text())
+            found = re.search(r"Loaded the weights in ([\d.]+) s", log.read_text())
             if found:
                 return float(found[1])
             time.sleep(0.2)

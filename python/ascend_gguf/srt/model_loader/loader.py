@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -39,6 +41,8 @@ from ascend_gguf.srt.model_loader import resident
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
+
+logger = logging.getLogger(__name__)
 
 #: What ``--model-loader-extra-config`` may hold: the type of each option, or its values.
 _OPTIONS: dict[str, type | tuple[str, ...]] = {
@@ -107,13 +111,20 @@ def load_model(
         with target_device:
             model = engine._initialize_model(model_config, self.load_config, quant_config)
         _keep_routers_in_float32(model, path, name_map)
+        start = time.perf_counter()
         _load_weights(model, path, _weights(model, path, name_map), as_numbers)
         for _, module in model.named_modules():
             quant_method = getattr(module, "quant_method", None)
             if quant_method is not None:
                 with engine.device_loading_context(module, target_device):
                     quant_method.process_weights_after_loading(module)
+    loaded = time.perf_counter()
     resident.verify(model, path, self.options.get("on_mismatch", "dense"))
+    logger.info(
+        "Loaded the weights in %.2f s, and checked products with them in %.2f s",
+        loaded - start,
+        time.perf_counter() - loaded,
+    )
     resident.report(model, path, model_config.dtype)
     return model
 
