@@ -12,17 +12,19 @@ from ascend_gguf.decoders.kernel import decode_rows
 from ascend_gguf.decoders.vectors import (
     BFLOAT,
     F32,
+    I32,
     I64,
     STORED,
     Vector,
     host_features,
     intrinsic,
+    store,
     stored,
 )
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.control import fold, minimum, repeat
 from ascend_gguf.kernels.job import Kernel, Tile, compiled_kernel, each_tile
-from ascend_gguf.kernels.products import multiply_add, sum_of
+from ascend_gguf.kernels.products import multiply_add
 
 
 def _registers() -> tuple[int, int]:
@@ -144,13 +146,22 @@ class _Columns:
 
         totals = [self._zero] * (ROWS * len(vectors))
         totals = fold(builder, I64(0), self._cols, self._step, totals, products)
-        for i in range(ROWS):
-            row = builder.add(first, I64(i))
-            with builder.if_then(builder.icmp_signed("<", row, self._tile.stop)):
-                for result, total in zip(results, totals[i::ROWS], strict=True):
-                    value = Vector(builder, sum_of(builder, total))
-                    bits = stored(value, self._out_dtype, usual=False)
-                    builder.store(bits.value, builder.gep(result, [row]))
+        values = [
+            stored(_sums(builder, totals[i : i + ROWS]), self._out_dtype, usual=False)
+            for i in range(0, len(totals), ROWS)
+        ]
+        targets = [builder.gep(result, [first]) for result in results]
+        stop = builder.add(first, I64(ROWS))
+        with builder.if_else(builder.icmp_signed("<=", stop, self._tile.stop)) as (all_, some):
+            with all_:
+                for target, value in zip(targets, values, strict=True):
+                    store(builder, target, 0, value)
+            with some:
+                for i in range(ROWS - 1):
+                    is_row = builder.icmp_signed("<", builder.add(first, I64(i)), self._tile.stop)
+                    with builder.if_then(is_row):
+                        for target, value in zip(targets, values, strict=True):
+                            store(builder, target, i, value[i])
 
     def _load(self, address: ir.Value, k: ir.Value) -> ir.Value:
         element = BFLOAT if self._dtype == torch.bfloat16 else F32
@@ -165,3 +176,28 @@ class _Columns:
         return intrinsic(
             self._builder, "llvm.x86.avx512bf16.dpbf16ps.512", self._total, total, a, b
         )
+
+
+def _sums(builder: ir.IRBuilder, totals: list[ir.Value]) -> Vector:
+    """The sums of the lanes of four vectors, as one vector: a row of results is written at once."""
+    count = totals[0].type.count
+
+    def added(a: ir.Value, b: ir.Value, low: list[int], high: list[int]) -> ir.Value:
+        """Of each four lanes of two vectors those named, 4 to 7 being the second's, added up."""
+        halves = []
+        for lanes in (low, high):
+            places = [
+                block + lane % 4 + count * (lane // 4)
+                for block in range(0, count, 4)
+                for lane in lanes
+            ]
+            mask = ir.Constant(ir.VectorType(I32, count), [I32(place) for place in places])
+            halves.append(builder.shuffle_vector(a, b, mask))
+        return builder.fadd(*halves)
+
+    pairs = [added(a, b, [0, 4, 1, 5], [2, 6, 3, 7]) for a, b in (totals[:2], totals[2:])]
+    value = Vector(builder, added(*pairs, [0, 1, 4, 5], [2, 3, 6, 7]))
+    while len(value) > ROWS:
+        half = len(value) // 2
+        value = value[:half] + value[half:]
+    return value
