@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ascend_gguf.kernels import block_attention, paged_attention
 from ascend_gguf.kernels.paged_attention import attend, takes
 
 #: dtype -> the relative rounding of a result.
@@ -72,3 +74,95 @@ def test_takes() -> None:
     assert not takes(query, cache.transpose(0, 1).contiguous().transpose(0, 1), cache, query)
     assert not takes(query, cache, cache, torch.empty(3, 4, 64)[..., :32])
     assert not takes(query, torch.empty(9, 3, 32), cache, query)
+
+
+# Blocks of tokens
+
+NEEDS_BFLOAT = pytest.mark.skipif(
+    not block_attention.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
+)
+#: Query heads, key heads, head size, size of a value.
+BLOCK_SHAPES = [
+    (16, 8, 128, 128),
+    (4, 4, 64, 48),
+    (14, 2, 64, 64),
+    (40, 1, 96, 16),
+    (3, 3, 32, 160),
+]
+
+
+def batch(*sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token's request and how many keys it attends to.
+
+    Args:
+        sizes: how many tokens a request has, and how many came before them.
+    """
+    requests = torch.repeat_interleave(torch.tensor([tokens for tokens, _ in sizes]))
+    lengths = torch.cat([torch.arange(tokens) + before + 1 for tokens, before in sizes])
+    return requests, lengths
+
+
+@pytest.fixture
+def blocks_always(monkeypatch) -> None:
+    monkeypatch.setattr(paged_attention, "_BLOCK_TOKENS", 0)
+
+
+@NEEDS_BFLOAT
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("shape", BLOCK_SHAPES, ids=str)
+def test_blocks_of_tokens(shape, window, blocks_always) -> None:
+    """Weights are rounded to bfloat16 in blocks, and the result in any case."""
+    heads, kv_heads, size, value_size = shape
+    torch.manual_seed(0)
+    requests, lengths = batch((1, 0), (33, 100), (3, 61))
+    query = torch.randn(len(requests), heads + 1, size).bfloat16()[:, :heads]
+    keys = torch.randn(SLOTS, kv_heads, size).bfloat16()
+    values = torch.randn(SLOTS, kv_heads, value_size).bfloat16()
+    slots = torch.stack([torch.randperm(SLOTS) for _ in range(3)])
+    slots = slots.int() if window is None else slots
+    arguments = query, keys, values, slots, requests, lengths, size**-0.5, window
+    expected = reference(*arguments)
+    error = attend(*arguments).double() - expected
+    assert error.norm() <= 0.0025 * expected.norm()
+    assert error.abs().max() <= 0.01
+
+
+def test_one_key_among_many_is_exact(blocks_always) -> None:
+    """A weight that is nearly 1 takes its value over: rounding it does not shrink the result."""
+    keys, values = torch.zeros(2, 80, 1, 32)
+    keys[77] = 1.0
+    values[77] = torch.arange(32.0)
+    requests, lengths = torch.zeros(40, dtype=torch.int64), torch.full((40,), 80)
+    query, slots = torch.ones(40, 1, 32), torch.arange(80)[None]
+    cache = [t.bfloat16() for t in (query, keys, values)]
+    out = attend(*cache, slots, requests, lengths, 1.0)
+    torch.testing.assert_close(out.float(), values[77].expand(40, 1, 32))
+
+
+def test_threads_do_not_change_bits(blocks_always) -> None:
+    requests, lengths = batch((100, 20), (50, 0))
+    query, keys, values = (torch.randn(150, 4, 64).bfloat16() for _ in range(3))
+    arguments = query, keys, values, torch.arange(150).repeat(2, 1), requests, lengths, 0.1
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(attend(*arguments))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_which_tokens_are_a_block() -> None:
+    requests, lengths = np.array([3, 3, 3, 0, 0, 3]), np.array([5, 6, 7, 1, 2, 9])
+    found = block_attention.blocks(requests, lengths, window=1 << 40, most=2)
+    assert found.tolist() == [[5, 1, 0, 9], [2, 1, 0, 7], [0, 2, 0, 6], [3, 2, 0, 2]]
+    assert block_attention.blocks(requests, lengths, window=1, most=8)[1].tolist() == [0, 3, 3, 7]
+
+
+@NEEDS_BFLOAT
+def test_what_is_taken_in_blocks() -> None:
+    bfloats, floats = torch.empty(1, 1, 64).bfloat16(), torch.empty(1, 1, 64)
+    assert block_attention.takes(bfloats, bfloats)
+    assert not block_attention.takes(floats, floats)
+    assert not block_attention.takes(bfloats, floats)
+    assert not block_attention.takes(bfloats[..., :48], bfloats)

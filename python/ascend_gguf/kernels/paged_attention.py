@@ -10,6 +10,7 @@ import torch
 from llvmlite import ir
 
 from ascend_gguf.decoders.vectors import F32, I8, I32, I64, LANES, STORED, Vector
+from ascend_gguf.kernels import block_attention
 from ascend_gguf.kernels.control import fold, minimum, repeat
 from ascend_gguf.kernels.floats import (
     constant,
@@ -27,8 +28,11 @@ from ascend_gguf.kernels.tiles import Program, float_bits, float_of, pointer
 _KEYS = 64
 # Query heads that a thread takes at a time, and the vectors of sums it can hold besides.
 _HEADS, _SUMS = 8, 16
-# How many keys before it is needed a row is asked for.
-_AHEAD = 4
+# How many keys before it is needed a row is asked for, to come to the second-level cache: slots are
+# evenly far apart, so that few rows have places in the first.
+_AHEAD, _SECOND_LEVEL = 16, 2
+# From how many tokens of a request on, on average, blocks of them are faster.
+_BLOCK_TOKENS = 3
 # Less than any score.
 _NOTHING = -1e30
 
@@ -68,12 +72,7 @@ def attend(
     if out is None:
         out = torch.empty((tokens, heads, value_size), dtype=query.dtype)
     group = heads // kv_heads
-    together = next(count for count in range(min(group, _HEADS), 0, -1) if group % count == 0)
-    program = _attend(
-        query.dtype, keys.dtype, slots.dtype == torch.int64, together, head_size, value_size
-    )
-    program.run(
-        tokens * heads // together,
+    cache = (
         query.data_ptr(),
         query.stride(0),
         keys.data_ptr(),
@@ -84,13 +83,42 @@ def attend(
         slots.stride(0),
         requests.data_ptr(),
         lengths.data_ptr(),
+    )
+    wide_slots, window = slots.dtype == torch.int64, 1 << 40 if window is None else window
+    if block_attention.takes(query, keys):
+        together = _most_dividing(group, block_attention.ROWS)
+        most = block_attention.tokens_together(together)
+        found = block_attention.blocks(requests.numpy(), lengths.numpy(), window, most)
+        if tokens >= _BLOCK_TOKENS * len(found):
+            program = block_attention.program(wide_slots, together, head_size, value_size)
+            program.run(
+                len(found) * heads // together,
+                *cache,
+                found.ctypes.data,
+                out.data_ptr(),
+                heads // together,
+                group // together,
+                float_bits(scale),
+                window,
+            )
+            return out
+    together = _most_dividing(group, _HEADS)
+    program = _attend(query.dtype, keys.dtype, wide_slots, together, head_size, value_size)
+    program.run(
+        tokens * heads // together,
+        *cache,
         out.data_ptr(),
         heads // together,
         group // together,
         float_bits(scale),
-        1 << 40 if window is None else window,
+        window,
     )
     return out
+
+
+def _most_dividing(count: int, most: int) -> int:
+    """The largest number up to ``most`` of which ``count`` is a multiple."""
+    return next(n for n in range(min(count, most), 0, -1) if count % n == 0)
 
 
 def takes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> bool:
@@ -222,7 +250,9 @@ class _Tile:
             "llvm.prefetch.p0",
         )
         for offset in range(0, size * self._cache_dtype.itemsize, 64):
-            builder.call(function, [builder.gep(row, [I64(offset)]), I32(0), I32(3), I32(1)])
+            builder.call(
+                function, [builder.gep(row, [I64(offset)]), I32(0), I32(_SECOND_LEVEL), I32(1)]
+            )
 
     def _score(self, start: ir.Value, stop: ir.Value) -> None:
         """Products of each key with the heads' queries."""

@@ -163,10 +163,9 @@ class Products:
 
     def _bfloat_products(self, offset: int, first: _Scaled, second: _Scaled) -> list[ir.Value]:
         """Products of whole numbers, which are exact, added up in pairs."""
-        name, kind = "llvm.x86.avx512bf16.dpbf16ps.512", ir.VectorType(BFLOAT, 2 * LANES)
-        weights = self._builder.bitcast(_bfloats(first.coded, second.coded), kind)
+        weights = _bfloats(first.coded, second.coded)
         return [
-            intrinsic(self._builder, name, TOTAL, ZERO, weights, _load(self._builder, x, kind))
+            multiply_add_pairs(self._builder, weights, _load(self._builder, x, weights.type), ZERO)
             for x in self._at(offset)
         ]
 
@@ -230,6 +229,19 @@ class Products:
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
     """``a b + total``, rounded once where the processor can."""
     return intrinsic(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, a, b, total)
+
+
+def multiply_add_pairs(
+    builder: ir.IRBuilder, a: ir.Value, b: ir.Value, total: ir.Value
+) -> ir.Value:
+    """To each lane of ``total`` two products of bfloat16; the instruction of AVX-512.
+
+    Args:
+        a, b: 512 bits of any type.
+    """
+    kind = ir.VectorType(BFLOAT, 2 * LANES)
+    both = [builder.bitcast(value, kind) for value in (a, b)]
+    return intrinsic(builder, "llvm.x86.avx512bf16.dpbf16ps.512", TOTAL, total, *both)
 
 
 def loaded(builder: ir.IRBuilder, pointer: ir.Value, dtype: torch.dtype, count: int) -> Vector:

@@ -10,21 +10,19 @@ from llvmlite import ir
 
 from ascend_gguf.decoders.kernel import decode_rows
 from ascend_gguf.decoders.vectors import (
-    BFLOAT,
     F32,
     I32,
     I64,
     STORED,
     Vector,
     host_features,
-    intrinsic,
     store,
     stored,
 )
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.control import fold, minimum, repeat
 from ascend_gguf.kernels.job import Kernel, Tile, compiled_kernel, each_tile
-from ascend_gguf.kernels.products import multiply_add
+from ascend_gguf.kernels.products import multiply_add, multiply_add_pairs
 
 
 def _registers() -> tuple[int, int]:
@@ -164,8 +162,7 @@ class _Columns:
                             store(builder, target, i, value[i])
 
     def _load(self, address: ir.Value, k: ir.Value) -> ir.Value:
-        element = BFLOAT if self._dtype == torch.bfloat16 else F32
-        kind = ir.VectorType(element, self._step)
+        kind = ir.VectorType(STORED[self._dtype], self._step)
         address = self._builder.gep(address, [k])
         address = self._builder.bitcast(address, kind.as_pointer())
         return self._builder.load(address, align=self._dtype.itemsize)
@@ -173,9 +170,7 @@ class _Columns:
     def _multiply(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
         if self._dtype == torch.float32:
             return multiply_add(self._builder, a, b, total)
-        return intrinsic(
-            self._builder, "llvm.x86.avx512bf16.dpbf16ps.512", self._total, total, a, b
-        )
+        return multiply_add_pairs(self._builder, a, b, total)
 
 
 def _sums(builder: ir.IRBuilder, totals: list[ir.Value]) -> Vector:
