@@ -85,7 +85,7 @@ def attend(
         lengths.data_ptr(),
     )
     wide_slots, window = slots.dtype == torch.int64, 1 << 40 if window is None else window
-    if block_attention.takes(query, keys):
+    if tokens and block_attention.takes(query, keys):
         together = _most_dividing(group, block_attention.ROWS)
         most = block_attention.tokens_together(together)
         found = block_attention.blocks(requests.numpy(), lengths.numpy(), window, most)
