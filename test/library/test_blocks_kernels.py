@@ -12,7 +12,7 @@ from llvmlite import binding as llvm
 
 from ascend_gguf import BlockTensor, dequantize
 from ascend_gguf.decoders import kernel as decoder_kernels
-from ascend_gguf.decoders import vectors
+from ascend_gguf.decoders import target, vectors
 from ascend_gguf.forms import Blocks, Form, Piece, Weight, allocated
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.kernels import fused, job, multiply, threads, tiled
@@ -287,12 +287,12 @@ def plain_processor(request, monkeypatch) -> Iterator[None]:
         pytest.skip("runs code for x86-64")
     decoder_kernels.host_machine()  # makes LLVM ready
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    monkeypatch.setattr(vectors, "BFLOAT_INSTRUCTIONS", False)
-    monkeypatch.setattr(multiply, "BFLOAT_INSTRUCTIONS", False)
+    for module in (vectors, target, multiply):
+        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
     monkeypatch.setattr(tiled, "_registers", lambda: request.param)
-    target = llvm.Target.from_default_triple()
+    triple = llvm.Target.from_default_triple()
     monkeypatch.setattr(
-        job, "host_machine", lambda: target.create_target_machine(cpu="x86-64", opt=3)
+        job, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
     )
     caches = (fused.kernel, tiled.kernel)
     for cache in caches:

@@ -19,7 +19,7 @@ from llvmlite import binding as llvm
 
 from ascend_gguf import decoding, dequantize
 from ascend_gguf.decoders import kernel as kernels
-from ascend_gguf.decoders import vectors
+from ascend_gguf.decoders import target, vectors
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 
 CHECKOUT = Path(__file__).parents[2]
@@ -257,7 +257,8 @@ def plain_processor(monkeypatch) -> None:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("runs code for x86-64")
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    monkeypatch.setattr(vectors, "BFLOAT_INSTRUCTIONS", False)
+    for module in (vectors, target):
+        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
     kernels.host_machine()  # makes LLVM ready
 
     def kernel(kind: BlockType, dtype: torch.dtype) -> kernels.Kernel:
@@ -284,14 +285,15 @@ def test_every_rounding_on_a_plain_processor(dtype, plain_processor):
 def test_code_for_arm(monkeypatch):
     """Compiles; calls nothing; multiplies and adds apart, as bit equality demands."""
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", True)
-    monkeypatch.setattr(vectors, "BFLOAT_INSTRUCTIONS", False)
+    for module in (vectors, target):
+        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     try:
-        target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+        triple = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
     except RuntimeError:
         pytest.skip("this LLVM was built without the target")
-    machine = target.create_target_machine(cpu="tsv110", opt=3)
+    machine = triple.create_target_machine(cpu="tsv110", opt=3)
     for kind in DECODABLE:
         assembly = machine.emit_assembly(
             llvm.parse_assembly(str(kernels.module_of(kind, torch.bfloat16)))

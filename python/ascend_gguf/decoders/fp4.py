@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.decoders.vectors import Bytes, Vector, Weights
+from ascend_gguf.decoders.target import Target
+from ascend_gguf.decoders.vectors import Bytes, Vector
 
 _BYTES = np.arange(256, dtype=np.uint8)
 
@@ -19,7 +20,7 @@ def _numbers(q: Vector) -> Vector:
     return q.looked_up(quants.MXFP4.kvalues)
 
 
-def mxfp4(x: Bytes, y: Weights) -> None:
+def mxfp4(x: Bytes, y: Target) -> None:
     """``E8M0 d``, ``E2M1 q[32]``, low nibbles first: ``d q``."""
     scales = x.table("e8m0", quants.MXFP4.e8m0_to_fp32_half(_BYTES))
     d = scales.at(x.byte(0).widened(16) * 4).word(0, 32).as_floats()
@@ -28,7 +29,7 @@ def mxfp4(x: Bytes, y: Weights) -> None:
         y.scaled(16 * half, _numbers(q.field(4 * half, 4)), d, usual=False)
 
 
-def nvfp4(x: Bytes, y: Weights) -> None:
+def nvfp4(x: Bytes, y: Target) -> None:
     """``E4M3 d[4]``, ``E2M1 q[64]``: ``d q``, a scale for 16 weights, low nibbles first."""
     scales = x.table("e4m3", quants.NVFP4.ue4m3_to_fp32(_BYTES).astype(np.float32))
     for part in range(4):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.decoders.vectors import Bytes, Vector, Weights, floats_of_halves, usual_half
+from ascend_gguf.decoders.target import Target
+from ascend_gguf.decoders.vectors import Bytes, Vector, floats_of_halves, usual_half
 
 
 def _grid(x: Bytes, kind: type) -> Bytes:
@@ -37,7 +38,7 @@ def _four(grid: Bytes, entry: Vector) -> Vector:
     return grid.at(entry.widened(32) * 4).bytes(0, 4)
 
 
-def iq2_xxs(x: Bytes, y: Weights) -> None:
+def iq2_xxs(x: Bytes, y: Target) -> None:
     """``half d``, 8 times ``byte entry[4]``, ``7 bits signs[4]``, ``4 bits scale``."""
     d, grid = x.half(0), _grid(x, quants.IQ2_XXS)
     for group in range(16):
@@ -49,7 +50,7 @@ def iq2_xxs(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
 
 
-def iq2_xs(x: Bytes, y: Weights) -> None:
+def iq2_xs(x: Bytes, y: Target) -> None:
     """``half d``, ``9 bits entry, 7 bits signs [32]``, ``nibble scale[16]`` for 16 weights."""
     d, grid = x.half(0), _grid(x, quants.IQ2_XS)
     for group in range(16):
@@ -61,7 +62,7 @@ def iq2_xs(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, first.then(second), scale, negative=_paired(*signs))
 
 
-def iq2_s(x: Bytes, y: Weights) -> None:
+def iq2_s(x: Bytes, y: Target) -> None:
     """``half d``, ``byte entry[32]``, ``byte signs[32]``, 2 bits more of each entry, 16 scales."""
     d, grid = x.half(0), _grid(x, quants.IQ2_S)
     for group in range(16):
@@ -81,7 +82,7 @@ def _fours(grid: Bytes, entries: list[Vector]) -> Vector:
     return a.then(b).then(c.then(d))
 
 
-def iq3_xxs(x: Bytes, y: Weights) -> None:
+def iq3_xxs(x: Bytes, y: Target) -> None:
     """``half d``, ``byte entry[64]``, 8 times ``7 bits signs[4]``, ``4 bits scale``."""
     d, grid = x.half(0), _grid(x, quants.IQ3_XXS)
     for group in range(16):
@@ -92,7 +93,7 @@ def iq3_xxs(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
 
 
-def iq3_s(x: Bytes, y: Weights) -> None:
+def iq3_s(x: Bytes, y: Target) -> None:
     """``half d``, ``byte entry[64]``, a bit more of each, ``byte signs[32]``, 8 scales."""
     d, grid = x.half(0), _grid(x, quants.IQ3_S)
     for group in range(16):
@@ -113,7 +114,7 @@ def _delta(sign: Vector) -> Vector:
     return (sign.widened(32) << 31 | 0x3E000000).as_floats()
 
 
-def iq1_s(x: Bytes, y: Weights) -> None:
+def iq1_s(x: Bytes, y: Target) -> None:
     """``half d``, ``byte entry[32]``, 8 words: 3 bits more of 4 entries, a scale, a sign."""
     d, grid = x.half(0), _grid(x, quants.IQ1_S)
     for group in range(16):
@@ -126,7 +127,7 @@ def iq1_s(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, first.then(second), scale, shift=_delta(packed >> 15))
 
 
-def iq1_m(x: Bytes, y: Weights) -> None:
+def iq1_m(x: Bytes, y: Target) -> None:
     """``byte entry[32]``, ``3 bits more, sign [32]``, 4 words: 4 scales, a quarter of ``d``."""
     words = [x.word(48 + 2 * i, 16) for i in range(4)]
     quarters = [word.field(12, 4, 4 * i) for i, word in enumerate(words)]
@@ -149,14 +150,14 @@ def _numbers(q: Vector) -> Vector:
     return q.looked_up(quants.IQ4_NL.kvalues)
 
 
-def iq4_nl(x: Bytes, y: Weights) -> None:
+def iq4_nl(x: Bytes, y: Target) -> None:
     """``half d``, ``nibble q[32]``, low nibbles first."""
     d, q = x.half(0), x.bytes(2)
     for half in range(2):
         y.scaled(16 * half, _numbers(q.field(4 * half, 4)), d)
 
 
-def iq4_xs(x: Bytes, y: Weights) -> None:
+def iq4_xs(x: Bytes, y: Target) -> None:
     """``half d``, 2 upper and 4 lower bits of 8 scales, ``nibble q[256]``."""
     d, high = x.half(0), x.word(2, 16)
     for part in range(8):

@@ -6,7 +6,8 @@ Source: ggml's ``dequantize_row_q2_K`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.decoders.vectors import Bytes, Vector, Weights
+from ascend_gguf.decoders.target import Target
+from ascend_gguf.decoders.vectors import Bytes, Vector
 
 
 def _place(group: int) -> tuple[int, int, int]:
@@ -14,7 +15,7 @@ def _place(group: int) -> tuple[int, int, int]:
     return group // 8, group // 2 % 4, group % 2
 
 
-def q2_k(x: Bytes, y: Weights) -> None:
+def q2_k(x: Bytes, y: Target) -> None:
     """``nibble scale, offset [16]``, ``2 bits q[256]``, ``half d, m``: ``d scale q - m offset``."""
     packed = x.bytes(0)
     scales = packed.field(0, 4).floats() * x.half(80)
@@ -25,7 +26,7 @@ def q2_k(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, q, scales[group], minus=offsets[group])
 
 
-def q3_k(x: Bytes, y: Weights) -> None:
+def q3_k(x: Bytes, y: Target) -> None:
     """``bit h[256]``, ``2 bits q[256]``, ``6 bits scale[16]``, ``half d``.
 
     ``d (scale - 32) (q + 4 h - 4)``.
@@ -50,7 +51,7 @@ def _scales_and_offsets(x: Bytes) -> tuple[Vector, Vector]:
     return scales.field(0, 6).then(last_scales), offsets.field(0, 6).then(last_offsets)
 
 
-def q4_k(x: Bytes, y: Weights) -> None:
+def q4_k(x: Bytes, y: Target) -> None:
     """``half d, m``, ``6 bits scale, offset [8]``, ``nibble q[256]``.
 
     ``d scale q - m offset``, a scale and an offset for 32 weights.
@@ -63,7 +64,7 @@ def q4_k(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, q, scales[group // 2], minus=offsets[group // 2])
 
 
-def q5_k(x: Bytes, y: Weights) -> None:
+def q5_k(x: Bytes, y: Target) -> None:
     """``half d, m``, ``6 bits scale, offset [8]``, ``bit h[256]``, ``nibble q[256]``.
 
     ``d scale (q + 16 h) - m offset``, a scale and an offset for 32 weights.
@@ -77,7 +78,7 @@ def q5_k(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, q | h, scales[group // 2], minus=offsets[group // 2])
 
 
-def q6_k(x: Bytes, y: Weights) -> None:
+def q6_k(x: Bytes, y: Target) -> None:
     """``nibble q[256]``, ``2 bits h[256]``, ``int8 scale[16]``, ``half d``.
 
     ``d scale (q + 16 h - 32)``.
@@ -90,7 +91,7 @@ def q6_k(x: Bytes, y: Weights) -> None:
         y.scaled(16 * group, (q | h) - 32, scales[group])
 
 
-def q8_k(x: Bytes, y: Weights) -> None:
+def q8_k(x: Bytes, y: Target) -> None:
     """``float d``, ``int8 q[256]``, sums for dot products: ``d q``."""
     d = x.word(0, 32).as_floats()
     for start in range(0, 256, 16):

@@ -16,7 +16,8 @@ import torch
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from ascend_gguf.decoders.vectors import I8, I64, LANES, STORED, Bytes, Weights, host_features
+from ascend_gguf.decoders.target import Weights
+from ascend_gguf.decoders.vectors import I8, I64, LANES, STORED, Bytes, host_features
 from ascend_gguf.ggml_types import BlockType
 
 #: Decodes ``rows`` rows of ``blocks`` blocks each.  Arguments: the address of the first byte and

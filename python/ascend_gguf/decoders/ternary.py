@@ -5,10 +5,11 @@ Source: ggml's ``dequantize_row_q1_0`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.decoders.vectors import Bytes, Vector, Weights
+from ascend_gguf.decoders.target import Target
+from ascend_gguf.decoders.vectors import Bytes, Vector
 
 
-def q1_0(x: Bytes, y: Weights) -> None:
+def q1_0(x: Bytes, y: Target) -> None:
     """``half d``, ``bit q[128]``: ``d`` or, where the bit is 0, ``-d``."""
     d, ones = x.half(0), x.bytes(2) & 0 | 1
     for start in range(0, 128, 16):
@@ -21,7 +22,7 @@ def _digits(fractions: Vector) -> Vector:
     return (fractions.widened(16) * 3 >> 8).narrowed(8) - 1
 
 
-def tq1_0(x: Bytes, y: Weights) -> None:
+def tq1_0(x: Bytes, y: Target) -> None:
     """5 digits a byte in 48 bytes, 4 digits a byte in 4 bytes, ``half d``: ``d digit``.
 
     A byte is a fraction of 256; 3 to the power of a digit's place moves the digit to the front.
@@ -35,7 +36,7 @@ def tq1_0(x: Bytes, y: Weights) -> None:
     y.scaled(240, _digits(x.bytes(48, 4).take([0, 1, 2, 3] * 4) * powers), d)
 
 
-def tq2_0(x: Bytes, y: Weights) -> None:
+def tq2_0(x: Bytes, y: Target) -> None:
     """``2 bits q[256]``, ``half d``: ``d (q - 1)``."""
     d = x.half(64)
     for group in range(16):

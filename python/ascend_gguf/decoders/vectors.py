@@ -1,7 +1,7 @@
 """The words decoders are written in: vectors of numbers, and how they become machine code.
 
-A decoder is a Python function of a :class:`Bytes`, its block, and a :class:`Weights`, what the
-block decodes to.  It is called once, to write down the instructions for any block: a
+A decoder is a Python function of a :class:`Bytes`, its block, and a :class:`~.target.Target`, which
+takes what the block decodes to.  It is called once, to write down the instructions for any block: a
 :class:`Vector` stands for a value that is not known yet, and each operation on one appends an
 instruction of LLVM, whose vectors of any length fit every processor.  So nothing is left to a
 compiler's guess of what to vectorise, and compiling takes milliseconds.
@@ -430,7 +430,7 @@ def floats_of_halves(bits: Vector) -> Vector:
 
 
 def stored(value: Vector, dtype: torch.dtype, usual: bool) -> Vector:
-    """Float32 numbers rounded to a dtype, as it is stored; ``usual`` as of :meth:`Weights.put`."""
+    """Float32 numbers rounded to a dtype, as stored; ``usual`` as of ``Target.put``."""
     if dtype == torch.float16:
         return _halves(value)
     return _bfloats(value, usual) if dtype == torch.bfloat16 else value
@@ -462,7 +462,7 @@ def _halves(value: Vector) -> Vector:
 
 
 def _bfloats(value: Vector, usual: bool) -> Vector:
-    """The bits of float32 numbers rounded to bfloat16; ``usual`` as in :meth:`Weights.put`."""
+    """The bits of float32 numbers rounded to bfloat16; ``usual`` as of ``Target.put``."""
     builder = value.builder
     if usual and BFLOAT_INSTRUCTIONS:
         bfloats = builder.fptrunc(value.value, value._of(BFLOAT))
@@ -484,60 +484,3 @@ def store(builder: ir.IRBuilder, pointer: ir.Value, offset: int, value: Vector) 
     kind, element = value.value.type, pointer.type.pointee
     address = builder.bitcast(builder.gep(pointer, [I64(offset)]), kind.as_pointer())
     builder.store(value.value, address, align=4 if element == F32 else element.width // 8)
-
-
-class Weights:
-    """Where a decoder writes: its block's weights, rounded to the result's dtype to nearest even.
-
-    Attributes:
-        count: for a type whose blocks are single numbers, how many to decode at once.
-    """
-
-    def __init__(
-        self, builder: ir.IRBuilder, pointer: ir.Value, dtype: torch.dtype, count: int
-    ) -> None:
-        self._builder = builder
-        self._pointer = pointer
-        self._dtype = dtype
-        self.count = count
-
-    def scaled(
-        self,
-        offset: int,
-        numbers: Vector,
-        scale: Vector,
-        *,
-        plus: Vector | None = None,
-        minus: Vector | None = None,
-        shift: Vector | None = None,
-        negative: Vector | None = None,
-        usual: bool = True,
-    ) -> None:
-        """Whole numbers from -128 to 127 and what they are multiplied with, at weight ``offset``.
-
-        ``scale (numbers + shift)``, negative where the whole number ``negative`` has a bit set,
-        ``+ plus - minus``.  16 weights at a time, or 32: what they are has one scale.
-        """
-
-        def weights(numbers: Vector) -> Vector:
-            value = (numbers if shift is None else numbers + shift) * scale
-            value = value if negative is None else value.negated_where(negative)
-            value = value if plus is None else value + plus
-            return value if minus is None else value - minus
-
-        coded = numbers.coded if BFLOAT_INSTRUCTIONS and negative is None else None
-        if self._dtype == torch.bfloat16 and coded and len(coded.numbers) <= 2 * LANES:
-            # The few weights there can be, then which of them it is.
-            tables = [stored(weights(t), self._dtype, usual) for t in coded.tables(LANES)]
-            store(self._builder, self._pointer, offset, looked_up_words(coded.codes(), tables))
-            return
-        self.put(offset, weights(numbers.floats(signed=True)), usual)
-
-    def put(self, offset: int, value: Vector, usual: bool = True) -> None:
-        """Weight ``offset`` and those after it.
-
-        ``usual`` says that they come of a scale that :meth:`Bytes.half` read and a few bits: never
-        subnormal, and if NaN then the usual one.  The instruction that rounds to bfloat16 takes
-        subnormals for 0, and without it rounding would turn a NaN with all bits set into 0.
-        """
-        store(self._builder, self._pointer, offset, stored(value, self._dtype, usual))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from llvmlite import ir
 
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.decoders.kernel import compiled, decoder_of, host_machine, loop
+from ascend_gguf.decoders.target import Scaled, Target
 from ascend_gguf.decoders.vectors import (
     I8,
     I64,
@@ -203,21 +204,10 @@ def kernel(
     return compiled(module, host_machine())
 
 
-@dataclass(frozen=True, slots=True)
-class _Half:
-    """16 weights, as :meth:`Groups.scaled` is given them."""
+class Groups(Target):
+    """Gathers a whole block, so that scales and offsets are computed for all of its groups at once.
 
-    numbers: Vector
-    scale: Vector
-    plus: Vector | None
-    shift: Vector | None
-
-
-class Groups:
-    """Takes the place of :class:`~ascend_gguf.decoders.vectors.Weights` for a decoder.
-
-    Gathers a whole block, 16 weights at a time, so that scales and offsets are computed for all of
-    its groups at once.
+    Decoders of whole numbers hand over 16 weights at a time.
     """
 
     def __init__(
@@ -233,28 +223,20 @@ class Groups:
         self._packing = packing
         self._dtype = dtype
         self._numbers, self._scale, self._offset = (*targets, None)[:3]
-        self._halves: list[_Half | None] = [None] * (kind.block_size // _HALF)
+        self._halves: list[Scaled | None] = [None] * (kind.block_size // _HALF)
         self._usual = True
 
-    def scaled(
-        self,
-        offset: int,
-        numbers: Vector,
-        scale: Vector,
-        *,
-        plus: Vector | None = None,
-        minus: Vector | None = None,
-        shift: Vector | None = None,
-        negative: Vector | None = None,
-        usual: bool = True,
-    ) -> None:
-        """As of ``Weights``, but that all that is added is kept apart."""
-        if negative is not None:
-            numbers = numbers.negated_where(negative)
-        if minus is not None:
-            plus = minus * -1.0
-        self._halves[offset // _HALF] = _Half(numbers, scale, plus, shift)
-        self._usual &= usual
+    def take(self, offset: int, weights: Scaled) -> None:
+        numbers, plus = weights.numbers, weights.plus
+        if weights.negative is not None:
+            numbers = numbers.negated_where(weights.negative)
+        if weights.minus is not None:
+            plus = weights.minus * -1.0
+        self._halves[offset // _HALF] = replace(weights, numbers=numbers, plus=plus)
+        self._usual &= weights.usual
+
+    def put(self, offset: int, value: Vector, usual: bool = True) -> None:
+        raise TypeError("plain numbers have no groups")
 
     def finish(self) -> None:
         """Write the block."""

@@ -1,6 +1,6 @@
 """Where a decoder writes when its weights are only to be multiplied: they are never stored.
 
-A decoder of :mod:`ascend_gguf.decoders` that is given :class:`Products` instead of ``Weights``
+A decoder of :mod:`ascend_gguf.decoders` that is given :class:`Products` as its target
 becomes a fused kernel: the products of one row of a matrix with one or more vectors.  Where many
 weights are whole numbers with one scale and one offset, the whole numbers are multiplied, and
 scale and offset (times the sum of the vector's numbers) are applied once for all of them.  So
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from llvmlite import ir
 
+from ascend_gguf.decoders.target import Scaled, Target
 from ascend_gguf.decoders.vectors import (
     BFLOAT,
     F32,
@@ -33,7 +34,7 @@ ZERO = ir.Constant(TOTAL, [ir.Constant(F32, 0.0)] * LANES)
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class _Factors:
     """Sixteen weights without their offset: ``scale floats``.
 
     Attributes:
@@ -45,7 +46,7 @@ class _Scaled:
     scale: Vector
 
 
-class Products:
+class Products(Target):
     """Products of a block's weights with the numbers they meet in one or more vectors.
 
     Args:
@@ -55,7 +56,7 @@ class Products:
         sums: for each vector, the address of the sum of the numbers that meet the weights of the
             block's first offset; the others follow.
         totals: what to add products to: one or more :data:`TOTAL` for each vector, by turns.
-        count: as in ``Weights``.
+        count: as of ``Target``.
 
     Attributes:
         totals: the new totals, after :meth:`finish`.
@@ -80,41 +81,29 @@ class Products:
         self.count = count
         self.all_coded = True
         self.offset_group: int | None = None
-        self._waiting: dict[int, _Scaled] = {}  # for their neighbours, by the first weight
+        self._waiting: dict[int, _Factors] = {}  # for their neighbours, by the first weight
         self._offsets: dict[int, tuple[Vector, str]] = {}  # by the first weight that has it
         self._stored: dict[ir.Value, ir.Value] = {}
 
-    def scaled(
-        self,
-        offset: int,
-        numbers: Vector,
-        scale: Vector,
-        *,
-        plus: Vector | None = None,
-        minus: Vector | None = None,
-        shift: Vector | None = None,
-        negative: Vector | None = None,
-        usual: bool = True,  # noqa: ARG002
-    ) -> None:
-        """As ``Weights.scaled``."""
+    def take(self, offset: int, weights: Scaled) -> None:
+        numbers, shift, negative = weights.numbers, weights.shift, weights.negative
         floats = numbers.floats(signed=True)
         coded = numbers.coded if shift is None and negative is None else None
         self.all_coded &= coded is not None
         floats = floats if shift is None else floats + shift
         floats = floats if negative is None else floats.negated_where(negative)
-        for value, operation in ((plus, "fadd"), (minus, "fsub")):
+        for value, operation in ((weights.plus, "fadd"), (weights.minus, "fsub")):
             if value is not None:
                 self._offsets[offset] = value, operation
-        weights = _Scaled(floats, coded, scale)
+        factors = _Factors(floats, coded, weights.scale)
         other = self._waiting.pop(offset ^ LANES, None)
         if other is None:
-            self._waiting[offset] = weights
+            self._waiting[offset] = factors
         else:
-            pair = (other, weights) if offset & LANES else (weights, other)
+            pair = (other, factors) if offset & LANES else (factors, other)
             self._add_pair(offset & ~LANES, *pair)
 
     def put(self, offset: int, value: Vector, usual: bool = True) -> None:  # noqa: ARG002
-        """As ``Weights.put``."""
         self.all_coded = False
         for start in range(0, len(value), LANES):
             self._add_floats(offset + start, value[start : start + LANES])
@@ -134,7 +123,7 @@ class Products:
                 totals.append(self._builder.fadd(total, self._padded(value * x)))
         self.totals += totals
 
-    def _add_pair(self, offset: int, first: _Scaled, second: _Scaled) -> None:
+    def _add_pair(self, offset: int, first: _Factors, second: _Factors) -> None:
         """Thirty-two weights."""
         is_one_scale = first.scale is second.scale or (
             first.scale.lane is not None and first.scale.lane == second.scale.lane
@@ -161,7 +150,7 @@ class Products:
             for product, total in zip(products, self._taken(), strict=True)
         ]
 
-    def _bfloat_products(self, offset: int, first: _Scaled, second: _Scaled) -> list[ir.Value]:
+    def _bfloat_products(self, offset: int, first: _Factors, second: _Factors) -> list[ir.Value]:
         """Products of whole numbers, which are exact, added up in pairs."""
         weights = _bfloats(first.coded, second.coded)
         return [
