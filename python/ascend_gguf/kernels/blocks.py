@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.forms.blocks import Blocks, Part
 from ascend_gguf.kernels.base import LinearKernel
+from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.kernels.multiply import Product, Step, plan
 
 # Plans of a layer that are kept: for any more vectors making one is nothing to carrying it out.
@@ -51,7 +52,7 @@ class BlocksLinear(LinearKernel):
         return out.view(*x.shape[:-1], rows)
 
     def rows(self, weight: Blocks, ids: torch.Tensor) -> torch.Tensor:
-        return weight.rows(ids.reshape(-1)).view(*ids.shape, weight.shape[1])
+        return host_call(weight.rows, ids.reshape(-1)).view(*ids.shape, weight.shape[1])
 
 
 class BlocksExperts:
@@ -82,7 +83,22 @@ class BlocksExperts:
         weight_on_input: bool = False,
     ) -> torch.Tensor:
         """As :func:`~ascend_gguf.kernels.experts.apply_experts`."""
+        biases = w13_bias, w2_bias
+        return host_call(
+            self._apply, x, topk_weights, topk_ids, activation, biases, weight_on_input
+        )
+
+    def _apply(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        biases: tuple[torch.Tensor | None, torch.Tensor | None],
+        weight_on_input: bool,
+    ) -> torch.Tensor:
         w13, w2 = self.w13, self.w2
+        w13_bias, w2_bias = biases
         tokens, k = topk_ids.shape
         experts = topk_ids.reshape(-1).numpy()
         # Pairs of a token and an expert, by expert, without those of experts held elsewhere.

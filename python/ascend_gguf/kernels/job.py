@@ -1,14 +1,13 @@
 """A job: matrices of blocks to multiply with vectors, cut into tiles that threads take in turn.
 
-A job is an array of 64-bit whole numbers, and a kernel a function ``void work(job)`` that does
-tiles until there are none left.  What a tile is done with is the same whichever thread does it.
+What is done with a tile is the same whichever thread does it: see :mod:`.turns`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -17,13 +16,11 @@ from ascend_gguf.decoders.kernel import compiled, host_machine
 from ascend_gguf.decoders.vectors import I8, I64
 from ascend_gguf.kernels import threads
 from ascend_gguf.kernels.control import minimum
-
-#: Machine code; takes the address of a job.
-Kernel = Callable[[int], None]
+from ascend_gguf.kernels.turns import HEAD, Kernel, each_turn
 
 # A job begins with these, then come four for each product.
 _FIELDS = (
-    "next_tile", "x", "out", "tiles", "tiles_per_product", "tile_rows",
+    *HEAD, "x", "out", "tiles_per_product", "tile_rows",
     "rows", "blocks", "row_bytes", "x_stride", "out_stride", "scratch",
 )  # fmt: skip
 _PRODUCT = ("weights", "x", "out", "columns")
@@ -58,8 +55,8 @@ class Job:
     ) -> None:
         self._kernel = kernel
         tiles_per_product = -(-rows // tile_rows)
-        self._tiles = tiles_per_product * len(products)
-        self._numbers = array("q", [0, 0, 0, self._tiles, tiles_per_product, tile_rows])
+        tiles = tiles_per_product * len(products)
+        self._numbers = array("q", [0, 0, tiles, 0, 0, tiles_per_product, tile_rows])
         self._numbers.extend((rows, blocks, row_bytes, x_stride, out_stride, scratch))
         for product in products:
             self._numbers.extend(product)
@@ -68,7 +65,7 @@ class Job:
         """Multiply: the addresses of the first vector and of the first result."""
         numbers = self._numbers[:]  # for this run alone
         numbers[_PLACE["x"]], numbers[_PLACE["out"]] = x, out
-        threads.run(self._kernel, numbers.buffer_info()[0], most_threads or self._tiles)
+        threads.run(self._kernel, numbers, most_threads)
 
 
 @dataclass(frozen=True)
@@ -98,44 +95,36 @@ class Tile:
 @contextlib.contextmanager
 def each_tile(module: ir.Module) -> Iterator[tuple[ir.IRBuilder, Tile]]:
     """Write a kernel; the body of the statement writes what is done with a tile."""
-    signature = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
-    function = ir.Function(module, signature, "work")
-    (numbers,) = function.args
-    entry, take, work, done = (function.append_basic_block() for _ in range(4))
-    builder = ir.IRBuilder(entry)
+    with each_turn(module) as (builder, numbers, tile):
+        with builder.goto_entry_block():
+            field = {
+                name: builder.load(builder.gep(numbers, [I64(place)]))
+                for name, place in _PLACE.items()
+            }
+            scratch = builder.alloca(I8, field["scratch"])
+            scratch.align = 64
 
-    def load(index: ir.Value) -> ir.Value:
-        return builder.load(builder.gep(numbers, [index]))
+        def load(index: ir.Value) -> ir.Value:
+            return builder.load(builder.gep(numbers, [index]))
 
-    field = {name: load(I64(place)) for name, place in _PLACE.items() if name != "next_tile"}
-    scratch = builder.alloca(I8, field["scratch"])
-    scratch.align = 64
-    builder.branch(take)
-    builder.position_at_end(take)
-    tile = builder.atomic_rmw("add", numbers, I64(1), "monotonic")
-    builder.cbranch(builder.icmp_signed("<", tile, field["tiles"]), work, done)
-    builder.position_at_end(done)
-    builder.ret_void()
-    builder.position_at_end(work)
-    place = builder.mul(builder.sdiv(tile, field["tiles_per_product"]), I64(len(_PRODUCT)))
-    weights, x, out, columns = (
-        load(builder.add(place, I64(len(_FIELDS) + i))) for i in range(len(_PRODUCT))
-    )
-    x, out = builder.add(field["x"], x), builder.add(field["out"], out)
-    first = builder.mul(builder.srem(tile, field["tiles_per_product"]), field["tile_rows"])
-    stop = minimum(builder, builder.add(first, field["tile_rows"]), field["rows"])
-    yield (
-        builder,
-        Tile(
-            *(builder.inttoptr(address, I8.as_pointer()) for address in (weights, x, out)),
-            columns,
-            first,
-            stop,
-            *(field[name] for name in ("blocks", "row_bytes", "x_stride", "out_stride")),
-            scratch,
-        ),
-    )
-    builder.branch(take)
+        place = builder.mul(builder.sdiv(tile, field["tiles_per_product"]), I64(len(_PRODUCT)))
+        weights, x, out, columns = (
+            load(builder.add(place, I64(len(_FIELDS) + i))) for i in range(len(_PRODUCT))
+        )
+        x, out = builder.add(field["x"], x), builder.add(field["out"], out)
+        first = builder.mul(builder.srem(tile, field["tiles_per_product"]), field["tile_rows"])
+        stop = minimum(builder, builder.add(first, field["tile_rows"]), field["rows"])
+        yield (
+            builder,
+            Tile(
+                *(builder.inttoptr(address, I8.as_pointer()) for address in (weights, x, out)),
+                columns,
+                first,
+                stop,
+                *(field[name] for name in ("blocks", "row_bytes", "x_stride", "out_stride")),
+                scratch,
+            ),
+        )
 
 
 def compiled_kernel(module: ir.Module) -> Kernel:

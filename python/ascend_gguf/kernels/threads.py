@@ -6,32 +6,54 @@ work without sleeping, so a kernel of some microseconds is worth all of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from ascend_gguf.decoding import in_parallel
+from ascend_gguf.kernels.turns import HEAD, Kernel
+
+# Told of what is run, while someone listens.
+_listener: Callable[[Kernel, array], None] | None = None
 
 
-def run(kernel: Callable[[int], None], job: int, most: int) -> None:
+def run(kernel: Kernel, job: array, most: int | None = None) -> None:
     """Run a kernel on a job until all of its tiles are done.
 
     Args:
-        kernel: machine code as :func:`~ascend_gguf.kernels.job.compiled_kernel` makes it; takes
-            tiles until there are none left.
-        job: its address.
-        most: how many threads are of use, as there are no more tiles.
+        job: 64-bit whole numbers as :mod:`.turns` says, no tile taken.
+        most: threads to use; by default as many as there are tiles, or as torch computes with.
     """
+    if _listener is not None:
+        _listener(kernel, job)
+    start(kernel, job.buffer_info()[0], most or job[HEAD.index("tiles")])
+
+
+def start(kernel: Kernel, address: int, most: int) -> None:
+    """Call a kernel with an address in each of up to ``most`` threads, and wait for them."""
     threads = min(torch.get_num_threads(), most)
     if threads <= 1:
-        kernel(job)
+        kernel(address)
     elif parallel := _gomp_parallel():
-        parallel(kernel, job, threads, 0)
+        parallel(kernel, address, threads, 0)
     else:
-        in_parallel([functools.partial(kernel, job)] * threads)
+        in_parallel([functools.partial(kernel, address)] * threads)
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[Kernel, array], None] | None) -> Iterator[None]:
+    """Inside, ``listener`` is told of every kernel that is run and of its job, which is not its."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 @functools.cache

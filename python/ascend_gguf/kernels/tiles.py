@@ -13,6 +13,7 @@ from llvmlite import ir
 from ascend_gguf.decoders.vectors import I8, I32, I64
 from ascend_gguf.kernels import threads
 from ascend_gguf.kernels.job import compiled_kernel
+from ascend_gguf.kernels.turns import HEAD, each_turn
 
 _F32 = ir.FloatType()
 
@@ -35,35 +36,21 @@ class Program:
         scratch: int = 0,
     ) -> None:
         module = ir.Module()
-        signature = ir.FunctionType(ir.VoidType(), [I64.as_pointer()])
-        function = ir.Function(module, signature, "work")
-        (numbers,) = function.args
-        entry, take, work, done = (function.append_basic_block() for _ in range(4))
-        builder = ir.IRBuilder(entry)
-
-        def load(place: int) -> ir.Value:
-            return builder.load(builder.gep(numbers, [I64(place)]))
-
-        tiles = load(1)
-        values = {name: load(2 + place) for place, name in enumerate(given.split())}
-        memory = builder.alloca(I8, max(scratch, 1))
-        memory.align = 64
-        builder.branch(take)
-        builder.position_at_end(take)
-        tile = builder.atomic_rmw("add", numbers, I64(1), "monotonic")
-        builder.cbranch(builder.icmp_signed("<", tile, tiles), work, done)
-        builder.position_at_end(done)
-        builder.ret_void()
-        builder.position_at_end(work)
-        scratch_address = builder.ptrtoint(memory, I64)
-        write(builder, tile, SimpleNamespace(**values, scratch=scratch_address))
-        builder.branch(take)
+        with each_turn(module) as (builder, job, tile):
+            with builder.goto_entry_block():
+                values = {
+                    name: builder.load(builder.gep(job, [I64(len(HEAD) + place)]))
+                    for place, name in enumerate(given.split())
+                }
+                memory = builder.alloca(I8, max(scratch, 1))
+                memory.align = 64
+                scratch_address = builder.ptrtoint(memory, I64)
+            write(builder, tile, SimpleNamespace(**values, scratch=scratch_address))
         self._kernel = compiled_kernel(module)
 
     def run(self, tiles: int, *given: int) -> None:
         """Do all tiles.  Addresses are passed as they are, floats as :func:`float_bits`."""
-        job = array("q", (0, tiles, *given))
-        threads.run(self._kernel, job.buffer_info()[0], tiles)
+        threads.run(self._kernel, array("q", (0, 0, tiles, *given)))
 
 
 @functools.lru_cache(1024)

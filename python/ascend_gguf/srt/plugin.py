@@ -43,6 +43,12 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ),
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", HookType.AROUND, None),
+    (
+        "model_executor.model_runner_components.cuda_graph_setup",
+        "capture_decode_graph",
+        HookType.AROUND,
+        None,
+    ),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
     ("layers.activation", "SiluAndMul.forward_native", HookType.AROUND, None),
