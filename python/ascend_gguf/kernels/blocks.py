@@ -83,22 +83,7 @@ class BlocksExperts:
         weight_on_input: bool = False,
     ) -> torch.Tensor:
         """As :func:`~ascend_gguf.kernels.experts.apply_experts`."""
-        biases = w13_bias, w2_bias
-        return host_call(
-            self._apply, x, topk_weights, topk_ids, activation, biases, weight_on_input
-        )
-
-    def _apply(
-        self,
-        x: torch.Tensor,
-        topk_weights: torch.Tensor,
-        topk_ids: torch.Tensor,
-        activation: Callable[[torch.Tensor], torch.Tensor],
-        biases: tuple[torch.Tensor | None, torch.Tensor | None],
-        weight_on_input: bool,
-    ) -> torch.Tensor:
         w13, w2 = self.w13, self.w2
-        w13_bias, w2_bias = biases
         tokens, k = topk_ids.shape
         experts = topk_ids.reshape(-1).numpy()
         # Pairs of a token and an expert, by expert, without those of experts held elsewhere.

@@ -56,14 +56,15 @@ class Graph:
     """What a function did: see :func:`capture`.
 
     Attributes:
-        nbytes: of the memory that is the graph's own.
+        nbytes: of memory that is the graph's own.
     """
 
-    def __init__(self, steps: list[Callable[[], object]], kept: list[torch.Tensor]) -> None:
+    def __init__(
+        self, steps: list[Callable[[], object]], kept: list[torch.Tensor], nbytes: int
+    ) -> None:
         self._steps = steps
         self._kept = kept
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-        self.nbytes = sum(storages.values())
+        self.nbytes = nbytes
 
     def replay(self) -> None:
         """Do it again: from what is now in the function's inputs, into its results."""
@@ -84,9 +85,14 @@ def capture(function: Callable[[], T]) -> tuple[Graph, T]:
     Raises:
         NotCapturable: an operator or Python itself would need numbers.
     """
-    with _Capture() as noted, _NoReads(noted), threads.listening(noted.note_kernel):
-        result = function()
-    return Graph(noted.steps(), noted.kept), result
+    global _capture
+    _capture = noted = _Capture()
+    try:
+        with noted, _NoReads(noted), threads.listening(noted.note_kernel):
+            result = function()
+    finally:
+        _capture = None
+    return Graph(noted.steps(), noted.kept, noted.nbytes), result
 
 
 _capture: _Capture | None = None
@@ -95,14 +101,16 @@ _capture: _Capture | None = None
 def host_call(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
     """``function(*args)``, which a graph calls again as it is: it may look at numbers.
 
-    Its result must always be of the same shape, and nothing else may become of it.
+    Its result must always be of the same shape, and nothing else may become of it but what it
+    writes to its arguments.
     """
     noted = _capture
-    if noted is None:
+    if noted is None or noted.is_suspended:
         return function(*args)
     with noted.suspended():
         out = function(*args)
-    noted.keep(args, out)
+    noted.keep(args)
+    noted.keep(out)
     noted.add(lambda: out.copy_(function(*args)))
     return out
 
@@ -113,23 +121,13 @@ class _Capture(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[torch.Tensor] = []
+        self.nbytes = 0
         self.is_suspended = False
         self._noted: list[Callable[[], object] | tuple[Kernel, array]] = []
 
-    def __enter__(self) -> _Capture:
-        global _capture
-        if not self.is_suspended:
-            _capture = self
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        global _capture
-        _capture = None
-        super().__exit__(*error)
-
-    def keep(self, *values: object) -> None:
+    def keep(self, values: object) -> None:
         """Memory of these is used by what was noted."""
-        self.kept += [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
+        self.kept += _tensors(values)
 
     def add(self, step: Callable[[], object]) -> None:
         self._noted.append(step)
@@ -153,7 +151,7 @@ class _Capture(TorchDispatchMode):
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Inside, nothing is noted."""
+        """Inside, nothing is noted, and everything is allowed."""
         before, self.is_suspended = self.is_suspended, True
         try:
             with threads.listening(None):
@@ -170,24 +168,18 @@ class _Capture(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        for tag, reason in _UNFIT_TAGS.items():
-            if tag in func.tags:
-                raise NotCapturable(f"{func}: {reason}")
-        if func.namespace in ("c10d", "_c10d_functional"):
-            raise NotCapturable(f"{func}: it waits for other processes")
-        out = func(*args, **kwargs)
-        self.keep(args, kwargs, out)
+        if obstacle := _obstacle(func, args):
+            raise NotCapturable(f"{func}: {obstacle}")
+        with self.suspended():
+            out = func(*args, **kwargs)
+        self.keep((args, kwargs, out))
         self._note_operator(func, args, kwargs, out)
         return out
 
     def _note_operator(self, func, args: tuple, kwargs: dict, out: Any) -> None:
-        results = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
-        inputs = {
-            t.untyped_storage().data_ptr()
-            for t in pytree.tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor)
-        }
-        new = [t for t in results if t.untyped_storage().data_ptr() not in inputs]
+        results, inputs = _tensors(out), set(map(_memory, _tensors((args, kwargs))))
+        new = [t for t in results if _memory(t) not in inputs]
+        self.nbytes += sum(t.untyped_storage().nbytes() for t in new)
         if func in _EMPTY or (results and not new and not func._schema.is_mutable):
             return  # a place without numbers, or a view
         if func in LOWERINGS:
@@ -221,9 +213,27 @@ class _NoReads(TorchFunctionMode):
         return out
 
 
+def _obstacle(func, args: tuple) -> str | None:
+    """Why an operator cannot be called again without Python's help."""
+    if func.namespace in ("c10d", "_c10d_functional"):
+        return "it waits for other processes"
+    if func is _aten.index.Tensor and not any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    ):
+        return None  # places, not a mask
+    return next((why for tag, why in _UNFIT_TAGS.items() if tag in func.tags), None)
+
+
+def _tensors(values: object) -> list[torch.Tensor]:
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _copy_anew(func, args: tuple, kwargs: dict, results: list[torch.Tensor]) -> None:
-    anew = [t for t in pytree.tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
-    for target, source in zip(results, anew, strict=True):
+    for target, source in zip(results, _tensors(func(*args, **kwargs)), strict=True):
         target.copy_(source)
 
 

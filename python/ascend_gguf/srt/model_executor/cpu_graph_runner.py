@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
@@ -72,6 +73,10 @@ class GGUFGraphRunner:
             and model_runner.spec_algorithm.is_none()
             and not model_runner.is_draft_worker
             and not model_runner.model_config.is_encoder_decoder
+            and type(model_runner.attn_backend) is TorchNativeAttnBackend
+            # They look at each batch before the step.
+            and not hasattr(model_runner.model, "prepare_for_forward")
+            and not hasattr(model_runner.model, "prepare_forward_batch")
             and not get_exec().graph.disable_decode_cuda_graph
             and not get_flags().capture.enable_torch_compile
             and not get_lora().enable_lora
@@ -101,8 +106,8 @@ class GGUFGraphRunner:
             self.capture_bs.append(batch.batch_size)
         try:
             return step.run(batch)
-        except NotCapturable as error:
-            logger.info("Decode steps of this model are not replayed: %s", error)
+        except Exception as error:  # whatever is wrong with capturing, the engine can do the step
+            logger.info("Decode steps are not replayed: %s", error or type(error).__name__)
             self._is_given_up = True
             self._steps.clear()
             return step.forward()
@@ -123,7 +128,6 @@ class _Step:
             seq_lens_sum=None,
             capture_hidden_mode=CaptureHiddenMode.NULL,
             spec_algorithm=model_runner.spec_algorithm,
-            global_forward_mode=ForwardMode.DECODE,
             **inputs,
         )
         self._inputs = tuple(inputs.items())
@@ -145,6 +149,7 @@ class _Step:
             self.graph.replay()
             if not torch.equal(expected, self._output.next_token_logits):
                 raise NotCapturable("a replay gave other numbers")
+            logger.info("Decode steps of %d are replayed.", self._batch.batch_size)
             self._is_proven = True
         return dataclasses.replace(self._output)
 

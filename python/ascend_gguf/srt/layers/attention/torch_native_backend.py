@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from ascend_gguf.kernels import attention, paged_attention
+from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
@@ -42,7 +43,7 @@ def _run_sdpa_forward_extend(
     """AROUND the engine's attention of new tokens, some of a request's or all."""
     *common, prefix_lens, new_lens, encoder_lens = args
     if self.ascend_gguf_extras:
-        return _attend_with_extras(self, *common, new_lens, **kwargs)
+        return _attend_with_extras(self.ascend_gguf_extras | kwargs, *common, new_lens)
     *tensors, requests, _seq_lens = common
     if encoder_lens is None and kwargs["causal"] and _is_ours(*tensors):
         counts = new_lens.long()
@@ -61,7 +62,8 @@ def _run_sdpa_forward_decode(
     """AROUND the engine's attention of one new token of each request."""
     *common, encoder_lens = args
     if self.ascend_gguf_extras:
-        return _attend_with_extras(self, *common, torch.ones_like(common[-1]), **kwargs)
+        options = self.ascend_gguf_extras | kwargs
+        return host_call(_attend_with_extras, options, *common, torch.ones_like(common[-1]))
     *tensors, requests, seq_lens = common
     if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
         return _attend(*tensors, requests.long(), seq_lens.long(), **kwargs)
@@ -100,7 +102,7 @@ def _attend(
 
 
 def _attend_with_extras(
-    backend: TorchNativeAttnBackend,
+    options: dict[str, Any],
     query: torch.Tensor,
     output: torch.Tensor,
     k_cache: torch.Tensor,
@@ -109,10 +111,6 @@ def _attend_with_extras(
     req_pool_indices: torch.Tensor,
     seq_lens: torch.Tensor,
     new_lens: torch.Tensor,
-    *,
-    scaling: float,
-    sliding_window_size: int | None = None,
-    **_: Any,
 ) -> torch.Tensor:
     """The engine's arguments; ``new_lens`` says how many rows of ``query`` each request has."""
     start = 0
@@ -123,9 +121,10 @@ def _attend_with_extras(
             query[start : start + new],
             k_cache[slots],
             v_cache[slots],
-            scaling,
-            window=sliding_window_size,
-            **backend.ascend_gguf_extras,
+            options["scaling"],
+            cap=options["cap"],
+            window=options.get("sliding_window_size"),
+            sinks=options["sinks"],
         )
         start += new
     return output

@@ -34,6 +34,7 @@ from ascend_gguf.forms import Dense, Form, GroupedInt4, GroupedPlanes
 from ascend_gguf.kernels.base import LinearKernel
 from ascend_gguf.kernels.blocks import BlocksExperts, BlocksLinear
 from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
+from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
@@ -351,14 +352,17 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         apply = self.experts
         if apply is None:
             apply = partial(apply_experts, w13=layer.w13_weight, w2=layer.w2_weight)
-        hidden_states = apply(
-            dispatch_output.hidden_states,
-            topk_weights=topk_weights,
-            topk_ids=topk_ids,
+        apply = partial(
+            apply,
             activation=_activation(config),
             w13_bias=getattr(layer, "w13_weight_bias", None),
             w2_bias=getattr(layer, "w2_weight_bias", None),
             weight_on_input=config.apply_router_weight_on_input,
+        )
+        # Which experts a token has says which products there are.
+        hidden_states = host_call(
+            lambda x, weights, ids: apply(x, topk_weights=weights, topk_ids=ids),
+            *(dispatch_output.hidden_states, topk_weights, topk_ids),
         )
         return StandardCombineInput(hidden_states=hidden_states)
 
