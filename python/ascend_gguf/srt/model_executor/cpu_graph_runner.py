@@ -32,13 +32,13 @@ MOST_BYTES = 1 << 29
 
 # What a step's result depends on, copied to where the graph reads it.
 _INPUTS = ("input_ids", "positions", "seq_lens", "req_pool_indices", "out_cache_loc")
-# What a model does not look at: the batch's form, copies on the host, and what is for sampling.
+# What a decode step does not look at: copies on the host, what is for sampling, a prompt's rest.
 _UNSEEN = frozenset((
     "forward_mode", "batch_size", "spec_algorithm", "kv_loc_plan", "out_cache_loc_is_physical",
     "seq_lens_cpu", "seq_lens_sum", "orig_seq_lens", "max_seq_len_host",
     "global_num_token_non_padded_cpu", "contains_last_prefill_chunk", "rids",
     "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs",
-    "temperature", "top_p",
+    "temperature", "top_p", "extend_input_logprob_token_ids_gpu",
 ))  # fmt: skip
 # The others must be absent: one a request, or at all.
 _LISTS = frozenset(("mm_inputs", "lora_ids"))

@@ -6,6 +6,7 @@ The engine calls a function of torch for each request, and knows neither caps no
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def _run_sdpa_forward_decode(
     *tensors, requests, seq_lens = common
     if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
         return _attend(*tensors, requests.long(), seq_lens.long(), **kwargs)
-    return original(self, *args, **kwargs)
+    return host_call(partial(original, self, **kwargs), *args)
 
 
 def _is_ours(
