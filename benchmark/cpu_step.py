@@ -3,7 +3,7 @@
 Milliseconds of processor time of one thread, so that what other processes take of a busy machine
 does not count: for all the layers of a model of the shape of Qwen3-0.6B in bfloat16, the engine's
 and ours by turns, the fastest rounds of each.  With ``--model file.gguf`` whole steps of that model
-too, with the time in products with its weights apart.
+too, with the time in products with its weights apart, and replayed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import torch
 LAYERS, HIDDEN, FFN, VOCABULARY = 28, 1024, 3072, 151936
 HEADS, KV_HEADS, HEAD_SIZE = 16, 8, 128
 DTYPE = torch.bfloat16
+#: Steps before those that count: kernels are compiled, a step is captured and compared.
+WARM = 3
 #: Requests with a new token each and tokens before it, or new tokens of one request.
 STEPS = {
     "1 request, 512 tokens": (1, 512),
@@ -177,25 +179,34 @@ def _print_steps(model: str, rounds: int) -> None:
         batch = one_batch.prepare_synthetic_inputs_for_latency_test(requests, tokens, ids)
         return runner.extend(batch)
 
+    # Whose operations, and whether what was captured is replayed.
+    replays = runner.torch_runner.decode_cuda_graph_runner
+    ways = {"engine": (False, None), "ours": (True, None), "replayed": (True, replays)}
+
     print(f"\n{os.path.basename(model)}: whole steps.\n")
-    print("| step | engine: all | matrices | rest | ours: all | matrices | rest |")
-    print("| --- " + "| ---: " * 6 + "|")
+    print("| step | engine: all | matrices | rest | ours: all | matrices | rest | replayed: all |")
+    print("| --- " + "| ---: " * 7 + "|")
     with mock.patch.object(BlocksLinear, "linear", timed_linear):
         for name, (tokens, before) in STEPS.items():
             if before:
                 with _kernels(True):
                     ids, _, batch = prompt(tokens, before)
-            best: dict[bool, tuple[float, float]] = {}
-            for i in range(2 * rounds + 2):  # the first of each compiles
-                in_matrices, start = 0.0, time.process_time()
-                with _kernels(bool(i % 2)):
-                    if before:
-                        ids, _ = runner.decode(ids, batch)
-                    else:
-                        prompt(1, tokens)
-                taken = 1e3 * (time.process_time() - start), 1e3 * in_matrices
-                if i > 1:
-                    best[bool(i % 2)] = min(best.get(bool(i % 2), taken), taken)
-            cells = [f"{t:.1f} | {m:.1f} | {t - m:.1f}" for t, m in (best[False], best[True])]
+            best: dict[str, tuple[float, float]] = {}
+            for i in range(-WARM, rounds):
+                for way, (is_ours, graph_runner) in ways.items():
+                    runner.torch_runner.decode_cuda_graph_runner = graph_runner
+                    in_matrices, start = 0.0, time.process_time()
+                    with _kernels(is_ours):
+                        if before:
+                            ids, _ = runner.decode(ids, batch)
+                        elif graph_runner is None:
+                            prompt(1, tokens)
+                    taken = 1e3 * (time.process_time() - start), 1e3 * in_matrices
+                    if i >= 0:
+                        best[way] = min(best.get(way, taken), taken)
+            cells = [
+                f"{t:.1f} | {m:.1f} | {t - m:.1f}" for t, m in map(best.get, ("engine", "ours"))
+            ]
+            cells.append(f"{best['replayed'][0]:.1f}" if before else "")
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print()
