@@ -47,6 +47,8 @@ def attend(
     scale: float,
     window: int | None = None,
     out: torch.Tensor | None = None,
+    *,
+    one_each: bool = False,
 ) -> torch.Tensor:
     """Softmax attention, each token to the first keys of its request.
 
@@ -63,6 +65,7 @@ def attend(
         scale: what products of queries and keys are multiplied with.
         window: of those keys the last ``window + 1`` alone.
         out: ``[tokens, heads, value_size]``, contiguous, of the dtype of ``query``.
+        one_each: no request has several tokens; then Python does not look at any number.
 
     Returns:
         ``out``, or a new tensor.
@@ -85,7 +88,7 @@ def attend(
         lengths.data_ptr(),
     )
     wide_slots, window = slots.dtype == torch.int64, 1 << 40 if window is None else window
-    if tokens and block_attention.takes(query, keys):
+    if tokens and not one_each and block_attention.takes(query, keys):
         together = _most_dividing(group, block_attention.ROWS)
         most = block_attention.tokens_together(together)
         found = block_attention.blocks(requests.numpy(), lengths.numpy(), window, most)

@@ -67,7 +67,7 @@ def _run_sdpa_forward_decode(
         return host_call(_attend_with_extras, options, *common, torch.ones_like(common[-1]))
     *tensors, requests, seq_lens = common
     if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
-        return _attend(*tensors, requests.long(), seq_lens.long(), **kwargs)
+        return _attend(*tensors, requests.long(), seq_lens.long(), one_each=True, **kwargs)
     return host_call(partial(original, self, **kwargs), *args)
 
 
@@ -93,12 +93,13 @@ def _attend(
     *,
     scaling: float,
     sliding_window_size: int | None = None,
+    one_each: bool = False,
     **_: Any,
 ) -> torch.Tensor:
     """The engine's arguments; ``requests`` and ``lengths`` of each row of ``query``."""
-    cache = k_cache, v_cache, req_to_token
+    places = k_cache, v_cache, req_to_token, requests, lengths
     return paged_attention.attend(
-        query, *cache, requests, lengths, scaling, sliding_window_size, output
+        query, *places, scaling, sliding_window_size, output, one_each=one_each
     )
 
 
