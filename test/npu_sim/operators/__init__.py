@@ -12,6 +12,8 @@ takes, and where its rules come from.
 | attention | fused attention |
 | atb | ATB's paged attention, prefill and cache writes |
 | attend | the arithmetic these two share |
+| latent | around attention over latent vectors |
+| lora | LoRA of sequences |
 | moe_routing | gating, sending tokens to experts and back |
 | norm, activation, rope, quant, sampling, cache | what the names say |
 | rules, view, registry | the vocabulary of refusals, the tensors, the table |
@@ -41,6 +43,8 @@ from . import (  # noqa: F401  (importing an operator file registers it)
     format_cast,
     grouped_matmul,
     int4_pack,
+    latent,
+    lora,
     moe_routing,
     norm,
     quant,
@@ -63,7 +67,12 @@ __all__ = [
 ]
 
 # Schema name -> implementation, for operators that torch_npu does not run through aclnn.
-TORCH_OPS = {**atb.TORCH_OPS, **int4_pack.TORCH_OPS, **sampling.TORCH_OPS}
+TORCH_OPS = {
+    **atb.TORCH_OPS,
+    **int4_pack.TORCH_OPS,
+    **lora.TORCH_OPS,
+    **sampling.TORCH_OPS,
+}
 
 _libraries = []  # a torch Library unregisters its kernels when it goes
 
@@ -75,11 +84,12 @@ def register_torch_ops() -> list[str]:
     """
     import torch
 
-    for namespace, schemas in sampling.SCHEMAS.items():
-        library = torch.library.Library(namespace, "FRAGMENT")
-        for schema in schemas:
-            library.define(schema)
-        _libraries.append(library)
+    for family in (lora, sampling):
+        for namespace, schemas in family.SCHEMAS.items():
+            library = torch.library.Library(namespace, "FRAGMENT")
+            for schema in schemas:
+                library.define(schema)
+            _libraries.append(library)
     for operators, key in ((TORCH_OPS, "CPU"), (format_cast.GUARDS, "PrivateUse1")):
         for name, function in operators.items():
             namespace, operator = name.split("::")

@@ -24,7 +24,10 @@ cumulated, those of keys in pages are not.
 2 to 4 need the 2048 x 2048 mask of ones above the diagonal.  Where S is 1 the mode has no effect.
 
 Not simulated, and refused by name: int8 and int4 keys, output quantisation, pse_shift, left
-padding, shared prefixes, rope parts (MLA), NTD layouts, tree masks.
+padding, shared prefixes, NTD layouts, tree masks, rope parts of several queries over pages.
+
+Rope parts (MLA) are the last 64 numbers of queries and keys, given apart from the first 512 (over
+pages, of one head) or 128 (layout TND).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import torch
 from .attend import attend, gather_pages
 from .registry import aclnn
 from .rules import A2, A3, A5, BF16, BOOL, F16, I8, I32, U8, OperatorMissing, Rules
-from .view import tensor, view, views
+from .view import View, tensor, view, views
 
 DOC = "torch_npu 2.13.0 documentation of npu_fused_infer_attention_score"
 CANN = "CANN aclnnFusedInferAttentionScoreV4.md"
@@ -70,6 +73,8 @@ class Call:
     out: object
     lse: object
     sink: object = None
+    q_rope: object = None
+    k_rope: object = None
 
 
 def _hidden(call, mask, i, queries, keys, decode):
@@ -129,7 +134,8 @@ def fused_attention(c: Call) -> None:
     for argument, v in (("key", key), ("value", value), ("attention_out", out)):
         rule.same_dtype(argument, v.t, "query", query.t)
     for argument, v in (("query", query), ("key", key), ("value", value)):
-        rule.contiguous(argument, v.t)
+        # The engine hands over queries of DeepSeek as it splits them (forward_extend).
+        rule.contiguous(argument, None if v is query and tnd and c.q_rope is not None else v.t)
         rule.plain(argument, v)
 
     # heads
@@ -234,6 +240,11 @@ def fused_attention(c: Call) -> None:
         for i in range(batch)
     ]
 
+    q_rope = None
+    if c.q_rope is not None or c.k_rope is not None:
+        q_rope, k_ropes = _rope_parts(rule, c, query, key, table, batch, n, nk, d, decode)
+        kv = [(torch.cat((k, rope), -1), v) for (k, v), rope in zip(kv, k_ropes, strict=True)]
+
     # mask
     mask = tensor(c.mask)
     if mask is not None:
@@ -267,6 +278,9 @@ def fused_attention(c: Call) -> None:
         rule.dtype("learnable_sink", sink, BF16, F16)
         rule.shape("learnable_sink", sink, (n,))
 
+    if q_rope is not None:  # layouts TND and BSND, whose heads are the dimension before the last
+        d += q_rope.shape[-1]
+        query = View(torch.cat((query.t, q_rope), -1))
     start = 0
     for i, length in enumerate(q_lengths):
         if tnd:
@@ -412,6 +426,37 @@ def _sequence(rule, c, key, value, pages, table, i, batch, nk):
     return k, v
 
 
+def _rope_parts(rule, c, query, key, table, batch, n, nk, d, decode):
+    """The queries' rope parts, shaped like them, and of each sequence the keys', (L, nk, 64)."""
+    rule.present("query_rope", c.q_rope, "is given with key_rope")
+    rule.present("key_rope", c.k_rope, "is given with query_rope")
+    q_rope, k_rope = view(c.q_rope), view(c.k_rope)
+    for argument, v, of in (("query_rope", q_rope, query), ("key_rope", k_rope, key)):
+        rule.same_dtype(argument, v.t, "query", query.t)
+        rule.contiguous(argument, None if v is q_rope and c.layout == "TND" else v.t)
+        rule.ndim(argument, v.t, of.t.dim())
+    rule.shape("query_rope", q_rope.t, (*query.t.shape[:-1], 64))
+    if c.layout == "TND" and table is None:
+        rule.equal("query", "D with rope parts in layout TND", d, 128)
+        rule.equal("num_key_value_heads", "it with rope parts in layout TND", nk, n)
+        rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
+        starts = [0, *c.kv_lengths]
+        parts = [k_rope.t[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        return q_rope.t, parts
+    if not (c.layout == "BSND" and decode and c.sparse == 0 and c.mask is None):
+        raise OperatorMissing(c.name, f"rope parts in layout {c.layout}, S {query.t.shape[1]}")
+    rule.present("block_table", table, "is required with rope parts of latent vectors")
+    rule.equal("query", "D with rope parts over pages", d, 512)
+    rule.equal("num_key_value_heads", "it with rope parts over pages", nk, 1)
+    # The wheel's text names 32, 64 and 128; the engine pads to any power of two.
+    rule.one_of("num_heads", n, 1, 2, 4, 8, 16, 32, 64, 128)
+    rule.one_of("block_size", c.block_size, 16, 128)
+    rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
+    pages = k_rope.t.unsqueeze(2)
+    lengths = c.kv_lengths if len(c.kv_lengths) >= batch else list(c.kv_lengths) * batch
+    return q_rope.t, [gather_pages(pages, table[i], lengths[i]) for i in range(batch)]
+
+
 def _mask_rules(rule, c, mask, q_lengths, kv, s, batch):
     rule.one_of("sparse_mode", c.sparse, 0, 1, 2, 3, 4)
     if c.sparse in (2, 3, 4):
@@ -468,7 +513,7 @@ ATTRIBUTES = """num_heads scale pre_tokens next_tokens input_layout num_key_valu
 ATTRIBUTE_LETTERS = "idiiSiiiiibii"
 SIMULATED = {
     *("query", "key", "value", "atten_mask", "actual_seq_lengths", "actual_seq_lengths_kv"),
-    *("block_table", "learnable_sink"),
+    *("block_table", "learnable_sink", "query_rope", "key_rope"),
 }
 
 
@@ -502,6 +547,8 @@ def _call(name, inputs, attributes, arguments):
             said["softmax_lse_flag"],
             *arguments[-2:],
             given.get("learnable_sink"),
+            given["query_rope"],
+            given["key_rope"],
         )
     )
 

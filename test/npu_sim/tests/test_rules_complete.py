@@ -21,6 +21,8 @@ from npu_sim.operators.view import View, int4_of, int4_pack, view
 from . import test_rules_atb as atb
 from . import test_rules_attention as attention
 from . import test_rules_grouped_matmul as grouped
+from . import test_rules_latent as latent
+from . import test_rules_lora as lora
 from . import test_rules_moe_routing as moe
 from . import test_rules_norm_activation_quant as small
 from . import test_rules_rope_cache as rope
@@ -60,6 +62,12 @@ TABLES = [
     (moe.moe.token_permute, moe.permute_call, moe.PERMUTE),
     (moe.moe.token_unpermute, moe.unpermute_call, moe.UNPERMUTE),
     (attention.fused, attention.call, attention.FUSED),
+    (latent.kv_rmsnorm_rope_cache, latent.kv_call, latent.KV),
+    (latent.transpose_batchmatmul, latent.product_call, latent.PRODUCT),
+    (latent.with_rope, latent.pages_call, latent.ROPE + latent.ROPE_PAGES),
+    (latent.with_rope, latent.tnd_call, latent.ROPE_TND),
+    (lora.sgemmv_shrink, lora.shrink_call, lora.SHRINK),
+    (lora.sgemmv_expand, lora.expand_call, lora.EXPAND),
     (atb.atb.reshape_and_cache, atb.store_call, atb.STORE),
     (atb.decode, atb.decode_call, atb.DECODES),
     (atb.prefill, atb.prefill_call, atb.PREFILL),

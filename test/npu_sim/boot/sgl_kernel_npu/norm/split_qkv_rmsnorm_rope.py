@@ -1,4 +1,6 @@
-"""Split of a fused q,k,v projection with RMSNorm of each head of q and k, and rotary embedding."""
+"""Split of a fused q,k,v projection with RMSNorm of each head of q and k, and rotary embedding of
+the first numbers of each head, as many as there are sines.
+"""
 
 import torch
 
@@ -27,12 +29,14 @@ def _kernel(
             x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.float()
         if bias is not None:
             x = x + bias.float()
+        x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         if neox:
             first, second = x.chunk(2, -1)
             turned = torch.cat([-second, first], -1)
         else:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-        return (x * cos + turned * sin).to(qkv.dtype).reshape(n, -1)
+        x = torch.cat([x * cos + turned * sin, rest], -1)
+        return x.to(qkv.dtype).reshape(n, -1)
 
     return (
         norm_and_rotate(q, q_weight, q_bias),

@@ -1,0 +1,117 @@
+"""Around attention over latent vectors (MLA): npu_kv_rmsnorm_rope_cache, npu_transpose_batchmatmul.
+
+Sources: CANN's aclnnKvRmsNormRopeCache.md and aclnnTransposeBatchMatMul.md (ops-nn), torch_npu
+2.13.0's documentation, and SGLang 0.5.23's hardware_backend/npu/modules/
+deepseek_v2_attention_mla_npu.py, which calls them on A2 and A3.
+
+npu_kv_rmsnorm_rope_cache
+    kv (B, 1, S, 576): the first 512 numbers normed and times gamma, the last 64 turned as
+    npu_interleave_rope turns them, each into row index[b S + s] of its cache, (blocks, block_size,
+    1, 64) and (blocks, block_size, 1, 512); -1 leaves the caches alone
+npu_transpose_batchmatmul
+    out[m, b] = x1[m, b] @ x2[b]
+
+Not simulated, and refused by name: cache modes but PA_BNSD, int8 caches, scales, split batches.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .registry import aclnn
+from .rope import rotate
+from .rules import A2, A3, A5, BF16, F16, F32, I64, OperatorMissing, Rules
+from .view import view
+
+NORM, TURNED = 512, 64
+
+
+@aclnn("aclnnKvRmsNormRopeCache", "ttttttt" + "tttt" + "dSb" + "tt")
+def kv_rmsnorm_rope_cache(
+    kv,
+    gamma,
+    cos,
+    sin,
+    index,
+    k_cache,
+    ckv_cache,
+    k_scale,
+    ckv_scale,
+    k_offset,
+    ckv_offset,
+    epsilon,
+    mode,
+    outputs,
+    k_out,
+    ckv_out,
+):
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    name = "npu_kv_rmsnorm_rope_cache"
+    if mode != "PA_BNSD":
+        raise OperatorMissing(name, f"cache_mode {mode!r}")
+    if any(scale is not None for scale in (k_scale, ckv_scale, k_offset, ckv_offset)):
+        raise OperatorMissing(name, "scales of int8 caches")
+    kv, gamma, cos, sin, index, k_cache, ckv_cache, k_out, ckv_out = map(
+        view, (kv, gamma, cos, sin, index, k_cache, ckv_cache, k_out, ckv_out)
+    )
+    rule = Rules(name, "CANN aclnnKvRmsNormRopeCache.md")
+    rule.products(A2, A3, A5)
+    rule.dtype("kv", kv.t, F16, BF16)
+    rule.ndim("kv", kv.t, 4)
+    b, n, s, d = kv.t.shape
+    rule.equal("kv", "N", n, 1)
+    rule.equal("kv", "D", d, NORM + TURNED)
+    for argument, v in (("gamma", gamma), ("cos", cos), ("sin", sin)):
+        rule.same_dtype(argument, v.t, "kv", kv.t)
+    rule.shape("gamma", gamma.t, (NORM,))
+    rule.shape("cos", cos.t, (b, 1, s, TURNED), (b, 1, 1, TURNED))
+    rule.shape("sin", sin.t, cos.t.shape)
+    rule.dtype("index", index.t, I64)
+    rule.shape("index", index.t, (b * s,))
+    rule.ndim("k_cache", k_cache.t, 4)
+    blocks, block_size = k_cache.t.shape[:2]
+    for argument, v, width in (("k_cache", k_cache, TURNED), ("ckv_cache", ckv_cache, NORM)):
+        rule.same_dtype(argument, v.t, "kv", kv.t)
+        rule.shape(argument, v.t, (blocks, block_size, 1, width))
+        rule.contiguous(argument, v.t)
+    rule.multiple("k_cache", "the block size", block_size, 16)
+    rule.values("index", index.t, -1, blocks * block_size - 1)
+    kept = index.t[index.t >= 0]
+    # The engine's padding rows all go to the reserved first slot.
+    own = kept[kept > 0]
+    rule.that(own.unique().numel() == own.numel(), "index", "no two rows are the same")
+
+    low, high = kv.t.float().split([NORM, TURNED], -1)
+    low = low * torch.rsqrt(low.square().mean(-1, keepdim=True) + epsilon) * gamma.t.float()
+    high = torch.cat((high[..., 0::2], high[..., 1::2]), -1)
+    high = high * cos.t.float() + rotate(high, "half") * sin.t.float()
+    for rows, cache, out in ((high, k_cache, k_out), (low, ckv_cache, ckv_out)):
+        rows = rows.to(kv.t.dtype)
+        cache.t.view(-1, rows.shape[-1])[kept] = rows.reshape(b * s, -1)[index.t >= 0]
+        if outputs:
+            out.t.copy_(rows)
+
+
+@aclnn("aclnnTransposeBatchMatMul", "tttt" + "III" + "c" + "w" + "t")
+def transpose_batchmatmul(x1, x2, bias, scale, perm_x1, perm_x2, perm_y, _math, split, out):
+    x1, x2, out = map(view, (x1, x2, out))
+    name = "npu_transpose_batchmatmul"
+    if scale is not None or split != 1:
+        raise OperatorMissing(name, "scale, batch_split_factor")
+    rule = Rules(name, "CANN aclnnTransposeBatchMatMul.md")
+    rule.products(A2, A3, A5)
+    rule.absent("bias", bias, "is reserved")
+    rule.dtype("input", x1.t, F16, BF16, F32)
+    rule.same_dtype("weight", x2.t, "input", x1.t)
+    rule.ndim("input", x1.t, 3)
+    rule.ndim("weight", x2.t, 3)
+    rule.one_of("perm_x1", list(perm_x1 or [0, 1, 2]), [0, 1, 2], [1, 0, 2])
+    rule.one_of("perm_x2", list(perm_x2 or [0, 1, 2]), [0, 1, 2], [0, 2, 1])
+    rule.one_of("perm_y", list(perm_y or [1, 0, 2]), [1, 0, 2])
+    a, b = x1.t.permute(perm_x1 or (0, 1, 2)), x2.t.permute(perm_x2 or (0, 1, 2))
+    rule.equal("weight", "the batch", b.shape[0], a.shape[0])
+    rule.equal("weight", "K", b.shape[1], a.shape[2])
+    rule.range("input", "B", a.shape[0], 1, 65535)
+    rule.range("weight", "N", b.shape[2], 1, 65535)
+    rule.range("input", "K", a.shape[2], 1, 65535)
+    out.t.copy_((a.float() @ b.float()).transpose(0, 1))
