@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 _FIELDS = (
-    *("model_path", "tokenizer_path", "load_format", "quantization"),
+    *("model_path", "tokenizer_path", "load_format", "quantization", "context_length"),
     *(f"speculative_draft_{name}" for name in ("model_path", "model_quantization", "load_format")),
 )
 

@@ -34,6 +34,8 @@ SMALL = (
 )
 CPU = ("--device", "cpu", "--attention-backend", "torch_native")
 NPU = ("--device", "npu", "--attention-backend", "ascend")
+#: For one request at a time: each further size of graphs takes a second and more to capture.
+NPU_ONE = (*NPU, "--cuda-graph-max-bs-decode", "1")
 
 
 def cpu_environment(ranks: int = 1) -> dict[str, str]:
@@ -62,6 +64,17 @@ class Server:
             input_ids, {"max_new_tokens": 1}, return_logprob=True, logprob_start_len=0
         )
         return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"]][1:]
+
+    def continued(
+        self, prompt: Sequence[int], new: int, **options
+    ) -> tuple[list[int], list[float]]:
+        """A prompt with its most probable continuation, and log p of all but the first token."""
+        sampling = {"max_new_tokens": new, "ignore_eos": True}
+        options |= {"return_logprob": True, "logprob_start_len": 0}
+        answer = self.generate(prompt, sampling, **options)
+        entries = answer["meta_info"]["input_token_logprobs"][1:]
+        entries += answer["meta_info"]["output_token_logprobs"]
+        return [*prompt, *answer["output_ids"]], [entry[0] for entry in entries]
 
     def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
         """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ascend_gguf import GGUFError, dequantize
-from ascend_gguf.architectures import ARCHITECTURES
+from ascend_gguf.architectures import ARCHITECTURES, REFUSED
 from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
@@ -69,6 +69,10 @@ def test_architectures():
         shapes = ", ".join(tested or [name])
         models = list(tested.values())
         expected.append([f"`{name}`", shapes, _cell("cpu", models), _cell("npu", models)])
+    expected += [
+        [f"`{name}`", "", f"no: {why['cpu']}", f"no: {why['npu']}"] for name, why in REFUSED.items()
+    ]
+    expected.sort()
     table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
     assert _table("models.md", "`general.architecture`") == expected, f"it should be:\n{table}"
 
@@ -79,7 +83,7 @@ def test_pre_tokenizers():
     assert sorted(names) == sorted(PRE_TOKENIZERS)
 
 
-@pytest.mark.parametrize("module, target, kind, name", plugin._HOOKS)
+@pytest.mark.parametrize("module, target, kind, name", plugin._HOOKS + plugin._NPU_HOOKS)
 def test_hooks(module, target, kind, name):
     text = (DOCS / "architecture.md").read_text()
     row = next(line for line in text.splitlines() if f"`{module.replace('.', '/')}.py`" in line)

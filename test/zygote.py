@@ -73,12 +73,28 @@ def _serve(order: dict) -> None:
     run_server(prepare_server_args(order["arguments"]))
 
 
+def _compile_kernels() -> None:
+    """What nearly every server multiplies with: compiled here, so that none has to."""
+    import torch
+
+    from ascend_gguf.ggml_types import BLOCK_TYPES
+    from ascend_gguf.kernels import fused, tiled
+
+    for kind in BLOCK_TYPES.values():
+        if kind.name in ("Q4_0", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"):
+            fused.kernel(kind, torch.float32, torch.float32, 1)
+            tiled.kernel(kind, torch.float32, torch.float32)
+
+
 def main() -> None:
     import sglang.launch_server  # noqa: F401
     import sglang.srt.entrypoints.http_server  # noqa: F401
     import sglang.srt.managers.detokenizer_manager  # noqa: F401
     import sglang.srt.managers.scheduler  # noqa: F401
     from sglang.srt.models.registry import ModelRegistry  # noqa: F401  imports every model
+
+    if "torch_npu" not in sys.modules:
+        _compile_kernels()
 
     # The engine asks for spawn, which would import everything again in each process.
     multiprocessing.set_start_method("fork", force=True)

@@ -34,13 +34,14 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
     Raises:
         GGUFError: no such architecture, or a key is missing, of the wrong kind or impossible.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     file = open_gguf(path)
     architecture = architecture_of(file)
+    kind = architecture.model_type
     attributes = {
-        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]],
+        "architectures": [architecture.causal_lm or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]],
         "dtype": "bfloat16",
         "vocab_size": _vocab_size(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -51,7 +52,10 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
     for derive in architecture.derived:
         attributes |= derive(file, attributes)
     attributes["rope_parameters"] = architecture.rope(file, attributes)
-    config = AutoConfig.for_model(architecture.model_type, **attributes)
+    if kind in CONFIG_MAPPING:
+        config = AutoConfig.for_model(kind, **attributes)
+    else:
+        config = PretrainedConfig(model_type=kind, **attributes)
     if "expert_used_count" in architecture.fields:
         used = file.arch_field("expert_used_count")
         _check_count(file, "expert_used_count", used, experts(config))
@@ -62,9 +66,8 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     values = {}
     for key, field in architecture.fields.items():
         field = field if isinstance(field, Field) else Field(field)
-        if key in architecture.required:
-            file.arch_field(key)  # raises where it is missing
-        value = number(file, key, field.kind, field.least)
+        required = key in architecture.required
+        value = number(file, key, field.kind, field.least, required)
         if value is not None:
             values[field.attribute] = value
     # What llama.cpp takes for a file that does not say; transformers has defaults of its own.

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ascend_gguf.kernels.attention import attend
+from ascend_gguf.kernels import attention
+from ascend_gguf.kernels.attention import attend, attend_requests
 
 SCALE = 0.3
 
@@ -55,3 +56,20 @@ def test_sinks_take_a_share():
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
     share = torch.sigmoid(total - sinks[:, None]).T[..., None]
     torch.testing.assert_close(attend(q, k, v, SCALE, sinks=sinks), plain * share)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_requests_over_a_cache(monkeypatch, window):
+    """A few queries at a time give what all at once give, each request its own slots."""
+    monkeypatch.setattr(attention, "_QUERIES", 3)
+    torch.manual_seed(1)
+    lengths, new = [9, 4], [7, 4]
+    q, caches = torch.randn(12, 4, 8), (torch.randn(40, 2, 8), torch.randn(40, 2, 8))
+    slots = torch.randperm(40)[:30].view(3, 10)
+    output = torch.zeros(12, 4, 8)
+    options = {"window": window, "cap": 0.5}
+    found = attend_requests(q, output, *caches, slots, [2, 0], lengths, new, SCALE, **options)
+    assert found is output and not output[11].any()  # no request's
+    for rows, request, length in ((slice(0, 7), 2, 9), (slice(7, 11), 0, 4)):
+        k, v = (cache[slots[request, :length]] for cache in caches)
+        torch.testing.assert_close(output[rows], attend(q[rows], k, v, SCALE, **options))

@@ -63,6 +63,8 @@ def test_configuration_is_the_models(name, tiny_model):
     model = tiny_model(name)
     ours = load_config(model.path).to_dict()
     made = AutoConfig.from_pretrained(model.hf).to_dict()
+    if name == "olmo3":  # the engine's model of OLMo 2 knows that windows are not scaled
+        made["rope_parameters"] = made["rope_parameters"]["full_attention"]
     for key in (
         "hidden_size",
         "intermediate_size",

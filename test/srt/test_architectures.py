@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
+import numpy as np
 import pytest
 
 from hf_models import TINY, Written
 from random_model import PROMPT
-from serving import CPU, NPU, Server, cpu_environment
+from serving import CPU, NPU_ONE, cpu_environment, mean_error
 
-#: Mean absolute error of the log-probabilities of a prompt's tokens.
-LIMITS = {"cpu": 1e-4, "npu": 0.005}
+#: Tokens of an answer, which other code computes than those of a prompt.
+ANSWER = 12
+
+#: Error of the log-probabilities of a prompt's tokens, and of the answer's: the mean, and in
+#: bfloat16 the median, as single tokens may meet other experts whose logits nearly tie.
+LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 
 #: What the server writes when a step has been replayed and compared with the model's own.
 REPLAYED = "Decode steps of 1 are replayed."
@@ -25,36 +30,50 @@ def _served_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
-@contextlib.contextmanager
-def _checked(
-    zygote, log, model: Written, device: str, *arguments: str, environment=None
-) -> Iterator[Server]:
+def _check(zygote, log, model: Written, dtype: str, *arguments: str, environment=None) -> None:
     # The prompt is given as token ids; these files have another model's tokenizer.
-    arguments = (*arguments, "--skip-tokenizer-init")
+    arguments = (*arguments, "--dtype", dtype, "--skip-tokenizer-init")
     with zygote.serve(model.path, log, *arguments, environment=environment) as server:
-        assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[device]
-        yield server
+        tokens, found = server.continued(PROMPT, ANSWER)
+    errors = [abs(f - e) for f, e in zip(found, model.logprobs(tokens), strict=True)]
+    typical = np.median if dtype == "bfloat16" else np.mean
+    prompt, answer = typical(errors[:-ANSWER]), typical(errors[-ANSWER:])
+    print(f"absolute error of log-probabilities: prompt {prompt:.2e}, answer {answer:.2e}")
+    assert max(prompt, answer) <= LIMITS[dtype]
 
 
-# A window that holds the whole prompt is no test where windows work.
-@pytest.mark.parametrize("name", [n for n in _served_on("cpu") if "within-window" not in n])
+@pytest.mark.parametrize("name", _served_on("cpu"))
 def test_on_the_cpu(zygote, log, tiny_model, name):
     """Steps of decoding are replayed, which the server does where nothing changes by it."""
-    arguments = (*CPU, "--dtype", "float32")
-    with _checked(zygote, log, tiny_model(name), "cpu", *arguments) as server:
-        server.generate(PROMPT[:8], {"max_new_tokens": 5, "ignore_eos": True})
-        assert REPLAYED in log.read_text()
+    _check(zygote, log, tiny_model(name), "float32", *CPU)
+    assert REPLAYED in log.read_text()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])  # capped scores, windows alone
+def test_long_prompts_together_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
+    """Prompts of several chunks, one of which is a single token, and answers of a batch."""
+    tokens = np.random.default_rng(1).integers(3, 500, 257 + 150).tolist()
+    prompts = tokens[:257], tokens[257:]
+    model, arguments = tiny_model(name), (*NPU_ONE, "--chunked-prefill-size", "128")
+    arguments = (*arguments, "--dtype", "float16", "--skip-tokenizer-init")
+    with npu_zygote.serve(model.path, log, *arguments) as server, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda prompt: server.continued(prompt, ANSWER), prompts))
+    for tokens, found in answers:
+        assert mean_error(found, model.logprobs(tokens)) <= LIMITS["float16"]
 
 
 @pytest.mark.parametrize("name", ON_TWO_RANKS)
 def test_on_two_ranks(zygote, log, tiny_model, name):
-    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
-    environment = cpu_environment(2)
-    with _checked(zygote, log, tiny_model(name), "cpu", *arguments, environment=environment):
-        pass
+    arguments = ("float32", *CPU, "--tp-size", "2")
+    _check(zygote, log, tiny_model(name), *arguments, environment=cpu_environment(2))
 
 
 @pytest.mark.parametrize("name", _served_on("npu"))
 def test_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
-    with _checked(npu_zygote, log, tiny_model(name), "npu", *NPU, "--dtype", "float16"):
-        pass
+    _check(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE)
+
+
+def test_no_linear_attention_on_the_cpu():
+    """Why ``qwen3next`` is refused there: the row of docs/models.md goes when this fails."""
+    with pytest.raises(AttributeError, match="sgl_kernel.*delta_rule"):
+        import_module("sglang.srt.layers.attention.linear.gdn_backend")

@@ -76,20 +76,22 @@ def test_tokenizer_of_the_user_stays(resolver, tmp_path):
 
 
 def test_draft_model(resolver, split, tmp_path):
+    # The backend that checks drafts on a CPU.
+    amx = ("--device", "cpu", "--attention-backend", "intel_amx")
     draft = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path")
-    found = resolver.paths("--model-path", str(MODEL), *draft, str(split[1]), *CPU)
+    found = resolver.paths("--model-path", str(MODEL), *draft, str(split[1]), *amx)
     assert found["speculative_draft_model_path"] == str(split[0])
     assert found["speculative_draft_model_quantization"] == "gguf"
     assert found["speculative_draft_load_format"] == "gguf"
 
     load_config(MODEL).save_pretrained(tmp_path)
-    found = resolver.paths("--model-path", str(MODEL), *draft, str(tmp_path), *CPU)
+    found = resolver.paths("--model-path", str(MODEL), *draft, str(tmp_path), *amx)
     assert found["quantization"] == "gguf"
     assert found["speculative_draft_model_quantization"] is None
     assert found["speculative_draft_load_format"] == "auto"
 
     load_tokenizer(MODEL).save_pretrained(tmp_path)
-    found = resolver.paths("--model-path", str(tmp_path), *draft, str(MODEL), *CPU)
+    found = resolver.paths("--model-path", str(tmp_path), *draft, str(MODEL), *amx)
     assert found["quantization"] is None
     assert found["speculative_draft_model_quantization"] == "gguf"
 

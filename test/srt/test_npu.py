@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from npu_sim.operators.antiquant import FAULT
 from random_model import PROMPT, read_model, write_model
-from serving import NPU, launch, npu_simulation
+from serving import NPU, NPU_ONE, launch, npu_simulation
 from srt.test_accuracy import VARIANTS, check_file
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,13 +37,13 @@ ON_TWO_RANKS = ("all-types", "expert-types", "fused-experts", "qkv-types", "file
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize("name", BUNDLED)
 def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks, dtype):
-    arguments = (*NPU, "--tp-size", ranks)
+    arguments = (*NPU_ONE, "--tp-size", ranks)
     check_file(npu_zygote, DATA / f"{name}.gguf", log, dtype, *arguments, limit=LIMITS[dtype])
 
 
 def _serve_variant(zygote, log, folder: Path, variant: str, dtype: str, *arguments: str) -> None:
     model = write_model(folder / "model.gguf", **VARIANTS[variant])
-    with zygote.serve(model.path, log, *NPU, "--dtype", dtype, *arguments) as server:
+    with zygote.serve(model.path, log, *NPU_ONE, "--dtype", dtype, *arguments) as server:
         assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[dtype]
 
 
@@ -109,7 +109,7 @@ def test_sixteen_at_once_with_a_shared_prefix(server):
 def test_prompt_longer_than_one_prefill_chunk(npu_zygote, log):
     prompt = [int(t) for t in np.random.default_rng(1).integers(3, 500, 300)]
     model = read_model(DATA / "qwen3-dense-Q4_K_M.gguf")
-    arguments = (*NPU, "--dtype", "float16", "--chunked-prefill-size", "128")
+    arguments = (*NPU_ONE, "--dtype", "float16", "--chunked-prefill-size", "128")
     with npu_zygote.serve(model.path, log, *arguments) as server:
         assert server.mean_error(prompt, model.logprobs(prompt)) <= LIMITS["float16"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import (
+    bailing,
     cohere,
     deepseek,
     gemma,
@@ -21,6 +22,7 @@ from ascend_gguf.reader import GGUFFile
 
 __all__ = [
     "ARCHITECTURES",
+    "REFUSED",
     "Architecture",
     "Field",
     "Placement",
@@ -40,6 +42,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         post_norm,
         cohere,
         deepseek,
+        bailing,
         glm,
         gpt_oss,
         mixtures,
@@ -48,14 +51,25 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
     for architecture in family.ARCHITECTURES
 )
 
+#: Architectures of files that are known, but not run: on "cpu" and "npu", why.
+REFUSED = {
+    "qwen3next": {
+        "cpu": "the engine's kernels for linear attention come with no released package for CPUs",
+        "npu": "the engine's kernels for linear attention on Ascend are not in the simulation",
+    },
+}
+
 
 def architecture_of(file: GGUFFile) -> Architecture:
     """The architecture of ``file``; GGUFError listing the known ones if it is not among them."""
     for architecture in ARCHITECTURES:
         if architecture.describes(file):
             return architecture
+    problem = "this model architecture is not supported"
+    if reasons := REFUSED.get(file.architecture):
+        problem += f" (CPU: {reasons['cpu']}; NPU: {reasons['npu']})"
     raise GGUFError(
-        "this model architecture is not supported",
+        problem,
         file=file.path,
         key="general.architecture",
         found=file.architecture,

@@ -182,6 +182,7 @@ class Architecture:
         rope: the rotary embedding's parameters, from the file and the attributes.
         derived: attributes that take more than one key, computed in this order.
         mark: tells these files from others of the name.
+        causal_lm: the model's class, where the engine has it not from transformers' table.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Architecture:
     rope: Derivation = rope.parameters
     derived: tuple[Derivation, ...] = ()
     mark: Callable[[GGUFFile], bool] = lambda file: True
+    causal_lm: str | None = None
 
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""

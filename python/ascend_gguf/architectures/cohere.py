@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from ascend_gguf.architectures.base import Architecture, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor, sliding_unless
-from ascend_gguf.architectures.parts import ATTENTION, FIELDS, FRAME, HEAD_SIZE, REQUIRED, mlp
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    REQUIRED,
+    WINDOW,
+    mlp,
+)
 
 _EPSILON = "attention.layer_norm_rms_epsilon"
 _FIELDS = {key: value for key, value in FIELDS.items() if key != _EPSILON} | {
@@ -40,7 +48,7 @@ ARCHITECTURES = (
     Architecture(
         name="cohere2",
         model_type="cohere2",
-        fields=_FIELDS | HEAD_SIZE | {"attention.sliding_window": "sliding_window"},
+        fields=_FIELDS | HEAD_SIZE | WINDOW,
         required=_REQUIRED,
         tensors=_BODY,
         derived=(sliding_unless(4),),

@@ -114,7 +114,7 @@ def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
     # give the sizes of the model's own heads apart.
     def size(name: str) -> int:
         found = number(file, f"attention.{name}_mla")
-        return found or number(file, f"attention.{name}") or file.arch_field(f"attention.{name}")
+        return found or number(file, f"attention.{name}", required=True)
 
     qk = size("key_length")
     return {

@@ -15,6 +15,7 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     OUTPUT,
     REQUIRED,
+    WINDOW,
     mlp,
 )
 from ascend_gguf.architectures.transforms import minus_one
@@ -43,7 +44,6 @@ _QK_NORM = (
     _norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
-_SLIDING = {"attention.sliding_window": "sliding_window"}
 _FINAL_SOFT_CAP = {"final_logit_softcapping": fraction("final_logit_softcapping")}
 
 
@@ -69,7 +69,7 @@ ARCHITECTURES = (
         model_type="gemma2",
         fields=FIELDS
         | HEAD_SIZE
-        | _SLIDING
+        | WINDOW
         | _FINAL_SOFT_CAP
         | {"attn_logit_softcapping": fraction("attn_logit_softcapping")},
         required=REQUIRED,
@@ -81,7 +81,7 @@ ARCHITECTURES = (
     Architecture(
         name="gemma3",
         model_type="gemma3_text",
-        fields=FIELDS | HEAD_SIZE | _SLIDING | _FINAL_SOFT_CAP,
+        fields=FIELDS | HEAD_SIZE | WINDOW | _FINAL_SOFT_CAP,
         required=REQUIRED,
         tensors=_BODY + _QK_NORM,
         rope=rope.by_layer_type(10000.0),

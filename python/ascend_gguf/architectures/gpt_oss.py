@@ -13,7 +13,9 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     HEAD_SIZE,
+    NORMS_AROUND_ATTENTION,
     REQUIRED,
+    WINDOW,
     experts,
     qkv_bias,
 )
@@ -36,12 +38,11 @@ ARCHITECTURES = (
     Architecture(
         name="gpt-oss",
         model_type="gpt_oss",
-        fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS | {"attention.sliding_window": "sliding_window"},
+        fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS | WINDOW,
         required=REQUIRED - {"feed_forward_length"} | frozenset(_EXPERT_FIELDS),
         tensors=(
             *FRAME,
-            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
-            per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+            *NORMS_AROUND_ATTENTION,
             *ATTENTION,
             *qkv_bias(),
             per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.parts import (
     ATTENTION_OUTPUT,
     FIELDS,
@@ -17,7 +15,6 @@ from ascend_gguf.architectures.parts import (
     mlp,
 )
 from ascend_gguf.architectures.transforms import halves_from_pairs
-from ascend_gguf.reader import GGUFFile
 
 _Q, _K = halves_from_pairs("heads"), halves_from_pairs("kv_heads")
 
@@ -40,10 +37,6 @@ _BIAS = (
 BODY: tuple[Rename, ...] = FRAME + NORMS + ATTENTION
 
 
-def _attention_bias(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, bool]:
-    return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
-
-
 ARCHITECTURES = (
     Architecture(
         name="llama",
@@ -61,6 +54,6 @@ ARCHITECTURES = (
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
         tensors=BODY + _BIAS + mlp(),
-        derived=(_attention_bias,),
+        derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
     ),
 )

@@ -14,17 +14,22 @@ _KINDS = {
 }
 
 
-def number(file: GGUFFile, key: str, kind: type = int, least: float = 1) -> Any:
+def number(
+    file: GGUFFile, key: str, kind: type = int, least: float = 1, required: bool = False
+) -> Any:
     """The value at ``key``, of the Python type ``kind``; None where the file lacks the key.
 
     Args:
         key: below ``general.architecture`` unless it starts with ``tokenizer.``.
         kind: int, float (which takes whole numbers too) or bool.
         least: the least number that makes sense.
+        required: of a key that the file must have.
 
     Raises:
-        GGUFError: the value is of another kind, or less.
+        GGUFError: the value is of another kind, or less, or missing where it is required.
     """
+    if required:
+        file.arch_field(key)  # raises where it is missing
     if not key.startswith("tokenizer."):
         key = f"{file.architecture}.{key}"
     value = file.metadata.get(key)

@@ -14,8 +14,10 @@ from ascend_gguf.architectures.parts import (
     ATTENTION_OUTPUT,
     FIELDS,
     FRAME,
+    FUSED_MLP,
     HEAD_SIZE,
     NORMS,
+    NORMS_AROUND_ATTENTION,
     REQUIRED,
     mlp,
     qkv_bias,
@@ -28,11 +30,6 @@ def _no_empty_window(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     return {"sliding_window": attributes.get("sliding_window") or None}
 
 
-def _partial_rotary_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
-    # The engine looks for it beside the other parameters of the rotary embedding.
-    return rope.partial_factor(file, attributes)
-
-
 PHI3 = Architecture(
     name="phi3",
     model_type="phi3",
@@ -43,11 +40,11 @@ PHI3 = Architecture(
         *NORMS,
         per_layer("attn_qkv.weight", "q+2*kv hidden", "self_attn.qkv_proj.weight"),
         ATTENTION_OUTPUT,
-        per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_up_proj.weight"),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+        *FUSED_MLP,
     ),
     rope=rope.longrope,
-    derived=(_no_empty_window, _partial_rotary_factor),
+    # The engine looks for the factor beside the other parameters of the rotary embedding.
+    derived=(_no_empty_window, rope.partial_factor),
 )
 
 STARCODER2 = Architecture(
@@ -87,8 +84,7 @@ SEED_OSS = Architecture(
     required=REQUIRED,
     tensors=(
         *FRAME,
-        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
-        per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+        *NORMS_AROUND_ATTENTION,
         *ATTENTION,
         *qkv_bias(optional=True),
         *mlp(),

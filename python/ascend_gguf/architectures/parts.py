@@ -16,6 +16,7 @@ FIELDS = {
 REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
 
 HEAD_SIZE = {"attention.key_length": "head_dim"}
+WINDOW = {"attention.sliding_window": "sliding_window"}
 
 EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
 #: Absent where the output shares the embedding's matrix.
@@ -25,6 +26,12 @@ FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"),
 NORMS = (
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
     per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
+)
+
+#: The same, of models whose files name the second norm by what it follows.
+NORMS_AROUND_ATTENTION = (
+    per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+    per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
 )
 
 ATTENTION_OUTPUT = per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight")
@@ -58,6 +65,13 @@ def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
         per_layer("ffn_up.weight", "ffn hidden", f"{module}.up_proj.weight", kind=kind),
         per_layer("ffn_down.weight", "hidden ffn", f"{module}.down_proj.weight", kind=kind),
     )
+
+
+#: A dense feed-forward network whose gate and up projections are one tensor.
+FUSED_MLP = (
+    per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_up_proj.weight"),
+    per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+)
 
 
 def experts(

@@ -1,4 +1,4 @@
-"""Models that normalise what a layer adds, not what it takes: OLMo 2, EXAONE 4."""
+"""Models that normalise what a layer adds, not what it takes: OLMo 2 and 3, EXAONE 4."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     QK_NORM,
     REQUIRED,
+    WINDOW,
     mlp,
 )
 from ascend_gguf.reader import GGUFFile
@@ -36,24 +37,35 @@ _BODY = (
     *ATTENTION,
     *mlp(),
 )
+_OLMO_BODY = (
+    *_BODY,
+    # Over all heads at once.
+    per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
+    per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
+)
 
 ARCHITECTURES = (
+    Architecture(
+        name="olmo2",
+        mark=lambda file: "olmo2.attention.sliding_window" in file.metadata,
+        # The engine runs OLMo 3 by its model of OLMo 2.
+        model_type="olmo2",
+        fields=FIELDS | WINDOW,
+        required=REQUIRED,
+        tensors=_OLMO_BODY,
+        derived=(sliding_unless(4),),
+    ),
     Architecture(
         name="olmo2",
         model_type="olmo2",
         fields=FIELDS,
         required=REQUIRED,
-        tensors=_BODY
-        + (
-            # Over all heads at once.
-            per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
-            per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
-        ),
+        tensors=_OLMO_BODY,
     ),
     Architecture(
         name="exaone4",
         model_type="exaone4",
-        fields=FIELDS | HEAD_SIZE | {"attention.sliding_window": "sliding_window"},
+        fields=FIELDS | HEAD_SIZE | WINDOW,
         required=REQUIRED,
         tensors=_BODY + QK_NORM,
         derived=(sliding_unless(4), _pattern_letters),

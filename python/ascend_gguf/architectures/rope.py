@@ -103,8 +103,7 @@ def _scaling(file: GGUFFile) -> dict[str, Any]:
             expected="none, linear or yarn",
             hint=_ASK_FOR_CONFIG,
         )
-    file.arch_field("rope.scaling.factor")  # raises where it is missing
-    factor = number(file, "rope.scaling.factor", float, least=0)
+    factor = number(file, "rope.scaling.factor", float, least=0, required=True)
     found = {"rope_type": scaling, "factor": factor}
     original = number(file, "rope.scaling.original_context_length")
     if original is not None:

@@ -1,8 +1,55 @@
-"""Attention with capped scores or sinks, on the CPU."""
+"""Attention with capped scores or sinks, by operations of torch: on any device."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+
+#: Queries that are multiplied with their keys at once: scores of all would not fit.
+_QUERIES = 512
+
+
+def attend_requests(
+    q: torch.Tensor,
+    output: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    req_to_token: torch.Tensor,
+    requests: Iterable[int],
+    lengths: Iterable[int],
+    new_lens: Iterable[int],
+    scale: float,
+    window: int | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """:func:`attend` of the new tokens of several requests, over a cache.
+
+    Args:
+        q, output: ``[tokens, heads, size]``, the new tokens of one request after the other.
+        k_cache, v_cache: ``[slots, kv_heads, size]``.
+        req_to_token: ``[requests, tokens]``, the slot of each token.
+        requests: the row of ``req_to_token`` of each request.
+        lengths: how many tokens of it are in the cache, the new ones included.
+        new_lens: how many of these are new.
+        scale, window, options: as of :func:`attend`.
+
+    Returns:
+        ``output``; rows behind the last request stay as they are.
+    """
+    start = 0
+    for request, length, new in zip(requests, lengths, new_lens, strict=True):
+        for first in range(0, new, _QUERIES):
+            count = min(_QUERIES, new - first)
+            end = length - new + first + count
+            begin = 0 if window is None else max(0, end - count - window)
+            slots = req_to_token[request, begin:end]
+            rows = slice(start + first, start + first + count)
+            k, v = k_cache[slots], v_cache[slots]
+            output[rows] = attend(q[rows], k, v, scale, window=window, **options)
+        start += new
+    return output
 
 
 def attend(
@@ -32,7 +79,8 @@ def attend(
     scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * scale
     if cap:
         scores = cap * torch.tanh(scores / cap)
-    distance = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))
+    places = torch.arange(len(k), device=k.device)
+    distance = places[len(k) - len(q) :, None] - places
     seen = distance >= 0 if window is None else (distance >= 0) & (distance <= window)
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:

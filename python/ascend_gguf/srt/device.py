@@ -8,6 +8,7 @@ from sglang.srt.utils import is_cpu, is_npu
 #: Dtypes that the CPU's kernels take.
 _KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
+_serves_gguf = False
 _serves_gguf_on_cpu = False
 
 
@@ -18,8 +19,14 @@ def uses_ascend_methods() -> bool:
 
 def serve_gguf() -> None:
     """This process serves a GGUF model, from now on with the CPU's kernels if it is on the CPU."""
-    global _serves_gguf_on_cpu
+    global _serves_gguf, _serves_gguf_on_cpu
+    _serves_gguf = True
     _serves_gguf_on_cpu = is_cpu()
+
+
+def serves_gguf() -> bool:
+    """Whether this process has loaded a GGUF model: others are the engine's own affair."""
+    return _serves_gguf
 
 
 def uses_cpu_kernels(*tensors: torch.Tensor) -> bool:

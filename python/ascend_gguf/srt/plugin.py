@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.utils import is_npu
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.device import uses_ascend_methods
@@ -80,6 +81,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    ("models.bailing_moe", "BailingMoESparseMoeBlock.__init__", HookType.AFTER, "scale_topk"),
     ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "repair_attention"),
     (
         "models.deepseek_common.attention_backend_handler",
@@ -88,15 +90,30 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         None,
     ),
     ("models.exaone4", "Exaone4Attention.__init__", HookType.AFTER, "repair_attention"),
+    ("models.glm4_moe", "Glm4MoeSparseMoeBlock.__init__", HookType.AFTER, "route_by_sigmoid"),
+    ("models.gpt_oss", "GptOssAttention.__init__", HookType.AFTER, "repair_window"),
     ("models.gpt_oss", "GptOssForCausalLM.load_weights", HookType.AROUND, None),
     ("models.hunyuan", "HunYuanAttention.__init__", HookType.AFTER, "repair_attention"),
+    ("models.llama", "Phi3ForCausalLM.__init__", HookType.AFTER, "attend_in_window"),
     ("models.llama4", "Llama4Attention.__init__", HookType.AFTER, "turn_pairs"),
     ("models.llama4", "Llama4Attention.forward", HookType.AROUND, None),
     ("models.llama4", "Llama4ForCausalLM.load_weights", HookType.AROUND, None),
+    ("models.llama4", "Llama4MoE._forward_core_normal", HookType.AROUND, "forward_experts"),
     ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
     ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),
     ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),
     ("models.qwen3_moe", "Qwen3MoeSparseMoeBlock.__init__", HookType.AFTER, "renormalize_topk"),
+)
+
+#: The same, of modules that import torch_npu.
+_NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = tuple(
+    (
+        "hardware_backend.npu.attention.ascend_backend",
+        f"AscendAttnBackend.{name}",
+        HookType.AROUND,
+        None,
+    )
+    for name in ("forward_extend", "forward_decode")
 )
 
 
@@ -108,7 +125,7 @@ def register() -> None:
         _refuse(sglang.__version__)
         return
     _report_gguf_errors_in_one_line()
-    for module, target, kind, name in _HOOKS:
+    for module, target, kind, name in _HOOKS + (_NPU_HOOKS if is_npu() else ()):
         name = name or target.rpartition(".")[2]
         hook = getattr(import_module(f"{_PATCH}.{module}"), name)
         HookRegistry.register(f"{_ENGINE}.{module}.{target}", where_served(hook, kind), kind)

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import model_config_of
-from sglang.srt.utils import is_cpu
+from sglang.srt.arg_groups.overrides import (
+    attention_backends_of,
+    declare_resolution,
+    model_config_of,
+    resolving_view,
+)
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
+from sglang.srt.utils.hf_transformers.common import check_gguf_file
+
+from ascend_gguf.errors import GGUFError
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = "ascend_gguf.model"
 
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
-    """AROUND the engine's checks: let models attend by the CPU's backend that it thinks cannot.
+    """AROUND the engine's checks: let models attend by backends that it thinks cannot.
 
-    EXAONE 4 needs windows, which that backend has; gpt-oss needs sinks, which it has with
-    :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
+    EXAONE 4 needs windows, which both have, the one for Ascend with
+    :mod:`ascend_gguf.srt.hardware_backend.npu.attention.ascend_backend`; gpt-oss needs sinks, which
+    the one for the CPU has with :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
+    What they cannot do at all is kept from being asked of them.
     """
     config = model_config_of(server_args).hf_config
+    if check_gguf_file(resolving_view(server_args).model_path):
+        _keep_within_chunk(server_args, config)
+        if is_npu() and _caps(config):
+            _do_without_graphs(server_args)
+        _refuse_what_is_left_out(server_args, config)
     kind = getattr(config, "model_type", None)
-    # transformers writes zero for a model without windows, where the engine looks for None.
-    if kind == "exaone4" and (is_cpu() or not config.sliding_window_pattern):
+    if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None
     elif kind == "gpt_oss" and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
@@ -29,4 +49,70 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     try:
         return original(server_args)
     finally:
+        # transformers writes zero for a model without windows, where the engine looks for None.
         setattr(config, hidden, kept or None)
+
+
+def _keep_within_chunk(server_args: Any, config: Any) -> None:
+    """Llama 4 attends to chunks, which neither backend knows: stay within the first one."""
+    chunk = getattr(config, "attention_chunk_size", None)
+    model_config = model_config_of(server_args)
+    if not chunk or model_config.context_len <= chunk:
+        return
+    logger.warning(
+        "This model attends to chunks of %d tokens, and on this device SGLang to everything: the "
+        "context is limited to one chunk (--context-length %d).",
+        chunk,
+        chunk,
+    )
+    model_config.context_len = chunk
+    declare_resolution(server_args, _SOURCE, context_length=chunk)
+
+
+def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
+    """Raises GGUFError where the engine would attend to something else than the model does."""
+    options = resolving_view(server_args)
+    file = options.model_path
+    if is_npu() and config.model_type == "gpt_oss" and get_bool_env_var("ASCEND_USE_FIA"):
+        raise GGUFError(
+            "SGLang's fused attention on Ascend leaves out the sinks of this model",
+            file=file,
+            hint="Unset ASCEND_USE_FIA.",
+        )
+    if not options.speculative_algorithm:
+        return
+    hint = "Leave out --speculative-algorithm."
+    if is_cpu() and "torch_native" in attention_backends_of(options):
+        raise GGUFError(
+            "SGLang cannot check drafted tokens with --attention-backend torch_native",
+            file=file,
+            hint=hint,
+        )
+    if is_npu() and (_caps(config) or _windows(config)):
+        raise GGUFError(
+            "SGLang checks drafted tokens on Ascend without the windows and caps of this model",
+            file=file,
+            hint=hint,
+        )
+
+
+def _windows(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None) or ()
+    in_every_layer = config.model_type == "phi3" and config.sliding_window
+    return bool(in_every_layer or "sliding_attention" in layers)
+
+
+def _caps(config: Any) -> bool:
+    return bool(getattr(config, "attn_logit_softcapping", None))
+
+
+def _do_without_graphs(server_args: Any) -> None:
+    """No operator of an NPU caps scores, and what does needs to know how long requests are."""
+    logger.warning(
+        "This model caps the scores of attention, which is not captured in graphs on an NPU: "
+        "graphs are off (--disable-cuda-graph)."
+    )
+    graphs = with_phase(
+        resolving_view(server_args).cuda_graph_config, Phase.DECODE, backend=Backend.DISABLED
+    )
+    declare_resolution(server_args, _SOURCE, disable_cuda_graph=True, cuda_graph_config=graphs)

@@ -1,4 +1,4 @@
-"""Loading gpt-oss."""
+"""gpt-oss: loading, and its windows on an NPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from sglang.srt.utils import is_npu
 
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.srt.models.single_experts import load_single_experts
@@ -38,3 +39,13 @@ def _blocks_with_types(
             yield f"{module}.weight", BlockTensor(data, types[module])
         else:
             yield name, data
+
+
+def repair_window(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ``GptOssAttention.__init__``: a token counts in its own window on an NPU too.
+
+    The kernels there (``sgl_kernel_npu.attention.sinks_attention``) look at as many tokens as they
+    are told, the token itself included; the engine tells them the number before it.
+    """
+    if is_npu() and self.attn.sliding_window_size > 0:
+        self.attn.sliding_window_size += 1

@@ -1,4 +1,4 @@
-"""Llama 4: loading, and the rotary embedding."""
+"""Llama 4: loading, routing, and the rotary embedding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from sglang.srt.layers.moe.topk import StandardTopKOutput
+from sglang.srt.utils import is_npu
 
 from ascend_gguf.srt.models.rotary import set_rotary_style
 from ascend_gguf.srt.models.single_experts import load_single_experts
@@ -52,3 +54,26 @@ def forward(
         q = self._mul_attn_scale(positions, q)
     output, _ = self.o_proj(self.attn(q.contiguous(), k.contiguous(), v, forward_batch))
     return output
+
+
+def forward_experts(
+    original: Callable, self: Any, hidden_states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """AROUND ``Llama4MoE._forward_core_normal``: sigmoids that weigh what an expert takes.
+
+    The engine's routing on Ascend takes the softmax, and its runner weighs what an expert gives.
+
+    Args:
+        hidden_states: ``[tokens, hidden]``.
+
+    Returns:
+        What the shared expert and the routed ones give.
+    """
+    if not is_npu():
+        return original(self, hidden_states)
+    if self.top_k != 1:  # as in every published model; more would need a row for each
+        raise NotImplementedError(f"Llama 4 with {self.top_k} experts a token on an NPU")
+    logits, _ = self.router(hidden_states)
+    weights, ids = type(self).custom_routing_function(hidden_states, logits, self.top_k, False)
+    routed = StandardTopKOutput(torch.ones_like(weights), ids, logits)
+    return self.shared_expert(hidden_states), self.experts(hidden_states * weights, routed)

@@ -115,18 +115,17 @@ def _attend_with_extras(
     new_lens: torch.Tensor,
 ) -> torch.Tensor:
     """The engine's arguments; ``new_lens`` says how many rows of ``query`` each request has."""
-    start = 0
-    requests = zip(req_pool_indices.tolist(), seq_lens.tolist(), new_lens.tolist(), strict=True)
-    for request, length, new in requests:
-        slots = req_to_token[request, :length]
-        output[start : start + new] = attention.attend(
-            query[start : start + new],
-            k_cache[slots],
-            v_cache[slots],
-            options["scaling"],
-            cap=options["cap"],
-            window=options.get("sliding_window_size"),
-            sinks=options["sinks"],
-        )
-        start += new
-    return output
+    return attention.attend_requests(
+        query,
+        output,
+        k_cache,
+        v_cache,
+        req_to_token,
+        req_pool_indices.tolist(),
+        seq_lens.tolist(),
+        new_lens.tolist(),
+        options["scaling"],
+        window=options.get("sliding_window_size"),
+        cap=options["cap"],
+        sinks=options["sinks"],
+    )

@@ -37,6 +37,7 @@ from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
+from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -298,6 +299,7 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         for name in self.weight_names:
             stop_accepting_blocks(layer, name)
             forms[name] = settle(layer, name)
+            _fit_bias(layer, f"{name}_bias")
         if not any(forms.values()):
             self.dense.process_weights_after_loading(layer)
             return
@@ -340,6 +342,8 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         # besides (``use_tp_all_gather_activation`` and the dispatcher's "gguf" finalizer).
         self.dense.create_moe_runner(layer, moe_runner_config)
         self.runner = self.dense.runner
+        if moe_runner_config.activation == "npu_swiglu_oai":
+            self.runner.runner_core.activation = NPUHalvesSwigluOAI(moe_runner_config)
 
     def get_moe_runner_backend(self, layer: torch.nn.Module):
         return self.dense.get_moe_runner_backend(layer)
@@ -365,6 +369,13 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
             *(dispatch_output.hidden_states, topk_weights, topk_ids),
         )
         return StandardCombineInput(hidden_states=hidden_states)
+
+
+def _fit_bias(layer: torch.nn.Module, name: str) -> None:
+    """Halve a bias of experts where an NPU's products are in float16: they add no float32 there."""
+    bias = getattr(layer, name, None)
+    if bias is not None and is_npu() and layer.params_dtype == torch.float16:
+        setattr(layer, name, Parameter(bias.half(), requires_grad=False))
 
 
 def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,0 +1,85 @@
+"""Ling and Ring 2.0, whose architecture is called Bailing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, count, flag, fraction, per_layer
+from ascend_gguf.architectures.layers import without_nextn
+from ascend_gguf.architectures.parts import (
+    FIELDS,
+    HEAD_SIZE,
+    MOE_FIELDS,
+    NORMS,
+    OUTPUT,
+    REQUIRED,
+    experts,
+    mlp,
+    shared_expert,
+)
+from ascend_gguf.reader import GGUFFile
+
+_EXPERT_FIELDS = MOE_FIELDS | {
+    "expert_count": "num_experts",
+    "expert_shared_count": "num_shared_experts",
+}
+
+
+def _shared_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """Of one shared expert, as the engine reads it, and of all of them together."""
+    one = attributes.get("moe_shared_expert_intermediate_size")
+    one = one or attributes["moe_intermediate_size"]
+    return {
+        "moe_shared_expert_intermediate_size": one,
+        "shared_expert_intermediate_size": one * attributes["num_shared_experts"],
+    }
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="bailingmoe2",
+        model_type="bailing_moe_v2",
+        causal_lm="BailingMoeV2ForCausalLM",
+        fields=FIELDS
+        | HEAD_SIZE
+        | _EXPERT_FIELDS
+        | {
+            "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+            "expert_group_count": "n_group",
+            "expert_group_used_count": "topk_group",
+            "expert_weights_scale": fraction("routed_scaling_factor"),
+            "expert_weights_norm": flag("norm_topk_prob"),
+            "leading_dense_block_count": count("first_k_dense_replace"),
+            "nextn_predict_layers": count("num_nextn_predict_layers"),
+        },
+        required=REQUIRED | frozenset(_EXPERT_FIELDS),
+        tensors=(
+            Rename("token_embd.weight", "vocab hidden", "model.word_embeddings.weight"),
+            Rename("output_norm.weight", "hidden", "model.norm.weight"),
+            OUTPUT,
+            *NORMS,
+            per_layer("attn_qkv.weight", "q+2*kv hidden", "attention.query_key_value.weight"),
+            per_layer("attn_q_norm.weight", "head", "attention.query_layernorm.weight"),
+            per_layer("attn_k_norm.weight", "head", "attention.key_layernorm.weight"),
+            per_layer("attn_output.weight", "hidden q", "attention.dense.weight"),
+            *mlp("dense"),
+            *experts(kind="sparse"),
+            per_layer("exp_probs_b.bias", "experts", "mlp.gate.expert_bias", kind="sparse"),
+            *shared_expert("mlp.shared_experts", kind="sparse"),
+        ),
+        constants={
+            "hidden_act": "silu",
+            "use_bias": False,
+            "use_qkv_bias": False,
+            "use_qk_norm": True,
+            "embedding_dropout": 0.0,
+            "score_function": "sigmoid",
+            "moe_router_enable_expert_bias": True,
+            "router_dtype": "fp32",
+        },
+        rope=rope.partial,
+        derived=(without_nextn, _shared_size, rope.partial_factor),
+    ),
+)

@@ -1,0 +1,229 @@
+"""The engine's attention backend for Ascend: windows and capped scores.
+
+The engine's own calls know a window only where sliding layers have a cache of their own
+(``is_hybrid_swa``), and no cap while it replays a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch_npu
+from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnBackend
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+from ascend_gguf.kernels.attention import attend_requests
+from ascend_gguf.srt.device import serves_gguf
+
+
+def forward_extend(
+    original: Callable,
+    self: AscendAttnBackend,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: RadixAttention,
+    forward_batch: ForwardBatch,
+    save_kv_cache: bool = True,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """AROUND ``forward_extend``: attention of new tokens, some of a request's or all.
+
+    Args:
+        q: ``[tokens, heads * size]``.
+        k, v: ``[tokens, kv_heads, size]``.
+    """
+    if not _is_ours(self, layer):
+        return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
+    q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+    new_lens = forward_batch.extend_seq_lens_cpu
+    if layer.logit_cap:
+        return _attend_capped(self, layer, forward_batch, q, *caches, new_lens)
+    output = torch.empty_like(q)
+    lengths = self.forward_metadata.seq_lens_cpu_int.tolist()
+    start = 0
+    for i, (new, length) in enumerate(zip(new_lens, lengths, strict=True)):
+        if not new:
+            continue
+        # As the engine calls it, a request at a time: layout TND is for some sizes of heads only.
+        output[start : start + new] = _attend_in_window(
+            self,
+            layer,
+            q[None, start : start + new],
+            *caches,
+            self.forward_metadata.block_tables[i : i + 1],
+            length,
+        )
+        start += new
+    return output.flatten(1)
+
+
+def forward_decode(
+    original: Callable,
+    self: AscendAttnBackend,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: RadixAttention,
+    forward_batch: ForwardBatch,
+    save_kv_cache: bool = True,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """AROUND ``forward_decode``: attention of one new token of each request.
+
+    Args:
+        q, k, v: as of :func:`forward_extend`.
+    """
+    if not _is_ours(self, layer):
+        return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
+    if layer.logit_cap:
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        return _attend_capped(self, layer, forward_batch, q, *caches, [1] * len(q))
+    metadata = self.forward_metadata
+    # While a graph is captured it has to be the list that the engine replaces at each replay.
+    lengths = metadata.seq_lens_cpu_list
+    if metadata.seq_lens_cpu_int is not None:
+        lengths = metadata.seq_lens_cpu_int.tolist()
+    mask = _mask_of_step(self, layer)
+    query = q.reshape(-1, 1, layer.tp_q_head_num * layer.qk_head_dim)
+    return _attend_one(layer, query, *caches, metadata.block_tables, lengths, mask).flatten(1)
+
+
+def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
+    if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention or not serves_gguf():
+        return False
+    return bool(layer.logit_cap) or layer.sliding_window_size > -1
+
+
+def _save(
+    backend: AscendAttnBackend,
+    layer: RadixAttention,
+    forward_batch: ForwardBatch,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    save_kv_cache: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both caches, ``[pages, page_size, kv_heads, size]``, with the new tokens in them."""
+    pool = backend.token_to_kv_pool
+    if save_kv_cache:
+        pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+    return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+
+
+def _attend_capped(
+    backend: AscendAttnBackend,
+    layer: RadixAttention,
+    forward_batch: ForwardBatch,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    new_lens: list[int],
+) -> torch.Tensor:
+    """No operator of the device caps scores: several of torch's do."""
+    return attend_requests(
+        q,
+        torch.empty_like(q),
+        k_cache.flatten(0, 1),
+        v_cache.flatten(0, 1),
+        backend.req_to_token,
+        forward_batch.req_pool_indices.tolist(),
+        forward_batch.seq_lens.tolist(),
+        new_lens,
+        layer.scaling,
+        cap=layer.logit_cap,
+        window=layer.sliding_window_size if layer.sliding_window_size > -1 else None,
+    ).flatten(1)
+
+
+def _attend_in_window(
+    backend: AscendAttnBackend,
+    layer: RadixAttention,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    length: int,
+) -> torch.Tensor:
+    """The last tokens of one request: ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``."""
+    if q.shape[1] == 1:  # where the operator's modes have no effect
+        mask = _mask(torch.tensor([length], device=q.device), layer, block_table, k_cache.shape[1])
+        return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
+    output, _ = torch_npu.npu_fused_infer_attention_score_v2(
+        query=q,
+        key=k_cache.flatten(2),
+        value=v_cache.flatten(2),
+        num_query_heads=layer.tp_q_head_num,
+        num_key_value_heads=layer.tp_k_head_num,
+        input_layout="BSND",
+        block_table=block_table,
+        block_size=k_cache.shape[1],
+        actual_seq_qlen=[q.shape[1]],
+        actual_seq_kvlen=[length],
+        atten_mask=backend.fia_mask.unsqueeze(0),
+        sparse_mode=4,  # a band that ends at the last query and the last key
+        pre_tokens=layer.sliding_window_size,
+        next_tokens=0,
+        softmax_scale=layer.scaling,
+    )
+    return output[0]
+
+
+def _attend_one(
+    layer: RadixAttention,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: list[int],
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """One token of each request: ``[requests, 1, heads * size]`` to ``[requests, heads, size]``."""
+    arguments = {
+        "block_table": block_table,
+        "block_size": k_cache.shape[1],
+        "num_heads": layer.tp_q_head_num,
+        "num_key_value_heads": layer.tp_k_head_num,
+        "input_layout": "BSH",
+        "scale": layer.scaling,
+        "actual_seq_lengths_kv": lengths,
+        "atten_mask": mask,
+        "sparse_mode": 0,
+    }
+    tensors = q, k_cache.flatten(2), v_cache.flatten(2)
+    # With its memory given, so that the call can be captured and updated.
+    workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(*tensors, **arguments)
+    output = torch.empty_like(q)
+    sums = torch.empty(1, dtype=q.dtype, device=q.device)
+    torch_npu.npu_fused_infer_attention_score.out(
+        *tensors, **arguments, workspace=workspace, out=[output, sums]
+    )
+    return output.view(len(q), layer.tp_q_head_num, layer.v_head_dim)
+
+
+def _mask_of_step(backend: AscendAttnBackend, layer: RadixAttention) -> torch.Tensor:
+    """The mask of a decoding step, computed by the first layer of each window, then shared.
+
+    Computed on the device, so that a graph computes it anew at each replay.
+    """
+    masks: dict[int, tuple[int, torch.Tensor]] = vars(backend).setdefault("ascend_gguf_masks", {})
+    window = layer.sliding_window_size
+    first = masks[window][0] if window in masks else layer.layer_id
+    if first == layer.layer_id:
+        metadata = backend.forward_metadata
+        mask = _mask(metadata.seq_lens, layer, metadata.block_tables, backend.page_size)
+        masks[window] = first, mask
+    return masks[window][1]
+
+
+def _mask(
+    lengths: torch.Tensor, layer: RadixAttention, block_table: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    """``[requests, 1, 1, places in the block table]``, true where the last token does not look."""
+    places = torch.arange(block_table.shape[1] * page_size, device=lengths.device)
+    return (places < (lengths - 1 - layer.sliding_window_size)[:, None])[:, None, None]

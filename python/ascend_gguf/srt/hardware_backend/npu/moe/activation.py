@@ -1,0 +1,18 @@
+"""Activations between an expert's projections on an Ascend NPU."""
+
+from __future__ import annotations
+
+import torch
+from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluOAI
+
+
+class NPUHalvesSwigluOAI(NPUSwigluOAI):
+    """gpt-oss's activation of gate and up one after the other, as files hold them.
+
+    The engine's kernel wants a column of gate and one of up in turn.
+    """
+
+    def _apply_activation(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """``[rows, 2 * ffn]`` to ``[rows, ffn]``."""
+        in_turn = hidden_states.unflatten(-1, (2, -1)).transpose(-2, -1).flatten(-2)
+        return super()._apply_activation(in_turn)

@@ -1,0 +1,68 @@
+"""Models and options that the engine's backends do not go together with: limited, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ascend_gguf import GGUFError
+from ascend_gguf.srt.arg_groups import model_hook
+from hf_models import TINY, write_model
+from serving import CPU
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+DRAFT = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", str(MODEL))
+
+
+def test_chunks_limit_the_context(resolver, tmp_path):
+    sizes = TINY["llama4"].sizes | {"max_position_embeddings": 8192, "attention_chunk_size": 4096}
+    model = write_model(tmp_path, replace(TINY["llama4"], sizes=sizes))
+    overrides = ("--json-model-override-args", '{"attention_chunk_size": 4096}')
+    found = resolver.paths("--model-path", str(model.path), *overrides, *CPU)
+    assert found["context_length"] == 4096
+    within = ("--context-length", "4000")
+    found = resolver.paths("--model-path", str(model.path), *overrides, *within, *CPU)
+    assert found["context_length"] == 4000
+
+
+def test_drafts_are_refused_on_the_cpu(resolver):
+    kind, message = resolver("--model-path", str(MODEL), *DRAFT, *CPU)
+    assert kind == "GGUFError" and "--speculative-algorithm" in message and MODEL.name in message
+
+
+@pytest.fixture
+def on_an_npu(monkeypatch) -> None:
+    monkeypatch.setattr(model_hook, "is_npu", lambda: True)
+    monkeypatch.setattr(model_hook, "is_cpu", lambda: False)
+    monkeypatch.setattr(model_hook, "resolving_view", lambda options: options)
+
+
+def _check(algorithm: str | None = None, **config) -> None:
+    options = SimpleNamespace(model_path="m.gguf", speculative_algorithm=algorithm)
+    model_hook._refuse_what_is_left_out(options, SimpleNamespace(**config))
+
+
+GEMMA2 = {"model_type": "gemma2", "attn_logit_softcapping": 50.0}
+GEMMA3 = {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]}
+
+
+PHI3 = {"model_type": "phi3", "sliding_window": 2047}
+
+
+@pytest.mark.parametrize("config", [GEMMA2, GEMMA3, PHI3], ids=["gemma2", "gemma3", "phi3"])
+def test_drafts_are_refused_on_an_npu(on_an_npu, config):
+    with pytest.raises(GGUFError, match=r"m\.gguf: .*windows and caps.*--speculative-algorithm"):
+        _check("EAGLE", **config)
+    _check(None, **config)
+    _check("EAGLE", model_type="qwen3", layer_types=["full_attention"])
+
+
+def test_sinks_are_refused_in_fused_attention(on_an_npu, monkeypatch):
+    _check(model_type="gpt_oss")
+    monkeypatch.setenv("ASCEND_USE_FIA", "1")
+    with pytest.raises(GGUFError, match="ASCEND_USE_FIA"):
+        _check(model_type="gpt_oss")
+    _check(model_type="qwen3")
