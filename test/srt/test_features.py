@@ -1,10 +1,9 @@
-"""The engine's own features on a GGUF model: ends of turns, tools, structure, embeddings, LoRA."""
+"""The engine's own features on a GGUF model: ends of turns, tools, structure, embeddings."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,24 +115,3 @@ def test_embeddings(zygote, log):
     for text, found in zip(texts, answer.data, strict=True):
         expected = model.embedding(tokenizer.encode(text))
         assert np.abs(expected - found.embedding).max() < 1e-4
-
-
-def test_lora_is_refused_on_the_cpu(resolver, tmp_path):
-    kind, message = resolver("--model-path", str(MODEL), "--lora-paths", f"a={tmp_path}", *CPU)
-    assert kind == "GGUFError" and "LoRA" in message and MODEL.name in message
-
-
-def test_lora_adapter_beside_a_gguf_model():
-    # The engine's LoRA kernels need a device: what there is to test is who reads the adapter.
-    from sglang.srt.configs.load_config import LoadConfig, LoadFormat
-    from sglang.srt.model_loader.loader import DefaultModelLoader
-
-    from ascend_gguf.srt.lora.lora import initialize_weights
-
-    options = {"modules_to_not_convert": []}  # the engine's loader would refuse it
-    adapter = SimpleNamespace(
-        load_config=LoadConfig(load_format="gguf", model_loader_extra_config=options)
-    )
-    loaders = []
-    initialize_weights(lambda self: loaders.append(DefaultModelLoader(self.load_config)), adapter)
-    assert loaders[0].load_config.load_format == LoadFormat.AUTO
