@@ -64,10 +64,8 @@ def _serve(order: dict) -> None:
     _allow_forked_npu()
 
     from sglang.launch_server import run_server
-    from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
-    load_plugins()
     if order["routes"]:
         _record_routes(order["routes"])
     run_server(prepare_server_args(order["arguments"]))
@@ -92,7 +90,10 @@ def main() -> None:
     import sglang.srt.managers.detokenizer_manager  # noqa: F401
     import sglang.srt.managers.scheduler  # noqa: F401
     from sglang.srt.models.registry import ModelRegistry  # noqa: F401  imports every model
+    from sglang.srt.plugins import load_plugins
 
+    # Once for all servers: the engine looks through every module for each hook.
+    load_plugins()
     if "torch_npu" not in sys.modules:
         _compile_kernels()
 
