@@ -36,6 +36,9 @@ def _registers() -> tuple[int, int]:
 #: there are, as some hold what is being multiplied.
 ROWS = 4
 
+# Bytes between decoded rows, so that numbers of the same columns do not share places of the cache.
+_APART = 64
+
 
 @functools.cache
 def kernel(kind: BlockType, dtype: torch.dtype, out_dtype: torch.dtype) -> Kernel:
@@ -54,7 +57,7 @@ def kernel(kind: BlockType, dtype: torch.dtype, out_dtype: torch.dtype) -> Kerne
 
 def scratch(cols: int, rows: int, dtype: torch.dtype) -> int:
     """Bytes that a thread needs for a tile: its decoded weights."""
-    return -(-rows // ROWS) * ROWS * cols * dtype.itemsize
+    return -(-rows // ROWS) * ROWS * (cols * dtype.itemsize + _APART)
 
 
 class _Columns:
@@ -75,6 +78,7 @@ class _Columns:
         self._out_dtype = out_dtype
         self._cols = builder.mul(tile.blocks, I64(kind.block_size))
         self._weights = builder.bitcast(tile.scratch, STORED[dtype].as_pointer())
+        self._stride = builder.add(self._cols, I64(_APART // dtype.itemsize))
         lanes, registers = _registers()
         self._total = ir.VectorType(F32, lanes)
         self._zero = ir.Constant(self._total, [ir.Constant(F32, 0.0)] * lanes)
@@ -91,7 +95,7 @@ class _Columns:
             source,
             tile.row_bytes,
             self._weights,
-            self._cols,
+            self._stride,
             builder.sub(tile.stop, tile.first),
             tile.blocks,
         )
@@ -130,8 +134,8 @@ class _Columns:
     def _some_rows(self, vectors: list[ir.Value], results: list[ir.Value], first: ir.Value) -> None:
         """A block of rows and columns; past the tile's last row is stale scratch, not stored."""
         builder = self._builder
-        place = builder.mul(builder.sub(first, self._tile.first), self._cols)
-        indices = [builder.add(place, builder.mul(self._cols, I64(i))) for i in range(ROWS)]
+        place = builder.mul(builder.sub(first, self._tile.first), self._stride)
+        indices = [builder.add(place, builder.mul(self._stride, I64(i))) for i in range(ROWS)]
         weights = [builder.gep(self._weights, [i]) for i in indices]
 
         def products(k: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
