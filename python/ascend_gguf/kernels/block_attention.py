@@ -30,7 +30,7 @@ from ascend_gguf.kernels.floats import constant, exponential, largest, load, max
 from ascend_gguf.kernels.products import TOTAL, multiply_add_pairs
 from ascend_gguf.kernels.tiles import Program, float_of, pointer
 
-#: Rows, each of a token and a query head, that a thread takes at a time, about.
+#: The most rows, each of a token and a query head, that a thread takes at a time.
 ROWS = 32
 # Rows and vectors multiplied together.
 _ROWS, _VECTORS = 4, 4
@@ -74,8 +74,8 @@ def program(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Pr
     rows = -(-tokens_together(heads) * heads // _ROWS) * _ROWS
     sizes = {
         "queries": 2 * rows * head_size,
-        "keys_": 2 * _KEYS * head_size,
-        "values_": 2 * _KEYS * value_size,
+        "key_pairs": 2 * _KEYS * head_size,
+        "value_pairs": 2 * _KEYS * value_size,
         "scores": 4 * rows * _KEYS,
         "weights": 2 * rows * _KEYS,
         "sums": 4 * rows * value_size,
@@ -214,7 +214,7 @@ class _Block:
             pairs = [_read(builder, builder.gep(row, [I64(k)]), I64(0), I32, LANES) for row in rows]
             for i, column in enumerate(_transposed(builder, pairs)):
                 place = builder.add(vector, I64((k // 2 + i) * _VECTORS))
-                target = self._row_of("keys_", I32, LANES, place)
+                target = self._row_of("key_pairs", I32, LANES, place)
                 _write(builder, target, I64(0), column)
 
     def _lay_out_values(self, start: ir.Value, pair: ir.Value) -> None:
@@ -225,7 +225,7 @@ class _Block:
             self._cached(given.values, given.values_stride, self._value_place, k)
             for k in (key, builder.add(key, I64(1)))
         ]
-        target = self._row_of("values_", I16, 2 * self._value_size, pair)
+        target = self._row_of("value_pairs", I16, 2 * self._value_size, pair)
         for k in range(0, self._value_size, LANES):
             a, b = (_read(builder, row, I64(k), I16, LANES) for row in rows)
             places = [lane + LANES * side for lane in range(LANES) for side in range(2)]
@@ -264,7 +264,7 @@ class _Block:
         queries = [self._row_of("queries", I32, self._head_size // 2, i) for i in indices]
 
         def keys(pair: ir.Value, vector: int) -> ir.Value:
-            address = self._row_of("keys_", I32, _VECTORS * LANES, pair)
+            address = self._row_of("key_pairs", I32, _VECTORS * LANES, pair)
             return builder.gep(address, [I64(vector * LANES)])
 
         none = ir.Constant(TOTAL, [F32(0.0)] * LANES)
@@ -310,13 +310,8 @@ class _Block:
         shrunk = exponential((highest - greatest).repeated(LANES))
         sums = self._row_of("sums", F32, self._value_size, row)
         for k in range(0, self._value_size, LANES):
-            save(
-                builder,
-                sums,
-                k,
-                load(builder, sums, k, torch.float32, LANES) * shrunk,
-                torch.float32,
-            )
+            sum_ = load(builder, sums, k, torch.float32, LANES)
+            save(builder, sums, k, sum_ * shrunk, torch.float32)
         place = self._in_scratch("totals", F32, row)
         before = Vector(builder, builder.load(place))
         builder.store((before * shrunk[0] + total(added)).value, place)
@@ -332,7 +327,7 @@ class _Block:
             strip = columns[n : n + _VECTORS]
 
             def values(pair: ir.Value, vector: int, strip=strip) -> ir.Value:
-                address = self._row_of("values_", I32, self._value_size, pair)
+                address = self._row_of("value_pairs", I32, self._value_size, pair)
                 return builder.gep(address, [I64(strip[vector])])
 
             before = [
