@@ -1,7 +1,7 @@
 """Running a kernel on the threads that torch computes with.
 
 Those are OpenMP's, started and bound to cores as torch (and an engine) was told to.  They wait for
-work without sleeping, so a kernel of some microseconds is worth all of them.
+work a while without sleeping, so a kernel of some microseconds is worth all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,16 @@ def start(kernel: Kernel, address: int, most: int) -> None:
         parallel(kernel, address, threads, 0)
     else:
         in_parallel([functools.partial(kernel, address)] * threads)
+
+
+def wait_briefly() -> None:
+    """Threads of processes started from now on wait for some 100 microseconds, then sleep.
+
+    By default they wait for 10 milliseconds, also for a thread that has no core because of them.
+    What the environment says already stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 @contextlib.contextmanager

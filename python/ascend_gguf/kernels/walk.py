@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from llvmlite import ir
 
-from ascend_gguf.decoders.vectors import I64
+from ascend_gguf.decoders.vectors import I32, I64
 from ascend_gguf.kernels import threads
 from ascend_gguf.kernels.control import repeat
 from ascend_gguf.kernels.job import compiled_kernel
@@ -19,8 +19,9 @@ from ascend_gguf.kernels.turns import HEAD, Kernel
 
 # 64-bit numbers in a line of the cache, which no two jobs share.
 _LINE = 8
-# How often a thread looks whether others are done before it lets another process have the core.
-_LOOKS = 1000
+# A thread looks so often whether others are done, some 25 microseconds, before it lets whoever has
+# to go on have its core, for so many microseconds.
+_LOOKS, _NAP = 1000, 50
 
 
 class Walk:
@@ -59,7 +60,7 @@ def _walk() -> Kernel:
     number = I64.as_pointer()
     job_type = ir.FunctionType(ir.VoidType(), [number])
     walk = ir.Function(module, job_type, "walk")
-    let_others = ir.Function(module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
+    sleep = ir.Function(module, ir.FunctionType(I32, [I32]), "usleep")
     (jobs,) = walk.args
     builder = ir.IRBuilder(walk.append_basic_block())
 
@@ -75,7 +76,7 @@ def _walk() -> Kernel:
         def is_done() -> ir.Value:
             return builder.icmp_signed(">=", builder.load_atomic(done, "acquire", 8), tiles)
 
-        work, look, wait, yield_, after = (walk.append_basic_block() for _ in range(5))
+        work, look, wait, nap, after = (walk.append_basic_block() for _ in range(5))
         builder.cbranch(is_done(), after, work)
         builder.position_at_end(work)
         builder.call(kernel, [job])
@@ -88,10 +89,10 @@ def _walk() -> Kernel:
         _pause(builder)
         more = builder.add(looks, I64(1))
         looks.add_incoming(more, wait)
-        builder.cbranch(builder.icmp_signed("<", more, I64(_LOOKS)), look, yield_)
-        builder.position_at_end(yield_)
-        builder.call(let_others, [])
-        looks.add_incoming(I64(0), yield_)
+        builder.cbranch(builder.icmp_signed("<", more, I64(_LOOKS)), look, nap)
+        builder.position_at_end(nap)
+        builder.call(sleep, [I32(_NAP)])
+        looks.add_incoming(I64(0), nap)
         builder.branch(look)
         builder.position_at_end(after)
 

@@ -14,6 +14,7 @@ from ascend_gguf.architectures import architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
+from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
@@ -51,12 +52,14 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
-    if is_cpu() and check_gguf_file(found.model_path) and (found.enable_lora or found.lora_paths):
-        raise GGUFError(
-            "the engine's LoRA adapters need an accelerator, and this is the CPU",
-            file=found.model_path,
-            hint="Merge the adapter into the model before converting it to GGUF.",
-        )
+    if is_cpu() and check_gguf_file(found.model_path):
+        wait_briefly()
+        if found.enable_lora or found.lora_paths:
+            raise GGUFError(
+                "the engine's LoRA adapters need an accelerator, and this is the CPU",
+                file=found.model_path,
+                hint="Merge the adapter into the model before converting it to GGUF.",
+            )
     tokenizer = found.tokenizer_path or found.model_path
     if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
         load_tokenizer(tokenizer)
