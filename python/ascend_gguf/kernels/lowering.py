@@ -47,12 +47,14 @@ def _index_put(
         or places.dim() != 1
         or not places.is_contiguous()
         or values.dtype != x.dtype
-        or values.shape != (*places.shape, *x.shape[1:])
-        or not (has_rows(x) and has_rows(values))
+        or not has_rows(x)
         or bool((places < 0).any())
     ):
         return False
-    copy_rows(values, out, places)
+    rows = values.expand(*places.shape, *x.shape[1:])  # as Python writes a single row
+    if not has_rows(rows):
+        return False
+    copy_rows(rows, out, places)
     return True
 
 
