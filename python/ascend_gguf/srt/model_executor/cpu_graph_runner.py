@@ -110,7 +110,8 @@ class GGUFGraphRunner:
             logger.info("Decode steps are not replayed: %s", error or type(error).__name__)
             self._is_given_up = True
             self._steps.clear()
-            return step.forward()
+            self._model_runner._prepare_eager_forward_batch(batch)
+            return self._model_runner.eager_runner.execute(batch)
 
     def _used_bytes(self) -> int:
         return sum(step.graph.nbytes for step in self._steps.values() if step and step.graph)
@@ -136,7 +137,7 @@ class _Step:
         self._is_proven = False
 
     def run(self, batch: ForwardBatch) -> LogitsProcessorOutput:
-        """Raises NotCapturable, inputs in place, if this model's steps cannot be replayed."""
+        """Raises NotCapturable, or what the model raises, if its steps cannot be replayed."""
         for name, target in self._inputs:
             target.copy_(getattr(batch, name))
         if self.graph is None:
