@@ -18,13 +18,18 @@ echo "make $@: needs Python 3.11 or newer, tried: $(PYTHON); name one with PYTHO
 
 in_env = @exec .venv/bin/python $(1)
 
-.PHONY: help setup demo serve test bench
+# Empty where the SGLang environment that is active is used: on a real NPU.
+own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
+
+.PHONY: help setup demo serve eval test bench
 
 help:
 	@echo "make setup    a Python environment for the CPU in .venv"
 	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
 	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
 	@echo "              DEVICE=npu uses the SGLang environment that is active; SIM=1 simulates the NPU"
+	@echo "make eval     MODEL=file.gguf [DEVICE, SIM, ARGS as above] or URL=http://...: GSM8K problems solved"
+	@echo "              [QUESTIONS=200] [SHOTS=5] [DATA=problems.jsonl] [RECORD=eval.json]"
 	@echo "make test     all tests                                           [ARGS='-k name ...']"
 	@echo "make bench    the benchmarks of benchmark/                        [ARGS=...]"
 
@@ -37,6 +42,12 @@ demo: setup
 serve:
 	$(call with_python,python/make/serve.py --model '$(MODEL)' --device '$(DEVICE)' \
 		--port '$(PORT)' $(if $(filter-out 0,$(SIM)),--sim) -- $(ARGS))
+
+eval: $(if $(own_env),setup)
+	$(call $(if $(own_env),in_env,with_python),python/make/eval.py --model '$(MODEL)' \
+		--device '$(DEVICE)' $(if $(filter-out 0,$(SIM)),--sim) $(if $(URL),--url '$(URL)') \
+		$(if $(DATA),--data '$(DATA)') $(if $(QUESTIONS),--questions '$(QUESTIONS)') \
+		$(if $(SHOTS),--shots '$(SHOTS)') $(if $(RECORD),--record '$(RECORD)') -- $(ARGS))
 
 test: setup
 	$(call in_env,-m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS))

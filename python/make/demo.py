@@ -170,7 +170,7 @@ def run(
     print("  the server is stopped", flush=True)
 
 
-def _raise_on_sigterm(signum, frame):
+def raise_on_sigterm(signum, frame):
     raise SystemExit(128 + signum)
 
 
@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the server's start")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, _raise_on_sigterm)
+    signal.signal(signal.SIGTERM, raise_on_sigterm)
     port = free_port()
     try:
         command, added = serve.plan(asked.model, "cpu", port, False, ENGINE_ARGUMENTS)
