@@ -146,7 +146,11 @@ class Model:
 
     def logprobs(self, prompt: Sequence[int] = PROMPT) -> list[float]:
         """log p of each token of ``prompt`` but the first, by transformers in float32."""
-        return _logprobs(_transformers_model(self.spec, self.weights), prompt)
+        return _logprobs(self.in_transformers(), prompt)
+
+    def in_transformers(self) -> torch.nn.Module:
+        """transformers' own model with these numbers, in float32."""
+        return _transformers_model(self.spec, self.weights)
 
     def logprobs_by_routes(
         self, prompt: Sequence[int], routes: Sequence[np.ndarray]
@@ -160,7 +164,7 @@ class Model:
             The log-probabilities, and how far from being among the ``k`` best a chosen expert's
             logit ever is: 0 if all choices are transformers' own.
         """
-        model = _transformers_model(self.spec, self.weights)
+        model = self.in_transformers()
         furthest = 0.0
 
         def choose(chosen: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor):
@@ -181,7 +185,7 @@ class Model:
 
     def embedding(self, prompt: Sequence[int]) -> np.ndarray:
         """The last token's final hidden state, of length one: float32 ``(hidden,)``."""
-        model = _transformers_model(self.spec, self.weights).model
+        model = self.in_transformers().model
         with torch.no_grad():
             states = model(torch.tensor([list(prompt)])).last_hidden_state
         return torch.nn.functional.normalize(states[0, -1], dim=0).numpy()
@@ -382,7 +386,7 @@ def _transformers_model(spec: Spec, weights: dict[str, np.ndarray]) -> torch.nn.
         if spec.tied and hf_name == "lm_head.weight":
             continue
         values = _weight(weights, names, hf_name)
-        state[hf_name] = torch.from_numpy(np.ascontiguousarray(values))
+        state[hf_name] = torch.tensor(values)
     model.load_state_dict(state, strict=False)
     model.tie_weights()
     return model.eval()

@@ -19,12 +19,15 @@ from pathlib import Path
 import serve
 import setup_env
 
-BUNDLED_MODEL = setup_env.CHECKOUT / "test" / "data" / "qwen3-moe-Q4_K_M.gguf"
+BUNDLED_MODEL = setup_env.CHECKOUT / "test" / "data" / "counting" / "moe-Q4_K_M.gguf"
 BUNDLED_NOTE = (
-    "The bundled model is 2.4 MB of random weights: it shows that everything works, and its answer "
-    "means nothing.\nTry a real one: make demo MODEL=path/to/model.gguf"
+    "The bundled model has 2 million weights, was trained for the tests, and can solve such "
+    "problems only.\nTry a real one: make demo MODEL=path/to/model.gguf"
 )
-QUESTION = "Which is larger, 9 or 12?"
+QUESTION = (
+    "Lena has 6 boxes with 7 cookies in each and gives away 14 of them. "
+    "How many cookies are left?"
+)
 
 #: Small memory pools and few requests: a demonstration should not take the machine.
 ENGINE_ARGUMENTS = ("--max-total-tokens", "4096", "--max-running-requests", "4")
@@ -153,7 +156,7 @@ def ask(base_url: str, question: str, max_tokens: int) -> tuple[str, int, float]
 
 def run(
     command: Sequence[str], environment: Mapping[str, str], base_url: str,
-    question: str = QUESTION, max_tokens: int = 24, timeout: float = 300,
+    question: str = QUESTION, max_tokens: int = 64, timeout: float = 300,
 ) -> None:  # fmt: skip
     """Start the server ``command``, ask ``question``, print the exchange.  Raises DemoError."""
     with tempfile.TemporaryDirectory(prefix="ascend-gguf-demo-") as folder:
@@ -165,7 +168,8 @@ def run(
                 answer, tokens, seconds = ask(base_url, question, max_tokens)
             except Exception as error:
                 raise DemoError(f"{type(error).__name__}: {error}\n{_tail(log)}") from error
-            print(f"question: {question}\nanswer:   {answer.strip()}\n")
+            lines = answer.strip().replace("\n", "\n" + " " * len("answer:   "))
+            print(f"question: {question}\nanswer:   {lines}\n")
             print(f"  {tokens} tokens in {seconds:.2f} s ({tokens / seconds:.1f} tokens a second)")
     print("  the server is stopped", flush=True)
 
@@ -178,7 +182,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--model", default=str(BUNDLED_MODEL))
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the server's start")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, raise_on_sigterm)

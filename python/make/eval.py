@@ -29,9 +29,7 @@ _SECONDS_TO_START = 3600  # a large model from a slow disk
 def _served(asked: argparse.Namespace) -> Iterator[str]:
     """The address of a server of the model, which ends with this."""
     port = free_port()
-    command, added = serve.plan(
-        asked.model, asked.device, port, asked.sim, asked.engine_arguments
-    )
+    command, added = serve.plan(asked.model, asked.device, port, asked.sim, asked.engine_arguments)
     with tempfile.TemporaryDirectory(prefix="ascend-gguf-eval-") as folder:
         log = Path(folder) / "server.log"
         with running(command, os.environ | added, log) as server:
@@ -40,12 +38,16 @@ def _served(asked: argparse.Namespace) -> Iterator[str]:
             yield url
 
 
-def _with_progress(url: str, problems: Sequence[gsm8k.Problem], asked: argparse.Namespace) -> Result:
+def _with_progress(
+    url: str, problems: Sequence[gsm8k.Problem], asked: argparse.Namespace
+) -> Result:
     from tqdm import tqdm
 
     examples, questions = problems[: asked.shots], problems[asked.shots :][: asked.questions]
     if not questions:
-        raise gsm8k.DataError(f"{len(problems)} problems: none is left behind {asked.shots} examples")
+        raise gsm8k.DataError(
+            f"{len(problems)} problems: none is left behind {asked.shots} examples"
+        )
     solved = 0
     with tqdm(total=len(questions), unit="question") as bar:
 

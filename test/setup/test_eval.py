@@ -1,4 +1,4 @@
-"""python/make: the problems of `make eval`, what counts as solved, and what it says when it fails."""
+"""python/make: the problems of `make eval`, what counts as solved, what it says of failures."""
 
 import subprocess
 import sys

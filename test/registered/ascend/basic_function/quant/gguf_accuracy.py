@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import unittest
-from abc import ABC
 from pathlib import Path
 
 import gsm8k
@@ -33,7 +32,7 @@ def require_npu_and_model(variable: str) -> str:
     return path
 
 
-class GGUFAccuracyMixin(ABC):
+class GGUFAccuracyMixin:
     """Starts the server of a class's ``model`` and asks it; to be combined with CustomTestCase."""
 
     model = ""
