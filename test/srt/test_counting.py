@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from counting.reference import DATA, MOST_TOKENS, PROBLEMS
+from counting.vocabulary import tokenizer
 from evaluation import evaluate
+from rewrite import rewrite
 from serving import CPU, NPU, cpu_environment
 
 #: The share of problems by which a model may solve fewer or more than its original in F16, which
@@ -29,8 +31,8 @@ SERVED = [
     ("Q4_K_M", "packed", "npu", 1),
     ("Q8_0", "dense", "cpu", 2),
     ("Q8_0", "packed", "npu", 2),
-    ("Q6_K", "packed", "cpu", 2),
-    ("Q6_K", "dense", "npu", 1),
+    ("Q2_K", "packed", "cpu", 2),
+    ("Q2_K", "dense", "npu", 1),
 ]
 
 
@@ -39,10 +41,15 @@ def zygotes(zygote, npu_zygote):
     return {"cpu": zygote, "npu": npu_zygote}
 
 
+def _original(kind: str) -> np.ndarray:
+    """Whether the model in F16 solves each problem."""
+    return np.load(DATA / f"{kind}-F16.npz")["right"]
+
+
 @pytest.mark.parametrize(("type_", "form", "device", "ranks"), SERVED)
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_problems_solved(zygotes, log, kind, type_, form, device, ranks):
-    original = np.load(DATA / f"{kind}-F16.npz")["right"].mean()
+    original = _original(kind).mean()
     arguments = (
         *DEVICES[device],
         *("--model-loader-extra-config", json.dumps({"weights": form})),
@@ -54,3 +61,34 @@ def test_problems_solved(zygotes, log, kind, type_, form, device, ranks):
         result = evaluate(server.url, PROBLEMS, max_tokens=MOST_TOKENS)
     print(f"{path.stem}: {result}; F16 {original:.3f}")
     assert abs(result.accuracy - original) <= WITHIN
+
+
+def _swapped_experts(name: str, data: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    swapped = name == "blk.0.ffn_down_exps.weight"
+    return [(name, data[[1, 0, *range(2, len(data))]] if swapped else data)]
+
+
+def _scaled(name: str, data: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """One matrix a quarter larger than it is: each Q8_0 block begins with its scale."""
+    if name == "blk.1.attn_v.weight":
+        data = data.copy()
+        scales = data.reshape(-1, 34)[:, :2].copy().view(np.float16)
+        data.reshape(-1, 34)[:, :2] = (scales * 1.25).astype(np.float16).view(np.uint8)
+    return [(name, data)]
+
+
+@pytest.mark.parametrize("damage", ["expert", "scale", "token"])
+def test_what_is_wrong_is_noticed(zygote, log, tmp_path, damage):
+    changes = {"expert": {"edit": _swapped_experts}, "scale": {"edit": _scaled}}.get(damage)
+    if damage == "token":
+        tokens = list(tokenizer().get_vocab())
+        tokens.sort(key=tokenizer().token_to_id)
+        four, seven = map(tokenizer().token_to_id, "47")
+        tokens[four], tokens[seven] = "7", "4"
+        changes = {"metadata": {"tokenizer.ggml.tokens": tokens}}
+    rewrite(DATA / "moe-Q8_0.gguf", tmp_path / "model.gguf", **changes)
+    some = 100
+    with zygote.serve(tmp_path / "model.gguf", log, *CPU) as server:
+        result = evaluate(server.url, PROBLEMS[:some], max_tokens=MOST_TOKENS)
+    print(f"{damage}: {result}")
+    assert result.accuracy < _original("moe")[:some].mean() - WITHIN
