@@ -89,8 +89,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nmake eval: interrupted", file=sys.stderr)
         return 130
-    settings = {name: str(value) for name, value in vars(asked).items() if value}
-    asked.record.write_text(json.dumps(settings | result.record(), indent=1) + "\n")
+    record = vars(asked) | result.record()
+    asked.record.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"{result}\nevery answer is in {asked.record}")
     return 0
 
