@@ -25,8 +25,7 @@ BUNDLED_NOTE = (
     "problems only.\nTry a real one: make demo MODEL=path/to/model.gguf"
 )
 QUESTION = (
-    "Lena has 6 boxes with 7 cookies in each and gives away 14 of them. "
-    "How many cookies are left?"
+    "Lena has 6 boxes with 7 cookies in each and gives away 14 of them. How many cookies are left?"
 )
 
 #: Small memory pools and few requests: a demonstration should not take the machine.
