@@ -22,6 +22,8 @@ def _kernel(
     n = qkv.shape[0]
     q, k, v = qkv.split([q_size, kv_size, kv_size], -1)
     cos, sin = cos.reshape(n, 1, -1).float(), sin.reshape(n, 1, -1).float()
+    if not neox:  # neighbours turn together: of rows for halves, the first half says how far
+        cos, sin = (x[..., : x.shape[-1] // 2].repeat_interleave(2, -1) for x in (cos, sin))
 
     def norm_and_rotate(x, weight, bias):
         x = x.reshape(n, -1, head_dim).float()
