@@ -37,12 +37,15 @@ from counting.reference import (  # noqa: E402
     PROBLEMS,
     answers,
     distributions,
+    divergence,
+    row_of,
+    served_distributions,
 )
+from counting.vocabulary import SIZE  # noqa: E402
 from random_model import read_model  # noqa: E402
 from rewrite import rewrite  # noqa: E402
-from serving import CPU, NPU, Server, Zygote, cpu_environment, npu_simulation  # noqa: E402
+from serving import CPU, NPU, Zygote, cpu_environment, npu_simulation  # noqa: E402
 
-_VOCABULARY = 512
 _ALONE = "engine alone"
 _PEER = "llama.cpp"
 
@@ -76,11 +79,10 @@ def main(arguments: list[str]) -> None:
         for path in paths:
             kind, _, type_ = path.stem.partition("-")
             exact = distributions(read_model(path).in_transformers())
-            original = np.load(DATA / f"{kind}-F16.npz")["logprobs"].astype(np.float64)
             for row, served in _all_ways(path, zygotes, log, options.llama_server):
                 try:
                     with served as server:
-                        figures = _figures(server, exact, original)
+                        figures = _figures(server, kind, exact)
                 except AssertionError:  # of test/serving.py
                     figures = "does not start | | | |"
                 print(f"| {kind} | {type_} | {row} | {figures} |", flush=True)
@@ -124,26 +126,7 @@ def _ours(zygote: Zygote, path: Path, log: Path, *arguments: str) -> Iterator[Se
     with zygote.serve(path, log, *arguments) as server:
         table = re.search(r"^all .* ([\d.]+) of the file", log.read_text(), re.M)
         nbytes = float(table[1]) * _tensor_bytes(path) if table else None
-        yield Served(server.url, lambda: _distributions(server), nbytes)
-
-
-def _distributions(server: Server) -> np.ndarray:
-    places = []
-    for ids, start in answers():
-        options = {"return_logprob": True, "logprob_start_len": start - 1}
-        answer = server.generate(
-            ids, {"max_new_tokens": 1}, top_logprobs_num=_VOCABULARY, **options
-        )
-        # The first is of the token before the answer.
-        places += map(_row, answer["meta_info"]["input_top_logprobs"][1:])
-    return np.stack(places)
-
-
-def _row(entries: list[tuple[float, int, str | None]]) -> np.ndarray:
-    row = np.full(_VOCABULARY, -np.inf, np.float32)
-    for logprob, token, _ in entries:
-        row[token] = logprob
-    return row
+        yield Served(server.url, lambda: served_distributions(server), nbytes)
 
 
 @contextlib.contextmanager
@@ -162,11 +145,11 @@ def _llama_distributions(url: str) -> np.ndarray:
     places = []
     for ids, start in answers():
         for place in range(start, len(ids)):
-            body = {"prompt": ids[:place], "n_predict": 1, "n_probs": _VOCABULARY}
+            body = {"prompt": ids[:place], "n_predict": 1, "n_probs": SIZE}
             reply = requests.post(f"{url}/completion", json=body, timeout=60)
             reply.raise_for_status()
             (token,) = reply.json()["completion_probabilities"]
-            places.append(_row([(e["logprob"], e["id"], None) for e in token["top_logprobs"]]))
+            places.append(row_of((e["logprob"], e["id"]) for e in token["top_logprobs"]))
     return np.stack(places)
 
 
@@ -174,22 +157,16 @@ def _tensor_bytes(path: Path) -> int:
     return sum(tensor.blocks.nbytes for tensor in open_gguf(path).tensors.values())
 
 
-def _normalized(logprobs: np.ndarray) -> np.ndarray:
-    """Rounding leaves distributions whose sum is a little off one."""
-    return logprobs - np.log(np.exp(logprobs).sum(-1, keepdims=True))
-
-
-def _figures(server: Served, exact: np.ndarray, original: np.ndarray) -> str:
+def _figures(server: Served, kind: str, exact: np.ndarray) -> str:
     """The cells of what was measured."""
     result = evaluate(server.url, PROBLEMS, max_tokens=MOST_TOKENS)
-    found = server.distributions().astype(np.float64)
+    found = server.distributions()
     tokens = [token for ids, start in answers() for token in ids[start:]]
     places = np.arange(len(tokens))
     error = np.abs(found[places, tokens] - exact[places, tokens]).mean()
-    original, found = _normalized(original), _normalized(found)
-    divergence = (np.exp(original) * (original - found)).sum(-1).mean()
     low, high = result.interval
+    held = "" if server.nbytes is None else f"{server.nbytes / 1e6:.2f}"
     return (
         f"{result.solved} of {len(PROBLEMS)} | {low:.3f} to {high:.3f} | {error:.1e} | "
-        f"{divergence:.1e} | {'' if server.nbytes is None else f'{server.nbytes / 1e6:.2f}'}"
+        f"{divergence(found, kind):.1e} | {held}"
     )

@@ -13,14 +13,16 @@ logprobs    float16 ``[tokens, 512]``      log p of every token at each place of
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import gsm8k
-from counting.vocabulary import END_OF_TURN, PADDING, prompt, tokenizer
+from counting.vocabulary import END_OF_TURN, PADDING, SIZE, prompt, tokenizer
 from random_model import read_model
+from serving import Server
 
 DATA = Path(__file__).parents[1] / "data" / "counting"
 
@@ -51,6 +53,37 @@ def distributions(model: torch.nn.Module) -> np.ndarray:
         logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
         places.append(logits.float().log_softmax(-1).numpy())
     return np.concatenate(places)
+
+
+def served_distributions(server: Server) -> np.ndarray:
+    """The same of a server, through ``/generate``."""
+    places = []
+    for ids, start in answers():
+        options = {"return_logprob": True, "logprob_start_len": start - 1}
+        answer = server.generate(ids, {"max_new_tokens": 1}, top_logprobs_num=SIZE, **options)
+        # The first is of the token before the answer.
+        places += map(row_of, answer["meta_info"]["input_top_logprobs"][1:])
+    return np.stack(places)
+
+
+def row_of(entries: Iterable[Sequence]) -> np.ndarray:
+    """log p of every token, float32 ``[vocabulary]``, from ``(log p, token, ...)`` of each."""
+    row = np.full(SIZE, -np.inf, np.float32)
+    for logprob, token, *_ in entries:
+        row[token] = logprob
+    return row
+
+
+def divergence(found: np.ndarray, kind: str) -> float:
+    """Mean Kullback-Leibler divergence of distributions from those of the model in F16, in nats."""
+    original = _normalized(np.load(DATA / f"{kind}-F16.npz")["logprobs"])
+    return (np.exp(original) * (original - _normalized(found))).sum(-1).mean()
+
+
+def _normalized(logprobs: np.ndarray) -> np.ndarray:
+    """Rounding leaves distributions whose sum is a little off one; float64."""
+    logprobs = logprobs.astype(np.float64)
+    return logprobs - np.log(np.exp(logprobs).sum(-1, keepdims=True))
 
 
 @torch.no_grad()

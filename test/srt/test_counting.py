@@ -1,7 +1,7 @@
 """Word problems solved through the API: every type, form and device, dense and mixture of experts.
 
-The models of test/counting can count, so a wrong scale, a swapped expert or a broken tokenizer is a
-wrong answer here.
+The models of test/counting can count, so a swapped expert or a broken tokenizer is a wrong answer
+here.  They are so sure that they bear a wrong scale: that shows in how far they diverge from F16.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ import json
 import numpy as np
 import pytest
 
-from counting.reference import DATA, MOST_TOKENS, PROBLEMS
+from counting.reference import (
+    DATA,
+    MOST_TOKENS,
+    PROBLEMS,
+    divergence,
+    served_distributions,
+)
 from counting.vocabulary import tokenizer
 from evaluation import evaluate
 from rewrite import rewrite
@@ -20,6 +26,9 @@ from serving import CPU, NPU, cpu_environment
 #: The share of problems by which a model may solve fewer or more than its original in F16, which
 #: transformers ran in float32.
 WITHIN = 0.02
+
+#: Mean divergence from F16 at right answers: about three times the largest of docs/accuracy.md.
+DIVERGENCE = {"Q8_0": 2e-6, "Q4_K_M": 2e-4, "Q2_K": 5e-4}
 
 DEVICES = {"cpu": CPU, "npu": NPU}
 
@@ -59,8 +68,10 @@ def test_problems_solved(zygotes, log, kind, type_, form, device, ranks):
     path = DATA / f"{kind}-{type_}.gguf"
     with zygotes[device].serve(path, log, *arguments, environment=environment) as server:
         result = evaluate(server.url, PROBLEMS, max_tokens=MOST_TOKENS)
-    print(f"{path.stem}: {result}; F16 {original:.3f}")
+        diverged = divergence(served_distributions(server), kind)
+    print(f"{path.stem}: {result}; F16 {original:.3f}; divergence {diverged:.1e}")
     assert abs(result.accuracy - original) <= WITHIN
+    assert diverged <= DIVERGENCE[type_]
 
 
 def _swapped_experts(name: str, data: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -77,9 +88,9 @@ def _scaled(name: str, data: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [(name, data)]
 
 
-@pytest.mark.parametrize("damage", ["expert", "scale", "token"])
-def test_what_is_wrong_is_noticed(zygote, log, tmp_path, damage):
-    changes = {"expert": {"edit": _swapped_experts}, "scale": {"edit": _scaled}}.get(damage)
+@pytest.mark.parametrize("damage", ["expert", "token"])
+def test_wrong_answers_are_noticed(zygote, log, tmp_path, damage):
+    changes = {"edit": _swapped_experts}
     if damage == "token":
         tokens = list(tokenizer().get_vocab())
         tokens.sort(key=tokenizer().token_to_id)
@@ -87,8 +98,16 @@ def test_what_is_wrong_is_noticed(zygote, log, tmp_path, damage):
         tokens[four], tokens[seven] = "7", "4"
         changes = {"metadata": {"tokenizer.ggml.tokens": tokens}}
     rewrite(DATA / "moe-Q8_0.gguf", tmp_path / "model.gguf", **changes)
-    some = 100
+    some = 60
     with zygote.serve(tmp_path / "model.gguf", log, *CPU) as server:
         result = evaluate(server.url, PROBLEMS[:some], max_tokens=MOST_TOKENS)
     print(f"{damage}: {result}")
     assert result.accuracy < _original("moe")[:some].mean() - WITHIN
+
+
+def test_a_wrong_scale_is_noticed(zygote, log, tmp_path):
+    rewrite(DATA / "moe-Q8_0.gguf", tmp_path / "model.gguf", _scaled)
+    with zygote.serve(tmp_path / "model.gguf", log, *CPU) as server:
+        diverged = divergence(served_distributions(server), "moe")
+    print(f"divergence {diverged:.1e}")
+    assert diverged > DIVERGENCE["Q8_0"]
