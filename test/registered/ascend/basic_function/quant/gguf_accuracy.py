@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import unittest
 from pathlib import Path
@@ -17,11 +16,12 @@ def require_npu_and_model(variable: str) -> str:
     Raises:
         unittest.SkipTest: there is no NPU, or no model; the message says which.
     """
-    if importlib.util.find_spec("torch_npu") is None:
-        raise unittest.SkipTest("no Ascend NPU here: torch_npu is not installed")
     import torch
-    import torch_npu  # noqa: F401
 
+    try:
+        import torch_npu  # noqa: F401
+    except ImportError:
+        raise unittest.SkipTest("no Ascend NPU here: torch_npu is not installed") from None
     if not torch.npu.is_available():
         raise unittest.SkipTest("no Ascend NPU here")
     path = os.environ.get(variable, "")
