@@ -55,7 +55,7 @@ def _kernels(on: bool) -> Iterator[None]:
     """With the patch's operations on the CPU, or the engine's."""
     from ascend_gguf.srt import device
 
-    with mock.patch.object(device, "_serves_gguf_on_cpu", on):
+    with mock.patch.object(device, "_serves_gguf", on):
         yield
 
 

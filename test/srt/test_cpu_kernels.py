@@ -26,7 +26,7 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.fixture(autouse=True)
 def serving(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this process had loaded a GGUF model."""
-    monkeypatch.setattr(device, "_serves_gguf_on_cpu", True)
+    monkeypatch.setattr(device, "_serves_gguf", True)
     torch.manual_seed(0)
 
 
@@ -92,7 +92,7 @@ def test_other_models_and_dtypes_are_the_engines(
 ) -> None:
     x = torch.randn(3, 128)
     if what == "another model":
-        monkeypatch.setattr(device, "_serves_gguf_on_cpu", False)
+        monkeypatch.setattr(device, "_serves_gguf", False)
     else:
         x = x.double()
     run(RMSNorm.forward_native, RMSNorm(128, weight_dtype=x.dtype), x, is_ours=False)

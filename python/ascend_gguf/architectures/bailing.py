@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, flag, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, count, per_layer
 from ascend_gguf.architectures.layers import without_nextn
 from ascend_gguf.architectures.parts import (
     FIELDS,
+    GROUPED_ROUTING,
     HEAD_SIZE,
     MOE_FIELDS,
     NORMS,
@@ -45,13 +46,9 @@ ARCHITECTURES = (
         fields=FIELDS
         | HEAD_SIZE
         | _EXPERT_FIELDS
+        | GROUPED_ROUTING
         | {
             "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
-            "expert_group_count": "n_group",
-            "expert_group_used_count": "topk_group",
-            "expert_weights_scale": fraction("routed_scaling_factor"),
-            "expert_weights_norm": flag("norm_topk_prob"),
-            "leading_dense_block_count": count("first_k_dense_replace"),
             "nextn_predict_layers": count("num_nextn_predict_layers"),
         },
         required=REQUIRED | frozenset(_EXPERT_FIELDS),

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, flag, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, count, per_layer
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
+    GROUPED_ROUTING,
     MOE_FIELDS,
     NORMS,
     REQUIRED,
@@ -36,14 +37,8 @@ _FIELDS = (
     FIELDS
     | _EXPERT_FIELDS
     | _LATENT_FIELDS
-    | {
-        "attention.q_lora_rank": "q_lora_rank",
-        "expert_group_count": "n_group",
-        "expert_group_used_count": "topk_group",
-        "expert_weights_scale": fraction("routed_scaling_factor"),
-        "expert_weights_norm": flag("norm_topk_prob"),
-        "leading_dense_block_count": count("first_k_dense_replace"),
-    }
+    | GROUPED_ROUTING
+    | {"attention.q_lora_rank": "q_lora_rank"}
 )
 _REQUIRED = REQUIRED | frozenset(_EXPERT_FIELDS) | frozenset(_LATENT_FIELDS)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, count, flag, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, count, per_layer
 from ascend_gguf.architectures.layers import has_tensor, without_nextn
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
     FRAME,
     FUSED_MLP,
+    GROUPED_ROUTING,
     HEAD_SIZE,
     MOE_FIELDS,
     NORMS_AROUND_ATTENTION,
@@ -50,14 +51,8 @@ ARCHITECTURES = (
         fields=FIELDS
         | HEAD_SIZE
         | _EXPERT_FIELDS
-        | {
-            "expert_group_count": "n_group",
-            "expert_group_used_count": "topk_group",
-            "expert_weights_scale": fraction("routed_scaling_factor"),
-            "expert_weights_norm": flag("norm_topk_prob"),
-            "leading_dense_block_count": count("first_k_dense_replace"),
-            "nextn_predict_layers": count("num_nextn_predict_layers"),
-        },
+        | GROUPED_ROUTING
+        | {"nextn_predict_layers": count("num_nextn_predict_layers")},
         required=REQUIRED | frozenset(_EXPERT_FIELDS),
         tensors=(
             *FRAME,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Rename, fraction, per_layer
+from ascend_gguf.architectures.base import Rename, count, flag, fraction, per_layer
 
 FIELDS = {
     "block_count": "num_hidden_layers",
@@ -115,4 +115,13 @@ def shared_expert(module: str, kind: str = "") -> tuple[Rename, ...]:
 MOE_FIELDS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
+}
+
+#: Experts chosen within chosen groups, in layers after some dense ones: DeepSeek and its like.
+GROUPED_ROUTING = {
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_weights_scale": fraction("routed_scaling_factor"),
+    "expert_weights_norm": flag("norm_topk_prob"),
+    "leading_dense_block_count": count("first_k_dense_replace"),
 }

@@ -9,7 +9,6 @@ from sglang.srt.utils import is_cpu, is_npu
 _KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 _serves_gguf = False
-_serves_gguf_on_cpu = False
 
 
 def uses_ascend_methods() -> bool:
@@ -19,9 +18,8 @@ def uses_ascend_methods() -> bool:
 
 def serve_gguf() -> None:
     """This process serves a GGUF model, from now on with the CPU's kernels if it is on the CPU."""
-    global _serves_gguf, _serves_gguf_on_cpu
+    global _serves_gguf
     _serves_gguf = True
-    _serves_gguf_on_cpu = is_cpu()
 
 
 def serves_gguf() -> bool:
@@ -34,6 +32,6 @@ def uses_cpu_kernels(*tensors: torch.Tensor) -> bool:
 
     Those of other models are the engine's, and so is what ``torch.compile`` makes.
     """
-    if not _serves_gguf_on_cpu or torch.compiler.is_compiling():
+    if not (_serves_gguf and is_cpu()) or torch.compiler.is_compiling():
         return False
     return all(t.dtype in _KERNEL_DTYPES and t.device.type == "cpu" for t in tensors)

@@ -53,7 +53,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
         if path and os.path.isfile(path):
             _check_model(path, found)
     if is_cpu() and check_gguf_file(found.model_path):
-        wait_briefly()
+        wait_briefly()  # before the processes that compute are started
         if found.enable_lora or found.lora_paths:
             raise GGUFError(
                 "the engine's LoRA adapters need an accelerator, and this is the CPU",

@@ -38,58 +38,14 @@ def _kernel(
     return output.flatten(1)
 
 
-def attention_sinks_triton(
-    query,
-    k_cache,
-    v_cache,
-    sinks,
-    block_tables,
-    context_lens,
-    scale,
-    sliding_window_size,
-    q_head_num,
-    k_head_num,
-):
-    """One token of each sequence, ``(sequences, heads * size)``."""
-    return _kernel(
-        query,
-        k_cache,
-        v_cache,
-        sinks,
-        None,
-        block_tables,
-        context_lens,
-        scale,
-        sliding_window_size,
-        q_head_num,
-        k_head_num,
-    )
+def attention_sinks_triton(query, k_cache, v_cache, sinks, *others):
+    """One token of each sequence, ``(sequences, heads * size)``.
+
+    ``others``: block_tables, context_lens, scale, sliding_window_size, q_head_num, k_head_num.
+    """
+    return _kernel(query, k_cache, v_cache, sinks, None, *others)
 
 
-def attention_sinks_prefill_triton(
-    query,
-    k_cache,
-    v_cache,
-    sinks,
-    seq_lens,
-    block_tables,
-    context_lens,
-    scale,
-    sliding_window_size,
-    q_head_num,
-    k_head_num,
-):
-    """``seq_lens`` tokens of each sequence, ``(tokens, heads * size)``."""
-    return _kernel(
-        query,
-        k_cache,
-        v_cache,
-        sinks,
-        seq_lens,
-        block_tables,
-        context_lens,
-        scale,
-        sliding_window_size,
-        q_head_num,
-        k_head_num,
-    )
+def attention_sinks_prefill_triton(query, k_cache, v_cache, sinks, seq_lens, *others):
+    """``seq_lens`` tokens of each sequence, ``(tokens, heads * size)``; others as above."""
+    return _kernel(query, k_cache, v_cache, sinks, seq_lens, *others)
