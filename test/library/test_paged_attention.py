@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from ascend_gguf.kernels import block_attention, paged_attention
-from ascend_gguf.kernels.paged_attention import attend, takes
+from ascend_gguf.kernels.paged_attention import Tokens, takes
 
 #: dtype -> the relative rounding of a result.
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 #: Query heads, key heads, head size, size of a value.
 SHAPES = [(16, 8, 128, 128), (4, 4, 64, 64), (14, 2, 64, 64), (12, 1, 256, 256), (32, 2, 16, 48)]
 SLOTS, LONGEST = 700, 600
+
+
+def attend(query, keys, values, slots, requests, lengths, *others):
+    tokens = Tokens(requests, lengths)
+    return paged_attention.attend(query, keys, values, slots, tokens, *others)
 
 
 def reference(query, keys, values, slots, requests, lengths, scale, window):

@@ -12,6 +12,7 @@ every bit is the same.
 
 from __future__ import annotations
 
+import functools
 import platform
 from dataclasses import dataclass, replace
 
@@ -23,10 +24,13 @@ from llvmlite import ir
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 
+_CACHE_LINE = 64
+
 #: Weights a vector holds, as a rule: 64 bytes of float32.
 LANES = 16
 
 
+@functools.cache
 def host_features() -> dict[str, bool]:
     """What this processor can and cannot do, in LLVM's words; nothing where LLVM cannot tell."""
     try:
@@ -342,6 +346,19 @@ def intrinsic(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.
         builder.module, ir.FunctionType(result, [value.type for value in arguments]), name
     )
     return builder.call(function, arguments)
+
+
+def fetch(builder: ir.IRBuilder, address: ir.Value, nbytes: int, cache: int = 1) -> None:
+    """Ask memory for bytes that are soon needed; there may be none at the address.
+
+    Args:
+        cache: the level of the cache that they are to come to.
+    """
+    start = builder.bitcast(address, I8.as_pointer())
+    for offset in range(0, nbytes, _CACHE_LINE):
+        line = builder.gep(start, [I64(offset)])
+        hints = I32(0), I32(4 - cache), I32(1)  # to read, how near, data
+        intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), line, *hints)
 
 
 def gathered(numbers: list[Vector]) -> Vector:

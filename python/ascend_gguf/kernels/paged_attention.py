@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from llvmlite import ir
 
-from ascend_gguf.decoders.vectors import F32, I8, I32, I64, LANES, STORED, Vector
+from ascend_gguf.decoders.vectors import F32, I32, I64, LANES, STORED, Vector, fetch
 from ascend_gguf.kernels import block_attention
 from ascend_gguf.kernels.control import fold, minimum, repeat
 from ascend_gguf.kernels.floats import (
@@ -30,11 +31,43 @@ _KEYS = 64
 _HEADS, _SUMS = 8, 16
 # How many keys before it is needed a row is asked for, to come to the second-level cache: slots are
 # evenly far apart, so that few rows have places in the first.
-_AHEAD, _SECOND_LEVEL = 16, 2
+_AHEAD = 16
 # From how many tokens of a request on, on average, blocks of them are faster.
 _BLOCK_TOKENS = 3
 # Less than any score.
 _NOTHING = -1e30
+
+
+class Tokens:
+    """Tokens and how many keys each attends to: as a rule the same for all layers.
+
+    Args:
+        requests: int64 ``[tokens]``, the row of ``slots`` that each token's request has.
+        lengths: int64 ``[tokens]``, how many keys of its request each token attends to: at least 1.
+        one_each: no request has several tokens; then Python does not look at any number.
+    """
+
+    def __init__(
+        self, requests: torch.Tensor, lengths: torch.Tensor, *, one_each: bool = False
+    ) -> None:
+        self.requests, self.lengths = requests, lengths
+        self._one_each = one_each
+        self._blocks: dict[tuple[int, int], np.ndarray | None] = {}
+
+    def __len__(self) -> int:
+        return self.requests.shape[0]
+
+    def blocks(self, window: int, most: int) -> np.ndarray | None:
+        """As :func:`.block_attention.blocks`, where there are so few that they are faster."""
+        if self._one_each or not len(self):
+            return None
+        key = window, most
+        if key not in self._blocks:
+            found = block_attention.blocks(
+                *(t.numpy() for t in (self.requests, self.lengths)), *key
+            )
+            self._blocks[key] = found if len(self) >= _BLOCK_TOKENS * len(found) else None
+        return self._blocks[key]
 
 
 def attend(
@@ -42,13 +75,10 @@ def attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     slots: torch.Tensor,
-    requests: torch.Tensor,
-    lengths: torch.Tensor,
+    tokens: Tokens,
     scale: float,
     window: int | None = None,
     out: torch.Tensor | None = None,
-    *,
-    one_each: bool = False,
 ) -> torch.Tensor:
     """Softmax attention, each token to the first keys of its request.
 
@@ -60,20 +90,18 @@ def attend(
         keys: ``[slots, kv_heads, head_size]`` of one of those dtypes, slots evenly spaced.
         values: ``[slots, kv_heads, value_size]``, the same.
         slots: int32 or int64 ``[requests, tokens]``: where the cache holds each token of a request.
-        requests: int64 ``[tokens]``, the row of ``slots`` that each token's request has.
-        lengths: int64 ``[tokens]``, how many keys of its request each token attends to: at least 1.
+        tokens: whose the rows of ``query`` are.
         scale: what products of queries and keys are multiplied with.
         window: of those keys the last ``window + 1`` alone.
         out: ``[tokens, heads, value_size]``, contiguous, of the dtype of ``query``.
-        one_each: no request has several tokens; then Python does not look at any number.
 
     Returns:
         ``out``, or a new tensor.
     """
-    tokens, heads, head_size = query.shape
+    count, heads, head_size = query.shape
     kv_heads, value_size = values.shape[1:]
     if out is None:
-        out = torch.empty((tokens, heads, value_size), dtype=query.dtype)
+        out = torch.empty((count, heads, value_size), dtype=query.dtype)
     group = heads // kv_heads
     cache = (
         query.data_ptr(),
@@ -84,15 +112,14 @@ def attend(
         values.stride(0),
         slots.data_ptr(),
         slots.stride(0),
-        requests.data_ptr(),
-        lengths.data_ptr(),
+        tokens.requests.data_ptr(),
+        tokens.lengths.data_ptr(),
     )
     wide_slots, window = slots.dtype == torch.int64, 1 << 40 if window is None else window
-    if tokens and not one_each and block_attention.takes(query, keys):
+    if block_attention.takes(query, keys):
         together = _most_dividing(group, block_attention.ROWS)
-        most = block_attention.tokens_together(together)
-        found = block_attention.blocks(requests.numpy(), lengths.numpy(), window, most)
-        if tokens >= _BLOCK_TOKENS * len(found):
+        found = tokens.blocks(window, block_attention.tokens_together(together))
+        if found is not None:
             program = block_attention.program(wide_slots, together, head_size, value_size)
             program.run(
                 len(found) * heads // together,
@@ -108,7 +135,7 @@ def attend(
     together = _most_dividing(group, _HEADS)
     program = _attend(query.dtype, keys.dtype, wide_slots, together, head_size, value_size)
     program.run(
-        tokens * heads // together,
+        count * heads // together,
         *cache,
         out.data_ptr(),
         heads // together,
@@ -246,16 +273,7 @@ class _Tile:
         builder = self._builder
         ahead = minimum(builder, builder.add(i, I64(_AHEAD)), self._last)
         row = self._row(address, stride, place, ahead)
-        row = builder.bitcast(row, I8.as_pointer())
-        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32]),
-            "llvm.prefetch.p0",
-        )
-        for offset in range(0, size * self._cache_dtype.itemsize, 64):
-            builder.call(
-                function, [builder.gep(row, [I64(offset)]), I32(0), I32(_SECOND_LEVEL), I32(1)]
-            )
+        fetch(builder, row, size * self._cache_dtype.itemsize, cache=2)
 
     def _score(self, start: ir.Value, stop: ir.Value) -> None:
         """Products of each key with the heads' queries."""

@@ -15,6 +15,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from ascend_gguf.kernels import attention, paged_attention
 from ascend_gguf.kernels.graph import host_call
+from ascend_gguf.kernels.paged_attention import Tokens
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
@@ -47,13 +48,9 @@ def _run_sdpa_forward_extend(
         return _attend_with_extras(self.ascend_gguf_extras | kwargs, *common, new_lens)
     *tensors, requests, _seq_lens = common
     if encoder_lens is None and kwargs["causal"] and _is_ours(*tensors):
-        counts = new_lens.long()
-        requests = requests.long().repeat_interleave(counts)
-        # A token attends to those before it and to itself.
-        firsts = (prefix_lens.long() - counts.cumsum(0) + counts).repeat_interleave(counts)
-        lengths = firsts + torch.arange(1, firsts.shape[0] + 1)
-        if tensors[0].shape[0] == requests.shape[0]:
-            return _attend(*tensors, requests, lengths, **kwargs)
+        tokens = _new_tokens(self, requests, prefix_lens, new_lens)
+        if len(tensors[0]) == len(tokens):
+            return _attend(*tensors, tokens, **kwargs)
     return original(self, *args, **kwargs)
 
 
@@ -67,8 +64,28 @@ def _run_sdpa_forward_decode(
         return host_call(_attend_with_extras, options, *common, torch.ones_like(common[-1]))
     *tensors, requests, seq_lens = common
     if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
-        return _attend(*tensors, requests.long(), seq_lens.long(), one_each=True, **kwargs)
+        tokens = Tokens(requests.long(), seq_lens.long(), one_each=True)
+        return _attend(*tensors, tokens, **kwargs)
     return host_call(partial(original, self, **kwargs), *args)
+
+
+def _new_tokens(
+    self: TorchNativeAttnBackend,
+    requests: torch.Tensor,
+    prefix_lens: torch.Tensor,
+    new_lens: torch.Tensor,
+) -> Tokens:
+    """Of a batch, once for all layers: each is given the same tensors."""
+    batch, tokens = getattr(self, "ascend_gguf_tokens", ((None,) * 3, None))
+    if all(a is b for a, b in zip(batch, (requests, prefix_lens, new_lens), strict=True)):
+        return tokens
+    counts = new_lens.long()
+    # A token attends to those before it and to itself.
+    firsts = (prefix_lens.long() - counts.cumsum(0) + counts).repeat_interleave(counts)
+    lengths = firsts + torch.arange(1, firsts.shape[0] + 1)
+    tokens = Tokens(requests.long().repeat_interleave(counts), lengths)
+    self.ascend_gguf_tokens = (requests, prefix_lens, new_lens), tokens
+    return tokens
 
 
 def _is_ours(
@@ -88,19 +105,15 @@ def _attend(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     req_to_token: torch.Tensor,
-    requests: torch.Tensor,
-    lengths: torch.Tensor,
+    tokens: Tokens,
     *,
     scaling: float,
     sliding_window_size: int | None = None,
-    one_each: bool = False,
     **_: Any,
 ) -> torch.Tensor:
-    """The engine's arguments; ``requests`` and ``lengths`` of each row of ``query``."""
-    places = k_cache, v_cache, req_to_token, requests, lengths
-    return paged_attention.attend(
-        query, *places, scaling, sliding_window_size, output, one_each=one_each
-    )
+    """The engine's arguments."""
+    cache = k_cache, v_cache, req_to_token
+    return paged_attention.attend(query, *cache, tokens, scaling, sliding_window_size, output)
 
 
 def _attend_with_extras(
