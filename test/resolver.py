@@ -11,6 +11,7 @@ import sys
 
 _FIELDS = (
     *("model_path", "tokenizer_path", "load_format", "quantization", "context_length"),
+    "disable_overlap_schedule",
     *(f"speculative_draft_{name}" for name in ("model_path", "model_quantization", "load_format")),
 )
 

@@ -34,6 +34,10 @@ def test_any_shard_and_the_folder(resolver, split):
         assert found["load_format"] == found["quantization"] == "gguf"
 
 
+def test_no_step_begins_before_the_last_is_looked_at(resolver):
+    assert resolver.paths("--model-path", str(MODEL), *CPU)["disable_overlap_schedule"]
+
+
 def test_served_from_its_folder(zygote, log, split):
     reference = json.loads(MODEL.with_suffix(".ref.json").read_text())
     with zygote.serve(split[0].parent, log, *CPU, "--dtype", "float32") as server:

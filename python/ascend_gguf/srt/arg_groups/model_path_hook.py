@@ -54,6 +54,9 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
             _check_model(path, found)
     if is_cpu() and check_gguf_file(found.model_path):
         wait_briefly()  # before the processes that compute are started
+        # A step on the CPU is over when its call returns: to begin the next before its result is
+        # looked at would make each token wait for the next, and finished requests take one more.
+        declare_resolution(server_args, "ascend_gguf.cpu", disable_overlap_schedule=True)
         if found.enable_lora or found.lora_paths:
             raise GGUFError(
                 "the engine's LoRA adapters need an accelerator, and this is the CPU",
