@@ -22,21 +22,31 @@ from ascend_gguf.decoders.vectors import (
     I64,
     LANES,
     Vector,
+    fetch,
     restored,
     stored,
 )
 from ascend_gguf.kernels.control import fold, minimum, repeat
-from ascend_gguf.kernels.floats import constant, exponential, largest, load, maximum, save, total
+from ascend_gguf.kernels.floats import (
+    constant,
+    largest,
+    load,
+    maximum,
+    power_of_two,
+    save,
+    total,
+)
 from ascend_gguf.kernels.products import TOTAL, multiply_add_pairs
 from ascend_gguf.kernels.tiles import Program, float_of, pointer
 
 #: The most rows, each of a token and a query head, that a thread takes at a time.
-ROWS = 32
+ROWS = 64
 # Rows and vectors multiplied together.
 _ROWS, _VECTORS = 4, 4
 # Keys whose scores are computed before their values are looked at.
 _KEYS = _VECTORS * LANES
 _PAIRS = 2 * LANES
+_LOG2_E = 1.4426950408889634
 # Less than any score.
 _NOTHING = -1e30
 
@@ -80,7 +90,7 @@ def program(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Pr
         "weights": 2 * rows * _KEYS,
         "sums": 4 * rows * value_size,
         "highest": 4 * rows,
-        "totals": 4 * rows,
+        "totals": 4 * rows * LANES,
     }
 
     def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
@@ -164,11 +174,11 @@ class _Block:
                 _write(builder, target, I64(k), _read(builder, source, I64(k), I16, _PAIRS))
 
         def row(i: ir.Value) -> None:
-            sums = self._row_of("sums", F32, self._value_size, i)
-            for k in range(0, self._value_size, LANES):
-                save(builder, sums, k, constant(builder, 0.0, LANES), torch.float32)
-            for name, number in (("highest", _NOTHING), ("totals", 0.0)):
-                builder.store(F32(number), self._in_scratch(name, F32, i))
+            for name, size in (("sums", self._value_size), ("totals", LANES)):
+                sums = self._row_of(name, F32, size, i)
+                for k in range(0, size, LANES):
+                    save(builder, sums, k, constant(builder, 0.0, LANES), torch.float32)
+            builder.store(F32(_NOTHING), self._in_scratch("highest", F32, i))
 
         repeat(builder, I64(0), self._tokens, 1, token)
         repeat(builder, I64(0), self._rows, 1, row)
@@ -202,14 +212,23 @@ class _Block:
         slot = slot if slot.type == I64 else builder.zext(slot, I64)
         return pointer(builder, address, I16, builder.add(builder.mul(slot, stride), place))
 
+    def _rows_of_cache(
+        self, name: str, place: ir.Value, size: int, first: ir.Value, count: int
+    ) -> list[ir.Value]:
+        """The rows of ``keys`` or ``values`` of some keys; the next chunk's are asked for."""
+        builder = self._builder
+        cache = getattr(self._given, name), getattr(self._given, f"{name}_stride"), place
+        keys = [builder.add(first, I64(i)) for i in range(count)]
+        for key in keys:
+            row = self._cached(*cache, builder.add(key, I64(_KEYS)))
+            fetch(builder, row, 2 * size, cache=2)
+        return [self._cached(*cache, key) for key in keys]
+
     def _lay_out_keys(self, start: ir.Value, vector: ir.Value) -> None:
         """Sixteen keys: pairs of numbers at the same places of each become neighbours."""
-        builder, given = self._builder, self._given
+        builder = self._builder
         first = builder.add(start, builder.mul(vector, I64(LANES)))
-        rows = [
-            self._cached(given.keys, given.keys_stride, self._key_place, builder.add(first, I64(i)))
-            for i in range(LANES)
-        ]
+        rows = self._rows_of_cache("keys", self._key_place, self._head_size, first, LANES)
         for k in range(0, self._head_size, _PAIRS):
             pairs = [_read(builder, builder.gep(row, [I64(k)]), I64(0), I32, LANES) for row in rows]
             for i, column in enumerate(_transposed(builder, pairs)):
@@ -219,12 +238,9 @@ class _Block:
 
     def _lay_out_values(self, start: ir.Value, pair: ir.Value) -> None:
         """Two values: numbers at the same place become neighbours."""
-        builder, given = self._builder, self._given
-        key = builder.add(start, builder.mul(pair, I64(2)))
-        rows = [
-            self._cached(given.values, given.values_stride, self._value_place, k)
-            for k in (key, builder.add(key, I64(1)))
-        ]
+        builder = self._builder
+        first = builder.add(start, builder.mul(pair, I64(2)))
+        rows = self._rows_of_cache("values", self._value_place, self._value_size, first, 2)
         target = self._row_of("value_pairs", I16, 2 * self._value_size, pair)
         for k in range(0, self._value_size, LANES):
             a, b = (_read(builder, row, I64(k), I16, LANES) for row in rows)
@@ -277,44 +293,57 @@ class _Block:
     def _weigh(self, start: ir.Value, row: ir.Value) -> None:
         """A row's scores become weights, relative to the maximum, which may grow."""
         builder, given = self._builder, self._given
-        token = builder.add(self._token, builder.sdiv(row, I64(self._heads)))
-        length = builder.load(pointer(builder, given.lengths, I64, token))
-        last = builder.sub(builder.sub(length, I64(1)), start)
-        first = builder.sub(last, given.window)
-        scale = Vector(builder, float_of(builder, given.scale)).repeated(LANES)
         source = self._row_of("scores", F32, _KEYS, row)
-        scores, seen = [], []
-        for n in range(0, _KEYS, LANES):
-            lanes = ir.Constant(ir.VectorType(I64, LANES), [I64(n + i) for i in range(LANES)])
-            bounds = [Vector(builder, bound).repeated(LANES).value for bound in (first, last)]
-            is_seen = builder.and_(
-                builder.icmp_signed(">=", lanes, bounds[0]),
-                builder.icmp_signed("<=", lanes, bounds[1]),
-            )
-            seen.append(Vector(builder, is_seen))
-            score = load(builder, source, n, torch.float32, LANES) * scale
-            scores.append(seen[-1].chosen(score, constant(builder, _NOTHING, LANES)))
+        self._hide_unseen(start, row, source)
+        scores = [load(builder, source, n, torch.float32, LANES) for n in range(0, _KEYS, LANES)]
         place = self._in_scratch("highest", F32, row)
         highest = Vector(builder, builder.load(place))
         greatest = maximum(largest(functools.reduce(maximum, scores)), highest)
-        builder.store(greatest.value, place)
-        spread = greatest.repeated(LANES)
+        scale = Vector(builder, float_of(builder, given.scale)) * _LOG2_E
+        with builder.if_then(builder.fcmp_unordered("!=", greatest.value, highest.value)):
+            builder.store(greatest.value, place)
+            self._shrink(row, power_of_two((highest - greatest) * scale))
+        spread, scale = greatest.repeated(LANES), scale.repeated(LANES)
         target = self._row_of("weights", I16, _KEYS, row)
-        added = constant(builder, 0.0, LANES)
-        for n, (score, is_seen) in enumerate(zip(scores, seen, strict=True)):
-            weight = is_seen.chosen(exponential(score - spread), constant(builder, 0.0, LANES))
+        place = self._row_of("totals", F32, LANES, row)
+        added = load(builder, place, 0, torch.float32, LANES)
+        for n, score in enumerate(scores):
+            weight = power_of_two((score - spread) * scale)
             # The sum is of what is multiplied with, so that weights are 1 together.
             bits = stored(weight, torch.bfloat16, usual=True)
             _write(builder, target, I64(n * LANES), bits.value)
             added = added + restored(bits, torch.bfloat16)
-        shrunk = exponential((highest - greatest).repeated(LANES))
-        sums = self._row_of("sums", F32, self._value_size, row)
-        for k in range(0, self._value_size, LANES):
-            sum_ = load(builder, sums, k, torch.float32, LANES)
-            save(builder, sums, k, sum_ * shrunk, torch.float32)
-        place = self._in_scratch("totals", F32, row)
-        before = Vector(builder, builder.load(place))
-        builder.store((before * shrunk[0] + total(added)).value, place)
+        save(builder, place, 0, added, torch.float32)
+
+    def _hide_unseen(self, start: ir.Value, row: ir.Value, scores: ir.Value) -> None:
+        """Scores of keys that a row does not attend to, if there are any, become nothing."""
+        builder, given = self._builder, self._given
+        token = builder.add(self._token, builder.sdiv(row, I64(self._heads)))
+        length = builder.load(pointer(builder, given.lengths, I64, token))
+        last = builder.sub(builder.sub(length, I64(1)), start)
+        first = builder.sub(last, given.window)
+        is_late = builder.icmp_signed(">", first, I64(0))
+        is_early = builder.icmp_signed("<", last, I64(_KEYS - 1))
+        with builder.if_then(builder.or_(is_late, is_early)):
+            first, last = (Vector(builder, bound).repeated(LANES).value for bound in (first, last))
+            for n in range(0, _KEYS, LANES):
+                lanes = ir.Constant(ir.VectorType(I64, LANES), [I64(n + i) for i in range(LANES)])
+                is_seen = builder.and_(
+                    builder.icmp_signed(">=", lanes, first), builder.icmp_signed("<=", lanes, last)
+                )
+                score = load(builder, scores, n, torch.float32, LANES)
+                nothing = constant(builder, _NOTHING, LANES)
+                score = Vector(builder, is_seen).chosen(score, nothing)
+                save(builder, scores, n, score, torch.float32)
+
+    def _shrink(self, row: ir.Value, share: Vector) -> None:
+        """What a row has summed up, as the maximum has grown."""
+        builder, share = self._builder, share.repeated(LANES)
+        for name, size in (("sums", self._value_size), ("totals", LANES)):
+            sums = self._row_of(name, F32, size, row)
+            for k in range(0, size, LANES):
+                sum_ = load(builder, sums, k, torch.float32, LANES)
+                save(builder, sums, k, sum_ * share, torch.float32)
 
     def _add_values(self, pairs: ir.Value, row: ir.Value) -> None:
         """Weighted values of some rows, some columns at a time."""
@@ -349,8 +378,9 @@ class _Block:
             for h in range(self._heads):
                 row = builder.add(builder.mul(i, I64(self._heads)), I64(h))
                 sums = self._row_of("sums", F32, self._value_size, row)
-                sum_ = builder.load(self._in_scratch("totals", F32, row))
-                share = Vector(builder, builder.fdiv(F32(1.0), sum_)).repeated(LANES)
+                totals = self._row_of("totals", F32, LANES, row)
+                sum_ = total(load(builder, totals, 0, torch.float32, LANES))
+                share = Vector(builder, builder.fdiv(F32(1.0), sum_.value)).repeated(LANES)
                 index = builder.add(place, I64(h * self._value_size))
                 out = pointer(builder, given.out, I16, index)
                 for k in range(0, self._value_size, LANES):
