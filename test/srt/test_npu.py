@@ -13,7 +13,7 @@ import pytest
 import requests
 from openai import OpenAI
 
-from npu_sim.operators.antiquant import FAULT
+from npu_sim.operators import faults
 from random_model import PROMPT, read_model, write_model
 from serving import NPU, NPU_ONE, launch, npu_simulation
 from srt.test_accuracy import VARIANTS, check_file
@@ -26,7 +26,7 @@ BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 LIMITS = {"float16": 0.01, "bfloat16": 0.02}
 
 #: The environment of a device whose products are wrong.
-WRONG_DEVICE = dict([FAULT])
+WRONG_DEVICE = {faults.VARIABLE: faults.ANTIQUANT_OFFSET}
 
 #: Random models have no routers whose best logits nearly tie, so bfloat16 can be held to its limit.
 IN_BFLOAT16 = ("all-types", "F16", "BF16-experts", "expert-types", "fused-experts", "file-order")
@@ -174,6 +174,14 @@ def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
         assert f"held as numbers, as this device is wrong with {form} " in text
     # What has no offsets is right, and stays packed.
     assert "device is wrong with planes" not in text
+
+
+def test_where_the_device_is_wrong_the_engines_operators_choose_experts(npu_zygote, log):
+    path = DATA / "qwen3-moe-Q4_K_M.gguf"
+    environment = {faults.VARIABLE: faults.TOP_K_RENORM}
+    check_file(npu_zygote, path, log, "float16", *NPU_ONE, limit=0.01, environment=environment)
+    text = log.read_text()
+    assert "this device is wrong with npu_moe_gating_top_k_softmax_v2 for 8 experts" in text
 
 
 def test_a_device_that_is_wrong_is_refused_on_demand(npu_zygote, log):

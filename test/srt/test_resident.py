@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from random_model import PROMPT, Spec, write_blocks
-from serving import NPU, Server
+from serving import NPU, NPU_ONE, Server
 
 DENSE = Spec(
     arch="qwen3", layers=8, hidden=1024, heads=16, kv_heads=8, head_size=64, ffn=3072, vocab=16384
@@ -75,54 +75,73 @@ def test_bytes_of_large_models(npu_zygote, log, tmp_path, spec, name, of_the_fil
 
 
 def write_awq(folder: Path, spec: Spec) -> None:
-    """The same dense model as W4A16, as the engine itself serves it on NPUs."""
+    """The same model as W4A16, as the engine itself serves it on NPUs."""
+    is_moe = spec.is_moe
     config = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float16",
+        "architectures": ["Qwen3MoeForCausalLM" if is_moe else "Qwen3ForCausalLM"],
+        "model_type": "qwen3_moe" if is_moe else "qwen3", "torch_dtype": "float16",
         "hidden_size": spec.hidden, "num_hidden_layers": spec.layers, "vocab_size": spec.vocab,
         "num_attention_heads": spec.heads, "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_size, "intermediate_size": spec.ffn, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "num_experts": spec.experts, "num_experts_per_tok": spec.experts_used,
+        "moe_intermediate_size": spec.expert_ffn, "norm_topk_prob": True,
         "quantization_config": {
             "quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True,
-            "version": "gemm",
+            "version": "gemm", "modules_to_not_convert": ["gate"] if is_moe else None,
         },
     }  # fmt: skip
     tensors = {
-        "model.embed_tokens.weight": torch.zeros(spec.vocab, spec.hidden).half(),
-        "lm_head.weight": torch.zeros(spec.vocab, spec.hidden).half(),
-        "model.norm.weight": torch.ones(spec.hidden).half(),
+        "model.embed_tokens.weight": torch.zeros(spec.vocab, spec.hidden),
+        "lm_head.weight": torch.zeros(spec.vocab, spec.hidden),
+        "model.norm.weight": torch.ones(spec.hidden),
     }
     q, kv = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    matrices = {
+        "self_attn.q_proj": (q, spec.hidden), "self_attn.k_proj": (kv, spec.hidden),
+        "self_attn.v_proj": (kv, spec.hidden), "self_attn.o_proj": (spec.hidden, q),
+    }  # fmt: skip
+    ffn = spec.expert_ffn if is_moe else spec.ffn
+    for mlp in [f"mlp.experts.{i}" for i in range(spec.experts)] if is_moe else ["mlp"]:
+        matrices |= {f"{mlp}.{name}_proj": (ffn, spec.hidden) for name in ("gate", "up")}
+        matrices[f"{mlp}.down_proj"] = spec.hidden, ffn
     for layer in range(spec.layers):
         block = f"model.layers.{layer}."
         for name, size in (
             ("input_layernorm", spec.hidden), ("post_attention_layernorm", spec.hidden),
             ("self_attn.q_norm", spec.head_size), ("self_attn.k_norm", spec.head_size),
         ):  # fmt: skip
-            tensors[f"{block}{name}.weight"] = torch.ones(size).half()
-        for name, outputs, inputs in (
-            ("self_attn.q_proj", q, spec.hidden), ("self_attn.k_proj", kv, spec.hidden),
-            ("self_attn.v_proj", kv, spec.hidden), ("self_attn.o_proj", spec.hidden, q),
-            ("mlp.gate_proj", spec.ffn, spec.hidden), ("mlp.up_proj", spec.ffn, spec.hidden),
-            ("mlp.down_proj", spec.hidden, spec.ffn),
-        ):  # fmt: skip
+            tensors[f"{block}{name}.weight"] = torch.ones(size)
+        if is_moe:
+            tensors[f"{block}mlp.gate.weight"] = torch.zeros(spec.experts, spec.hidden)
+        for name, (outputs, inputs) in matrices.items():
             groups = inputs // 64
             tensors[f"{block}{name}.qweight"] = torch.ones(inputs, outputs // 8, dtype=torch.int32)
             tensors[f"{block}{name}.qzeros"] = torch.ones(groups, outputs // 8, dtype=torch.int32)
-            tensors[f"{block}{name}.scales"] = torch.full((groups, outputs), 0.01).half()
+            tensors[f"{block}{name}.scales"] = torch.full((groups, outputs), 0.01)
+    floats = {name: t.half() for name, t in tensors.items() if t.is_floating_point()}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors | floats, folder / "model.safetensors")
 
 
-def test_launches_of_a_layer_are_those_of_the_engines_own_int4(npu_zygote, log, tmp_path):
-    arguments = (*NPU, "--skip-tokenizer-init", "--dtype", "float16")
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(Spec(), id="dense"),
+        pytest.param(Spec(arch="qwen3moe"), id="moe"),
+    ],
+)
+def test_launches_of_a_layer_are_those_of_the_engines_own_int4(npu_zygote, log, tmp_path, spec):
+    """Half of the layers have down projections in Q6_K, which take an operator more."""
+    arguments = (*NPU_ONE, "--skip-tokenizer-init", "--dtype", "float16")
     launches: dict[tuple[str, int], int] = {}
     for layers in (1, 3):
-        spec = recipe(Spec(layers=layers), "Q4_K_M")
         paths = {"gguf": tmp_path / f"{layers}.gguf", "awq": tmp_path / f"awq-{layers}"}
-        write_blocks(paths["gguf"], spec)
-        write_awq(paths["awq"], spec)
+        some = Spec(**{**vars(spec), "layers": layers, "default": "Q4_K"})
+        some = Spec(**{**vars(some), "types": {r"attn_v|ffn_down": "Q6_K"}})
+        write_blocks(paths["gguf"], some)
+        write_awq(paths["awq"], some)
         for kind, path in paths.items():
             record = tmp_path / f"{kind}-{layers}.jsonl"
             environment = {"NPU_SIM_RECORD": str(record)}

@@ -106,14 +106,17 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
 )
 
 #: The same, of modules that import torch_npu.
-_NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = tuple(
-    (
-        "hardware_backend.npu.attention.ascend_backend",
-        f"AscendAttnBackend.{name}",
-        HookType.AROUND,
-        None,
-    )
-    for name in ("forward_extend", "forward_decode")
+_NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
+    *(
+        (
+            "hardware_backend.npu.attention.ascend_backend",
+            f"AscendAttnBackend.{name}",
+            HookType.AROUND,
+            None,
+        )
+        for name in ("forward_extend", "forward_decode")
+    ),
+    ("hardware_backend.npu.moe.topk", "fused_topk_npu", HookType.AROUND, None),
 )
 
 

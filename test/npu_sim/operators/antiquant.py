@@ -4,12 +4,9 @@ grouped one.
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-#: Makes the device wrong, as a release of CANN may be: offsets are not added.
-FAULT = "NPU_SIM_FAULT", "antiquant_offset"
+from . import faults
 
 
 def dequantise(
@@ -32,8 +29,7 @@ def dequantise(
         return v.repeat_interleave(group, -2)[..., :rows, :] if group else v
 
     out = w.to(work)
-    name, fault = FAULT
-    if offset is not None and os.environ.get(name) != fault:
+    if offset is not None and not faults.has(faults.ANTIQUANT_OFFSET):
         out = out + rowwise(offset)
     return (out * rowwise(scale)).to(scale.dtype).float()
 

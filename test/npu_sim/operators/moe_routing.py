@@ -16,6 +16,7 @@ from math import ceil
 
 import torch
 
+from . import faults
 from .registry import aclnn
 from .rules import (
     A2,
@@ -63,11 +64,30 @@ def _undefined(rows: torch.Tensor):
 def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
     """softmax, then the k largest;
 
-    no renormalisation.  row_idx[t, j] = j T + t.  Finished rows get expert E.
+    no renormalisation.  row_idx[t, j] = j T + t.
     """
-    x, finished, y, expert_idx, row_idx = map(view, (x, finished, y, expert_idx, row_idx))
     rule = Rules("npu_moe_gating_top_k_softmax", DOC + "npu_moe_gating_top_k_softmax")
     rule.products(A2, A3, A5)
+    values = _softmax_top_k(rule, x, finished, k, False, y, expert_idx)
+    tokens = values.numel() // k if k else 0
+    _write(view(row_idx), torch.arange(tokens * k).view(k, tokens).t())
+
+
+@aclnn("aclnnMoeGatingTopKSoftmaxV2", "tt" + "iib" + "ttt")
+def gating_top_k_softmax_v2(x, finished, k, renorm, output_softmax, y, expert_idx, softmax):
+    """softmax, then the k largest; or with ``renorm`` 1 the k largest, then their softmax."""
+    rule = Rules("npu_moe_gating_top_k_softmax_v2", DOC + "npu_moe_gating_top_k_softmax_v2")
+    rule.products(A2, A3)
+    rule.one_of("renorm", renorm, 0, 1)
+    softmax_last = renorm == 1 and not faults.has(faults.TOP_K_RENORM)
+    _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx)
+    if output_softmax and not renorm:
+        _write(view(softmax), view(x).t.float().softmax(-1))
+
+
+def _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx):
+    """Finished rows get expert E."""
+    x, finished, y, expert_idx = map(view, (x, finished, y, expert_idx))
     rule.dtype("x", x.t, *_floats())
     rule.ndim("x", x.t, 2, 3)
     rule.plain("x", x)
@@ -80,13 +100,14 @@ def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
     if finished:
         rule.dtype("finished", finished.t, BOOL)
         rule.shape("finished", finished.t, x.t.shape[:-1])
-    values, index = _top_k(x.t.float().softmax(-1), k)
+    logits = x.t.float()
+    values, index = _top_k(logits if softmax_last else logits.softmax(-1), k)
+    values = values.softmax(-1) if softmax_last else values
     if finished:
         index = index.masked_fill(finished.t.unsqueeze(-1), experts)
     _write(y, values)
     _write(expert_idx, index)
-    tokens = values.numel() // k if k else 0
-    _write(row_idx, torch.arange(tokens * k).view(k, tokens).t())
+    return values
 
 
 def gating_top_k(

@@ -251,7 +251,12 @@ def routing():
             and counts.cpu().tolist() == torch.bincount(ids.cpu().flatten(), minlength=4).tolist()
         )
 
+    def softmax_of_best():
+        y, again, _ = torch.ops.npu.npu_moe_gating_top_k_softmax_v2(gates, k=2, renorm=1)
+        return close(y, weights.cpu() / weights.cpu().sum(1, keepdim=True)) and again.equal(ids)
+
     call("routing", there_and_back)
+    call("routing softmax of the best", softmax_of_best)
     call("routing expert out of range", lambda: route(ids + 1))
 
 

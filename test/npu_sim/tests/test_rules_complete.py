@@ -54,6 +54,7 @@ TABLES = [
     (rope.scatter_pa_kv_cache, rope.pa_call, rope.PA),
     (rope.check_format_cast, rope.cast_call, rope.CAST),
     (moe.moe.gating_top_k_softmax, moe.softmax_call, moe.SOFTMAX),
+    (moe.moe.gating_top_k_softmax_v2, moe.softmax_v2_call, moe.SOFTMAX_V2),
     (moe.moe.gating_top_k, moe.gate_call, moe.GATE),
     (moe.moe.init_routing, moe.older_call, moe.OLDER),
     (moe.moe.compute_expert_tokens, moe.count_call, moe.COUNT),

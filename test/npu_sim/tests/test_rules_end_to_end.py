@@ -27,6 +27,7 @@ RIGHT = [
     "fused",
     "fused v2",
     "routing",
+    "routing softmax of the best",
     "norm",
     "swiglu",
     "grammar mask",

@@ -72,6 +72,38 @@ def test_gating_top_k_softmax_values(dtype):
     assert c["expert_idx"].tolist() == [[0, 1]] * T  # ties by number
 
 
+def softmax_v2_call(dtype=F32):
+    c = softmax_call(dtype)
+    del c["row_idx"]
+    return c | {"renorm": 1, "output_softmax": False, "softmax": torch.empty(T, E)}
+
+
+SOFTMAX_V2 = (
+    *SOFTMAX,
+    Case("on A5", {}, "product", "exists on", A5),
+    Case("renorm 2", {"renorm": 2}, "renorm", "is one of 0, 1"),
+)
+
+
+@case_list(*SOFTMAX_V2)
+def test_gating_top_k_softmax_v2_refuses(case):
+    name = "npu_moe_gating_top_k_softmax_v2"
+    refused(moe.gating_top_k_softmax_v2, softmax_v2_call, case, name)
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+def test_gating_top_k_softmax_v2_values(renorm):
+    c = softmax_v2_call() | {"renorm": renorm, "output_softmax": True}
+    moe.gating_top_k_softmax_v2(**c)
+    plain = softmax_call() | {"x": c["x"]}
+    moe.gating_top_k_softmax(**plain)
+    expected = plain["y"] / plain["y"].sum(-1, keepdim=True) if renorm else plain["y"]
+    assert torch.allclose(c["y"], expected)
+    assert torch.equal(c["expert_idx"], plain["expert_idx"])
+    if not renorm:
+        assert torch.allclose(c["softmax"], c["x"].softmax(-1))
+
+
 def gate_call(dtype=F32, **changes):
     return (
         dict(

@@ -38,6 +38,7 @@ from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
+from ascend_gguf.srt.hardware_backend.npu.moe.topk import check_softmax
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -300,6 +301,8 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
             stop_accepting_blocks(layer, name)
             forms[name] = settle(layer, name)
             _fit_bias(layer, f"{name}_bias")
+        for dtype in {torch.float32, layer.params_dtype} if is_npu() else ():
+            check_softmax(layer.num_experts, layer.top_k, dtype)
         if not any(forms.values()):
             self.dense.process_weights_after_loading(layer)
             return
