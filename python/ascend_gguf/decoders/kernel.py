@@ -27,8 +27,6 @@ Kernel = Callable[[int, int, int, int, int, int], None]
 
 # Plain numbers decoded at once; a power of two.
 _AT_ONCE = 4 * LANES
-# How far ahead of what is decoded memory is asked for blocks, in bytes.
-_AHEAD = 4096
 
 
 @functools.cache
@@ -65,8 +63,12 @@ def decode_rows(
     y_stride: ir.Value,
     rows: ir.Value,
     blocks: ir.Value,
+    ahead: int = 0,
 ) -> None:
-    """Write down what a :data:`Kernel` does with its arguments."""
+    """Write down what a :data:`Kernel` does with its arguments.
+
+    ``ahead``: how many bytes before it reads blocks it asks memory for them, if it does.
+    """
     decode_block = decoder_of(kind)
     with loop(builder, I64(0), rows, 1) as row:
         x_row = builder.gep(x, [builder.mul(row, x_stride)])
@@ -75,7 +77,8 @@ def decode_rows(
         def decode(block: ir.Value, count: int) -> None:
             source = builder.gep(x_row, [builder.mul(block, I64(kind.type_size))])
             target = builder.gep(y_row, [builder.mul(block, I64(kind.block_size))])
-            fetch_ahead(builder, source, kind.type_size * count)
+            if ahead:
+                fetch(builder, builder.gep(source, [I64(ahead)]), kind.type_size * count)
             decode_block(Bytes(builder, source), Weights(builder, target, dtype, count))
 
         done = I64(0)
@@ -85,14 +88,6 @@ def decode_rows(
                 decode(block, _AT_ONCE)
         with loop(builder, done, blocks, 1) as block:
             decode(block, 1)
-
-
-def fetch_ahead(builder: ir.IRBuilder, source: ir.Value, nbytes: int) -> None:
-    """Ask memory for what is read after the bytes at ``source``, rows lying one after the other.
-
-    What the processor itself expects to be read, it asks for too late for these speeds.
-    """
-    fetch(builder, builder.gep(source, [I64(_AHEAD)]), nbytes)
 
 
 @contextlib.contextmanager

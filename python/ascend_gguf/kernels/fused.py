@@ -7,11 +7,11 @@ import functools
 import torch
 from llvmlite import ir
 
-from ascend_gguf.decoders.kernel import decoder_of, fetch_ahead
-from ascend_gguf.decoders.vectors import F32, I8, I64, LANES, STORED, Bytes, Vector, stored
+from ascend_gguf.decoders.kernel import decoder_of
+from ascend_gguf.decoders.vectors import F32, I8, I64, LANES, STORED, Bytes, Vector, fetch, stored
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.control import fold, repeat
-from ascend_gguf.kernels.job import Kernel, Tile, compiled_kernel, each_tile
+from ascend_gguf.kernels.job import AHEAD, Kernel, Tile, compiled_kernel, each_tile
 from ascend_gguf.kernels.products import ZERO, Products, loaded, sum_of
 
 # Plain numbers multiplied at once; a power of two.
@@ -142,7 +142,7 @@ class _Rows:
                 sums = [builder.gep(s, [place]) for s in self._sums]
             products = Products(builder, vectors, self._dtype, sums, totals, step)
             first = builder.gep(source, [builder.mul(i, I64(kind.type_size))])
-            fetch_ahead(builder, first, kind.type_size * step)
+            fetch(builder, builder.gep(first, [I64(AHEAD)]), kind.type_size * step)
             decoder_of(kind)(Bytes(builder, first), products)
             products.finish()
             return products.totals

@@ -18,6 +18,10 @@ from ascend_gguf.kernels import threads
 from ascend_gguf.kernels.control import minimum
 from ascend_gguf.kernels.turns import HEAD, Kernel, each_turn
 
+#: How many bytes before it reads a matrix's blocks a kernel asks memory for them: what the
+#: processor expects to be read it asks for too late.  Rows, and tiles, lie one after the other.
+AHEAD = 4096
+
 # A job begins with these, then come four for each product.
 _FIELDS = (
     *HEAD, "x", "out", "tiles_per_product", "tile_rows",

@@ -21,7 +21,7 @@ from ascend_gguf.decoders.vectors import (
 )
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.control import fold, minimum, repeat
-from ascend_gguf.kernels.job import Kernel, Tile, compiled_kernel, each_tile
+from ascend_gguf.kernels.job import AHEAD, Kernel, Tile, compiled_kernel, each_tile
 from ascend_gguf.kernels.products import multiply_add, multiply_add_pairs
 
 
@@ -98,6 +98,7 @@ class _Columns:
             self._stride,
             builder.sub(tile.stop, tile.first),
             tile.blocks,
+            ahead=AHEAD,
         )
         repeat(builder, I64(0), tile.columns, self._most_columns, self._some_columns)
 
