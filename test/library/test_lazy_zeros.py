@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ascend_gguf.lazy_zeros import LazyZeros, lazy_zeros
+from ascend_gguf.lazy_zeros import LazyZeros, Neighbours, lazy_zeros
 
 LARGE = 1 << 26
 
@@ -62,3 +62,33 @@ def test_steps_aside():
     with LazyZeros():
         assert torch.zeros(4, out=out) is out
     assert not out.any()
+
+
+def test_neighbours():
+    memory = Neighbours(1 << 20)
+    tensors = [memory.zeros((3, 5, n)) for n in (7, 64, 100, 1000)]
+    tensors.append(memory.zeros((1 << 18,)))  # large enough to have its own
+    tensors += [memory.zeros((1 << 17, 1)) for _ in range(9)]  # more than one asks for at once
+    for i, tensor in enumerate(tensors):
+        assert tensor.dtype == torch.uint8 and tensor.is_contiguous() and not tensor.any()
+        tensor.fill_(i + 1)
+    for i, tensor in enumerate(tensors):
+        assert torch.all(tensor == i + 1)
+    small = tensors[:4] + tensors[5:]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in small)
+    places = [tensor.data_ptr() - small[0].data_ptr() for tensor in small[:4]]
+    assert places == [0, 128, 1088, 2624]
+    assert memory.zeros((4, 0)).shape == (4, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_neighbours_leave_together():
+    memory = Neighbours(LARGE)
+    tensors = [memory.zeros((LARGE // 8,)) for _ in range(8)]
+    before = resident()
+    for tensor in tensors:
+        tensor.fill_(1)
+    assert resident() - before > LARGE * 0.9
+    del tensor, tensors
+    memory.zeros((LARGE // 8,))  # the last of the old ones was all that was kept
+    assert resident() - before < LARGE // 2

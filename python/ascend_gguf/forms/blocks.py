@@ -13,7 +13,10 @@ from ascend_gguf.decoding import dequantize
 from ascend_gguf.forms.base import Form, Piece, Weight
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.kernels.multiply import Product, plan
+from ascend_gguf.lazy_zeros import Neighbours
 from ascend_gguf.reader.pieces import read_rows
+
+_memory = Neighbours()
 
 # Numbers that kernels multiply at once.
 _UNIT = 32
@@ -86,9 +89,7 @@ class Blocks(Form):
                 experts = tuple(e for e, what in layout.items() if what == (kind, skip, nbytes))
                 part = Part(kind, first, stop - first, skip, experts)
                 # Rows of no piece stay zero: so are weights in blocks of zeros, of any type.
-                tensors[part.name] = torch.zeros(
-                    len(experts), part.rows, nbytes, dtype=torch.uint8, device="cpu"
-                )
+                tensors[part.name] = _memory.zeros((len(experts), part.rows, nbytes))
                 parts.append(part)
         return cls(weight, parts, tensors)
 
