@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ascend_gguf.kernels.sampling import MOST_PROBABLE, most_probable, sample
+from ascend_gguf.kernels.sampling import FEW, MORE, most_probable, sample
 
 
 def test_tokens_come_as_often_as_they_are_probable() -> None:
@@ -24,13 +25,40 @@ def test_the_largest_random_number(monkeypatch) -> None:
     assert sample(torch.tensor([[0.0, 0.1, 0.7], [0.3, 0.0, 0.0]])).tolist() == [1, 0]
 
 
-def test_most_probable() -> None:
+def test_tokens_of_all_blocks_can_be_drawn() -> None:
     torch.manual_seed(0)
-    probs = torch.softmax(torch.randn(2, 5 * MOST_PROBABLE) * 3, -1)
-    reached = probs.topk(MOST_PROBABLE).values.sum(-1)
-    values, ids = most_probable(probs, reached - 1e-3)
-    assert torch.equal(probs.gather(1, ids), values)
-    assert values.min() >= probs.kthvalue(4 * MOST_PROBABLE + 1, -1).values.min()
-    assert most_probable(probs, torch.stack([reached[0] - 1e-3, reached[1] + 1e-3])) is None
-    assert most_probable(probs, torch.tensor([0.5, 1.0])) is None
-    assert most_probable(probs[:, :MOST_PROBABLE], torch.tensor([0.1, 0.1])) is None
+    probs = torch.zeros(1, 300)  # two blocks and a part of one
+    tokens = [0, 127, 128, 255, 256, 299]
+    probs[:, tokens] = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0, 3.0]) / 7
+    counts = sample(probs.expand(12000, -1)).bincount(minlength=300)
+    assert counts.nonzero()[:, 0].tolist() == tokens
+    torch.testing.assert_close(
+        counts[tokens] / 12000, probs[0, tokens] / probs.sum(), rtol=0.1, atol=0
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [5 * MORE, 40 * MORE + 77])
+@pytest.mark.parametrize("count", [FEW, MORE])
+def test_most_probable(count: int, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    probs = torch.softmax(torch.randn(2, vocabulary) * 3, -1)
+    all_, one = torch.full((2,), vocabulary), torch.ones(2)
+    best = probs.topk(count).values
+    reached = best.sum(-1)
+    for top_ks, top_ps in ((all_, reached - 1e-3), (one.int() * count, one)):
+        values, ids = most_probable(probs, top_ks, top_ps)
+        assert torch.equal(probs.gather(1, ids), values)
+        assert torch.equal(values, best)
+    # Those of one row are more.
+    for top_ks, top_ps in (
+        (all_, torch.stack([reached[0] - 1e-3, reached[1] + 1e-3])),
+        (torch.tensor([count, count + 1]), one),
+    ):
+        found = most_probable(probs, top_ks, top_ps)
+        assert found is None if count == MORE else found[0].shape == (2, MORE)
+    assert most_probable(probs, torch.tensor([1, vocabulary]), one) is None
+
+
+def test_a_small_vocabulary() -> None:
+    probs = torch.softmax(torch.randn(2, FEW), -1)
+    assert most_probable(probs, torch.tensor([3, 3]), torch.tensor([0.1, 0.1])) is None

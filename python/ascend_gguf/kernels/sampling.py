@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-#: The most probable tokens among which top-p usually ends.
-MOST_PROBABLE = 1024
+#: Tokens among which those that can be drawn usually are, and how many to try then.
+FEW, MORE = 64, 1024
+# Neighbours in the vocabulary whose sum, or maximum, is looked at first.
+_BLOCK = 128
 
 
 def sample(probs: torch.Tensor) -> torch.Tensor:
@@ -17,28 +19,65 @@ def sample(probs: torch.Tensor) -> torch.Tensor:
     Returns:
         int32 ``[rows]``; never a token of probability 0.
     """
-    sums = probs.cumsum(-1, dtype=torch.float64)
-    totals = sums[:, -1:]
-    # Rounded up to the total it would be behind the last token.
-    below = totals.nextafter(torch.zeros_like(totals))
-    drawn = torch.minimum(torch.rand_like(totals) * totals, below)
-    return torch.searchsorted(sums, drawn, right=True).view(-1).int()
+    blocks, rest = _in_blocks(probs)
+    parts = blocks.sum(-1, dtype=torch.float64)
+    if rest.shape[-1]:
+        parts = torch.cat([parts, rest.sum(-1, keepdim=True, dtype=torch.float64)], dim=-1)
+    sums = parts.cumsum(-1)
+    drawn = _below(torch.rand_like(sums[:, -1:]) * sums[:, -1:], sums)
+    block = torch.searchsorted(sums, drawn, right=True)
+    drawn = drawn - (sums - parts).gather(1, block)
+    ids = block * _BLOCK + torch.arange(_BLOCK)
+    last = probs.shape[-1] - 1
+    found = probs.gather(1, ids.clamp(max=last)).masked_fill(ids > last, 0.0)
+    sums = found.cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(sums, _below(drawn, sums), right=True)
+    return ids.gather(1, place).view(-1).int()
 
 
 def most_probable(
-    probs: torch.Tensor, top_ps: torch.Tensor
+    probs: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The tokens that top-p leaves, and some it does not.
+    """The tokens that top-k and top-p leave, and some they do not.
 
     Args:
         probs: float ``[rows, vocabulary]``.
+        top_ks: whole numbers ``[rows]``.
         top_ps: float ``[rows]``.
 
     Returns:
-        Probabilities and int64 ids, ``[rows, MOST_PROBABLE]``, falling; None where some row's
-        top-p may reach beyond them.
+        Probabilities and int64 ids, ``[rows, few]``, falling; None where those of some row may not
+        be among the most probable :data:`MORE`.
     """
-    if probs.shape[-1] <= MOST_PROBABLE or bool((top_ps >= 1).any()):
-        return None
-    values, ids = probs.topk(MOST_PROBABLE, dim=-1)
-    return (values, ids) if bool((values.sum(-1) > top_ps).all()) else None
+    for count in (FEW, MORE):
+        if probs.shape[-1] <= count or bool(((top_ps >= 1) & (top_ks > count)).any()):
+            continue
+        values, ids = _largest(probs, count)
+        if bool(((values.sum(-1) > top_ps) | (top_ks <= count)).all()):
+            return values, ids
+    return None
+
+
+def _in_blocks(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[rows, blocks, _BLOCK]``, and what is left of each row."""
+    whole = probs.shape[-1] // _BLOCK * _BLOCK
+    return probs[:, :whole].unflatten(-1, (-1, _BLOCK)), probs[:, whole:]
+
+
+def _below(drawn: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """Numbers less than the last sum: rounded they might be that, which is behind all tokens."""
+    totals = sums[:, -1:]
+    return torch.minimum(drawn, totals.nextafter(torch.zeros_like(totals)))
+
+
+def _largest(probs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``probs.topk(count)``: of the blocks with the greatest numbers, and of the rest."""
+    blocks, rest = _in_blocks(probs)
+    if 8 * count > blocks.shape[1]:  # most blocks would be looked at
+        return probs.topk(count)
+    best = blocks.amax(-1).topk(count).indices
+    ids = (best.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK)).flatten(1)
+    behind = torch.arange(probs.shape[-1] - rest.shape[-1], probs.shape[-1])
+    ids = torch.cat([ids, behind.expand(len(ids), -1)], dim=-1)
+    values, places = probs.gather(1, ids).topk(count)
+    return values, ids.gather(1, places)

@@ -42,7 +42,7 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
     rest = top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions
     few = None
     if sampling_seed is None and not return_filtered_probs and uses_cpu_kernels(probs):
-        few = most_probable(probs, top_ps)
+        few = most_probable(probs, top_ks, top_ps)
     if few is None:
         return original(
             probs, *rest, return_filtered_probs=return_filtered_probs, max_top_k=max_top_k
