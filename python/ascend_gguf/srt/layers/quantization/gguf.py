@@ -301,8 +301,9 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
             stop_accepting_blocks(layer, name)
             forms[name] = settle(layer, name)
             _fit_bias(layer, f"{name}_bias")
-        for dtype in {torch.float32, layer.params_dtype} if is_npu() else ():
-            check_softmax(layer.num_experts, layer.top_k, dtype)
+        if is_npu() and layer.top_k:  # some models know it elsewhere
+            for dtype in {torch.float32, layer.params_dtype}:
+                check_softmax(layer.num_experts, layer.top_k, dtype)
         if not any(forms.values()):
             self.dense.process_weights_after_loading(layer)
             return
