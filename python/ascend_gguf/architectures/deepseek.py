@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     GROUPED_ROUTING,
-    MOE_FIELDS,
     NORMS,
     REQUIRED,
+    ROUTED_FIELDS,
     experts,
     mlp,
     shared_expert,
@@ -25,22 +25,18 @@ from ascend_gguf.reader import GGUFFile
 
 _SIGMOID = 2  # of gguf.ExpertGatingFuncType
 
-_EXPERT_FIELDS = MOE_FIELDS | {
-    "expert_count": "n_routed_experts",
-    "expert_shared_count": count("n_shared_experts"),
-}
 _LATENT_FIELDS = {
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
 }
 _FIELDS = (
     FIELDS
-    | _EXPERT_FIELDS
+    | ROUTED_FIELDS
     | _LATENT_FIELDS
     | GROUPED_ROUTING
     | {"attention.q_lora_rank": "q_lora_rank"}
 )
-_REQUIRED = REQUIRED | frozenset(_EXPERT_FIELDS) | frozenset(_LATENT_FIELDS)
+_REQUIRED = REQUIRED | frozenset(ROUTED_FIELDS) | frozenset(_LATENT_FIELDS)
 
 
 def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tensor:

@@ -12,19 +12,14 @@ from ascend_gguf.architectures.parts import (
     FUSED_MLP,
     GROUPED_ROUTING,
     HEAD_SIZE,
-    MOE_FIELDS,
     NORMS_AROUND_ATTENTION,
     REQUIRED,
+    ROUTED_FIELDS,
     experts,
     mlp,
     qkv_bias,
     shared_expert,
 )
-
-_EXPERT_FIELDS = MOE_FIELDS | {
-    "expert_count": "n_routed_experts",
-    "expert_shared_count": count("n_shared_experts"),
-}
 
 ARCHITECTURES = (
     Architecture(
@@ -50,10 +45,10 @@ ARCHITECTURES = (
         model_type="glm4_moe",
         fields=FIELDS
         | HEAD_SIZE
-        | _EXPERT_FIELDS
+        | ROUTED_FIELDS
         | GROUPED_ROUTING
         | {"nextn_predict_layers": count("num_nextn_predict_layers")},
-        required=REQUIRED | frozenset(_EXPERT_FIELDS),
+        required=REQUIRED | frozenset(ROUTED_FIELDS),
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,

@@ -117,6 +117,12 @@ MOE_FIELDS = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 
+#: The same, beside experts that every token has.
+ROUTED_FIELDS = MOE_FIELDS | {
+    "expert_count": "n_routed_experts",
+    "expert_shared_count": count("n_shared_experts"),
+}
+
 #: Experts chosen within chosen groups, in layers after some dense ones: DeepSeek and its like.
 GROUPED_ROUTING = {
     "expert_group_count": "n_group",

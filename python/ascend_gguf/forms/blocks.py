@@ -16,6 +16,7 @@ from ascend_gguf.kernels.multiply import Product, plan
 from ascend_gguf.lazy_zeros import Neighbours
 from ascend_gguf.reader.pieces import read_rows
 
+# Where the blocks of all weights lie.
 _memory = Neighbours()
 
 # Numbers that kernels multiply at once.
