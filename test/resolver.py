@@ -11,7 +11,7 @@ import sys
 
 _FIELDS = (
     *("model_path", "tokenizer_path", "load_format", "quantization", "context_length"),
-    "disable_overlap_schedule",
+    *("disable_overlap_schedule", "served_model_name"),
     *(f"speculative_draft_{name}" for name in ("model_path", "model_quantization", "load_format")),
 )
 
@@ -62,6 +62,7 @@ def _main() -> None:
         try:
             server_args = prepare_server_args(arguments)
             server_args.resolve_once()
+            server_args.check_server_args()
             found = resolving_view(server_args)
             reply = ["", "", {name: getattr(found, name) for name in _FIELDS}]
         except BaseException as error:

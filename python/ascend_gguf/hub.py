@@ -1,8 +1,8 @@
 """GGUF models on the Hugging Face hub: from a reference to files on the disk.
 
 References are the engine's: ``owner/repo``, ``owner/repo:QUANTIZATION`` and
-``owner/repo/path/file.gguf``.  Files land in the hub's cache, where the next start finds them
-without a network.
+``owner/repo/path/file.gguf``; ``hf.co/`` may stand before each, and a page of the hub's site is one
+too.  Files land in the hub's cache, where the next start finds them without a network.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.reader.locate import parse_shard_name
+from ascend_gguf.reader.locate import is_gguf_name, is_model_name, parse_shard_name
 
 _REFERENCE = re.compile(
-    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<quantization>[^/:]+)|/(?P<file>.+\.gguf))?"
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"
+    r"(?::(?P<quantization>[^/:]+)|/(?P<file>.+\.gguf)|/tree/(?P<tree>[^/]+))?/?",
+    re.IGNORECASE,
 )
-#: Files of GGUF that are parts of, or made from, a model and no model.
-_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+#: What stands before a reference that was copied from the hub's site, llama.cpp or Ollama.
+_SITE = re.compile(r"(?:hf://|(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/)", re.IGNORECASE)
+#: Of a file's page or download on the site.
+_PAGE = re.compile(r"(?:blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>[^?#]+)")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -29,14 +33,22 @@ class Reference(NamedTuple):
     repo: str
     quantization: str | None = None
     file: str | None = None
+    revision: str | None = None
 
 
 def parse_reference(text: str) -> Reference | None:
     """``text`` as a reference; None if it can only be a path."""
+    site = _SITE.match(text)
+    if site is not None:
+        text = re.split(r"[?#]", text[site.end() :])[0]
     match = _REFERENCE.fullmatch(text)
-    if match is None or match["repo"].endswith(".gguf"):
+    if match is None or is_gguf_name(match["repo"]):
         return None
-    return Reference(match["repo"], match["quantization"], match["file"])
+    file, revision = match["file"], match["tree"]
+    page = _PAGE.fullmatch(file) if site is not None and file is not None else None
+    if page is not None:
+        file, revision = page["file"], page["revision"]
+    return Reference(match["repo"], match["quantization"], file, revision)
 
 
 def fetch_model(
@@ -45,7 +57,7 @@ def fetch_model(
     """Download the model that ``reference`` names, all its shards, unless they are there.
 
     Args:
-        revision: a branch, tag or commit of the repository.
+        revision: a branch, tag or commit of the repository, where the reference names none.
         required: False for a bare ``owner/repo`` that may as well be a model of another format.
 
     Returns:
@@ -54,6 +66,7 @@ def fetch_model(
     Raises:
         GGUFError: no such repository or model in it, several and none named, or no network.
     """
+    revision = reference.revision or revision
     undecided = not required and reference.quantization is None and reference.file is None
     try:
         files = _list_files(reference.repo, revision)
@@ -68,8 +81,8 @@ def fetch_model(
 
 def is_gguf_repository(files: Iterable[str]) -> bool:
     """True if there are weights in GGUF and none in another format."""
-    suffixes = {PurePosixPath(name).suffix for name in files}
-    return ".gguf" in suffixes and suffixes.isdisjoint(_OTHER_WEIGHTS)
+    names = [name.lower() for name in files]
+    return any(map(is_model_name, names)) and not any(n.endswith(_OTHER_WEIGHTS) for n in names)
 
 
 def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
@@ -81,7 +94,7 @@ def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
     files = set(files)
     models: dict[str, list[str]] = {}
     for name in sorted(files):
-        if name.endswith(".gguf") and not _NO_MODEL.search(PurePosixPath(name).name):
+        if is_model_name(name):
             shards = _shards(name)
             models.setdefault(shards[0], shards)
     if reference.file is not None:
@@ -120,7 +133,7 @@ def _shards(name: str) -> list[str]:
 
 def _is_of(name: str, quantization: str) -> bool:
     shard = parse_shard_name(name)
-    stem = PurePosixPath(shard.model if shard else name.removesuffix(".gguf")).name
+    stem = PurePosixPath(shard.model if shard else name[: -len(".gguf")]).name
     return re.search(rf"(^|[-._]){re.escape(quantization)}$", stem, re.IGNORECASE) is not None
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from pathlib import Path
 import setup_env
 
 DEVICES = ("cpu", "npu")
+
+#: What may be a model on the hub; ``ascend_gguf.hub`` knows better, and needs ``.venv``.
+_REFERENCE = re.compile(
+    r"(hf://|(https?://)?(www\.)?(hf\.co|huggingface\.co)/)?\w[\w.-]*/\w[\w.-]*(?<!\.gguf)([:/].+)?"
+)
 
 
 class UsageError(Exception):
@@ -90,9 +96,11 @@ def has_sgl_kernel() -> bool:
     return any(setup_env.ENVIRONMENT.glob("lib/python*/site-packages/sgl_kernel/__init__.py"))
 
 
-def engine_command(python: str | Path, model: Path, device: str, port: int | str) -> list[str]:
+def engine_command(
+    python: str | Path, model: str | Path, device: str, port: int | str
+) -> list[str]:
     """The engine's command line for ``model``, without the user's own arguments."""
-    command = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
+    command = [str(python), "-m", "sglang.launch_server", "--model-path", model]
     command += ["--quantization", "gguf", "--device", device, "--port", str(port)]
     if device == "cpu":
         # The scheduler asks for requests without a pause, which takes a core while there are none.
@@ -111,10 +119,11 @@ def plan(
     """
     if not model:
         raise UsageError("which model? make serve MODEL=path/to/model.gguf")
-    path = Path(model).expanduser().absolute()  # the engine looks for a relative one elsewhere
-    if not path.is_file():
-        what = "is a folder, not a GGUF file" if path.is_dir() else "does not exist"
-        raise UsageError(f"MODEL={model} {what}")
+    model = os.path.expanduser(model)
+    if not os.path.exists(model) and not _REFERENCE.fullmatch(model):
+        raise UsageError(
+            f"MODEL={model} does not exist, and is no OWNER/REPO:QUANTIZATION of a hub"
+        )
     if device not in DEVICES:
         raise UsageError(f"DEVICE={device} is not one of {', '.join(DEVICES)}")
     if sim and device != "npu":
@@ -123,7 +132,7 @@ def plan(
         raise UsageError(f"PORT={port} is not a port number")
     in_environment = device == "cpu" or sim
     python = setup_env.PYTHON if in_environment else sys.executable
-    command = [*engine_command(python, path, device, port), *engine_arguments]
+    command = [*engine_command(python, model, device, port), *engine_arguments]
     if device == "cpu":
         defaults = _cpu_environment(engine_arguments)
     else:

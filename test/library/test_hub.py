@@ -32,6 +32,24 @@ from hub_standin import hub
         ("~/owner/repo", None),
         ("owner/repo/folder", None),
         ("s3://bucket/model", None),
+        ("hf.co/owner/repo:Q4_K_M", Reference("owner/repo", "Q4_K_M")),
+        ("hf://owner/repo", Reference("owner/repo")),
+        ("huggingface.co/owner/repo/sub/FILE.GGUF", Reference("owner/repo", None, "sub/FILE.GGUF")),
+        ("https://huggingface.co/owner/repo", Reference("owner/repo")),
+        ("https://hf.co/owner/repo/", Reference("owner/repo")),
+        (
+            "https://huggingface.co/owner/repo/tree/v1",
+            Reference("owner/repo", revision="v1"),
+        ),
+        (
+            "https://huggingface.co/owner/repo/blob/main/sub/m.gguf?show_file_info=m.gguf",
+            Reference("owner/repo", None, "sub/m.gguf", "main"),
+        ),
+        (
+            "https://huggingface.co/owner/repo/resolve/v2/m.gguf?download=true",
+            Reference("owner/repo", None, "m.gguf", "v2"),
+        ),
+        ("https://example.com/owner/repo", None),
     ],
 )
 def test_references(text, expected):
@@ -40,6 +58,7 @@ def test_references(text, expected):
 
 SHARDS = [f"BF16/m-BF16-{number:05d}-of-00002.gguf" for number in (1, 2)]
 FILES = ["README.md", "config.json", "mmproj-F16.gguf", "m-Q4_K_M.gguf", "m.IQ4_XS.gguf", *SHARDS]
+FILES += ["m-UD-Q2_K_XL.GGUF"]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +68,7 @@ FILES = ["README.md", "config.json", "mmproj-F16.gguf", "m-Q4_K_M.gguf", "m.IQ4_
         ("o/r:q4_k_m", ["m-Q4_K_M.gguf"]),
         ("o/r:IQ4_XS", ["m.IQ4_XS.gguf"]),
         ("o/r:BF16", SHARDS),
+        ("o/r:UD-Q2_K_XL", ["m-UD-Q2_K_XL.GGUF"]),
         (f"o/r/{SHARDS[1]}", SHARDS),
         ("o/r/m-Q4_K_M.gguf", ["m-Q4_K_M.gguf"]),
         ("o/r/mmproj-F16.gguf", ["mmproj-F16.gguf"]),
@@ -61,7 +81,7 @@ def test_choosing(reference, expected):
 @pytest.mark.parametrize(
     "reference, files, message",
     [
-        ("o/r", FILES, "several.*found BF16/m-BF16-00001.*m-Q4_K_M.gguf, m.IQ4_XS.gguf.*QUANTIZ"),
+        ("o/r", FILES, "several.*found BF16/m-BF16-00001.*m-Q4_K_M.gguf.*m.IQ4_XS.gguf.*QUANTIZ"),
         ("o/r:F16", FILES, "o/r:F16: no such GGUF model.*found BF16/.*m-Q4_K_M.gguf"),
         ("o/r/x.gguf", FILES, "o/r/x.gguf: no such"),
         ("o/r:Q4_K_M", ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "several.*a-Q4_K_M.gguf, b-Q4_K_M"),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import gguf
+import openai
 import pytest
 
 from ascend_gguf import load_config, load_tokenizer
@@ -45,6 +46,17 @@ def test_served_from_its_folder(zygote, log, split):
         assert server.mean_error(prompt, expected) < 1e-4
 
 
+def test_served_by_the_name_that_was_typed(zygote, log, tmp_path):
+    """With a colon too, as references to the hub have."""
+    typed = tmp_path / "repo:Q4_K_M"
+    shutil.copy(MODEL, typed)
+    with zygote.serve(typed, log, *CPU) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == [str(typed)]
+        answer = client.completions.create(model=str(typed), prompt="1", max_tokens=1)
+        assert answer.model == str(typed)
+
+
 def test_missing_shard(resolver, split, tmp_path):
     for file in split:
         shutil.copy(file, tmp_path)
@@ -60,6 +72,41 @@ def test_foreign_shard(resolver, split, tmp_path):
     shutil.copy(split[2], tmp_path / split[1].name)
     kind, message = resolver("--model-path", str(tmp_path), *CPU)
     assert kind == "GGUFError" and split[1].name in message and "split.no" in message
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["model.gguf", "mmproj-F16.gguf", "imatrix.gguf"],
+        ["Q8_0/model.gguf", "README.md"],
+        ["MODEL.GGUF"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("quantization", [(), ("--quantization", "gguf")], ids=["", "gguf"])
+def test_folders_as_repositories_on_the_hub(resolver, tmp_path, files, quantization):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(MODEL, tmp_path / name)
+    found = resolver.paths("--model-path", str(tmp_path), *quantization, *CPU)
+    assert found["model_path"] == found["tokenizer_path"] == str(tmp_path / files[0])
+    assert found["served_model_name"] == str(tmp_path)
+
+
+def test_folder_of_a_split_model_in_capitals(resolver, split, tmp_path):
+    (tmp_path / "BF16").mkdir()
+    for file in split:
+        shutil.copy(file, tmp_path / "BF16" / file.with_suffix(".GGUF").name)
+    found = resolver.paths("--model-path", str(tmp_path), *CPU)
+    assert Path(found["model_path"]).name == split[0].with_suffix(".GGUF").name
+
+
+def test_folder_of_several_quantizations(resolver, tmp_path):
+    for folder in ("Q4_K_M", "Q8_0"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(MODEL, tmp_path / folder / "m.gguf")
+    kind, message = resolver("--model-path", str(tmp_path), *CPU)
+    assert kind == "GGUFError" and "Q4_K_M/m.gguf, Q8_0/m.gguf" in message
 
 
 def test_folder_of_several_models(resolver):
@@ -106,12 +153,15 @@ def test_draft_model(resolver, split, tmp_path):
         ("owner/one", "m.gguf"),
         ("owner/several:q8_0", "m-Q8_0.gguf"),
         ("owner/one/m.gguf", "m.gguf"),
+        ("hf.co/owner/several:Q8_0", "m-Q8_0.gguf"),
+        ("https://huggingface.co/owner/one/blob/main/m.gguf", "m.gguf"),
     ],
 )
 def test_on_the_hub(resolver, reference, file):
     found = resolver.paths("--model-path", reference, *CPU)
     assert found["model_path"] == found["tokenizer_path"]
     assert Path(found["model_path"]).name == file
+    assert found["served_model_name"] == reference
     expected = (DATA / "qwen3-dense-Q4_K_M.gguf").read_bytes()
     assert Path(found["model_path"]).read_bytes() == expected
 

@@ -26,6 +26,7 @@ _ENGINE = "sglang.srt"
 #: engine's module; how; the hook, where its name is not the last part of the target's)
 _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", HookType.AROUND, None),
+    ("arg_groups.validation_hook", "check_server_args", HookType.AROUND, None),
     ("arg_groups.model_hook", "handle_model_specific_adjustments", HookType.AROUND, None),
     ("utils.hf_transformers.config", "get_config", HookType.AROUND, None),
     ("utils.hf_transformers.common", "get_generation_config", HookType.AROUND, None),

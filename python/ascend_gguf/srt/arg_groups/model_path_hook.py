@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-from sglang.srt.utils import is_cpu, is_remote_url
+from sglang.srt.utils import is_cpu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of
@@ -16,6 +17,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.reader import open_gguf
+from ascend_gguf.reader.locate import is_gguf_name
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
@@ -32,6 +34,8 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     required = "gguf" in (asked.quantization, asked.load_format)
     model = _find(asked.model_path, asked.revision, required)
     paths = {"model_path": model}
+    if model != asked.model_path and asked.served_model_name is None:
+        paths["served_model_name"] = asked.model_path
     if asked.tokenizer_path == asked.model_path:  # the engine may have filled it in already
         paths["tokenizer_path"] = model
     elif asked.tokenizer_path:
@@ -77,11 +81,11 @@ def _find(path: str, revision: str | None, required: bool) -> str:
         return os.path.abspath(open_gguf(path).files[0])
     if os.path.exists(path):
         return _first_file(path)
-    reference = None if is_remote_url(path) else parse_reference(path)
+    reference = parse_reference(path)
     if reference is not None:
         file = fetch_model(reference, revision, required=required)
         return path if file is None else str(file)
-    if path.endswith(".gguf"):
+    if is_gguf_name(path):
         raise GGUFError(
             "no such file",
             file=path,
@@ -96,8 +100,8 @@ def _first_file(path: str) -> str:
     Only the first file of a split model has metadata, and transformers looks for a relative
     tokenizer file inside that file's own folder.
     """
-    is_model = is_gguf_repository(os.listdir(path)) if os.path.isdir(path) else False
-    if is_model or check_gguf_file(path):
+    names = (file.name for depth in ("*", "*/*") for file in Path(path).glob(depth))
+    if is_gguf_repository(names) or check_gguf_file(path):
         return os.path.abspath(open_gguf(path).files[0])
     return path
 
