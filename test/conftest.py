@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_process import EngineProcess
 from hf_models import TINY, Written, write_model
 from hub_standin import hub
 from resolver import Resolver
@@ -33,6 +34,20 @@ def zygote() -> Iterator[Zygote]:
     process = Zygote(cpu_environment() | {"TORCHDYNAMO_DISABLE": "1"})
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def cpu_engine(zygote) -> Iterator[EngineProcess]:
+    """Loads models on the CPU in a second or two each, without a server."""
+    with EngineProcess("cpu", zygote=zygote) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def npu_engine(npu_zygote) -> Iterator[EngineProcess]:
+    """The same on the simulated NPU."""
+    with EngineProcess("npu", zygote=npu_zygote) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

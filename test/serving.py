@@ -173,16 +173,20 @@ class Zygote:
             "environment": environment or {},
             "routes": str(routes or ""),
         }
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        pid = next(
-            int(line.removeprefix(REPLY)) for line in self._process.stdout if line.startswith(REPLY)
-        )
+        pid = self.fork(order)
         server = Server(f"http://127.0.0.1:{port}", pid, log)
         try:
-            _wait_until_ready(server, lambda: _is_running(pid))
+            _wait_until_ready(server, lambda: process_is_running(pid))
             yield server
         finally:
             stop_group(pid, ask=False)
+
+    def fork(self, order: dict) -> int:
+        """The process that does what :mod:`zygote` is ordered: it leads a group of its own."""
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return next(
+            int(line.removeprefix(REPLY)) for line in self._process.stdout if line.startswith(REPLY)
+        )
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -229,7 +233,7 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def _is_running(pid: int) -> bool:
+def process_is_running(pid: int) -> bool:
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,12 +1,14 @@
 """Forks servers on request: the process behind :class:`serving.Zygote`.
 
-Reads one JSON object a line (arguments, environment, log, routes), forks a server, prints its
-process id behind :data:`REPLY`.
+Reads one JSON object a line (arguments, environment, log; routes, engine where they are wanted),
+forks a server, or an engine without one (:mod:`forked_engine`), prints its process id behind
+:data:`REPLY`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import multiprocessing
 import multiprocessing.util
@@ -63,10 +65,15 @@ def _serve(order: dict) -> None:
 
     _allow_forked_npu()
 
+    if "engine" in order:
+        from forked_engine import serve
+
+        return serve(order["arguments"], **order["engine"])
+
     from sglang.launch_server import run_server
     from sglang.srt.server_args import prepare_server_args
 
-    if order["routes"]:
+    if order.get("routes"):
         _record_routes(order["routes"])
     run_server(prepare_server_args(order["arguments"]))
 
@@ -86,6 +93,8 @@ def _compile_kernels() -> None:
 
 def main() -> None:
     import sglang.launch_server  # noqa: F401
+    import sglang.srt.arg_groups.pipeline  # noqa: F401
+    import sglang.srt.distributed.device_communicators.shm_broadcast  # noqa: F401
     import sglang.srt.entrypoints.http_server  # noqa: F401
     import sglang.srt.managers.detokenizer_manager  # noqa: F401
     import sglang.srt.managers.scheduler  # noqa: F401
@@ -104,13 +113,19 @@ def main() -> None:
     # Servers are nobody's children once they run: let the kernel reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
+    # Else each forked process searches through, and so copies, what has been imported here.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
             try:
                 _serve(order)
+            except Exception:
+                sys.excepthook(*sys.exc_info())
             finally:
+                sys.stderr.flush()
                 os._exit(1)
         print(f"{REPLY}{pid}", flush=True)
 

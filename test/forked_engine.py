@@ -1,0 +1,42 @@
+"""The half of :mod:`engine_process` that runs in a forked process."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from multiprocessing.connection import Client
+from typing import Any
+
+
+def serve(arguments: list[str], address: str, probe: str) -> None:
+    """The engine on one model, in a forked process: answers until the other side hangs up."""
+    connection = Client(address, family="AF_UNIX")
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.server_args import prepare_server_args
+
+    if probe:
+        _probe_each_rank(probe)
+    engine = Engine(server_args=prepare_server_args(arguments))
+    connection.send([info.get("probe") for info in engine._scheduler_init_result.scheduler_infos])
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(engine.generate(**request))
+        except Exception as error:
+            connection.send(error)
+
+
+def _probe_each_rank(probe: str) -> None:
+    """Have each rank tell what ``probe`` finds as part of what it tells when it is ready."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    module, _, name = probe.partition(":")
+    function = getattr(import_module(module), name)
+    original = Scheduler.get_init_info
+
+    def get_init_info(self: Any) -> dict[str, Any]:
+        return original(self) | {"probe": function(self.tp_worker.model_runner)}
+
+    Scheduler.get_init_info = get_init_info
