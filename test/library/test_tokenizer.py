@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from ascend_gguf import GGUFError, load_generation_config, load_tokenizer
+from ascend_gguf import GGUFError, load_generation_config, load_tokenizer, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
+from ascend_gguf.tokenizer.sentencepiece import merges_by_score
+from ascend_gguf.tokenizer.vocabulary import read_vocabulary
 from shared_data import shared_path
 
 DATA = Path(__file__).parents[1] / "data"
@@ -158,6 +161,34 @@ def test_sentencepiece_without_the_space_before(tmp_path):
     assert tokenizer.encode("hello world") == [277, 284, 268, 265, 2]
     assert tokenizer.encode(" hello") == [278, 2]
     assert tokenizer.decode([278]) == " hello"
+
+
+def test_long_chains_of_tokens(tmp_path):
+    # There are 80,000 ways to make these tokens of each other, and no more than one is ever taken.
+    tokens = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL, "\u2581": NORMAL}
+    first = len(tokens) - 1
+    tokens |= {"a" * length: NORMAL for length in range(1, 400)}
+    scores = [0.0] * 4 + [-float(length) for length in range(1, 400)]
+    path = write(tmp_path / "model.gguf", tokens, "llama", scores=scores, add_space_prefix=False)
+    merges = merges_by_score(read_vocabulary(open_gguf(path)))
+    assert len(merges) < 8 * len(tokens)
+    tokenizer = load_tokenizer(path)
+    for text, lengths in {  # as llama-tokenize has it
+        "a" * 399: [399],
+        "a" * 400: [256, 144],
+        "a" * 1000: [256, 256, 256, 232],
+        "aaaaaaa" + " " + "a" * 22: [7, 0, 22],
+    }.items():
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == [first + length for length in lengths]
+
+
+def test_bytes_that_the_vocabulary_lacks(tmp_path):
+    # As SmolLM2's: they become nothing, and what they separate stays apart.
+    tokens = {token: NORMAL for token in byte_tokens() if token not in "\u0107c\u0120"}
+    path = write(tmp_path / "model.gguf", tokens, pre="smollm", merges=["a b"])
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.tokenize("ab a\x07b acb") == ["ab", "a", "b", "a", "b"]
 
 
 def test_merges_over_text(tmp_path):
@@ -312,6 +343,14 @@ def test_what_ends_an_answer(tmp_path, tokens, keys, stops):
     assert set(load_generation_config(path).eos_token_id) == stop_token_ids(path)
 
 
+def test_marks_of_what_is_filled_in(tmp_path):
+    # Whatever their type, as in llama.cpp.
+    marks = ["<|fim_prefix|>", "<fim_suffix>", "<MID>"]
+    path = write(tmp_path / "model.gguf", byte_tokens(*marks), pre="qwen2", merges=["a b"])
+    assert load_tokenizer(path).tokenize("".join(marks)) == marks
+    assert stop_token_ids(path) == set()
+
+
 def test_html_does_not_end_an_answer(tmp_path):
     # "</s>" is an ordinary token of Qwen's vocabularies, as part of HTML.
     tokens = byte_tokens("<|im_end|>", "</s>")
@@ -391,6 +430,9 @@ def test_no_pre_tokenizer(tmp_path, caplog):
         ("model", 7, "a string"),
         ("merges", ["a bc"], "merges do not fit"),
         ("merges", None, "no such array"),
+        ("merges", [1, 2, 3], "found 3 numbers of type int32, expected strings"),
+        ("merges", ["a", "b"], "merges do not fit"),
+        ("merges", "a b", "no such array"),
         ("bos_token_id", "three", "a token id"),
         ("add_bos_token", "yes", "true or false"),
     ],
@@ -406,6 +448,32 @@ def test_sentencepiece_without_scores(tmp_path):
         load_tokenizer(write(tmp_path / "none.gguf", tokens, "llama"))
     with pytest.raises(GGUFError, match="not every token has a score.*found 1, expected 2"):
         load_tokenizer(write(tmp_path / "few.gguf", tokens, "llama", scores=[0.0]))
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("tokens", [1, 2], "found 2 numbers of type int32, expected strings"),
+        ("token_type", ["1", "3"], "found 2 strings, expected whole numbers"),
+        ("token_type", [1.0, 3.0], "found 2 numbers of type float32, expected whole numbers"),
+        ("token_type", [True, False], "found 2 numbers of type bool, expected whole numbers"),
+        ("token_type", [1], "not every token has a type .found 1, expected 2"),
+        ("scores", ["0", "1"], "found 2 strings, expected numbers"),
+        ("scores", [True, False], "found 2 numbers of type bool, expected numbers"),
+        ("scores", [0.0, math.nan], "a score is not a number"),
+    ],
+)
+def test_arrays_of_other_types(tmp_path, key, value, message):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    arrays = {"tokens": ["<unk>", "a"], "token_type": [2, 1], "scores": [0.0, 0.0], key: value}
+    writer.add_string("tokenizer.ggml.model", "llama")
+    for name, array in arrays.items():
+        writer.add_array(f"tokenizer.ggml.{name}", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(GGUFError, match=f"tokenizer.ggml.{key}.*{message}"):
+        load_tokenizer(tmp_path / "model.gguf")
 
 
 def test_no_vocabulary(tmp_path):

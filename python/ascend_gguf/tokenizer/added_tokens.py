@@ -5,7 +5,7 @@ Rules: llama.cpp ``llama_vocab::impl::load``, the special tokens and per-token a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from tokenizers import AddedToken
@@ -37,6 +37,40 @@ _END_OF_GENERATION = (
     "[e~[",
 )
 
+#: Marks of the parts that code models fill in between: ``fim_KEY_token_id`` -> names, first wins.
+_FILL_IN_MARKS = {
+    "fim_pre": (
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<\uff5cfim\u2581begin\uff5c>",
+        "<PRE>",
+        "\u2581<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<\uff5cfim\u2581hole\uff5c>",
+        "<SUF>",
+        "\u2581<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<\uff5cfim\u2581end\uff5c>",
+        "<MID>",
+        "\u2581<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+}
+
 #: Code models go on with another file after these: ``fim_KEY_token_id`` -> names, first wins.
 _FILL_IN_THE_MIDDLE = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
@@ -50,9 +84,7 @@ def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     ids = vocabulary.ids
     found = {ids[name] for name in _END_OF_GENERATION if name in ids}
     found |= {vocabulary.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom")}
-    for key, names in _FILL_IN_THE_MIDDLE.items():
-        by_name = next((ids[name] for name in names if name in ids), None)
-        found.add(vocabulary.token_id(f"{key}_token_id", by_name))
+    found |= _fill_in_ids(vocabulary, _FILL_IN_THE_MIDDLE)
     # Harmony and Solar end a message with <|end|>, and a turn with others.
     if {"<|return|>", "<|call|>"} <= ids.keys() or {"<|calls|>", "<|flush|>"} <= ids.keys():
         found.discard(ids.get("<|end|>"))
@@ -62,6 +94,18 @@ def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     return frozenset(found - {None})
 
 
+def _fill_in_ids(
+    vocabulary: Vocabulary, names_of: Mapping[str, tuple[str, ...]]
+) -> set[int | None]:
+    ids = vocabulary.ids
+    return {
+        vocabulary.token_id(
+            f"{key}_token_id", next((ids[name] for name in names if name in ids), None)
+        )
+        for key, names in names_of.items()
+    }
+
+
 def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedToken]:
     """The tokens to be found in text before it is cut, as the ``tokenizers`` library wants them.
 
@@ -69,7 +113,8 @@ def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedTo
         special: ids of tokens that are special whatever type the file gives them.
     """
     types = vocabulary.types.copy()
-    types[list(special)] = TokenType.CONTROL
+    # Marks of the end, and of what is filled in, are marks whatever their type.
+    types[list({*special, *_fill_in_ids(vocabulary, _FILL_IN_MARKS)} - {None})] = TokenType.CONTROL
     wanted = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
     numbers = np.isin(types, wanted).nonzero()[0].tolist()
     texts = {vocabulary.tokens[number] for number in numbers}

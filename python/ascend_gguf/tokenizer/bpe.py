@@ -28,10 +28,26 @@ def byte_level_bpe(
     tokenizer = Tokenizer(model)
     words = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*words, to_bytes, *_without_lacking(vocabulary)]
+    )
     tokenizer.decoder = _decoder(token.content for token in added)
     tokenizer.add_tokens(added)
     return tokenizer
+
+
+def _without_lacking(vocabulary: Vocabulary) -> list[pre_tokenizers.PreTokenizer]:
+    """What leaves out bytes that are no tokens.
+
+    Of the library's own accord their neighbours would be merged as if nothing lay between.
+    """
+    lacking = [
+        letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in vocabulary.ids
+    ]
+    if not lacking:
+        return []
+    letters = "".join(map(re.escape, sorted(lacking)))
+    return [pre_tokenizers.Split(Regex(f"[{letters}]"), "removed")]
 
 
 def _decoder(added: Iterable[str]) -> decoders.Decoder:
@@ -51,7 +67,7 @@ def _decoder(added: Iterable[str]) -> decoders.Decoder:
 
 def read_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The pairs of ``tokenizer.ggml.merges``, first merged first."""
-    merges = vocabulary.array("merges")
+    merges = vocabulary.strings("merges")
     # A space between the two; a left side may itself begin with one.
     return [
         (merge[: (cut := merge.find(" ", 1))], merge[cut + 1 :])

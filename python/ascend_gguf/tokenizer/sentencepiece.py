@@ -7,7 +7,9 @@ of the highest score, leftmost first) and ``LLAMA_VOCAB_PRE_TYPE_GEMMA4`` (merge
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
 from ascend_gguf.tokenizer.bpe import merged_bpe, read_merges
@@ -49,24 +51,88 @@ def raw_bpe(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Tokenizer:
 
 
 def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, the token of the highest score first.
+    """The ways to make a token of two others, the token of the highest score first.
 
-    SentencePiece keeps scores in place of merges; ranks in the order of scores are the same.
+    SentencePiece keeps scores in place of merges; ranks in the order of scores are the same.  Of
+    equal scores, which some converters write where they have none, the token of the least id comes
+    first: vocabularies are sorted.
+
+    Raises:
+        GGUFError: there are no scores, or not one for each token.
     """
-    scores = vocabulary.array("scores")
+    scores = _scores(vocabulary)[: len(vocabulary.tokens)]
     tokens, ids = vocabulary.tokens, vocabulary.ids
-    if len(scores) < len(tokens):
-        raise vocabulary.error(
-            "not every token has a score", "scores", found=len(scores), expected=len(tokens)
-        )
-    merges = []
-    # Sorting is stable: of equal scores the token that comes first.
-    for number in (-scores[: len(tokens)]).argsort(kind="stable").tolist():
+    order = (-scores).argsort(kind="stable")
+    ranks = order.argsort().tolist()
+    merges: list[tuple[str, str]] = []
+    for number in order.tolist():
         token = tokens[number]
-        for cut in range(1, len(token)):
-            if (left := token[:cut]) in ids and (right := token[cut:]) in ids:
-                merges.append((left, right))
+        if len(token) > _LONG:
+            merges += _last_merge(token, ranks, ids)
+            continue
+        ways = [
+            (left, right)
+            for cut in range(1, len(token))
+            if (left := token[:cut]) in ids and (right := token[cut:]) in ids
+        ]
+        # The others never occur, but are cheaper to keep than to tell apart.
+        merges += ways if len(ways) <= _MOST_WAYS else _last_merge(token, ranks, ids)
     return merges
+
+
+#: Bounds of what is kept of a token: its ways by the number of its letters is the square of it.
+_LONG = 64
+_MOST_WAYS = 8
+
+
+def _scores(vocabulary: Vocabulary) -> np.ndarray:
+    scores = vocabulary.numbers("scores").astype(np.float64)
+    if len(scores) < len(vocabulary.tokens):
+        raise vocabulary.error(
+            "not every token has a score",
+            "scores",
+            found=len(scores),
+            expected=len(vocabulary.tokens),
+        )
+    if np.isnan(scores).any():
+        raise vocabulary.error("a score is not a number", "scores", found="nan")
+    return scores
+
+
+def _last_merge(token: str, ranks: list[int], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The one pair that ever becomes ``token``, if any: what is left of its letters before that.
+
+    What surrounds a token does not change in which order its own letters are merged.
+    """
+    size = len(token)
+    ends = list(range(1, size + 1))  # of the piece that begins at a letter; 0 inside a piece
+    before = list(range(-1, size - 1))  # where the piece before it begins
+    waiting = [
+        (ranks[number], left, left + 2)
+        for left in range(size - 1)
+        if (number := ids.get(token[left : left + 2])) is not None
+    ]
+    heapify(waiting)
+    while waiting:
+        _, left, end = heappop(waiting)
+        right = ends[left]
+        if not 0 < right < size or ends[right] != end:
+            continue  # one of the two has been merged with another
+        if left == 0 and end == size:
+            pair = token[:right], token[right:]
+            return [pair] if pair[0] in ids and pair[1] in ids else []
+        ends[left], ends[right] = end, 0
+        if end < size:
+            before[end] = left
+            number = ids.get(token[left : ends[end]])
+            if number is not None:
+                heappush(waiting, (ranks[number], left, ends[end]))
+        if left:
+            start = before[left]
+            number = ids.get(token[start:end])
+            if number is not None:
+                heappush(waiting, (ranks[number], start, end))
+    return []
 
 
 def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]]):

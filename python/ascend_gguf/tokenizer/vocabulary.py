@@ -61,9 +61,13 @@ class Vocabulary:
         value = self._typed(key, int, "a token id", default)
         return value if value is not None and 0 <= value < len(self.tokens) else None
 
-    def array(self, key: str) -> Any:
-        """The array at ``tokenizer.ggml.KEY``: strings as a list, numbers as numpy."""
-        return _array(self.file, key)
+    def strings(self, key: str) -> list[str]:
+        """The array of strings at ``tokenizer.ggml.KEY``."""
+        return _strings(self.file, key)
+
+    def numbers(self, key: str) -> np.ndarray:
+        """The array of numbers at ``tokenizer.ggml.KEY``, of the file's type."""
+        return _numbers(self.file, key, "iuf", "numbers")
 
     def error(self, problem: str, key: str, **details: object) -> GGUFError:
         """An error about ``tokenizer.ggml.KEY``, for the caller to raise."""
@@ -86,13 +90,11 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     Raises:
         GGUFError: there is none, or its parts do not fit together.
     """
-    tokens = _array(file, "tokens")
-    if not isinstance(tokens, list):
-        raise _error(file, "tokens", "the tokens are not strings")
+    tokens = _strings(file, "tokens")
     if "" in tokens:  # llama.cpp gives such a token a name too
         tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     if _PREFIX + "token_type" in file.metadata:
-        types = _array(file, "token_type")
+        types = _numbers(file, "token_type", "iu", "whole numbers")
     else:
         types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     if len(types) < len(tokens):
@@ -125,6 +127,25 @@ def _array(file: GGUFFile, key: str) -> Any:
             hint="Give another tokenizer with --tokenizer-path, or convert the model again.",
         )
     return value
+
+
+def _strings(file: GGUFFile, key: str) -> list[str]:
+    array = _array(file, key)
+    if not isinstance(array, list):
+        raise _error(file, key, "the value makes no sense", found=_words(array), expected="strings")
+    return array
+
+
+def _numbers(file: GGUFFile, key: str, kinds: str, expected: str) -> np.ndarray:
+    array = _array(file, key)
+    if isinstance(array, list) or array.dtype.kind not in kinds:
+        raise _error(file, key, "the value makes no sense", found=_words(array), expected=expected)
+    return array
+
+
+def _words(array: list[str] | np.ndarray) -> str:
+    kind = "strings" if isinstance(array, list) else f"numbers of type {array.dtype}"
+    return f"{len(array)} {kind}"
 
 
 def _error(file: GGUFFile, key: str, problem: str, **details: object) -> GGUFError:
