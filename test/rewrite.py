@@ -23,20 +23,21 @@ def rewrite(
     Args:
         edit: what becomes of each tensor: any number of names and data (blocks as bytes).
         arch: another architecture's name, which leaves the keys of the old one.
-        metadata: other values of keys, arrays as lists.
+        metadata: other values of keys, arrays as lists; None leaves one out.
         writer_options: of ``gguf.GGUFWriter``, such as ``split_max_tensors``.
     """
     reader = gguf.GGUFReader(source)
     arch = arch or reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, arch, **writer_options)
     for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith("GGUF.") or key in ("general.architecture", *(metadata or {})):
             continue
-        value = (metadata or {}).get(key, entry.contents())
         if entry.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_array(key, value)
+            writer.add_array(key, entry.contents())
         else:
-            writer.add_key_value(key, value, entry.types[0])
+            writer.add_key_value(key, entry.contents(), entry.types[0])
+    for key, value in (metadata or {}).items():
+        _add(writer, key, value, reader.fields.get(key))
     for tensor in reader.tensors:
         for name, data in edit(tensor.name, tensor.data) if edit else [(tensor.name, tensor.data)]:
             raw = None if data.dtype == np.float32 else tensor.tensor_type
@@ -45,3 +46,16 @@ def rewrite(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any, before: gguf.ReaderField | None) -> None:
+    """A key of the type it had before, else of that of the value."""
+    if value is None:
+        return
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif before is not None and before.types[0] != gguf.GGUFValueType.ARRAY:
+        writer.add_key_value(key, value, before.types[0])
+    else:
+        kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        kinds.get(type(value), writer.add_string)(key, value)

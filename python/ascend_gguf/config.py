@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ascend_gguf.architectures import Architecture, Field, architecture_of
 from ascend_gguf.architectures.dimensions import experts
+from ascend_gguf.architectures.keys import check_keys
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
@@ -51,13 +52,14 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
     }
     for derive in architecture.derived:
         attributes |= derive(file, attributes)
+    check_keys(file, architecture, attributes)
     attributes["rope_parameters"] = architecture.rope(file, attributes)
     if kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(kind, **attributes)
     else:
         config = PretrainedConfig(model_type=kind, **attributes)
     if "expert_used_count" in architecture.fields:
-        used = file.arch_field("expert_used_count")
+        used = number(file, "expert_used_count", required=True)
         _check_count(file, "expert_used_count", used, experts(config))
     return config
 
@@ -68,14 +70,20 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         field = field if isinstance(field, Field) else Field(field)
         required = key in architecture.required
         value = number(file, key, field.kind, field.least, required)
-        if value is not None:
+        if value is not None and (field.unset is None or value != field.unset):
             values[field.attribute] = value
     # What llama.cpp takes for a file that does not say; transformers has defaults of its own.
+    values = {**architecture.defaults, **values}
     heads = values["num_attention_heads"]
     values.setdefault("num_key_value_heads", heads)
     if "attention.key_length" in architecture.fields:
         values.setdefault("head_dim", values["hidden_size"] // heads)
     _check_count(file, "block_count", values["num_hidden_layers"], _MOST_LAYERS)
+    if further := number(file, "nextn_predict_layers", least=0):
+        # Blocks that predict further tokens count as blocks.
+        _check_count(file, "nextn_predict_layers", further, values["num_hidden_layers"] - 1)
+        values["num_hidden_layers"] -= further
+        values["num_nextn_predict_layers"] = further
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ FIELDS: dict[str, Any] = {
 }
 VOCABULARY = 56
 
+#: Keys of :data:`FIELDS` that files of an architecture do not have.
+ABSENT = {
+    "qwen2": ("expert_",),
+    "qwen3": ("expert_",),
+    "qwen2moe": ("attention.key_length", "attention.value_length"),
+    "qwen3moe": ("expert_shared",),
+}
+
 
 def write(path: Path, arch: str = "qwen3moe", tied: bool = False, **changes: Any) -> Path:
     """A file of metadata and the matrices a configuration depends on.
@@ -47,7 +56,8 @@ def write(path: Path, arch: str = "qwen3moe", tied: bool = False, **changes: Any
     """
     changed = {name.replace("__", "."): value for name, value in changes.items()}
     writer = gguf.GGUFWriter(path, arch)
-    for name, value in (FIELDS | changed).items():
+    fields = {key: value for key, value in FIELDS.items() if not key.startswith(ABSENT[arch])}
+    for name, value in (fields | changed).items():
         key = name if name.startswith("tokenizer.") else f"{arch}.{name}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
@@ -117,8 +127,8 @@ def test_models_of_unusual_sizes(arch, tied, tmp_path):
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    if arch.startswith("qwen3"):
-        expected["head_dim"] = 32
+    if arch != "qwen2moe":
+        expected["head_dim"] = 32 if arch.startswith("qwen3") else 64 // 6
     if spec.is_moe:
         expected |= {
             "num_experts": 5,
@@ -252,12 +262,64 @@ def test_unknown_rope_scaling(tmp_path):
     assert "config.json" in error.value.hint
 
 
-@pytest.mark.parametrize("scaling", ["yarn", "linear"])
-def test_rope_scaling_without_a_factor(scaling, tmp_path):
-    path = write(tmp_path / "m.gguf", rope__scaling__type=scaling)
-    with pytest.raises(GGUFError, match=r"lacks a key") as error:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"type": "yarn"},
+        {"type": "linear"},
+        {"type": "yarn", "factor": 1.0},
+        {"type": "linear", "factor": 0.0},
+        {"type": "none", "factor": 4.0},
+        {"original_context_length": 64},
+        {"attn_factor": 1.0},
+        {},
+    ],
+    ids=str,
+)
+def test_no_scaling_at_all(keys, tmp_path):
+    path = write(tmp_path / "m.gguf", **{f"rope.scaling.{key}": keys[key] for key in keys})
+    assert_is_scaled(path, {"rope_type": "default", "rope_theta": 123456.0})
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"rope.scale_linear": 4.0}, 4.0),
+        ({"rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scaling.factor": 2.0, "rope.scale_linear": 4.0}, 2.0),
+        ({"rope.scaling.type": "linear", "rope.scale_linear": 4.0}, 4.0),
+    ],
+    ids=str,
+)
+def test_a_factor_without_a_type_is_linear(keys, factor, tmp_path):
+    expected = {"rope_type": "linear", "rope_theta": 123456.0, "factor": factor}
+    assert_is_scaled(write(tmp_path / "m.gguf", **keys), expected)
+
+
+def test_yarn_of_a_file_that_says_little(tmp_path):
+    """The key of 2023 is its factor too, and the model's context what it was trained with."""
+    path = write(tmp_path / "m.gguf", **{"rope.scaling.type": "yarn", "rope.scale_linear": 4.0})
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 777}
+    assert_is_scaled(path, yarn | {"rope_theta": 123456.0})
+
+
+@pytest.mark.parametrize("key", ["yarn_attn_factor", "attn_factor"])
+def test_attention_of_yarn(key, tmp_path):
+    """The converter writes transformers' number, llama.cpp a factor beside the usual one."""
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64, key: 0.5}
+    path = write(tmp_path / "m.gguf", **{f"rope.scaling.{name}": keys[name] for name in keys})
+    usual = 0.1 * math.log(4.0) + 1
+    found = load_config(path).rope_parameters
+    expected = 0.5 if key.startswith("yarn") else 0.5 * usual
+    assert found["attention_factor"] == pytest.approx(expected)
+    assert found["attn_factor"] == pytest.approx(expected / usual)  # the engine's
+
+
+def test_attention_scaled_by_nothing(tmp_path):
+    path = write(tmp_path / "m.gguf", **{"rope.scaling.attn_factor": 1.5})
+    with pytest.raises(GGUFError, match="only YaRN and LongRoPE") as error:
         load_config(path)
-    assert error.value.key == "qwen3moe.rope.scaling.factor"
+    assert error.value.key == "qwen3moe.rope.scaling.attn_factor"
 
 
 REQUIRED = [(arch, key) for arch, known in ARCHITECTURES.items() for key in sorted(known.required)]
@@ -275,8 +337,9 @@ def test_missing_key(arch, key, tmp_path):
 def test_every_size_is_required():
     """transformers' defaults are sizes of one particular model: right for no other."""
     free = {"attention.head_count_kv", "attention.key_length"}
+    widths = {"expert_feed_forward_length", "expert_shared_feed_forward_length"}
     for arch in ARCHITECTURES.values():
-        moe = {"feed_forward_length"} if arch.name.endswith("moe") else set()
+        moe = {"feed_forward_length"} | widths if arch.name.endswith("moe") else set()
         assert arch.required == frozenset(arch.fields) - free - moe
 
 
@@ -288,31 +351,56 @@ def test_keys_that_may_be_missing(tmp_path):
 
 def test_no_head_size(tmp_path):
     """llama.cpp divides then; so does whoever reads this configuration."""
-    config = load_config(write(tmp_path / "m.gguf", attention__key_length=None))
+    lengths = {"attention.key_length": None, "attention.value_length": None}
+    config = load_config(write(tmp_path / "m.gguf", **lengths))
     head_size = getattr(config, "head_dim", None) or config.hidden_size // 6
     assert head_size == 96 // 6
 
 
 def test_no_head_size_in_a_dense_model(tmp_path):
-    config = load_config(write(tmp_path / "m.gguf", "qwen3", attention__key_length=None))
+    lengths = {"attention.key_length": None, "attention.value_length": None}
+    config = load_config(write(tmp_path / "m.gguf", "qwen3", **lengths))
     assert config.head_dim == 96 // 6
 
 
 @pytest.mark.parametrize("key", sorted(ARCHITECTURES["qwen3moe"].fields))
-@pytest.mark.parametrize("value", ["12", True, [6, 6, 6]], ids=["string", "bool", "array"])
+@pytest.mark.parametrize("value", ["12", True, [6, 6]], ids=["string", "bool", "array"])
 def test_key_of_a_wrong_type(key, value, tmp_path):
     path = write(tmp_path / "m.gguf", **{key: value})
-    with pytest.raises(GGUFError, match="makes no sense.*one for all layers") as error:
+    problem = "wrong length" if isinstance(value, list) else "makes no sense"
+    with pytest.raises(GGUFError, match=f"{problem}.*one for all layers") as error:
         load_config(path)
     assert error.value.key == f"qwen3moe.{key}"
     assert error.value.file == str(path)
+
+
+#: Of three blocks; that many is no array.
+PER_LAYER = sorted(set(ARCHITECTURES["qwen3moe"].fields) - {"block_count"})
+
+
+@pytest.mark.parametrize("key", [*PER_LAYER, "rope.freq_base"])
+def test_an_array_of_equal_values_is_the_value(key, tmp_path):
+    alone = load_config(write(tmp_path / "m.gguf"))
+    arrays = load_config(write(tmp_path / "n.gguf", **{key: [FIELDS[key]] * 3}))
+    assert arrays.to_dict() == alone.to_dict()
+
+
+@pytest.mark.parametrize("key", PER_LAYER)
+def test_an_array_of_different_values(key, tmp_path):
+    """Of a model whose layers differ (OpenELM, Nemotron): "convert again" would not help."""
+    value = FIELDS[key]
+    path = write(tmp_path / "m.gguf", **{key: [value, value, 2 * value]})
+    with pytest.raises(GGUFError, match="differs from layer to layer.*cannot be served") as error:
+        load_config(path)
+    assert error.value.key == f"qwen3moe.{key}"
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("rope.freq_base", "ten thousand"),
-        ("rope.freq_base", [10000.0, 10000.0]),
+        ("rope.freq_base", [10000.0, 10000.0]),  # of three blocks
+        ("block_count", [3, 3, 3]),
         ("rope.scaling.factor", "four"),
         ("rope.scaling.original_context_length", "long"),
         ("rope.scaling.type", [1, 2]),

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, per_layer
-from ascend_gguf.architectures.layers import without_nextn
+from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer
+from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.parts import (
     FIELDS,
+    GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     HEAD_SIZE,
     MOE_FIELDS,
@@ -24,7 +25,7 @@ from ascend_gguf.reader import GGUFFile
 
 _EXPERT_FIELDS = MOE_FIELDS | {
     "expert_count": "num_experts",
-    "expert_shared_count": "num_shared_experts",
+    "expert_shared_count": count("num_shared_experts"),
 }
 
 
@@ -48,10 +49,12 @@ ARCHITECTURES = (
         | _EXPERT_FIELDS
         | GROUPED_ROUTING
         | {
-            "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
-            "nextn_predict_layers": count("num_nextn_predict_layers"),
+            "expert_shared_feed_forward_length": length("moe_shared_expert_intermediate_size"),
         },
         required=REQUIRED | frozenset(_EXPERT_FIELDS),
+        defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
+        reads=frozenset({"rope.dimension_count"}),
+        fixed={"expert_gating_func": (2,)},
         tensors=(
             Rename("token_embd.weight", "vocab hidden", "model.word_embeddings.weight"),
             Rename("output_norm.weight", "hidden", "model.norm.weight"),
@@ -77,6 +80,6 @@ ARCHITECTURES = (
             "router_dtype": "fp32",
         },
         rope=rope.partial,
-        derived=(without_nextn, _shared_size, rope.partial_factor),
+        derived=(groups, _shared_size, rope.partial_factor),
     ),
 )

@@ -140,16 +140,23 @@ class Field:
         attribute: its name.
         kind: of the value: int, float or bool.
         least: the least that makes sense.
+        unset: a value that says no more than a missing key does.
     """
 
     attribute: str
     kind: type = int
     least: float = 1
+    unset: float | None = None
 
 
 def fraction(attribute: str) -> Field:
     """A :class:`Field` of a number that need not be whole."""
     return Field(attribute, float, 0)
+
+
+def scale(attribute: str) -> Field:
+    """A :class:`Field` of a number to multiply or divide by, where zero stands for none."""
+    return Field(attribute, float, 0, unset=0)
 
 
 def flag(attribute: str) -> Field:
@@ -160,6 +167,11 @@ def flag(attribute: str) -> Field:
 def count(attribute: str) -> Field:
     """A :class:`Field` of a whole number that may be zero."""
     return Field(attribute, int, 0)
+
+
+def length(attribute: str) -> Field:
+    """A :class:`Field` of a whole number, where zero stands for none."""
+    return Field(attribute, int, 0, unset=0)
 
 
 #: ``(file, attributes so far)`` to more attributes.
@@ -174,11 +186,14 @@ class Architecture:
         name: that value.
         model_type: transformers' ``model_type``.
         fields: key of the file's metadata below ``name.`` to attribute of the configuration, a
-            :class:`Field` where it is not a whole number of at least one; a key that the file lacks
-            leaves the attribute at transformers' default.
+            :class:`Field` where it is not a whole number of at least one.
         required: the keys of ``fields`` that no default can stand in for.
+        defaults: attributes where the file lacks their key: what llama.cpp takes then
+            (``load_arch_hparams``, ``llama-hparams.h``), which often is not transformers' default.
+        reads: further keys that ``rope`` and ``derived`` obey.
         tensors: the tensors of such a model.
         constants: attributes of the configuration that the architecture fixes.
+        fixed: keys that may say nothing but what the architecture does anyway: the values that do.
         rope: the rotary embedding's parameters, from the file and the attributes.
         derived: attributes that take more than one key, computed in this order.
         mark: tells these files from others of the name.
@@ -190,7 +205,10 @@ class Architecture:
     fields: Mapping[str, str | Field]
     required: frozenset[str]
     tensors: tuple[Rename, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, tuple] = field(default_factory=dict)
     rope: Derivation = rope.parameters
     derived: tuple[Derivation, ...] = ()
     mark: Callable[[GGUFFile], bool] = lambda file: True
@@ -199,6 +217,11 @@ class Architecture:
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""
         return file.architecture == self.name and self.mark(file)
+
+    @cached_property
+    def obeyed(self) -> frozenset[str]:
+        """Every key, below the name, that the model's configuration follows."""
+        return frozenset(self.fields) | self.reads | rope.KEYS | {"nextn_predict_layers"}
 
     def rename(self, tensor_name: str) -> Rename | None:
         """The rule for a tensor of the file, the block's number filled in; None if unknown."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Architecture, fraction, per_layer
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures.base import Architecture, fraction, per_layer, scale
 from ascend_gguf.architectures.layers import has_tensor, sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
     FRAME,
-    HEAD_SIZE,
+    PATTERN,
     REQUIRED,
     WINDOW,
     mlp,
 )
+from ascend_gguf.reader import GGUFFile
 
 _EPSILON = "attention.layer_norm_rms_epsilon"
 _FIELDS = {key: value for key, value in FIELDS.items() if key != _EPSILON} | {
     "attention.layer_norm_epsilon": fraction("layer_norm_eps"),
-    "logit_scale": fraction("logit_scale"),
+    "logit_scale": scale("logit_scale"),
 }
-_REQUIRED = REQUIRED - {_EPSILON} | {"logit_scale"}
+_REQUIRED = REQUIRED - {_EPSILON} | {"attention.layer_norm_epsilon"}
+_DEFAULTS = {"logit_scale": 1.0}
 
 # One norm a block: attention and the feed-forward network take the same input.
 _BODY = (
@@ -29,12 +34,19 @@ _BODY = (
     *mlp(),
 )
 
+
+def _head_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # As the engine's model has it, whatever transformers' default.
+    return {"head_dim": attributes["hidden_size"] // attributes["num_attention_heads"]}
+
+
 ARCHITECTURES = (
     Architecture(
         name="command-r",
         model_type="cohere",
         fields=_FIELDS,
         required=_REQUIRED,
+        defaults=_DEFAULTS,
         tensors=_BODY
         + (
             # Command R+ alone has them.
@@ -48,9 +60,11 @@ ARCHITECTURES = (
     Architecture(
         name="cohere2",
         model_type="cohere2",
-        fields=_FIELDS | HEAD_SIZE | WINDOW,
-        required=_REQUIRED,
+        fields=_FIELDS | WINDOW,
+        required=_REQUIRED | frozenset(WINDOW),
+        defaults=_DEFAULTS,
+        reads=PATTERN,
         tensors=_BODY,
-        derived=(sliding_unless(4),),
+        derived=(sliding_unless(4), _head_size),
     ),
 )

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
+from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
+    GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     NORMS,
     REQUIRED,
@@ -21,6 +23,7 @@ from ascend_gguf.architectures.parts import (
     mlp,
     shared_expert,
 )
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _SIGMOID = 2  # of gguf.ExpertGatingFuncType
@@ -34,9 +37,13 @@ _FIELDS = (
     | ROUTED_FIELDS
     | _LATENT_FIELDS
     | GROUPED_ROUTING
-    | {"attention.q_lora_rank": "q_lora_rank"}
+    | {"attention.q_lora_rank": length("q_lora_rank")}
 )
 _REQUIRED = REQUIRED | frozenset(ROUTED_FIELDS) | frozenset(_LATENT_FIELDS)
+_READS = frozenset(
+    f"attention.{kind}_length{end}" for kind in ("key", "value") for end in ("", "_mla")
+) | {"rope.scaling.yarn_log_multiplier", "expert_gating_func"}
+_DEFAULTS = GROUPED_DEFAULTS | {"q_lora_rank": None}
 
 
 def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tensor:
@@ -113,17 +120,19 @@ def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
         "qk_nope_head_dim": qk - attributes["qk_rope_head_dim"],
         "v_head_dim": size("value_length"),
         "num_key_value_heads": attributes["num_attention_heads"],
-        "q_lora_rank": attributes.get("q_lora_rank"),
     }
 
 
 def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    groups = attributes.get("n_group", 1)
-    return {
-        "n_group": groups,
-        "topk_group": attributes.get("topk_group", 1),
-        "topk_method": "group_limited_greedy" if groups > 1 else "greedy",
-    }
+    if attributes["n_routed_experts"] == 256:
+        # Files of DeepSeek V3 and R1 before September 2025 do not say: no other model has as many.
+        attributes = {"n_group": 8, "topk_group": 4, **attributes}
+    return groups(file, attributes)
+
+
+def _greedy(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    grouped = attributes["n_group"] > 1
+    return {"topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +140,14 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` is the same number in
     # every published model.
     tenth = number(file, "rope.scaling.yarn_log_multiplier", float, least=0)
+    if "attention_factor" in found:
+        raise GGUFError(
+            "the model as the engine runs it does not follow this key",
+            file=file.path,
+            key="deepseek2.rope.scaling.yarn_attn_factor",
+            found=found["attention_factor"],
+            expected="rope.scaling.yarn_log_multiplier alone",
+        )
     if tenth is not None:
         scale = round(10 * tenth, 6)
         found |= {"mscale": scale, "mscale_all_dim": scale}
@@ -138,7 +155,13 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _routes_by_sigmoid(file: GGUFFile) -> bool:
-    return number(file, "expert_gating_func", least=0) == _SIGMOID
+    gating = number(file, "expert_gating_func", least=0)
+    if gating:
+        return gating == _SIGMOID
+    # First files of GLM-4.7-Flash, which llama.cpp knows by these sizes.
+    embedding = file.tensors.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None else 0
+    return rows == 154880 and number(file, "block_count") in (47, 48)
 
 
 ARCHITECTURES = (
@@ -148,19 +171,24 @@ ARCHITECTURES = (
         model_type="deepseek_v3",
         fields=_FIELDS,
         required=_REQUIRED,
+        defaults=_DEFAULTS,
+        reads=_READS,
         tensors=(*_BODY, _ROUTER_BIAS),
         rope=_rope,
         constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
-        derived=(_head_sizes,),
+        derived=(_head_sizes, _groups),
     ),
     Architecture(
         name="deepseek2",
         model_type="deepseek_v2",
         fields=_FIELDS,
         required=_REQUIRED,
+        defaults=_DEFAULTS,
+        reads=_READS - {"expert_gating_func"},
+        fixed={"expert_gating_func": (1,)},
         tensors=_BODY,
         rope=_rope,
         constants={"scoring_func": "softmax", "moe_layer_freq": 1},
-        derived=(_head_sizes, _groups),
+        derived=(_head_sizes, _groups, _greedy),
     ),
 )

@@ -74,7 +74,7 @@ def is_sparse(config: Any, layer: int) -> bool:
     if chosen is not None:
         return layer in chosen
     start = first(config, "first_k_dense_replace", "moe_layer_start_index", default=0)
-    return layer >= start
+    return layer >= start and (layer + 1) % first(config, "moe_layer_interval", default=1) == 0
 
 
 def _has_type(*types: str) -> Callable[[Any, int], bool]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
@@ -14,6 +14,7 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
     OUTPUT,
+    PATTERN,
     REQUIRED,
     WINDOW,
     mlp,
@@ -44,7 +45,8 @@ _QK_NORM = (
     _norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
-_FINAL_SOFT_CAP = {"final_logit_softcapping": fraction("final_logit_softcapping")}
+_FINAL_SOFT_CAP = {"final_logit_softcapping": scale("final_logit_softcapping")}
+_ACTIVATION = {"hidden_activation": ("gelu_pytorch_tanh",)}
 
 
 def _query_scale(layers_of_27b: int):
@@ -71,8 +73,15 @@ ARCHITECTURES = (
         | HEAD_SIZE
         | WINDOW
         | _FINAL_SOFT_CAP
-        | {"attn_logit_softcapping": fraction("attn_logit_softcapping")},
+        | {"attn_logit_softcapping": scale("attn_logit_softcapping")},
         required=REQUIRED,
+        defaults={
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        reads=PATTERN,
+        fixed=_ACTIVATION,
         tensors=_BODY,
         # The engine's name for it; transformers' is ``hidden_activation``.
         constants={"hidden_act": "gelu_pytorch_tanh"},
@@ -83,6 +92,9 @@ ARCHITECTURES = (
         model_type="gemma3_text",
         fields=FIELDS | HEAD_SIZE | WINDOW | _FINAL_SOFT_CAP,
         required=REQUIRED,
+        defaults={"final_logit_softcapping": None},
+        reads=PATTERN | {"rope.freq_base_swa"},
+        fixed=_ACTIVATION,
         tensors=_BODY + _QK_NORM,
         rope=rope.by_layer_type(10000.0),
         derived=(sliding_unless(6), _query_scale(62)),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, count, per_layer
-from ascend_gguf.architectures.layers import has_tensor, without_nextn
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.layers import groups, has_tensor
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
     FRAME,
     FUSED_MLP,
+    GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
@@ -21,12 +22,18 @@ from ascend_gguf.architectures.parts import (
     shared_expert,
 )
 
+#: Of models that see images: other rows are turned together.
+_NO_SECTIONS = {"rope.dimension_sections": (0,)}
+_PARTIAL = frozenset({"rope.dimension_count"})
+
 ARCHITECTURES = (
     Architecture(
         name="glm4",
         model_type="glm4",
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
+        reads=_PARTIAL,
+        fixed=_NO_SECTIONS,
         tensors=(
             *FRAME,
             per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
@@ -38,17 +45,16 @@ ARCHITECTURES = (
             *FUSED_MLP,
         ),
         rope=rope.partial,
-        derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
+        derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"), rope.partial_factor),
     ),
     Architecture(
         name="glm4moe",
         model_type="glm4_moe",
-        fields=FIELDS
-        | HEAD_SIZE
-        | ROUTED_FIELDS
-        | GROUPED_ROUTING
-        | {"nextn_predict_layers": count("num_nextn_predict_layers")},
+        fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | GROUPED_ROUTING,
         required=REQUIRED | frozenset(ROUTED_FIELDS),
+        defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
+        reads=_PARTIAL,
+        fixed=_NO_SECTIONS | {"expert_gating_func": (2,)},
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,
@@ -65,9 +71,10 @@ ARCHITECTURES = (
         ),
         rope=rope.partial,
         derived=(
-            without_nextn,
+            groups,
             has_tensor("attention_bias", "blk.0.attn_q.bias"),
             has_tensor("use_qk_norm", "blk.0.attn_q_norm.weight"),
+            rope.partial_factor,
         ),
     ),
 )

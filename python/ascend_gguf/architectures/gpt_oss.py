@@ -14,6 +14,7 @@ from ascend_gguf.architectures.parts import (
     FRAME,
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
+    PATTERN,
     REQUIRED,
     WINDOW,
     experts,
@@ -39,7 +40,9 @@ ARCHITECTURES = (
         name="gpt-oss",
         model_type="gpt_oss",
         fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS | WINDOW,
-        required=REQUIRED - {"feed_forward_length"} | frozenset(_EXPERT_FIELDS),
+        required=REQUIRED - {"feed_forward_length"} | frozenset(_EXPERT_FIELDS) | frozenset(WINDOW),
+        reads=PATTERN | {"feed_forward_length"},
+        fixed={"expert_gating_func": (3,)},
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Architecture, fraction
-from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.parts import FIELDS, REQUIRED, experts, mlp
+from ascend_gguf.architectures.base import Architecture, fraction, scale
+from ascend_gguf.architectures.layers import query_scale
+from ascend_gguf.architectures.llama import BODY, has_experts
+from ascend_gguf.architectures.parts import FIELDS, REQUIRED, SOFTMAX_ROUTER, experts, mlp
 
 _FIELDS = FIELDS | {
-    "attention.scale": fraction("attention_multiplier"),
-    "embedding_scale": fraction("embedding_multiplier"),
-    "residual_scale": fraction("residual_multiplier"),
+    "attention.scale": scale("attention_multiplier"),
+    "embedding_scale": scale("embedding_multiplier"),
+    "residual_scale": scale("residual_multiplier"),
     "logit_scale": fraction("logits_scaling"),
 }
+_REQUIRED = REQUIRED | {"logit_scale"}
+_DEFAULTS = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
 _EXPERT_FIELDS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 ARCHITECTURES = (
@@ -19,15 +22,32 @@ ARCHITECTURES = (
         name="granite",
         model_type="granite",
         fields=_FIELDS,
-        required=REQUIRED | {"logit_scale"},
+        required=_REQUIRED,
+        defaults=_DEFAULTS,
+        # llama.cpp's switch for no rotary embedding at all.
+        fixed={"rope.scaling.finetuned": (True,)},
         tensors=BODY + mlp(),
+        derived=(query_scale,),
+    ),
+    Architecture(
+        name="granitemoe",
+        mark=lambda file: not has_experts(file),
+        model_type="granite",
+        fields=_FIELDS,
+        required=_REQUIRED,
+        defaults=_DEFAULTS,
+        tensors=BODY + mlp(),
+        derived=(query_scale,),
     ),
     Architecture(
         name="granitemoe",
         model_type="granitemoe",
         fields=_FIELDS | _EXPERT_FIELDS,
-        required=REQUIRED | {"logit_scale"} | frozenset(_EXPERT_FIELDS),
+        required=_REQUIRED | frozenset(_EXPERT_FIELDS),
+        defaults=_DEFAULTS,
+        fixed=SOFTMAX_ROUTER,
         # Not the packed tensors of its checkpoints: the engine takes single experts as well.
         tensors=BODY + experts("block_sparse_moe"),
+        derived=(query_scale,),
     ),
 )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ascend_gguf.architectures.base import Derivation
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 
@@ -20,10 +24,12 @@ def sliding_unless(every: int) -> Derivation:
         pattern = file.arch_field("attention.sliding_window_pattern", None)
         if not attributes.get("sliding_window"):
             sliding = [False] * layers
-        elif pattern is not None and not isinstance(pattern, int):
-            sliding = [bool(slides) for slides in pattern]
+        elif isinstance(pattern, np.ndarray):
+            sliding = _slides(file, pattern, layers)
         else:
-            step = every if pattern is None else pattern
+            # No full attention at all where n is zero, as llama.cpp reads it.
+            step = number(file, "attention.sliding_window_pattern", least=0)
+            step = (every if step is None else step) or layers + 1
             sliding = [(layer + 1) % step != 0 for layer in range(layers)]
         types = ["sliding_attention" if slides else "full_attention" for slides in sliding]
         return {"layer_types": types, "sliding_window": attributes.get("sliding_window") or None}
@@ -31,15 +37,50 @@ def sliding_unless(every: int) -> Derivation:
     return derive
 
 
+def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
+    blocks = file.metadata.get(f"{file.architecture}.block_count")
+    if len(pattern) not in (layers, blocks) or not np.isin(pattern, (0, 1)).all():
+        raise GGUFError(
+            "the pattern does not say which layers have a window",
+            file=file.path,
+            key=f"{file.architecture}.attention.sliding_window_pattern",
+            found=f"{len(pattern)} values: {pattern.tolist()[:8]}",
+            expected=f"true or false for each of {layers} layers",
+            hint=CONVERT_AGAIN,
+        )
+    return [bool(slides) for slides in pattern[:layers]]
+
+
 def has_tensor(attribute: str, tensor: str) -> Derivation:
     """An attribute that is true where the file has a tensor."""
     return lambda file, attributes: {attribute: tensor in file.tensors}
 
 
-def without_nextn(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """``num_hidden_layers`` less the layers that predict further tokens, which count as blocks."""
-    extra = attributes.get("num_nextn_predict_layers", 0)
-    return {
-        "num_hidden_layers": attributes["num_hidden_layers"] - extra,
-        "num_nextn_predict_layers": extra,
-    }
+def query_scale(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    """``attention_multiplier``, where the file does not say: by the root of the head's size."""
+    head = attributes["hidden_size"] // attributes["num_attention_heads"]
+    return {"attention_multiplier": attributes.get("attention_multiplier", head**-0.5)}
+
+
+def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``moe_intermediate_size`` of files before June 2024: the width and the experts of a token."""
+    if "moe_intermediate_size" in attributes:
+        return {}
+    whole = number(file, "feed_forward_length", required=True)
+    return {"moe_intermediate_size": whole // attributes["num_experts_per_tok"]}
+
+
+def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``n_group`` and ``topk_group``: one group where the file has none, and they must divide."""
+    count, used = attributes.get("n_group", 1), attributes.get("topk_group", 1)
+    experts = number(file, "expert_count", required=True)
+    if experts % count or used > count:
+        raise GGUFError(
+            "the experts cannot be chosen in such groups",
+            file=file.path,
+            key=f"{file.architecture}.expert_group_count",
+            found=f"{count} groups, {used} of them for a token, {experts} experts",
+            expected="groups of equal size, and no more for a token than there are",
+            hint=DOWNLOAD_AGAIN,
+        )
+    return {"n_group": count, "topk_group": used}

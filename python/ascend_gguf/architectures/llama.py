@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.layers import has_tensor
+from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION_OUTPUT,
     FIELDS,
@@ -11,10 +12,12 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     NORMS,
     REQUIRED,
+    SOFTMAX_ROUTER,
     experts,
     mlp,
 )
 from ascend_gguf.architectures.transforms import halves_from_pairs
+from ascend_gguf.reader import GGUFFile
 
 _Q, _K = halves_from_pairs("heads"), halves_from_pairs("kv_heads")
 
@@ -37,15 +40,21 @@ _BIAS = (
 BODY: tuple[Rename, ...] = FRAME + NORMS + ATTENTION
 
 
+def has_experts(file: GGUFFile) -> bool:
+    """True for a mixture of experts; a count of zero is a dense model."""
+    return bool(number(file, "expert_count", least=0))
+
+
 ARCHITECTURES = (
     Architecture(
         name="llama",
-        mark=lambda file: "llama.expert_count" in file.metadata,
+        mark=has_experts,
         model_type="mixtral",
         fields=FIELDS
         | HEAD_SIZE
         | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
         required=REQUIRED | {"expert_count", "expert_used_count"},
+        fixed=SOFTMAX_ROUTER,
         tensors=BODY + experts("block_sparse_moe", ("w1", "w3", "w2")),
     ),
     Architecture(

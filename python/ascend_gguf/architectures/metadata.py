@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
+
+_ONE_FOR_ALL = "The engine's models have one value for all layers: this file cannot be served."
 
 _KINDS = {
     int: ((int,), "a whole number"),
@@ -19,6 +23,8 @@ def number(
 ) -> Any:
     """The value at ``key``, of the Python type ``kind``; None where the file lacks the key.
 
+    An array with the same value for each layer is that value.
+
     Args:
         key: below ``general.architecture`` unless it starts with ``tokenizer.``.
         kind: int, float (which takes whole numbers too) or bool.
@@ -26,7 +32,8 @@ def number(
         required: of a key that the file must have.
 
     Raises:
-        GGUFError: the value is of another kind, or less, or missing where it is required.
+        GGUFError: the value is of another kind, or less, or differs from layer to layer, or is
+            missing where it is required.
     """
     if required:
         file.arch_field(key)  # raises where it is missing
@@ -35,6 +42,8 @@ def number(
     value = file.metadata.get(key)
     if value is None:
         return None
+    if isinstance(value, np.ndarray) and not key.startswith("tokenizer."):
+        value = _of_all_layers(file, key, value)
     accepted, name = _KINDS[kind]
     is_kind = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     if not is_kind or (kind is not bool and not value >= least):
@@ -48,3 +57,19 @@ def number(
             hint=CONVERT_AGAIN,
         )
     return kind(value)
+
+
+def _of_all_layers(file: GGUFFile, key: str, values: np.ndarray) -> Any:
+    layers = file.metadata.get(f"{file.architecture}.block_count")
+    whole = isinstance(layers, int) and len(values) == layers
+    distinct = set(values.tolist())
+    if whole and len(distinct) == 1:
+        return distinct.pop()
+    raise GGUFError(
+        "the value differs from layer to layer" if whole else "the array has the wrong length",
+        file=file.path,
+        key=key,
+        found=f"{len(values)} values: {values.tolist()[:8]}",
+        expected=f"{layers if whole else 'block_count'} equal values, or one for all layers",
+        hint=_ONE_FOR_ALL if whole else CONVERT_AGAIN,
+    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, count, per_layer
+from ascend_gguf.architectures.base import Architecture, count, length, per_layer
+from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
@@ -14,6 +15,7 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     NORMS,
     REQUIRED,
+    SOFTMAX_ROUTER,
     experts,
     mlp,
     shared_expert,
@@ -22,11 +24,17 @@ from ascend_gguf.reader import GGUFFile
 
 _MINIMAX_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
+
+def _rotated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    return {"rotary_dim": attributes.get("rotary_dim", attributes["head_dim"])}
+
+
 MINIMAX_M2 = Architecture(
     name="minimax-m2",
     model_type="minimax_m2",
     fields=FIELDS | HEAD_SIZE | _MINIMAX_EXPERTS | {"rope.dimension_count": "rotary_dim"},
     required=REQUIRED | frozenset(_MINIMAX_EXPERTS),
+    fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
     tensors=(
         *FRAME,
         *NORMS,
@@ -39,6 +47,7 @@ MINIMAX_M2 = Architecture(
     ),
     rope=rope.partial,
     constants={"use_qk_norm": True, "use_routing_bias": True, "scoring_func": "sigmoid"},
+    derived=(_rotated,),
 )
 
 _ERNIE_EXPERTS = {
@@ -52,6 +61,14 @@ def _last_moe_layer(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, 
     return {"moe_layer_end_index": attributes["num_hidden_layers"] - 1}
 
 
+def _shared_count(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # llama.cpp looks at the width of all of them together, where the count may be missing.
+    if "moe_num_shared_experts" in attributes:
+        return {}
+    width = number(file, "expert_shared_feed_forward_length", least=0) or 0
+    return {"moe_num_shared_experts": width // attributes["moe_intermediate_size"]}
+
+
 ERNIE4_5_MOE = Architecture(
     name="ernie4_5-moe",
     model_type="ernie4_5_moe",
@@ -63,7 +80,10 @@ ERNIE4_5_MOE = Architecture(
         "interleave_moe_layer_step": "moe_layer_interval",
         "leading_dense_block_count": count("moe_layer_start_index"),
     },
-    required=REQUIRED | frozenset(_ERNIE_EXPERTS),
+    required=REQUIRED | frozenset(_ERNIE_EXPERTS) | {"interleave_moe_layer_step"},
+    defaults={"moe_layer_start_index": 0},
+    reads=frozenset({"expert_shared_feed_forward_length"}),
+    fixed=SOFTMAX_ROUTER,
     tensors=(
         *FRAME,
         *NORMS,
@@ -78,7 +98,7 @@ ERNIE4_5_MOE = Architecture(
         ),
         *shared_expert("mlp.shared_experts", kind="sparse"),
     ),
-    derived=(_last_moe_layer,),
+    derived=(_last_moe_layer, _shared_count),
 )
 
 _HUNYUAN_EXPERTS = {
@@ -87,6 +107,18 @@ _HUNYUAN_EXPERTS = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 
+
+def _hunyuan_shared(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # llama.cpp knows their width alone; the engine multiplies a number and a width that no other
+    # part of the model has.
+    width = attributes.get("shared_expert_intermediate_size", attributes["intermediate_size"])
+    return {
+        "shared_expert_intermediate_size": width,
+        "intermediate_size": width,
+        "num_shared_expert": 1,
+    }
+
+
 HUNYUAN_MOE = Architecture(
     name="hunyuan-moe",
     model_type="hunyuan_v1_moe",
@@ -94,10 +126,10 @@ HUNYUAN_MOE = Architecture(
     | HEAD_SIZE
     | _HUNYUAN_EXPERTS
     | {
-        "expert_shared_count": "num_shared_expert",
-        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        "expert_shared_feed_forward_length": length("shared_expert_intermediate_size"),
     },
     required=REQUIRED | frozenset(_HUNYUAN_EXPERTS),
+    fixed=SOFTMAX_ROUTER,
     tensors=(
         *FRAME,
         *NORMS,
@@ -108,6 +140,7 @@ HUNYUAN_MOE = Architecture(
         *shared_expert("mlp.shared_mlp"),
     ),
     constants={"use_qk_norm": True, "use_mixed_mlp_moe": True},
+    derived=(_hunyuan_shared,),
 )
 
 _LLAMA4_EXPERTS = {
@@ -131,6 +164,11 @@ LLAMA4 = Architecture(
     model_type="llama4_text",
     fields=FIELDS | HEAD_SIZE | _LLAMA4_EXPERTS | {"feed_forward_length": "intermediate_size_mlp"},
     required=REQUIRED | frozenset(_LLAMA4_EXPERTS),
+    fixed={
+        "attention.sliding_window": (8192,),
+        "expert_gating_func": (2,),
+        "expert_weights_norm": (False,),
+    },
     tensors=(
         *FRAME,
         *NORMS,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.parts import (
@@ -19,22 +16,17 @@ from ascend_gguf.architectures.parts import (
     NORMS,
     NORMS_AROUND_ATTENTION,
     REQUIRED,
+    WINDOW,
     mlp,
     qkv_bias,
 )
-from ascend_gguf.reader import GGUFFile
-
-
-def _no_empty_window(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    # A file writes zero for none.
-    return {"sliding_window": attributes.get("sliding_window") or None}
-
 
 PHI3 = Architecture(
     name="phi3",
     model_type="phi3",
-    fields=FIELDS | {"attention.sliding_window": count("sliding_window")},
+    fields=FIELDS | WINDOW,
     required=REQUIRED,
+    reads=frozenset({"rope.dimension_count"}),
     tensors=(
         *FRAME,
         *NORMS,
@@ -43,8 +35,9 @@ PHI3 = Architecture(
         *FUSED_MLP,
     ),
     rope=rope.longrope,
+    defaults={"sliding_window": None},
     # The engine looks for the factor beside the other parameters of the rotary embedding.
-    derived=(_no_empty_window, rope.partial_factor),
+    derived=(rope.partial_factor,),
 )
 
 STARCODER2 = Architecture(
@@ -52,7 +45,9 @@ STARCODER2 = Architecture(
     model_type="starcoder2",
     fields={key: value for key, value in FIELDS.items() if "rms" not in key}
     | {"attention.layer_norm_epsilon": fraction("norm_epsilon")},
-    required=frozenset(key for key in REQUIRED if "rms" not in key),
+    required=frozenset(key for key in REQUIRED if "rms" not in key)
+    | {"attention.layer_norm_epsilon"},
+    fixed={"hidden_activation": ("gelu_pytorch_tanh",)},
     tensors=(
         *FRAME,
         Rename("output_norm.bias", "hidden", "model.norm.bias"),

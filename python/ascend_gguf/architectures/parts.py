@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Rename, count, flag, fraction, per_layer
+from ascend_gguf.architectures.base import Rename, count, flag, fraction, length, per_layer, scale
 
 FIELDS = {
     "block_count": "num_hidden_layers",
@@ -15,8 +15,10 @@ FIELDS = {
 }
 REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
 
-HEAD_SIZE = {"attention.key_length": "head_dim"}
-WINDOW = {"attention.sliding_window": "sliding_window"}
+HEAD_SIZE = {"attention.key_length": length("head_dim")}
+WINDOW = {"attention.sliding_window": length("sliding_window")}
+#: Which layers have a window, read by ``layers.sliding_unless``.
+PATTERN = frozenset({"attention.sliding_window_pattern"})
 
 EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
 #: Absent where the output shares the embedding's matrix.
@@ -125,9 +127,18 @@ ROUTED_FIELDS = MOE_FIELDS | {
 
 #: Experts chosen within chosen groups, in layers after some dense ones: DeepSeek and its like.
 GROUPED_ROUTING = {
-    "expert_group_count": "n_group",
-    "expert_group_used_count": "topk_group",
-    "expert_weights_scale": fraction("routed_scaling_factor"),
+    "expert_group_count": length("n_group"),
+    "expert_group_used_count": length("topk_group"),
+    "expert_weights_scale": scale("routed_scaling_factor"),
     "expert_weights_norm": flag("norm_topk_prob"),
     "leading_dense_block_count": count("first_k_dense_replace"),
+}
+
+#: What a router does that weighs the chosen experts by their softmax.
+SOFTMAX_ROUTER = {"expert_gating_func": (1,), "expert_weights_norm": (True,)}
+
+GROUPED_DEFAULTS = {
+    "routed_scaling_factor": 1.0,
+    "norm_topk_prob": False,
+    "first_k_dense_replace": 0,
 }

@@ -7,17 +7,26 @@ from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
     FRAME,
     HEAD_SIZE,
+    PATTERN,
     QK_NORM,
     REQUIRED,
     WINDOW,
     mlp,
 )
 from ascend_gguf.reader import GGUFFile
+
+
+def _window_of_32b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # llama.cpp knows the model by its depth; those of other sizes have no window.
+    if "sliding_window" not in attributes and attributes["num_hidden_layers"] == 64:
+        return {"sliding_window": 4096}
+    return {}
 
 
 def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
@@ -47,11 +56,12 @@ _OLMO_BODY = (
 ARCHITECTURES = (
     Architecture(
         name="olmo2",
-        mark=lambda file: "olmo2.attention.sliding_window" in file.metadata,
+        mark=lambda file: bool(number(file, "attention.sliding_window", least=0)),
         # The engine runs OLMo 3 by its model of OLMo 2.
         model_type="olmo2",
         fields=FIELDS | WINDOW,
         required=REQUIRED,
+        reads=PATTERN,
         tensors=_OLMO_BODY,
         derived=(sliding_unless(4),),
     ),
@@ -67,7 +77,8 @@ ARCHITECTURES = (
         model_type="exaone4",
         fields=FIELDS | HEAD_SIZE | WINDOW,
         required=REQUIRED,
+        reads=PATTERN,
         tensors=_BODY + QK_NORM,
-        derived=(sliding_unless(4), _pattern_letters),
+        derived=(_window_of_32b, sliding_unless(4), _pattern_letters),
     ),
 )

@@ -17,12 +17,20 @@ from ascend_gguf.reader import GGUFFile
 
 _ASK_FOR_CONFIG = "Put the model's config.json beside the file."
 
-#: transformers' names of what YaRN can be told beside its factor.
-_YARN = {
-    "yarn_attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-}
+#: Keys that every function here obeys.
+KEYS = frozenset(
+    {
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    }
+)
 
 #: ``(low_freq_factor, high_freq_factor, original_max_position_embeddings)`` of published models.
 #: The factors in a file are what follows from them.
@@ -35,10 +43,20 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         GGUFError: another kind of scaling, or factors that are not Llama 3's.
     """
-    plain = _plain(file)
-    if "rope_freqs.weight" in file.tensors:
-        return plain | _llama3(file, plain["rope_theta"])
-    return plain | _scaling(file)
+    plain, scaling = _plain(file), _scaling(file)
+    if "rope_freqs.weight" not in file.tensors:
+        return plain | scaling
+    factors = _llama3(file, plain["rope_theta"])
+    if factors and scaling:
+        raise GGUFError(
+            "the rotary embedding is scaled twice, by this and by rope_freqs.weight",
+            file=file.path,
+            key=f"{file.architecture}.rope.scaling.factor",
+            found=scaling["factor"],
+            expected="one of the two",
+            hint=_ASK_FOR_CONFIG,
+        )
+    return plain | scaling | factors
 
 
 def _plain(file: GGUFFile) -> dict[str, Any]:
@@ -52,16 +70,29 @@ def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain or partial, with Phi-3's factors for short and long prompts where there are any."""
-    found = _plain(file) | partial_factor(file, attributes)
-    original = number(file, "rope.scaling.original_context_length")
-    if original is not None:
-        found["original_max_position_embeddings"] = original
-    if "rope_factors_long.weight" in file.tensors:
-        found["rope_type"] = "longrope"
+    """As :func:`partial`, or with Phi-3's factors for short and long prompts."""
+    if "rope_factors_long.weight" not in file.tensors:
+        found = partial(file, attributes)
+        if found["rope_type"] != "default":
+            raise GGUFError(
+                "Phi-3's rotary embedding is scaled by LongRoPE alone",
+                file=file.path,
+                key=f"{file.architecture}.rope.scaling.factor",
+                found=found["factor"],
+                expected="tensors rope_factors_long.weight and rope_factors_short.weight",
+            )
+    else:
+        found = _plain(file) | partial_factor(file, attributes) | {"rope_type": "longrope"}
         for kind in ("long", "short"):
             tensor = file.tensors[f"rope_factors_{kind}.weight"]
             found[f"{kind}_factor"] = tensor.numbers.float().flatten().tolist()
+        attention = number(file, "rope.scaling.attn_factor", float, least=0)
+        if attention is not None:  # transformers' name, then the engine's
+            names = ("attention_factor", "short_mscale", "long_mscale")
+            found |= dict.fromkeys(names, attention)
+    original = number(file, "rope.scaling.original_context_length")
+    if original is not None:
+        found["original_max_position_embeddings"] = original
     return found
 
 
@@ -82,19 +113,18 @@ def by_layer_type(sliding_theta: float):
 
 
 def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
-    """``partial_rotary_factor``: the share of each head that is turned, if the file says."""
+    """``partial_rotary_factor``: the share of each head that is turned, all where none is said."""
     rotated = number(file, "rope.dimension_count")
     heads = attributes["num_attention_heads"]
     head = attributes.get("head_dim") or attributes["hidden_size"] // heads
-    return {} if rotated is None else {"partial_rotary_factor": rotated / head}
+    return {"partial_rotary_factor": 1.0 if rotated is None else rotated / head}
 
 
 def _scaling(file: GGUFFile) -> dict[str, Any]:
+    """Linear or YaRN; a factor without a type is linear, no factor, 0 or 1 is no scaling."""
     key = f"{file.architecture}.rope.scaling.type"
-    scaling = file.metadata.get(key, "none")
-    if isinstance(scaling, str) and scaling in ("none", ""):
-        return {}
-    if not isinstance(scaling, str) or scaling not in ("linear", "yarn"):
+    scaling = file.metadata.get(key, "linear")
+    if not isinstance(scaling, str) or scaling not in ("", "none", "linear", "yarn"):
         raise GGUFError(
             "unknown kind of rope scaling",
             file=file.path,
@@ -103,16 +133,41 @@ def _scaling(file: GGUFFile) -> dict[str, Any]:
             expected="none, linear or yarn",
             hint=_ASK_FOR_CONFIG,
         )
-    factor = number(file, "rope.scaling.factor", float, least=0, required=True)
-    found = {"rope_type": scaling, "factor": factor}
+    factor = number(file, "rope.scaling.factor", float, least=0)
+    if factor is None:
+        factor = number(file, "rope.scale_linear", float, least=0)  # of files before October 2023
+    attention = number(file, "rope.scaling.attn_factor", float, least=0)
+    if scaling == "yarn" and factor not in (None, 0, 1):
+        return {"rope_type": "yarn", "factor": factor} | _yarn(file, factor, attention)
+    if attention not in (None, 1):
+        raise GGUFError(
+            "only YaRN and LongRoPE scale attention",
+            file=file.path,
+            key=f"{file.architecture}.rope.scaling.attn_factor",
+            found=attention,
+            expected="1, or rope.scaling.type of another kind",
+            hint=_ASK_FOR_CONFIG,
+        )
+    if scaling == "none" or factor in (None, 0, 1):
+        return {}
+    return {"rope_type": "linear", "factor": factor}
+
+
+def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, Any]:
     original = number(file, "rope.scaling.original_context_length")
-    if original is not None:
-        found["original_max_position_embeddings"] = original
-    if scaling == "yarn":
-        for key, name in _YARN.items():
-            value = number(file, f"rope.scaling.{key}", float, least=0)
-            if value is not None:
-                found[name] = value
+    original = original or number(file, "context_length", required=True)
+    found: dict[str, Any] = {"original_max_position_embeddings": original}
+    for name in ("beta_fast", "beta_slow"):
+        value = number(file, f"rope.scaling.yarn_{name}", float, least=0)
+        if value is not None:
+            found[name] = value
+    # What sines and cosines are multiplied by: transformers takes the number itself, the engine
+    # takes what it is more than that which follows from the factor.
+    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    whole = number(file, "rope.scaling.yarn_attn_factor", float, least=0)
+    whole = (usual if whole is None else whole) * (1 if attention is None else attention)
+    if whole != usual:
+        found |= {"attention_factor": whole, "attn_factor": whole / usual}
     return found
 
 

@@ -1,0 +1,150 @@
+"""Keys of a file that change what its model computes, and that the model here does not follow.
+
+A key that llama.cpp knows and an architecture does not obey (:attr:`Architecture.obeyed`) may only
+say what is so anyway.  Anything else is refused by name: to leave it out would be a wrong answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ascend_gguf.architectures.base import Architecture
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile
+
+#: Keys that only a mixture of experts obeys.
+_ROUTING = ("expert_", "experts_", "moe_", "leading_dense_block_count", "interleave_moe_")
+
+#: Key -> values that change nothing (gguf's ``Keys``; ``hparams`` in llama.cpp).
+_NEUTRAL: dict[str, tuple] = {
+    "embedding_length_per_layer_input": (0,),
+    "use_parallel_residual": (False,),
+    "hidden_activation": ("silu", "swiglu"),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "router_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "activation_sparsity_scale": (0,),
+    "n_deepstack_layers": (0,),
+    "deepstack_mapping": (-1,),
+    "num_loops": (0, 1),
+    "hash_layer_count": (0,),
+    "swiglu_clamp_exp": (0,),
+    "swiglu_clamp_shexp": (0,),
+    "leading_dense_block_count": (0,),
+    "interleave_moe_layer_step": (0, 1),
+    "moe_every_n_layers": (0, 1),
+    "moe_latent_size": (0,),
+    "expert_count": (0,),
+    "expert_chunk_feed_forward_length": (0,),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "expert_latent_length": (0,),
+    "experts_per_group": (0, 1),
+    "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.value_scale": (0, 1),
+    "attention.temperature_scale": (0,),
+    "attention.q_lora_rank": (0,),
+    "attention.kv_lora_rank": (0,),
+    "attention.key_length_mla": (0,),
+    "attention.value_length_mla": (0,),
+    "attention.shared_kv_layers": (0,),
+    "attention.recurrent_layers": (0,),
+    "attention.rope_pattern": (1,),
+    "attention.compress_ratios": (0,),
+    "attention.indexer.head_count": (0,),
+    "attention.indexer.top_k": (0,),
+    "hyper_connection.count": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "rope.scaling.yarn_ext_factor": (-1, 1),
+}
+
+#: The same, where the values depend on the model.
+_DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
+    "embedding_length_out": lambda file, sizes: (0, sizes["hidden_size"]),
+    "attention.key_length": lambda file, sizes: (_head(sizes),),
+    "attention.value_length": lambda file, sizes: (_head(sizes),),
+    "attention.key_length_swa": lambda file, sizes: (_head(sizes),),
+    "attention.value_length_swa": lambda file, sizes: (_head(sizes),),
+    "attention.scale": lambda file, sizes: (0, _head(sizes) ** -0.5),
+    "attention.sliding_window": lambda file, sizes: (0,),
+    "rope.dimension_count": lambda file, sizes: (_head(sizes),),
+    "rope.dimension_count_swa": lambda file, sizes: (
+        number(file, "rope.dimension_count") or _head(sizes),
+    ),
+    "rope.freq_base_swa": lambda file, sizes: (number(file, "rope.freq_base", float) or 10000.0,),
+}
+
+
+def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[str, Any]) -> None:
+    """Refuse what a file says and the model would leave out.
+
+    Args:
+        attributes: of the model's configuration.
+
+    Raises:
+        GGUFError: names the first such key.
+    """
+    for key, name, value in _unobeyed(file, architecture):
+        allowed = architecture.fixed.get(name) or _NEUTRAL.get(name)
+        if name in _DERIVED and name not in architecture.fixed:
+            allowed = _DERIVED[name](file, attributes)
+        if allowed is None or _says_nothing(name, value, allowed, attributes):
+            continue
+        raise GGUFError(
+            "the model as the engine runs it does not follow this key",
+            file=file.path,
+            key=key,
+            found=f"{value if not isinstance(value, np.ndarray) else value.tolist()!s:.80}",
+            expected=" or ".join(
+                f"{value:g}" if _is_number(value) else f"{value}" for value in allowed
+            ),
+            hint="Its answers would be wrong: another engine has to serve this file.",
+        )
+
+
+def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str, str, Any]]:
+    prefix = f"{file.architecture}."
+    dense = "expert_count" not in architecture.fields and not number(file, "expert_count", least=0)
+    for key, value in file.metadata.items():
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or name in architecture.obeyed:
+            continue
+        if not (dense and name.startswith(_ROUTING)):
+            yield key, name, value
+
+
+def _says_nothing(name: str, value: Any, allowed: tuple, attributes: Mapping[str, Any]) -> bool:
+    if name == "expert_gating_func" and value == 0:
+        return True  # llama.cpp's word for none
+    if name == "attention.sliding_window" and not isinstance(value, np.ndarray):
+        # No prompt is longer than the window then.
+        if _is_number(value) and value >= attributes["max_position_embeddings"]:
+            return True
+    values = value.tolist() if isinstance(value, np.ndarray) else [value]
+    return all(any(_same(value, other) for other in allowed) for value in values)
+
+
+def _same(value: Any, other: Any) -> bool:
+    if _is_number(value) and _is_number(other):
+        return math.isclose(value, other, rel_tol=1e-6)
+    return value == other
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _head(attributes: Mapping[str, Any]) -> int:
+    found = attributes.get("head_dim")
+    return found or attributes["hidden_size"] // attributes["num_attention_heads"]

@@ -1,0 +1,130 @@
+"""Metadata of every architecture: what a file may leave out, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from ascend_gguf import GGUFError, load_config
+from ascend_gguf.architectures import ARCHITECTURES, Architecture
+from ascend_gguf.architectures.keys import _DERIVED, _NEUTRAL, _ROUTING
+
+#: Sizes that any architecture of the table can have; a file has those that it obeys.
+VALUES: dict[str, Any] = {
+    "block_count": 4,
+    "context_length": 16384,
+    "embedding_length": 96,
+    "feed_forward_length": 192,
+    "attention.head_count": 6,
+    "attention.head_count_kv": 2,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+    "attention.layer_norm_rms_epsilon": 0.03125,
+    "attention.layer_norm_epsilon": 0.03125,
+    "attention.sliding_window": 64,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 16,
+    "logit_scale": 0.5,
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 48,
+    "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 192,
+    "expert_gating_func": 2,
+    "interleave_moe_layer_step": 1,
+    "leading_dense_block_count": 1,
+}
+_LATENT = {"attention.key_length": 24}  # more than the rotary embedding turns
+
+
+def identify(architecture: Architecture) -> str:
+    return f"{architecture.name}-{architecture.model_type}"
+
+
+EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=identify)
+
+
+def sizes(architecture: Architecture) -> dict[str, Any]:
+    """What a file of the architecture has to say, and what tells it from others of the name."""
+    known = architecture.obeyed | {"attention.value_length", *architecture.fixed}
+    found = {key: value for key, value in VALUES.items() if key in known}
+    if "attention.kv_lora_rank" in known:
+        found |= _LATENT
+    for key, values in architecture.fixed.items():
+        if key in VALUES:
+            found[key] = values[0]
+    if architecture.name == "llama4":
+        found["expert_shared_feed_forward_length"] = None
+    return found
+
+
+def write(path: Path, architecture: Architecture, **changes: Any) -> Path:
+    """A file of metadata and an embedding; ``changes`` are keys, None removes one."""
+    writer = gguf.GGUFWriter(path, architecture.name)
+    for key, value in (sizes(architecture) | changes).items():
+        add(writer, f"{architecture.name}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((56, VALUES["embedding_length"]), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_int32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value is not None:
+        writer.add_array(key, value)
+
+
+def another(value: Any) -> Any:
+    """A value that is not the neutral one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return "relu"
+    return value + 3 if isinstance(value, int) else value * 2
+
+
+def unfollowed(architecture: Architecture) -> list[str]:
+    """Keys of llama.cpp that the architecture does not obey."""
+    keys = {*_NEUTRAL, *_DERIVED, *architecture.fixed} - architecture.obeyed
+    for other in ARCHITECTURES:
+        if other.name == architecture.name:
+            keys -= other.obeyed  # it would tell the file to be of the other kind
+    dense = "expert_count" not in architecture.fields
+    return sorted(k for k in keys if not (dense and k.startswith(_ROUTING)) or k == "expert_count")
+
+
+@EVERY_ARCHITECTURE
+def test_what_is_not_followed_is_refused_by_name(architecture, tmp_path):
+    load_config(write(tmp_path / "model.gguf", architecture))
+    for key in unfollowed(architecture):
+        allowed = architecture.fixed.get(key) or _NEUTRAL.get(key) or (16,)
+        path = write(tmp_path / "m.gguf", architecture, **{key: another(allowed[-1])})
+        with pytest.raises(GGUFError, match="does not follow this key") as error:
+            load_config(path)
+        assert error.value.key == f"{architecture.name}.{key}", key
+        assert len(str(error.value).splitlines()) == 1
+
+
+@EVERY_ARCHITECTURE
+def test_what_says_nothing_changes_nothing(architecture, tmp_path):
+    alone = load_config(write(tmp_path / "m.gguf", architecture)).to_dict()
+    for place in (0, -1):
+        keys = {
+            key: (architecture.fixed.get(key) or _NEUTRAL[key])[place]
+            for key in set(unfollowed(architecture)) - set(_DERIVED)
+        }
+        assert load_config(write(tmp_path / "m.gguf", architecture, **keys)).to_dict() == alone
