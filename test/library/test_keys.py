@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ascend_gguf import GGUFError, load_config
-from ascend_gguf.architectures import ARCHITECTURES, Architecture
+from ascend_gguf.architectures import ARCHITECTURES, Architecture, Field
 from ascend_gguf.architectures.keys import _DERIVED, _NEUTRAL, _ROUTING
 
 #: Sizes that any architecture of the table can have; a file has those that it obeys.
@@ -128,3 +128,99 @@ def test_what_says_nothing_changes_nothing(architecture, tmp_path):
             for key in set(unfollowed(architecture)) - set(_DERIVED)
         }
         assert load_config(write(tmp_path / "m.gguf", architecture, **keys)).to_dict() == alone
+
+
+#: Keys of published files that say nothing of their models: the values llama.cpp takes then.
+LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "gemma2": (
+        ("attention.sliding_window",),
+        {
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "gemma3": (
+        ("attention.sliding_window",),
+        {"final_logit_softcapping": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "granite": (
+        (),
+        {"attention_multiplier": 0.25, "embedding_multiplier": 1.0, "residual_multiplier": 1.0},
+    ),
+    "granitemoe": (
+        (),
+        {"attention_multiplier": 0.25, "embedding_multiplier": 1.0, "residual_multiplier": 1.0},
+    ),
+    "command-r": (("logit_scale",), {"logit_scale": 1.0}),
+    "glm4": (("rope.dimension_count",), {"partial_rotary_factor": 1.0}),
+    "glm4moe": (
+        ("rope.dimension_count", "leading_dense_block_count", "expert_gating_func"),
+        {
+            "partial_rotary_factor": 1.0,
+            "first_k_dense_replace": 0,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "bailingmoe2": (
+        ("leading_dense_block_count", "expert_shared_feed_forward_length"),
+        {
+            "first_k_dense_replace": 0,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_shared_expert_intermediate_size": 48,
+        },
+    ),
+    "deepseek2": (
+        ("leading_dense_block_count",),
+        {
+            "first_k_dense_replace": 0,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+        },
+    ),
+    "ernie4_5-moe": (
+        ("leading_dense_block_count", "expert_shared_count"),
+        {"moe_layer_start_index": 0, "moe_num_shared_experts": 4},
+    ),
+    "hunyuan-moe": (
+        ("expert_shared_feed_forward_length",),
+        {"shared_expert_intermediate_size": 192, "num_shared_expert": 1},
+    ),
+    "minimax-m2": (("rope.dimension_count", "expert_gating_func"), {"rotary_dim": 16}),
+    "phi3": (("attention.sliding_window",), {"sliding_window": None}),
+    "exaone4": (("attention.sliding_window",), {"sliding_window": None}),
+    "qwen2moe": (
+        ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
+        {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192},
+    ),
+    "qwen3moe": (("expert_feed_forward_length",), {"moe_intermediate_size": 96}),
+}
+
+
+@EVERY_ARCHITECTURE
+def test_what_a_file_does_not_say(architecture, tmp_path):
+    """llama.cpp's ``load_arch_hparams``, where transformers' defaults are those of one model."""
+    lacking, expected = LACKING.get(architecture.name, ((), {}))
+    unset = [
+        key
+        for key, field in architecture.fields.items()
+        if isinstance(field, Field) and field.unset is not None and key not in architecture.required
+    ]
+    neither = dict.fromkeys(lacking)
+    zero = neither | {k: 0 if architecture.fields[k].kind is int else 0.0 for k in unset}
+    if architecture.name == "olmo2":
+        zero = {}  # no window is another model's
+    for keys in (neither, zero):
+        config = load_config(write(tmp_path / "m.gguf", architecture, **keys)).to_dict()
+        assert {name: config[name] for name in expected} == expected

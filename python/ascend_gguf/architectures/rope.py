@@ -163,12 +163,17 @@ def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, A
             found[name] = value
     # What sines and cosines are multiplied by: transformers takes the number itself, the engine
     # takes what it is more than that which follows from the factor.
-    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    usual = usual_attention(factor)
     whole = number(file, "rope.scaling.yarn_attn_factor", float, least=0)
     whole = (usual if whole is None else whole) * (1 if attention is None else attention)
     if whole != usual:
         found |= {"attention_factor": whole, "attn_factor": whole / usual}
     return found
+
+
+def usual_attention(factor: float) -> float:
+    """What YaRN multiplies sines and cosines by, for a factor."""
+    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +18,15 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.kernels.threads import wait_briefly
+from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.reader.locate import is_gguf_name
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
 from ascend_gguf.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
@@ -123,11 +128,29 @@ def _settle_draft_format(server_args: Any) -> None:
     declare_resolution(server_args, "ascend_gguf.draft", **unsaid)
 
 
+def _apply_overrides(config: Any, overrides: str) -> None:
+    """What the user sets himself, as ``get_config`` does again in each process."""
+    try:
+        overrides = json.loads(overrides or "{}")
+    except ValueError as error:
+        raise GGUFError(f"--json-model-override-args is not JSON: {error}") from error
+    if unknown := apply_overrides(config, overrides):
+        logger.warning(
+            "--json-model-override-args: %s: no such attribute in the configuration of a %s model; "
+            "most likely nothing reads it.",
+            ", ".join(unknown),
+            config.model_type,
+        )
+
+
 def _check_model(path: str, asked: Any) -> None:
     if not check_gguf_file(path) and asked.quantization != "gguf":
         return
     file = open_gguf(path)
     if reads_config_from(path):
-        architecture_of(file).name_map(file, load_config(path))
+        config = load_config(path)
+        if path == asked.model_path:
+            _apply_overrides(config, asked.json_model_override_args)
+        architecture_of(file).name_map(file, config)
     if asked.load_format in ("auto", "gguf"):
         checked_options(asked.model_loader_extra_config)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.utils.hf_transformers.common import check_gguf_file
+
 from ascend_gguf.config import load_config
+from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 
 
@@ -23,19 +26,18 @@ def get_config(
     model_config_parser: str = "auto",
     **kwargs: Any,
 ):
-    """AROUND ``get_config``: a GGUF file's configuration from its own metadata.
+    """AROUND ``get_config``: a GGUF file's configuration from its own metadata, then the user's.
 
     Raises:
         GGUFError: the file is damaged, or its architecture is not supported.
     """
-    if not reads_config_from(model):
+    if not check_gguf_file(model):
         return original(
             model, trust_remote_code, revision, model_override_args, model_config_parser, **kwargs
         )
-    config = load_config(model)
-    for key, value in (model_override_args or {}).items():
-        current = getattr(config, key, None)
-        # As the engine does: an override of part of a dictionary keeps the rest of it.
-        merge = isinstance(current, dict) and isinstance(value, dict)
-        setattr(config, key, current | value if merge else value)
+    if reads_config_from(model):
+        config = load_config(model)
+    else:  # a config.json beside the file
+        config = original(model, trust_remote_code, revision, {}, model_config_parser, **kwargs)
+    apply_overrides(config, model_override_args or {})
     return config
