@@ -26,8 +26,8 @@ from zygote import MOST_DECODED, REPLY
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
 
-#: What every server of the tests is given: little memory, no warm-up request, no core while it has
-#: nothing to do.
+#: What every server of the tests is given, unless a test says otherwise: little memory, no warm-up
+#: request, no core while it has nothing to do.
 SMALL = (
     *("--max-total-tokens", "4096", "--max-running-requests", str(MOST_DECODED)),
     *("--skip-server-warmup", "--sleep-on-idle"),
@@ -121,7 +121,7 @@ def launch(
     port = free_port()
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [*prefix, *server_command(model, port, *arguments, *SMALL)],
+            [*prefix, *server_command(model, port, *SMALL, *arguments)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -166,7 +166,7 @@ class Zygote:
         ``routes`` is a folder for the experts that it chooses for the tokens of a prompt.
         """
         port = free_port()
-        command = ["--model-path", str(model), "--port", str(port), *arguments, *SMALL]
+        command = ["--model-path", str(model), "--port", str(port), *SMALL, *arguments]
         order = {
             "arguments": command,
             "log": str(log),

@@ -19,6 +19,9 @@ ANSWER = 12
 #: bfloat16 the median, as single tokens may meet other experts whose logits nearly tie.
 LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 
+#: Small random models stay in float16's range, whatever their architecture is known for.
+ANY_DTYPE = ("--model-loader-extra-config", '{"float16": "allow"}')
+
 #: What the server writes when a step has been replayed and compared with the model's own.
 REPLAYED = "Decode steps of 1 are replayed."
 
@@ -55,7 +58,7 @@ def test_long_prompts_together_on_the_simulated_npu(npu_zygote, log, tiny_model,
     tokens = np.random.default_rng(1).integers(3, 500, 257 + 150).tolist()
     prompts = tokens[:257], tokens[257:]
     model, arguments = tiny_model(name), (*NPU_ONE, "--chunked-prefill-size", "128")
-    arguments = (*arguments, "--dtype", "float16", "--skip-tokenizer-init")
+    arguments = (*arguments, "--dtype", "float16", *ANY_DTYPE, "--skip-tokenizer-init")
     with npu_zygote.serve(model.path, log, *arguments) as server, ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda prompt: server.continued(prompt, ANSWER), prompts))
     for tokens, found in answers:
@@ -70,7 +73,7 @@ def test_on_two_ranks(zygote, log, tiny_model, name):
 
 @pytest.mark.parametrize("name", _served_on("npu"))
 def test_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
-    _check(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE)
+    _check(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE, *ANY_DTYPE)
 
 
 def test_no_linear_attention_on_the_cpu():

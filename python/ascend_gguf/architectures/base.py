@@ -198,6 +198,8 @@ class Architecture:
         derived: attributes that take more than one key, computed in this order.
         mark: tells these files from others of the name.
         causal_lm: the model's class, where the engine has it not from transformers' table.
+        beyond_float16: why float16 cannot hold what such a model computes, as a clause; it is
+            refused then.
     """
 
     name: str
@@ -213,6 +215,7 @@ class Architecture:
     derived: tuple[Derivation, ...] = ()
     mark: Callable[[GGUFFile], bool] = lambda file: True
     causal_lm: str | None = None
+    beyond_float16: str | None = None
 
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""

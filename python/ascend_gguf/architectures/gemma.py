@@ -45,6 +45,10 @@ _QK_NORM = (
     _norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
+# Embeddings are multiplied by the root of their size, and each block adds what a norm of great
+# weights gives.  vLLM refuses float16 for both models.
+_RESIDUALS = "residuals of Gemma models leave its range, which ends at 65,504"
+
 _FINAL_SOFT_CAP = {"final_logit_softcapping": scale("final_logit_softcapping")}
 _ACTIVATION = {"hidden_activation": ("gelu_pytorch_tanh",)}
 
@@ -86,6 +90,7 @@ ARCHITECTURES = (
         # The engine's name for it; transformers' is ``hidden_activation``.
         constants={"hidden_act": "gelu_pytorch_tanh"},
         derived=(sliding_unless(2), _query_scale(46)),
+        beyond_float16=_RESIDUALS,
     ),
     Architecture(
         name="gemma3",
@@ -98,5 +103,6 @@ ARCHITECTURES = (
         tensors=_BODY + _QK_NORM,
         rope=rope.by_layer_type(10000.0),
         derived=(sliding_unless(6), _query_scale(62)),
+        beyond_float16=f"{_RESIDUALS}: 104,000 was measured",
     ),
 )

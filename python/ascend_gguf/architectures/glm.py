@@ -46,6 +46,8 @@ ARCHITECTURES = (
         ),
         rope=rope.partial,
         derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"), rope.partial_factor),
+        # vLLM refuses it; llama.cpp adds up in float32 here, and says why in build_ffn.
+        beyond_float16="GLM-4 is known to be numerically unstable in it",
     ),
     Architecture(
         name="glm4moe",

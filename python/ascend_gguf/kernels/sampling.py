@@ -10,6 +10,12 @@ FEW, MORE = 64, 1024
 _BLOCK = 128
 
 
+def finite_rows(logits: torch.Tensor) -> torch.Tensor:
+    """bool ``[rows]``: whether all of ``logits [rows, vocabulary]`` are finite, on any device."""
+    # A sum is NaN or infinite if one of its terms is, on every device; a maximum may skip NaN.
+    return torch.isfinite(logits.sum(-1, dtype=torch.float32))
+
+
 def sample(probs: torch.Tensor) -> torch.Tensor:
     """One token of each row, by one random number each.
 
@@ -17,7 +23,8 @@ def sample(probs: torch.Tensor) -> torch.Tensor:
         probs: float ``[rows, vocabulary]``, not negative; rows need not sum to 1.
 
     Returns:
-        int32 ``[rows]``; never a token of probability 0.
+        int32 ``[rows]``; never a token of probability 0, and -1 for a row without a token: one
+        whose numbers are NaN, or all 0.
     """
     blocks, rest = _in_blocks(probs)
     parts = blocks.sum(-1, dtype=torch.float64)
@@ -25,14 +32,16 @@ def sample(probs: torch.Tensor) -> torch.Tensor:
         parts = torch.cat([parts, rest.sum(-1, keepdim=True, dtype=torch.float64)], dim=-1)
     sums = parts.cumsum(-1)
     drawn = _below(torch.rand_like(sums[:, -1:]) * sums[:, -1:], sums)
-    block = torch.searchsorted(sums, drawn, right=True)
+    # Behind all blocks is where NaN, and a row of zeros, are found.
+    block = torch.searchsorted(sums, drawn, right=True).clamp_(max=sums.shape[-1] - 1)
     drawn = drawn - (sums - parts).gather(1, block)
     ids = block * _BLOCK + torch.arange(_BLOCK)
     last = probs.shape[-1] - 1
     found = probs.gather(1, ids.clamp(max=last)).masked_fill(ids > last, 0.0)
     sums = found.cumsum(-1, dtype=torch.float64)
-    place = torch.searchsorted(sums, _below(drawn, sums), right=True)
-    return ids.gather(1, place).view(-1).int()
+    place = torch.searchsorted(sums, _below(drawn, sums), right=True).clamp_(max=_BLOCK - 1)
+    chosen = ids.gather(1, place).masked_fill_(~(sums[:, -1:] > 0), -1)
+    return chosen.view(-1).int()
 
 
 def most_probable(

@@ -19,7 +19,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.overrides import apply_overrides
-from ascend_gguf.reader import open_gguf
+from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.locate import is_gguf_name
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
@@ -152,5 +152,19 @@ def _check_model(path: str, asked: Any) -> None:
         if path == asked.model_path:
             _apply_overrides(config, asked.json_model_override_args)
         architecture_of(file).name_map(file, config)
+    options = {}
     if asked.load_format in ("auto", "gguf"):
-        checked_options(asked.model_loader_extra_config)
+        options = checked_options(asked.model_loader_extra_config)
+    if asked.dtype in ("float16", "half") and options.get("float16") != "allow":
+        _refuse_float16(file)
+
+
+def _refuse_float16(file: GGUFFile) -> None:
+    reason = architecture_of(file).beyond_float16
+    if reason is not None:
+        raise GGUFError(
+            f"this model does not work in float16: {reason}",
+            file=file.path,
+            hint="Serve it with --dtype bfloat16 (an Ascend 310P has float16 only: it cannot "
+            "serve this model).",
+        )

@@ -1,16 +1,22 @@
-"""Memory for requests on the CPU."""
+"""Memory for requests on the CPU, and tokens of rows that have none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.runtime_context import get_schedule
 
+from ascend_gguf.kernels.sampling import finite_rows
 from ascend_gguf.lazy_zeros import LazyZeros
+from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
 
 if TYPE_CHECKING:
     from sglang.srt.configs.draft_parallel import DraftParallelLayout
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 
 
@@ -30,3 +36,33 @@ def alloc_memory_pool(
         return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
     with LazyZeros():
         return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
+
+
+def sample(
+    original: Callable,
+    self: ModelRunner,
+    logits_output: LogitsProcessorOutput,
+    forward_batch: ForwardBatch,
+) -> torch.Tensor:
+    """AROUND ``ModelRunner.sample``: a row of logits that are not all finite has no token.
+
+    Returns :data:`NO_TOKEN` for it, which ends its request
+    (:mod:`ascend_gguf.srt.managers.schedule_batch`).  Where the next step begins before this one's
+    result is looked at, it gets what was drawn, and the result's copy for the host is marked
+    (:mod:`ascend_gguf.srt.managers.utils`): an accelerator is not waited for.
+    """
+    if self.model_config.quantization != "gguf":
+        return original(self, logits_output, forward_batch)
+    logits = logits_output.next_token_logits
+    finite = finite_rows(logits)
+    if logits.device.type == "cpu" and bool(finite.all()):
+        return original(self, logits_output, forward_batch)
+    computes_in(self.model_config.dtype)
+    # Operators that draw are not made for NaN: one that stops the process stops everybody's.
+    logits.masked_fill_(~finite.unsqueeze(-1), 0.0)
+    drawn = original(self, logits_output, forward_batch)
+    marked = drawn.masked_fill(~finite, NO_TOKEN)
+    if get_schedule().disable_overlap_schedule:
+        return marked
+    logits_output.marked_token_ids = marked
+    return drawn

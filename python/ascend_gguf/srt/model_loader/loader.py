@@ -49,6 +49,7 @@ _OPTIONS: dict[str, type | tuple[str, ...]] = {
     "modules_to_not_convert": list,
     "weights": ("auto", "packed", "dense"),
     "on_mismatch": ("dense", "stop"),
+    "float16": ("refuse", "allow"),
 }
 
 

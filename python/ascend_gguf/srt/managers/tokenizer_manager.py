@@ -1,0 +1,90 @@
+"""Requests to a GGUF model are checked before they reach the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+from sglang.srt.runtime_context import get_memory
+
+from ascend_gguf.requests import Limits, RequestError, check_prompt, check_request
+from ascend_gguf.requests.checks import MOST_AT_ONCE
+from ascend_gguf.requests.values import INT32
+
+#: What the engine raises about values that it did not expect, before it sends a request on.
+_MISUNDERSTOOD = (TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+
+
+async def generate_request(
+    original: Callable, self: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    """AROUND ``TokenizerManager.generate_request``, by which each request comes, of any route.
+
+    Raises:
+        ValueError: the field, what was found, what is allowed; the routes' status 400.
+    """
+    if not _serves_gguf(self):
+        async for answer in original(self, obj, request):
+            yield answer
+        return
+    try:
+        # Who calls the engine from Python waits for nobody else.
+        check_request(obj, _limits(self, None if request is None else MOST_AT_ONCE))
+        async for answer in original(self, obj, request):
+            yield answer
+    except RequestError as error:
+        raise BadRequest(str(error)) from None
+    except _MISUNDERSTOOD as error:
+        raise BadRequest(f"the request is not understood: {error!r}") from error
+
+
+class BadRequest(ValueError, HTTPException):
+    """What each route answers with status 400: some expect the one, some the other."""
+
+    def __init__(self, message: str) -> None:
+        HTTPException.__init__(self, HTTPStatus.BAD_REQUEST, message)
+        self.args = (message,)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+def _create_tokenized_object(
+    original: Callable,
+    self: Any,
+    obj: Any,
+    input_text: Any,
+    input_ids: Any,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """AROUND the engine's: the last look at a prompt, now that its tokens are known."""
+    if _serves_gguf(self):
+        check_prompt(obj, input_ids, _limits(self))
+    made = original(self, obj, input_text, input_ids, *rest, **named)
+    sampling = made.sampling_params
+    # Repetitions of repetitions are longer than a message may say.
+    sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
+    return made
+
+
+def _serves_gguf(manager: Any) -> bool:
+    return manager.model_config.quantization == "gguf"
+
+
+def _limits(manager: Any, answers: int | None = None) -> Limits:
+    config = manager.model_config
+    characters = None
+    if manager.tokenizer is not None and not manager.allow_auto_truncate:
+        # Of no more than a prompt's tokens, however they are written (composed characters too).
+        characters = 4 * manager.context_len * _longest_token(manager.tokenizer)
+    shares = not get_memory().disable_radix_cache
+    return Limits(config.vocab_size, config.hidden_size, answers, characters, shares)
+
+
+@lru_cache(maxsize=4)
+def _longest_token(tokenizer: Any) -> int:
+    return max(map(len, tokenizer.get_vocab()), default=1)
