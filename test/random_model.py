@@ -47,6 +47,9 @@ class Spec:
         default: the type of other matrices.
         tied: no output matrix of its own.
         fused_experts: gate and up experts in one ``ffn_gate_up_exps``.
+        vectors: the type of norms and biases, if not F32.
+        scales: every matrix of a layer has a ``.scale``, as in files of NVFP4, and an
+            ``.input_scale``, which is for other programs.
         order: sort key of tensor names; the order in which they stand in the file.
     """
 
@@ -55,6 +58,8 @@ class Spec:
     default: str = "Q4_K"
     tied: bool = False
     fused_experts: bool = False
+    vectors: str = "F32"
+    scales: bool = False
     order: Callable[[str], object] | None = None
     seed: int = 0
     layers: int = 2
@@ -83,8 +88,14 @@ class Spec:
             if re.search(pattern, name):
                 return type_name
         # What llama.cpp keeps in full precision whatever the quantization.
-        plain = name.endswith(("norm.weight", ".bias")) or "ffn_gate_inp" in name
-        return "F32" if plain else self.default
+        if name.endswith(("norm.weight", ".bias")):
+            return self.vectors
+        return "F32" if "ffn_gate_inp" in name else self.default
+
+    def has_scale(self, name: str) -> bool:
+        """Whether a tensor has a ``.scale`` beside it."""
+        is_matrix = len(self.shapes()[name]) > 1 and "gate_inp" not in name
+        return self.scales and is_matrix and name != "token_embd.weight"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name to shape, outermost dimension first."""
@@ -203,6 +214,12 @@ def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:
         data, raw_type, values = _tensor(rng, spec, name, shape)
         writer.add_tensor(name, data, raw_shape=None, raw_dtype=raw_type)
         weights[name] = values.reshape(shape)
+        if spec.has_scale(name):
+            scale = rng.uniform(0.5, 1.5, shape[0] if len(shape) == 3 else 1).astype(np.float32)
+            base = name.removesuffix(".weight")
+            writer.add_tensor(f"{base}.scale", scale)
+            writer.add_tensor(f"{base}.input_scale", scale * 1000)
+            weights[name] *= scale.reshape(-1, *[1] * (len(shape) - 1))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -303,7 +320,11 @@ def _tensor(
             scale = 1.0
         noise = rng.standard_normal(shape).astype(np.float32)
         values = scale * (1 + 0.1 * noise) if "norm" in name else scale * noise
-        values = values.astype(_NUMPY_TYPES.get(type_name, np.float32))
+        if type_name not in _NUMPY_TYPES:
+            ggml_type = GGMLQuantizationType[type_name]
+            blocks = gguf.quantize(values, ggml_type)
+            return blocks, ggml_type, gguf.dequantize(blocks, ggml_type)
+        values = values.astype(_NUMPY_TYPES[type_name])
         return values, None, values.astype(np.float32)
     blocks, values = random_blocks(rng, type_name, shape)
     if type_name in _NUMPY_TYPES:
@@ -331,7 +352,8 @@ def _write_metadata(writer: gguf.GGUFWriter, spec: Spec) -> None:
         writer.add_expert_shared_feed_forward_length(spec.shared_ffn)
     for key, value, kind in tokenizer_fields():
         if kind == gguf.GGUFValueType.ARRAY:
-            writer.add_array(key, value)
+            # No more tokens than rows; the merges of the others do not matter then.
+            writer.add_array(key, value if key.endswith("merges") else value[: spec.vocab])
         else:
             writer.add_key_value(key, value, kind)
 

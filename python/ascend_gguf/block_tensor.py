@@ -43,15 +43,21 @@ class BlockTensor(torch.Tensor):
         blocks: uint8 ``[..., rows, row_bytes]``, whole rows of blocks; kept by reference.
         ggml_type: id of the block type (``gguf.GGMLQuantizationType``).
         columns: the ``(start, stop)`` range of weights of each row to show; all by default.
+        factor: what every weight is multiplied with, beside the scales of its block.
     """
 
     _blocks: torch.Tensor
     _type: BlockType
     _columns: tuple[int, int]
+    _factor: float
 
     @staticmethod
     def __new__(
-        cls, blocks: torch.Tensor, ggml_type: int, columns: tuple[int, int] | None = None
+        cls,
+        blocks: torch.Tensor,
+        ggml_type: int,
+        columns: tuple[int, int] | None = None,
+        factor: float = 1.0,
     ) -> BlockTensor:
         kind = block_type(ggml_type)
         start, stop = columns or (0, kind.row_cols(blocks.shape[-1]))
@@ -59,6 +65,7 @@ class BlockTensor(torch.Tensor):
             cls, (*blocks.shape[:-1], stop - start), dtype=torch.float32
         )
         self._blocks, self._type, self._columns = blocks, kind, (start, stop)
+        self._factor = factor
         return self
 
     @property
@@ -75,6 +82,11 @@ class BlockTensor(torch.Tensor):
     def columns(self) -> tuple[int, int]:
         """The range of weights of each row, ``(start, stop)``."""
         return self._columns
+
+    @property
+    def factor(self) -> float:
+        """What every weight is multiplied with, beside the scales of its block."""
+        return self._factor
 
     def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
         """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
@@ -94,13 +106,16 @@ class BlockTensor(torch.Tensor):
             _WEIGHTS_AT_ONCE // max(1, self._type.row_cols(row_bytes)),
         )
         for place, blocks in read_rows(covering, max(1, rows)):
-            if not is_cut:
+            if not is_cut and self._factor == 1:
                 dequantize(blocks, self._type.ggml_type, out=out[place])
                 continue
             # Off a block boundary: decode the covering blocks, then cut.
             dtype = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
+            if self._factor != 1:  # rounded once, with the factor
+                dtype = torch.float32
             values = dequantize(blocks, self._type.ggml_type, dtype)
-            out[place].copy_(values[..., start - first * size : stop - first * size])
+            values = values[..., start - first * size : stop - first * size]
+            out[place].copy_(values if self._factor == 1 else values * self._factor)
         return out
 
     def dequantize(self) -> torch.Tensor:
@@ -108,7 +123,7 @@ class BlockTensor(torch.Tensor):
         return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
 
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
-        return BlockTensor(blocks, self._type.ggml_type, columns or self._columns)
+        return BlockTensor(blocks, self._type.ggml_type, columns or self._columns, self._factor)
 
     def _slice(self, dim: int, start: int | None, end: int | None) -> BlockTensor:
         size = self.shape[dim]
@@ -145,7 +160,7 @@ class BlockTensor(torch.Tensor):
         return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
 
 
-def as_blocks(data: torch.Tensor) -> torch.Tensor:
+def as_blocks(data: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
     """Numbers, ``[..., rows, cols]``, as a :class:`BlockTensor`, to be loaded as blocks are.
 
     Whatever else a file has, blocks and the ids of types, is returned as it is.
@@ -154,7 +169,7 @@ def as_blocks(data: torch.Tensor) -> torch.Tensor:
     is_row_major = data.dim() > 0 and data.stride(-1) == 1
     if ggml_type is None or isinstance(data, BlockTensor) or not is_row_major:
         return data
-    return BlockTensor(data.view(torch.uint8), ggml_type)
+    return BlockTensor(data.view(torch.uint8), ggml_type, factor=factor)
 
 
 def _check_shape(out: torch.Tensor, source: BlockTensor) -> None:

@@ -139,6 +139,20 @@ VARIANTS = {
     # v before q before k, up before gate, and plain numbers, which the engine appends as they come.
     "file-order": {"default": "F16", "order": lambda name: name[::-1]},
     "file-order-quantized": {"arch": "qwen2moe", "order": lambda name: name[::-1]},
+    # Vectors in blocks, and a scale for each matrix beside the blocks'.
+    "scaled": {
+        "scales": True,
+        "vectors": "Q8_0",
+        "types": {"ffn_up": "F16", "attn_k.w": "Q4_K", "ffn_down": "Q6_K"},
+        "default": "NVFP4",
+    },
+    "scaled-experts": {
+        "arch": "qwen2moe",
+        "scales": True,
+        "vectors": "Q5_0",
+        "types": {"1.ffn_gate_exps": "BF16", "up_exps": "Q4_K"},
+        "default": "NVFP4",
+    },
 }  # fmt: skip
 
 
@@ -149,7 +163,10 @@ def test_variants_of_files(zygote, log, tmp_path, variant):
         _check(server, PROMPT, model.logprobs(), "float32")
 
 
-@pytest.mark.parametrize("variant", ["all-types", "expert-types", "fused-experts", "qkv-types"])
+@pytest.mark.parametrize(
+    "variant",
+    ["all-types", "expert-types", "fused-experts", "qkv-types", "scaled", "scaled-experts"],
+)
 def test_variants_of_files_on_two_ranks(zygote, log, tmp_path, variant):
     model = write_model(tmp_path / "model.gguf", **VARIANTS[variant])
     arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")

@@ -30,7 +30,10 @@ WRONG_DEVICE = {faults.VARIABLE: faults.ANTIQUANT_OFFSET}
 
 #: Random models have no routers whose best logits nearly tie, so bfloat16 can be held to its limit.
 IN_BFLOAT16 = ("all-types", "F16", "BF16-experts", "expert-types", "fused-experts", "file-order")
-ON_TWO_RANKS = ("all-types", "expert-types", "fused-experts", "qkv-types", "file-order-quantized")
+ON_TWO_RANKS = (
+    *("all-types", "expert-types", "fused-experts", "qkv-types", "file-order-quantized"),
+    *("scaled", "scaled-experts"),
+)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -273,18 +273,43 @@ def test_names_of_numbers_do_not_change(tmp_path):
     assert (types, list(weights)) == ({}, ["weight.of.an.A_log"])
 
 
-@pytest.mark.parametrize("hf_name", ["model.norm.bias", "model.A_log", "weights", "x.preweight"])
-def test_quantized_tensor_that_is_no_weight(hf_name, tmp_path):
-    path = tensor_file(tmp_path / "m.gguf", a__weight=("Q8_0", (4, 64)))
-    with pytest.raises(GGUFError, match=rf"{hf_name} cannot be quantized"):
-        weights_of(path, {"a.weight": hf_name})
+@pytest.mark.parametrize(
+    ("hf_name", "shape"),
+    [
+        ("model.norm.weight", (64,)),
+        ("model.norm.bias", (64,)),
+        ("model.A_log", (4, 64)),
+        ("experts.{expert}.gate_proj.bias", (4, 64)),
+    ],
+)
+def test_quantized_tensor_that_is_no_matrix_is_decoded(hf_name, shape, tmp_path):
+    path = tensor_file(tmp_path / "m.gguf", a__weight=("Q8_0", shape))
+    types, weights = weights_of(path, {"a.weight": hf_name})
+    whole = open_gguf(path).tensors["a.weight"]
+    values = torch.cat([weights[name].flatten() for name in weights])
+    assert not types and all(data.dtype == torch.float32 for data in weights.values())
+    assert len(weights) == (4 if "{expert}" in hf_name else 1)
+    assert torch.equal(values, dequantize(whole.blocks, whole.type.ggml_type).flatten())
 
 
-def test_quantized_tensor_that_is_no_weight_is_named(tmp_path):
-    path = tensor_file(tmp_path / "m.gguf", a__bias=("Q8_0", (4, 64)))
-    with pytest.raises(GGUFError) as error:
-        weights_of(path, {"a.bias": "model.a.bias"})
-    assert (error.value.file, error.value.tensor) == (str(path), "a.bias")
+@pytest.mark.parametrize("type_name", ["NVFP4", "Q4_K", "BF16", "F32"])
+def test_scale_of_a_weight(type_name, tmp_path):
+    path = tensor_file(
+        tmp_path / "m.gguf",
+        a__weight=(type_name, (4, 256)),
+        a__scale=("F32", (1,)),
+        experts__weight=(type_name, (3, 4, 256)),
+        experts__scale=("F32", (3,)),
+    )
+    names = {"a.weight": ("q.weight", "k.weight"), "experts.weight": "{expert}.weight"}
+    types, weights = weights_of(path, names)
+    assert not types
+    tensors = open_gguf(path).tensors
+    scale, scales = tensors["a.scale"].numbers, tensors["experts.scale"].numbers
+    expected = tensors["a.weight"].dequantize() * scale
+    assert torch.equal(torch.cat((weights["q.weight"] * 1, weights["k.weight"] * 1)), expected)
+    expected = tensors["experts.weight"].dequantize() * scales.view(3, 1, 1)
+    assert torch.equal(torch.stack([weights[f"{e}.weight"] * 1 for e in range(3)]), expected)
 
 
 @pytest.mark.parametrize("type_name", ["F32", "BF16", "Q8_0"])

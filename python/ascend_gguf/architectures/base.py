@@ -7,6 +7,7 @@ which tensor of the file is which tensor of the Hugging Face model.  Names are t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,36 @@ from ascend_gguf.reader import GGUFFile, GGUFTensor
 #: Tensors that any file may hold and no model needs: what they say is in the configuration.
 _IGNORED = re.compile(
     r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight"
+    # What kernels of other programs that round their input too multiply it with.
+    r"|.+\.input_scale"
 )
+
+#: Tensors of encoders for pictures, videos and sound, which some files have beside the text model:
+#: ``clip-impl.h`` of llama.cpp, and the names of Hugging Face's checkpoints.
+_ENCODERS = re.compile(
+    r"(v|a|mm|resampler|adapter|vision_(tower|model)|visual|audio_tower|multi_modal_projector)\..+"
+)
+
+#: Heads of rerankers and classifiers, in place of the output matrix or beside it.
+_HEAD = re.compile(r"cls(\.(output|norm))?\.(weight|bias)")
+
+_NOT_KNOWN = (
+    "It may be of another variant of the model, or the file newer than ascend-gguf: see the list "
+    "of models in the documentation."
+)
+
+
+def is_of_encoder(tensor_name: str) -> bool:
+    """True for a tensor of an encoder for pictures, videos or sound."""
+    return _ENCODERS.fullmatch(tensor_name) is not None
+
+
+def scale_name(weight_name: str) -> str:
+    """The name of the tensor whose one number, or one for each expert, a weight is multiplied with.
+
+    Source: llama.cpp ``llama_model::load_tensors``; files of NVFP4 have them.
+    """
+    return weight_name.removesuffix(".weight") + ".scale"
 
 
 @dataclass(frozen=True)
@@ -244,8 +274,9 @@ class Architecture:
         """
         names = {}
         for tensor in file.tensors.values():
-            if not (_IGNORED.fullmatch(tensor.name) or _predicts_further_tokens(tensor, config)):
-                names[tensor.name] = self._checked_rule(tensor, config).target(config)
+            if _is_left_out(tensor, config) or self._is_scale(tensor, file):
+                continue
+            names[tensor.name] = self._checked_rule(tensor, config).target(config)
         for rule in self._needed(config):
             if rule.gguf in names and rule.unless in names:
                 raise GGUFError(
@@ -261,14 +292,41 @@ class Architecture:
                     tensor=rule.gguf,
                     found=f"{len(file.tensors)} other tensors",
                     expected=f"shape {rule.expected_shape(config)}",
-                    hint=CONVERT_AGAIN,
+                    hint="The file may be incomplete, or of another variant of the model: download "
+                    "it again, or convert the model again with a current llama.cpp.",
                 )
         return names
+
+    def _is_scale(self, tensor: GGUFTensor, file: GGUFFile) -> bool:
+        """True for the scale of another tensor, which is no tensor of the model."""
+        weight = file.tensors.get(tensor.name.removesuffix(".scale") + ".weight")
+        if not tensor.name.endswith(".scale") or weight is None or self.rename(tensor.name):
+            return False
+        count = weight.shape[0] if len(weight.shape) == 3 else 1
+        if math.prod(tensor.shape) != count or tensor.type.dtype is None:
+            raise GGUFError(
+                "the scale of a weight is one number, or one for each expert",
+                file=tensor.file,
+                tensor=tensor.name,
+                found=f"{tensor.type.name} of shape {tensor.shape}",
+                expected=f"shape {(count,)}",
+                hint=CONVERT_AGAIN,
+            )
+        return True
 
     def _checked_rule(self, tensor: GGUFTensor, config: Any) -> Rename:
         rule = self.rename(tensor.name)
         layer, _ = _split_layer(tensor.name)
         layers = config.num_hidden_layers
+        if rule is None and _HEAD.fullmatch(tensor.name):
+            raise GGUFError(
+                "the file holds a reranker or classifier, whose head is not served",
+                file=tensor.file,
+                tensor=tensor.name,
+                found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
+                hint="Serve the original model, in Hugging Face's format, or this file with "
+                "llama-server --rerank.",
+            )
         if rule is None or not (
             layer is None or (int(layer) < layers and is_kind(rule.kind, config, int(layer)))
         ):
@@ -278,7 +336,16 @@ class Architecture:
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
                 expected=f"the tensors of a {self.name} model with {layers} blocks",
-                hint=CONVERT_AGAIN,
+                hint=_NOT_KNOWN,
+            )
+        if tensor.type.decoder is None and tensor.type.dtype is not torch.float64:
+            raise GGUFError(
+                "weights of this type cannot be served",
+                file=tensor.file,
+                tensor=tensor.name,
+                found=tensor.type.name,
+                expected="a type of the documentation's list",
+                hint="Take a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
         # A row vector may be written with or without its leading dimension of one.
@@ -307,6 +374,15 @@ class Architecture:
     @cached_property
     def _by_name(self) -> dict[str, Rename]:
         return {rule.gguf: rule for rule in self.tensors}
+
+
+def _is_left_out(tensor: GGUFTensor, config: Any) -> bool:
+    """True for a tensor that no answer in text needs."""
+    return (
+        _IGNORED.fullmatch(tensor.name) is not None
+        or is_of_encoder(tensor.name)
+        or _predicts_further_tokens(tensor, config)
+    )
 
 
 def _predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:

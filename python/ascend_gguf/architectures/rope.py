@@ -85,7 +85,7 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         found = _plain(file) | partial_factor(file, attributes) | {"rope_type": "longrope"}
         for kind in ("long", "short"):
             tensor = file.tensors[f"rope_factors_{kind}.weight"]
-            found[f"{kind}_factor"] = tensor.numbers.float().flatten().tolist()
+            found[f"{kind}_factor"] = tensor.dequantize().flatten().tolist()
         attention = number(file, "rope.scaling.attn_factor", float, least=0)
         if attention is not None:  # transformers' name, then the engine's
             names = ("attention_factor", "short_mscale", "long_mscale")
@@ -178,7 +178,7 @@ def usual_attention(factor: float) -> float:
 
 def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
     tensor = file.tensors["rope_freqs.weight"]
-    factors = tensor.numbers.float().flatten()
+    factors = tensor.dequantize().flatten()
     if (factors == 1).all():
         return {}
     largest = factors.max().item()

@@ -57,7 +57,8 @@ class Part:
 class Blocks(Form):
     """For each :class:`Part` a tensor, uint8 ``[matrices, rows, row_bytes]``: rows as in the file.
 
-    Where columns are cut inside a block, the blocks that cover them.
+    Where columns are cut inside a block, the blocks that cover them.  Where weights are multiplied
+    with a factor, ``factors`` too: float32 ``[matrices, rows]``.
     """
 
     name = "blocks"
@@ -92,7 +93,18 @@ class Blocks(Form):
                 # Rows of no piece stay zero: so are weights in blocks of zeros, of any type.
                 tensors[part.name] = _memory.zeros((len(experts), part.rows, nbytes))
                 parts.append(part)
+        if any(piece.data.factor != 1 for piece in weight.pieces):
+            factors = torch.ones(weight.experts or 1, weight.rows, device="cpu")
+            for piece in weight.pieces:
+                rows = slice(piece.row, piece.row + len(piece.data))
+                factors[piece.expert, rows] = piece.data.factor
+            tensors["factors"] = factors
         return cls(weight, parts, tensors)
+
+    @property
+    def factors(self) -> torch.Tensor | None:
+        """What each row's products are multiplied with: float32 ``[matrices, rows]``; or None."""
+        return self.tensors.get("factors")
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
         kind, skip, blocks = _covering(piece)
@@ -117,9 +129,11 @@ class Blocks(Form):
                 columns = (part.skip, part.skip + self.shape[-1])
                 target = values[begin - first : end - first]
                 target.copy_(BlockTensor(blocks, part.kind.ggml_type, columns))
-        return values
+        return values if self.factors is None else values * self.factors[expert, rows, None]
 
     def has_nan(self) -> bool:
+        if self.factors is not None and not self.factors.isfinite().all():
+            return True
         # A product with ones is by far the fastest way to look at all weights.
         for part in self.parts:
             matrices = self.tensors[part.name]
@@ -141,8 +155,12 @@ class Blocks(Form):
             if len(self.parts) > 1:
                 places = ((ids >= part.first) & (ids < part.first + part.rows)).nonzero()[:, 0]
             blocks = self.tensors[part.name][0][ids[places] - part.first]
-            numbers = dequantize(blocks, part.kind.ggml_type, self.dtype)
-            out[places] = numbers[:, part.skip : part.skip + self.shape[1]]
+            dtype = self.dtype if self.factors is None else torch.float32
+            numbers = dequantize(blocks, part.kind.ggml_type, dtype)
+            numbers = numbers[:, part.skip : part.skip + self.shape[1]]
+            if self.factors is not None:
+                numbers = numbers * self.factors[0, ids[places], None]
+            out[places] = numbers.to(self.dtype)
         return out
 
 

@@ -162,10 +162,22 @@ def convert(
         source = np.asarray(read)
         addresses = [value for t in places for value in (t[rows].data_ptr(), t.stride(0))]
         run(source.ctypes.data, source.strides[0], *addresses, len(source), last - first)
+    if matrix.factor != 1:
+        _multiply(places[1:], kind, matrix.factor)
     if places is not targets:
         for target, place, n in zip(targets, places, per_element, strict=False):
             cut = start - first * size
             target.copy_(place[:, cut // n : cut // n + target.shape[1]])
+
+
+def _multiply(groups: list[torch.Tensor], kind: BlockType, factor: float) -> None:
+    """Multiply scales, and move offsets so that rounding the product does not move the weights."""
+    scale, *offsets = groups
+    exact = scale.float() * factor
+    scale.copy_(exact)
+    if offsets and kind.numbers.has_offset:
+        ratio = torch.where(scale == 0, 1.0, exact / scale.float())
+        offsets[0].copy_(offsets[0].float() * ratio)
 
 
 @functools.cache

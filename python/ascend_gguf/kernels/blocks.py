@@ -38,6 +38,8 @@ class BlocksLinear(LinearKernel):
         vectors = x.reshape(-1, cols)
         count = vectors.shape[0]
         out_dtype = self._out_dtype or x.dtype
+        if weight.factors is not None:  # rounded once, with the factor
+            out_dtype = torch.float32
         out = vectors.new_empty(count, rows, dtype=out_dtype)
         if count:
             key = weight, count, x.dtype
@@ -47,6 +49,8 @@ class BlocksLinear(LinearKernel):
                 if count <= _MOST_KEPT:
                     self._plans[key] = plan_
             plan_.run(vectors, out)
+        if weight.factors is not None:
+            out = (out * weight.factors).to(self._out_dtype or x.dtype)
         if bias is not None:
             out += bias
         return out.view(*x.shape[:-1], rows)
@@ -104,15 +108,21 @@ class BlocksExperts:
         rows = x[token]
         if weight_on_input:
             rows = (rows.float() * weights).to(x.dtype)
-        gate_up = rows.new_empty(len(pairs), w13.shape[1])
-        _Plan(w13, products, x.dtype, x.dtype).run(rows, gate_up)
+        dtype = x.dtype if w13.factors is None else torch.float32
+        gate_up = rows.new_empty(len(pairs), w13.shape[1], dtype=dtype)
+        _Plan(w13, products, x.dtype, dtype).run(rows, gate_up)
+        gate_up = _multiplied(gate_up, w13.factors, ids).to(x.dtype)
         hidden = activation(_biased(gate_up, w13_bias, ids))
         down = torch.empty(len(pairs), w2.shape[1], dtype=torch.float32)
         _Plan(w2, products, x.dtype, torch.float32).run(hidden, down)
-        down = _biased(down, w2_bias, ids)
+        down = _biased(_multiplied(down, w2.factors, ids), w2_bias, ids)
         out = torch.zeros(tokens, w2.shape[1], dtype=torch.float32)
         out.index_add_(0, token, down if weight_on_input else down * weights)
         return out.to(x.dtype)
+
+
+def _multiplied(y: torch.Tensor, factors: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
+    return y if factors is None else y * factors[ids]
 
 
 def _biased(y: torch.Tensor, bias: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:

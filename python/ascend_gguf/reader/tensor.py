@@ -70,3 +70,19 @@ class GGUFTensor:
             # A file may set an alignment below the size of a number; torch's kernels may not.
             blocks = blocks.clone()
         return blocks.view(dtype).view(self.shape)
+
+    def dequantize(self) -> torch.Tensor:
+        """The numbers of a tensor of any type, decoded: float32 of shape ``shape``.
+
+        Raises:
+            GGUFError: the type cannot be decoded.
+        """
+        from ascend_gguf.decoding import dequantize
+
+        if self.type.dtype is not None:
+            return self.numbers.to(torch.float32, copy=True)
+        try:
+            return dequantize(self.blocks, self.type.ggml_type).view(self.shape)
+        except GGUFError as error:
+            error.file, error.tensor = str(self.file), self.name
+            raise

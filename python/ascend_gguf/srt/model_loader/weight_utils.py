@@ -8,7 +8,8 @@ from collections.abc import Generator, Iterator, Mapping
 import torch
 
 from ascend_gguf.architectures import Placement, Target
-from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.architectures.base import scale_name
+from ascend_gguf.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.pieces import read
@@ -43,8 +44,9 @@ def gguf_quant_weights_iterator(
         ``(X.qweight_type, int tensor of no dimension)`` for each quantized ``X.weight``; then
         ``(X.qweight, uint8 [rows, row_bytes])``, and for F32, F16 and BF16 tensors
         ``(X.weight, numbers of that dtype)``.  All are views into the mapped file, but for those
-        in which conversion to GGUF is undone.  A quantized tensor that the model wants as numbers
-        comes as ``(X.weight, BlockTensor)``.
+        in which conversion to GGUF is undone.  A quantized tensor that the model wants as numbers,
+        and one that is multiplied with a scale (:func:`scale_name`), comes as
+        ``(X.weight, BlockTensor)``; a quantized vector is decoded.
 
     Raises:
         GGUFError: the file is damaged, or a tensor cannot be split as its names ask.
@@ -58,7 +60,7 @@ def gguf_quant_weights_iterator(
     for tensor, placement in placed:
         _check_names(tensor, placement)
     for tensor, placement in placed:
-        if _goes_as_blocks(tensor, placement):
+        if _goes_as_blocks(tensor, placement) and scale_name(tensor.name) not in tensors:
             for name in _names(tensor, placement):
                 yield (
                     _renamed(name, "qweight_type", tensor),
@@ -66,11 +68,34 @@ def gguf_quant_weights_iterator(
                 )
     for tensor, placement in placed:
         data = _data(tensor, placement, tensors)
-        for name, part in zip(
-            _names(tensor, placement), _parts(tensor, placement, data), strict=True
+        scales = _scales(tensor, tensors)
+        count = len(placement.names)
+        for i, (name, part) in enumerate(
+            zip(_names(tensor, placement), _parts(tensor, placement, data), strict=True)
         ):
-            as_blocks = _goes_as_blocks(tensor, placement)
-            yield (_renamed(name, "qweight", tensor) if as_blocks else name), part
+            if scales is not None:
+                factor = scales[i // count % len(scales)].item()
+                yield name, _scaled(part, tensor, placement, factor)
+            elif _goes_as_blocks(tensor, placement):
+                yield _renamed(name, "qweight", tensor), part
+            else:
+                yield name, part
+
+
+def _scales(tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]) -> torch.Tensor | None:
+    """What a weight is multiplied with: float32 ``[1]``, or ``[experts]``; None if with nothing."""
+    scale = tensors.get(scale_name(tensor.name)) if tensor.name.endswith(".weight") else None
+    return None if scale is None else scale.dequantize().flatten()
+
+
+def _scaled(
+    part: torch.Tensor, tensor: GGUFTensor, placement: Placement, factor: float
+) -> torch.Tensor:
+    if _goes_as_blocks(tensor, placement):
+        return BlockTensor(part, int(tensor.type.ggml_type), factor=factor)
+    if isinstance(part, BlockTensor):
+        return BlockTensor(part.blocks, part.block_type.ggml_type, part.columns, factor)
+    return as_blocks(part, factor)
 
 
 def get_gguf_extra_tensor_names(
@@ -103,7 +128,13 @@ def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement 
 
 
 def _goes_as_blocks(tensor: GGUFTensor, placement: Placement) -> bool:
-    return tensor.type.is_quantized and not placement.numbers
+    return _is_matrix(tensor, placement) and tensor.type.is_quantized and not placement.numbers
+
+
+def _is_matrix(tensor: GGUFTensor, placement: Placement) -> bool:
+    """False for vectors, of the whole model or of each expert, which are small and no layers."""
+    dims = len(tensor.shape) - bool(placement.names and _is_packed(placement))
+    return dims > 1 and all(name.endswith(".weight") for name in placement.names)
 
 
 def _is_packed(placement: Placement) -> bool:
@@ -125,6 +156,10 @@ def _data(
     def stored(tensor: GGUFTensor) -> torch.Tensor:
         if not tensor.type.is_quantized:
             data = tensor.numbers
+            if data.dtype == torch.float64:
+                return data.float()
+        elif not _is_matrix(tensor, placement):
+            return tensor.dequantize()
         elif placement.numbers:
             return BlockTensor(tensor.blocks, int(tensor.type.ggml_type))
         else:
