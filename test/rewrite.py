@@ -16,6 +16,8 @@ def rewrite(
     edit: Callable[[str, np.ndarray], Iterable[tuple[str, np.ndarray]]] | None = None,
     arch: str | None = None,
     metadata: dict[str, Any] | None = None,
+    keys: dict[str, tuple] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
     **writer_options: Any,
 ) -> None:
     """Copy a file key by key and tensor by tensor.
@@ -24,13 +26,16 @@ def rewrite(
         edit: what becomes of each tensor: any number of names and data (blocks as bytes).
         arch: another architecture's name, which leaves the keys of the old one.
         metadata: other values of keys, arrays as lists; None leaves one out.
+        keys: keys to set or add, with the value, its type and of arrays the elements' type.
+        tensors: tensors of numbers to add.
         writer_options: of ``gguf.GGUFWriter``, such as ``split_max_tensors``.
     """
     reader = gguf.GGUFReader(source)
     arch = arch or reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, arch, **writer_options)
     for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", *(metadata or {})):
+        skipped = ("general.architecture", *(metadata or {}), *(keys or {}))
+        if key.startswith("GGUF.") or key in skipped:
             continue
         if entry.types[0] == gguf.GGUFValueType.ARRAY:
             writer.add_array(key, entry.contents())
@@ -38,6 +43,10 @@ def rewrite(
             writer.add_key_value(key, entry.contents(), entry.types[0])
     for key, value in (metadata or {}).items():
         _add(writer, key, value, reader.fields.get(key))
+    for key, (value, kind, *element) in (keys or {}).items():
+        writer.add_key_value(key, value, kind, *element)
+    for name, data in (tensors or {}).items():
+        writer.add_tensor(name, data)
     for tensor in reader.tensors:
         for name, data in edit(tensor.name, tensor.data) if edit else [(tensor.name, tensor.data)]:
             raw = None if data.dtype == np.float32 else tensor.tensor_type

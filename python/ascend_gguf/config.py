@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,16 @@ from ascend_gguf.architectures import Architecture, Field, architecture_of
 from ascend_gguf.architectures.dimensions import experts
 from ascend_gguf.architectures.keys import check_keys
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
+from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: transformers makes a list as long as the model is deep, whatever a damaged file says.
+#: transformers makes a list as long as the model is deep, and the engine a table as long as its
+#: context, whatever a damaged file says.
 _MOST_LAYERS = 10_000
+_MOST_CONTEXT = 1 << 26
 
 _TOKEN_IDS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
@@ -50,14 +53,23 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         **architecture.constants,
         **_token_ids(file),
     }
-    for derive in architecture.derived:
-        attributes |= derive(file, attributes)
-    check_keys(file, architecture, attributes)
-    attributes["rope_parameters"] = architecture.rope(file, attributes)
-    if kind in CONFIG_MAPPING:
-        config = AutoConfig.for_model(kind, **attributes)
-    else:
-        config = PretrainedConfig(model_type=kind, **attributes)
+    try:
+        for derive in architecture.derived:
+            attributes |= derive(file, attributes)
+        check_keys(file, architecture, attributes)
+        attributes["rope_parameters"] = architecture.rope(file, attributes)
+        if kind in CONFIG_MAPPING:
+            config = AutoConfig.for_model(kind, **attributes)
+        else:
+            config = PretrainedConfig(model_type=kind, **attributes)
+    except GGUFError:
+        raise
+    except Exception as error:  # transformers has validators of its own, of many kinds
+        raise GGUFError(
+            f"the metadata makes no configuration of a {kind} model: {error}",
+            file=file.path,
+            hint=CONVERT_AGAIN,
+        ) from error
     if "expert_used_count" in architecture.fields:
         used = number(file, "expert_used_count", required=True)
         _check_count(file, "expert_used_count", used, experts(config))
@@ -84,7 +96,22 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         _check_count(file, "nextn_predict_layers", further, values["num_hidden_layers"] - 1)
         values["num_hidden_layers"] -= further
         values["num_nextn_predict_layers"] = further
+    _check_count(file, "context_length", values["max_position_embeddings"], _MOST_CONTEXT)
+    _check_heads(file, values)
     return values
+
+
+def _check_heads(file: GGUFFile, values: dict[str, Any]) -> None:
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if heads % kv_heads:
+        raise GGUFError(
+            "the query heads cannot be shared equally by the key and value heads",
+            file=file.path,
+            key=f"{file.architecture}.attention.head_count",
+            found=heads,
+            expected=f"a multiple of attention.head_count_kv, {kv_heads}",
+            hint=CONVERT_AGAIN,
+        )
 
 
 def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:
@@ -100,8 +127,11 @@ def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:
 
 
 def _token_ids(file: GGUFFile) -> dict[str, int]:
-    ids = {name: number(file, key, least=0) for key, name in _TOKEN_IDS.items()}
-    return {name: value for name, value in ids.items() if value is not None}
+    """The ids of tokens that there are: converters write others to say that there is none."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    count = _vocab_size(file) if not isinstance(tokens, list) else len(tokens)
+    ids = {name: number(file, key, least=-math.inf) for key, name in _TOKEN_IDS.items()}
+    return {name: value for name, value in ids.items() if value is not None and 0 <= value < count}
 
 
 def _vocab_size(file: GGUFFile) -> int:
@@ -114,4 +144,25 @@ def _vocab_size(file: GGUFFile) -> int:
             tensor="token_embd.weight",
             hint=DOWNLOAD_AGAIN,
         )
-    return embedding.shape[0]
+    if len(embedding.shape) != 2:
+        raise GGUFError(
+            "the embedding is no matrix",
+            file=embedding.file,
+            tensor=embedding.name,
+            found=f"shape {embedding.shape}",
+            expected="a row for each token",
+            hint=DOWNLOAD_AGAIN,
+        )
+    rows = embedding.shape[0]
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise GGUFError(
+            "the vocabulary has more tokens than the embedding has rows",
+            file=embedding.file,
+            tensor=embedding.name,
+            found=f"{rows} rows for {len(tokens)} tokens",
+            expected="a row for each token",
+            hint="Resize the embedding of the original model (resize_token_embeddings), and "
+            "convert it again.",
+        )
+    return rows

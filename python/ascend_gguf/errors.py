@@ -7,15 +7,30 @@ import os
 DOWNLOAD_AGAIN = "The file is damaged or incomplete: download it again."
 CONVERT_AGAIN = "Convert the model again with a current llama.cpp."
 
-_LONGEST_NAME = 200  # A hostile name may be as long as its file; a message stays one readable line.
+# A hostile name may be as long as its file; a message stays one readable line.
+_LONGEST = 200
+# What a problem quotes of other libraries is longer, and what is expected may be a list of ours.
+_LONGEST_SENTENCE = 2000
+
+
+def shown(text: object, longest: int = _LONGEST) -> str:
+    """Text from a file or from another library, fit for a terminal or a log.
+
+    One line, cut after ``longest`` characters.  Whatever does not print (escape sequences, marks
+    that turn the direction of writing, lone surrogates) appears as its Python escape.
+    """
+    line = " ".join(str(text).splitlines())
+    if len(line) > longest:
+        line = line[:longest] + "..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 class GGUFError(ValueError):
     """A GGUF file that cannot be read or used.
 
     ``str()`` is one line: ``FILE: tensor 'NAME': PROBLEM (found F, expected E). HINT``
-    Every part but the problem may be missing. All fields are plain strings, so the error
-    survives pickling on its way out of a worker process.
+    Every part but the problem may be missing; each is :func:`shown`. All fields are plain strings,
+    so the error survives pickling on its way out of a worker process.
 
     Args:
         problem: what is wrong, as a clause: no full stop.
@@ -50,26 +65,22 @@ class GGUFError(ValueError):
     def __str__(self) -> str:
         where = []
         if self.file is not None:
-            where.append(self.file)
+            where.append(shown(self.file, len(self.file)))
         if self.tensor is not None:
-            where.append(f"tensor {_quoted(self.tensor)}")
+            where.append(f"tensor '{shown(self.tensor)}'")
         if self.key is not None:
-            where.append(f"metadata key {_quoted(self.key)}")
+            where.append(f"metadata key '{shown(self.key)}'")
 
         facts = []
         if self.found is not None:
-            facts.append(f"found {self.found}")
+            facts.append(f"found {shown(self.found)}")
         if self.expected is not None:
-            facts.append(f"expected {self.expected}")
+            facts.append(f"expected {shown(self.expected, _LONGEST_SENTENCE)}")
 
-        text = ": ".join([*where, self.problem])
+        text = ": ".join([*where, shown(self.problem, _LONGEST_SENTENCE)])
         if facts:
             text += f" ({', '.join(facts)})"
         text += "."
         if self.hint is not None:
-            text += f" {self.hint}"
-        return " ".join(text.splitlines())
-
-
-def _quoted(name: str) -> str:
-    return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "...")
+            text += f" {shown(self.hint, _LONGEST_SENTENCE)}"
+        return text

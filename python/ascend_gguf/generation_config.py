@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
-from ascend_gguf.reader import open_gguf
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-#: Key below ``general.sampling`` (gguf ``Keys.General``) -> transformers' name.
+
+class _Setting(NamedTuple):
+    """A key below ``general.sampling`` (gguf ``Keys.General``), in the ranges that llama.cpp knows.
+
+    Attributes:
+        name: transformers' name.
+        above: the value is more than that.
+        most: the greatest value that is obeyed.
+        least: less means the same as that.
+        off: what the engine calls ``least`` or less.
+    """
+
+    name: str
+    above: float = -math.inf
+    most: float = math.inf
+    least: float | None = None
+    off: float | None = None
+
+
 _SAMPLING = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
+    "temp": _Setting("temperature", least=0),
+    "top_k": _Setting("top_k", most=2**31 - 1, least=0, off=-1),
+    "top_p": _Setting("top_p", above=0),
+    "min_p": _Setting("min_p", most=1, least=0),
+    "penalty_repeat": _Setting("repetition_penalty", above=0, most=2),
 }
+#: Settings that the engine lacks, with the value that turns them off.
+_WITHOUT = {"mirostat": 0, "xtc_probability": 0.0}
 
 
 def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
@@ -29,25 +50,47 @@ def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
     (:func:`ascend_gguf.tokenizer.stop_token_ids`); the rest is what the file says and no more.
 
     Raises:
-        GGUFError: the file is damaged, or a value in it is no number.
+        GGUFError: the file is damaged, or a value in it is no number or out of range.
     """
     from transformers import GenerationConfig
 
     file = open_gguf(path)
-    values: dict[str, object] = {}
-    for key, name in _SAMPLING.items():
-        value = file.metadata.get(f"general.sampling.{key}")
-        if value is None:
-            continue
-        if type(value) not in (int, float):
-            raise GGUFError(
-                "the value makes no sense",
-                file=file.files[0],
-                key=f"general.sampling.{key}",
-                found=f"{value!r:.80}",
-                expected="a number",
-                hint=CONVERT_AGAIN,
-            )
-        values[name] = value
+    values: dict[str, object] = {
+        setting.name: value
+        for key, setting in _SAMPLING.items()
+        if (value := _value(file, key, setting)) is not None
+    }
     stops = sorted(stop_token_ids(path))
     return GenerationConfig(eos_token_id=stops or None, **values)
+
+
+def ignored_settings(file: GGUFFile) -> list[str]:
+    """The keys of sampling settings that the file turns on and the engine does not have."""
+    keys = {f"general.sampling.{key}": off for key, off in _WITHOUT.items()}
+    return [key for key, off in keys.items() if file.metadata.get(key, off) != off]
+
+
+def _value(file: GGUFFile, key: str, setting: _Setting) -> float | None:
+    value = file.metadata.get(f"general.sampling.{key}")
+    if value is None:
+        return None
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    if is_number and setting.name == "top_k":
+        is_number = value == int(value)
+    if not is_number or not setting.above < value <= setting.most:
+        bounds = [f"above {setting.above}"] * (setting.above > -math.inf)
+        bounds += [f"at most {setting.most}"] * (setting.most < math.inf)
+        raise GGUFError(
+            "the value makes no sense",
+            file=file.files[0],
+            key=f"general.sampling.{key}",
+            found=f"{value!r:.80}",
+            expected=", ".join(["a number", *bounds]),
+            hint="Correct it with `gguf-set-metadata` of the gguf package, or put a "
+            "generation_config.json beside the file.",
+        )
+    if setting.least is not None and value <= setting.least:
+        return setting.least if setting.off is None else setting.off
+    if setting.name == "top_p":
+        return min(value, 1.0)
+    return int(value) if setting.name == "top_k" else value

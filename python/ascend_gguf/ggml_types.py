@@ -173,6 +173,36 @@ BLOCK_TYPES: dict[int, BlockType] = {
 """Every type by its id in the file. Sizes are gguf-py's, so a newer gguf brings newer types."""
 
 
+#: Types that files of other programs, or of another time, have: id -> name.
+_REMOVED = {
+    **{4: "Q4_2", 5: "Q4_3"},
+    **{31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"},
+    **{36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"},
+}
+_NEWER = {42: "Q2_0"}
+_IK_LLAMA = {
+    **{133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K"},
+    **{140: "IQ5_K", 141: "IQ6_K", 142: "IQ2_TN", 143: "IQ1_TN", 144: "IQ4_KS", 145: "IQ2_KS"},
+    **{146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT"},
+    **{156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT"},
+    # Rows interleaved: the type of the id that is 200 less, where that is llama.cpp's.
+    **dict.fromkeys((*range(97, 100), *range(200, 400)), "an interleaved type (_R4, _R8)"),
+}
+_OTHER_FILE = "Take a file of the model in a type of llama.cpp, such as Q4_K_M or Q8_0."
+
+
+def _stranger(type_id: int) -> tuple[str, str]:
+    """What is known of a type that is not in the table, and what to do."""
+    if type_id in _REMOVED:
+        name, hint = _REMOVED[type_id], "Take the model's Q4_0 file, or quantize the model again."
+        if name.startswith("IQ4_NL"):
+            hint = "Take the model's IQ4_NL file, or quantize the model again."
+        return f"{name}, which llama.cpp has removed", hint
+    if type_id in _IK_LLAMA:
+        return f"{_IK_LLAMA[type_id]} of ik_llama.cpp", _OTHER_FILE
+    return _NEWER.get(type_id, "which is unknown"), _OTHER_FILE
+
+
 def block_type(
     type_id: int,
     *,
@@ -187,11 +217,12 @@ def block_type(
     try:
         return BLOCK_TYPES[type_id]
     except KeyError:
+        name, hint = _stranger(type_id)
         raise GGUFError(
             "unknown block type",
             file=file,
             tensor=tensor,
-            found=f"type {type_id}",
+            found=f"type {type_id}, {name}",
             expected="one of " + ", ".join(f"{t.name}={i}" for i, t in BLOCK_TYPES.items()),
-            hint="Quantize the model to one of these, or upgrade the gguf package.",
+            hint=hint,
         ) from None

@@ -126,11 +126,27 @@ BAD_FILES = {
     "html": BadFile(lambda data: b"\n<!DOCTYPE html><html>", ("not a GGUF file", "HTML")),
     "json": BadFile(lambda data: b'{"error": "not found"}', ("not a GGUF file", "JSON")),
     "zeros": BadFile(lambda data: bytes(len(data)), ("not a GGUF file", "never finished")),
+    "html_behind_a_mark": BadFile(lambda data: b"\xef\xbb\xbf <html>", ("not a GGUF file", "HTML")),
+    "safetensors": BadFile(
+        lambda data: b'\x40\0\0\0\0\0\0\0{"__metadata__":{}}' + bytes(64),
+        ("not a GGUF file", "safetensors"),
+    ),
+    "zip": BadFile(lambda data: b"PK\3\4" + data, ("not a GGUF file", "zip", "convert_hf_to_gguf")),
+    "pickle": BadFile(lambda data: b"\x80\2}q\0." + data, ("not a GGUF file", "PyTorch")),
+    "gzip": BadFile(lambda data: b"\x1f\x8b\x08" + data, ("not a GGUF file", "gzip", "Unpack")),
+    "xz": BadFile(lambda data: b"\xfd7zXZ\0" + data, ("not a GGUF file", "xz", "Unpack")),
+    "ggla": BadFile(lambda data: b"algg" + data[4:], ("not a GGUF file", "LoRA adapter")),
+    "ggml": BadFile(lambda data: b"lmgg" + data[4:], ("not a GGUF file", "older than GGUF")),
+    "swapped": BadFile(lambda data: b"FUGG" + data[4:], ("not a GGUF file", "swapped")),
     "ggjt": BadFile(lambda data: b"tjgg" + data[4:], ("not a GGUF file", "older than GGUF")),
     "magic": BadFile(lambda data: b"GGML" + data[4:], ("not a GGUF file", "b'GGML'")),
     "magic_cut": BadFile(lambda data: data[:3], ("not a GGUF file",)),
-    "version_1": BadFile(lambda data: put(data, 4, "I", 1), ("unsupported GGUF version", "1")),
-    "version_9": BadFile(lambda data: put(data, 4, "I", 9), ("unsupported GGUF version", "9")),
+    "version_1": BadFile(
+        lambda data: put(data, 4, "I", 1), ("unsupported GGUF version", "1", "original model")
+    ),
+    "version_9": BadFile(
+        lambda data: put(data, 4, "I", 9), ("unsupported GGUF version", "9", "ascend-gguf")
+    ),
     "big_endian": BadFile(
         lambda data: put(data, 4, "I", 3 << 24), ("big-endian", "gguf-convert-endian")
     ),
@@ -199,6 +215,8 @@ BAD_FILES = {
     "block_type": BadFile(
         _at("g.q8_0", _TYPE_2D, "I", 99), ("g.q8_0", "unknown block type", "99", "Q4_K=12")
     ),
+    "removed_type": BadFile(_at("g.q8_0", _TYPE_2D, "I", 33), ("g.q8_0", "Q4_0_8_8", "removed")),
+    "foreign_type": BadFile(_at("g.q8_0", _TYPE_2D, "I", 139), ("g.q8_0", "IQ4_K of ik_llama.cpp")),
     "partial_block": BadFile(
         _at("g.q8_0", _SIZES, "Q", 65), ("g.q8_0", "whole number of Q8_0 blocks", "65", "32")
     ),

@@ -190,7 +190,7 @@ def test_layer_numbers_are_filled_in():
         ("qwen2", "blk.1.attn_q_norm.weight"),
         ("qwen3", "blk.0.ffn_gate_exps.weight"),
         ("qwen3moe", "blk.0.ffn_gate_shexp.weight"),
-        ("qwen3moe", "v.patch_embd.weight"),
+        ("qwen3moe", "w.patch_embd.weight"),
         ("qwen3", "blk.0.attn_q.weight.scale"),
         ("qwen3", "xblk.0.attn_q.weight"),
     ],

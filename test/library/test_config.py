@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from ascend_gguf import GGUFError, load_config
+from ascend_gguf import GGUFError, load_config, load_tokenizer
 from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from random_model import NAMES, Spec, write_model
+from rewrite import rewrite
 
 #: Those that :class:`Spec` can write, by name.
 ARCHITECTURES = {a.name: a for a in TABLE if a.name in NAMES}
@@ -46,6 +47,8 @@ ABSENT = {
     "qwen2moe": ("attention.key_length", "attention.value_length"),
     "qwen3moe": ("expert_shared",),
 }
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
 
 
 def write(path: Path, arch: str = "qwen3moe", tied: bool = False, **changes: Any) -> Path:
@@ -436,3 +439,26 @@ def test_file_without_an_embedding(tmp_path):
     with pytest.raises(GGUFError, match="the file lacks it") as error:
         load_config(tmp_path / "m.gguf")
     assert error.value.tensor == "token_embd.weight"
+
+
+@pytest.mark.parametrize("token", [-1, 512, 128_002, 2**31 - 1])
+def test_ids_of_tokens_that_there_are_not(token, tmp_path):
+    """Converters write them for a padding token that a model lacks (SmolLM3): there is none."""
+    keys = {f"tokenizer.ggml.{name}_token_id": (token, gguf.GGUFValueType.INT32) for name in IDS}
+    rewrite(MODEL, tmp_path / "m.gguf", keys=keys)
+    config = load_config(tmp_path / "m.gguf")
+    assert not any(getattr(config, f"{name[:3].lower()}_token_id") == token for name in IDS)
+    tokenizer = load_tokenizer(tmp_path / "m.gguf")
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (None, None)
+
+
+IDS = ("bos", "eos", "padding")
+
+
+def test_what_transformers_raises_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no\nsuch\nmodel")
+
+    monkeypatch.setattr(AutoConfig, "for_model", refuse)
+    with pytest.raises(GGUFError, match="makes no configuration of a qwen3 model: no such model"):
+        load_config(MODEL)

@@ -47,6 +47,19 @@ def test_hostile_names_stay_on_one_short_line():
     assert len(text) < 400
 
 
+HOSTILE = "\x1b[31mred\x1b[0m\x1b]0;title\x07\u202eevil\udcff\x9b1m" + "x" * 10_000
+
+
+@pytest.mark.parametrize("part", ["tensor", "key", "found", "expected", "hint", "file", "problem"])
+def test_every_text_is_shown_escaped_and_cut(part):
+    text = str(GGUFError(**{"problem": "it is bad", part: HOSTILE}))
+    assert text.isprintable()
+    assert "\\x1b[31mred\\x1b[0m" in text and "\\u202e" in text
+    text.encode()  # no lone surrogates either
+    # A path is shown whole: it is the user's own.
+    assert part == "file" or len(text) < 2500
+
+
 @pytest.mark.parametrize("twin", [pickle.loads(pickle.dumps(FULL)), copy.copy(FULL)])
 def test_survives_pickling(twin):
     assert type(twin) is GGUFError

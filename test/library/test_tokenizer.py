@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from ascend_gguf import GGUFError, load_generation_config, load_tokenizer, open_gguf
+from ascend_gguf.generation_config import ignored_settings
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import merges_by_score
@@ -370,6 +371,53 @@ def test_sampling_as_the_file_recommends(tmp_path):
     path = write_bytes(tmp_path / "bad.gguf", general__sampling__temp="hot")
     with pytest.raises(GGUFError, match="general.sampling.temp.*hot.*a number"):
         load_generation_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temp", float("nan")),
+        ("temp", float("inf")),
+        ("top_p", float("nan")),
+        ("top_p", 0.0),
+        ("min_p", 1.5),
+        ("min_p", float("inf")),
+        ("penalty_repeat", 0.0),
+        ("penalty_repeat", 3.0),
+        ("penalty_repeat", float("nan")),
+        ("top_k", 2.5),
+        ("top_k", True),
+    ],
+)
+def test_sampling_that_makes_no_sense(key, value, tmp_path):
+    path = write_bytes(tmp_path / "m.gguf", **{f"general__sampling__{key}": value})
+    with pytest.raises(GGUFError, match=f"general.sampling.{key}.*makes no sense") as error:
+        load_generation_config(path)
+    assert "gguf-set-metadata" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name", "expected"),
+    [
+        ("temp", -1.0, "temperature", 0),
+        ("top_k", 0, "top_k", -1),
+        ("top_p", 1.5, "top_p", 1.0),
+        ("min_p", -0.5, "min_p", 0),
+    ],
+)
+def test_settings_that_mean_none(key, value, name, expected, tmp_path):
+    """As llama.cpp samples by them, in the engine's words."""
+    path = write_bytes(tmp_path / "m.gguf", **{f"general__sampling__{key}": value})
+    assert getattr(load_generation_config(path), name) == expected
+
+
+def test_settings_that_the_engine_lacks(tmp_path):
+    path = write_bytes(
+        tmp_path / "m.gguf",
+        general__sampling__mirostat=2,
+        general__sampling__xtc_probability=0.0,
+    )
+    assert ignored_settings(open_gguf(path)) == ["general.sampling.mirostat"]
 
 
 # --- templates and saving -------------------------------------------------------------------

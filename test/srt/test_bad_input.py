@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
+from gguf import GGUFValueType as Type
 
 from demo import free_port
 from library.bad_files import BAD_FILES, good_file
@@ -36,6 +39,22 @@ def _unknown_architecture(source: Path, target: Path) -> None:
     rewrite(source, target, arch="qwen3-with-wings")
 
 
+def _keys(**keys: tuple) -> Callable[[Path, Path], None]:
+    keys = {name.replace("__", "."): value for name, value in keys.items()}
+    return lambda source, target: rewrite(source, target, keys=keys)
+
+
+def _token_without_row(source: Path, target: Path) -> None:
+    fields = gguf.GGUFReader(source).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    metadata = {
+        "tokenizer.ggml.tokens": [*tokens, "<|boom|>"],
+        "tokenizer.ggml.token_type": [*kinds, 3],
+    }
+    rewrite(source, target, metadata=metadata)
+
+
 def _missing(source: Path, target: Path) -> None:
     pass
 
@@ -46,13 +65,51 @@ SPOILED = {
     "lacks a tensor": (_lacks_tensor, ["blk.1.ffn_up.weight", "lacks"]),
     "unknown tensor": (_unknown_tensor, ["blk.0.attn_sinks.weight", "no such tensor"]),
     "wrong shape": (_wrong_shape, ["blk.0.attn_k.weight", "(127, 256)", "(128, 256)"]),
+    "token without a row": (_token_without_row, ["token_embd.weight", "512 rows for 513 tokens"]),
+    "heads that cannot be shared": (
+        _keys(qwen3__attention__head_count=(3, Type.UINT32)),
+        ["qwen3.attention.head_count", "found 3", "multiple"],
+    ),
+    "heads that do not fit": (
+        _keys(qwen3__attention__head_count=(8, Type.UINT32)),
+        ["blk.0.attn_output.weight", "(256, 512)", "hidden q"],
+    ),
+    "infinite base": (
+        _keys(qwen3__rope__freq_base=(float("inf"), Type.FLOAT32)),
+        ["qwen3.rope.freq_base", "inf"],
+    ),
+    "epsilon that is no number": (
+        _keys(qwen3__attention__layer_norm_rms_epsilon=(float("nan"), Type.FLOAT32)),
+        ["qwen3.attention.layer_norm_rms_epsilon", "nan"],
+    ),
+    "endless context": (
+        _keys(qwen3__context_length=(2**32 - 1, Type.UINT32)),
+        ["qwen3.context_length", str(2**32 - 1)],
+    ),
+    "temperature that is no number": (
+        _keys(general__sampling__temp=(float("nan"), Type.FLOAT32)),
+        ["general.sampling.temp", "nan"],
+    ),
+    "escape sequences": (
+        _keys(tokenizer__ggml__pre=("\x1b[31mred\x1b[0m\x1b]0;title\x07", Type.STRING)),
+        ["tokenizer.ggml.pre", r"\x1b[31mred\x1b[0m"],
+    ),
+    "template that is a number": (
+        _keys(tokenizer__chat_template=(7, Type.UINT32)),
+        ["tokenizer.chat_template", "found 7"],
+    ),
+    "template that does not parse": (
+        _keys(tokenizer__chat_template=("{% if %}", Type.STRING)),
+        ["tokenizer.chat_template", "does not parse"],
+    ),
+    "adapter": (_keys(general__type=("adapter", Type.STRING)), ["LoRA adapter"]),
     "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
 }
 
 
 def _check_message(kind: str, message: str, path: Path, *expected: str) -> None:
     assert kind == "GGUFError", (kind, message)
-    assert "\n" not in message
+    assert message.isprintable()
     for text in (path.name, *expected):
         assert text in message
 
@@ -80,6 +137,27 @@ def test_not_a_gguf_file_without_the_suffix(tmp_path, resolver):
     path.write_bytes(b"PK\x03\x04 not a model")
     kind, message = resolver("--model-path", str(path), "--quantization", "gguf", *CPU)
     _check_message(kind, message, path)
+
+
+def test_a_template_of_the_users_own_takes_the_place_of_a_broken_one(tmp_path, resolver):
+    path, template = tmp_path / "model.gguf", tmp_path / "own.jinja"
+    _keys(tokenizer__chat_template=("{% if %}", Type.STRING))(
+        DATA / "qwen3-dense-Q4_K_M.gguf", path
+    )
+    template.write_text("{{ messages }}")
+    arguments = ("--chat-template", str(template), *CPU)
+    assert resolver("--model-path", str(path), *arguments) == ("", "")
+
+
+def test_piece_of_a_model(tmp_path, resolver):
+    data = (DATA / "qwen3-dense-Q4_K_M.gguf").read_bytes()
+    pieces = [tmp_path / f"model.gguf.part{number}of2" for number in (1, 2)]
+    pieces[0].write_bytes(data[:1_000_000])
+    pieces[1].write_bytes(data[1_000_000:])
+    for path in (*pieces, tmp_path / "model.gguf", tmp_path):
+        kind, message = resolver("--model-path", str(path), *CPU)
+        assert kind == "GGUFError" and "\n" not in message
+        assert "cat model.gguf.part1of2 model.gguf.part2of2 > model.gguf" in message
 
 
 def test_good_model_resolves(resolver):

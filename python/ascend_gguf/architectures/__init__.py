@@ -17,6 +17,7 @@ from ascend_gguf.architectures import (
     qwen,
 )
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
+from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -29,6 +30,7 @@ __all__ = [
     "Rename",
     "Target",
     "architecture_of",
+    "check_kind",
 ]
 
 #: What is known of each architecture; of several that describe a file, the first counts.
@@ -62,10 +64,14 @@ REFUSED = {
 
 def architecture_of(file: GGUFFile) -> Architecture:
     """The architecture of ``file``; GGUFError listing the known ones if it is not among them."""
+    check_kind(file)
     for architecture in ARCHITECTURES:
         if architecture.describes(file):
+            check_weights(file)
             return architecture
     problem = "this model architecture is not supported"
+    if kind := kind_of(file):
+        problem += f": it is {kind}"
     if reasons := REFUSED.get(file.architecture):
         problem += f" (CPU: {reasons['cpu']}; NPU: {reasons['npu']})"
     raise GGUFError(

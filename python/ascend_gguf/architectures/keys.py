@@ -48,6 +48,7 @@ _NEUTRAL: dict[str, tuple] = {
     "expert_weights_scale": (0, 1),
     "expert_latent_length": (0,),
     "experts_per_group": (0, 1),
+    "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
     "attention.output_scale": (0, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def number(
         value = _of_all_layers(file, key, value)
     accepted, name = _KINDS[kind]
     is_kind = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    if not is_kind or (kind is not bool and not value >= least):
+    if not is_kind or (kind is not bool and not least <= value < math.inf):
         limit = "" if kind is bool else f" of at least {least}"
         raise GGUFError(
             "the value makes no sense",

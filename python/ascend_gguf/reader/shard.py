@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN
+from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader.cursor import Cursor
+from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.mapping import map_file
 from ascend_gguf.reader.metadata import SMALLEST_PAIR, read_metadata
 from ascend_gguf.reader.tensor import GGUFTensor
@@ -16,16 +17,35 @@ from ascend_gguf.reader.tensor_table import SMALLEST_ROW, read_tensor_table
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # 1 had 32-bit lengths and was short-lived
 
+_UNPACK = "Unpack it."
+_TO_GGUF = "Convert the model to GGUF with llama.cpp's convert_hf_to_gguf.py."
+_ORIGINAL = "Convert the original model with a current llama.cpp, or download it as GGUF."
+
 # What users have in place of a GGUF file: first bytes -> what it is, what to do.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "Run `git lfs pull`."),
     (b"<", "HTML or XML text", "Download the file itself, not the page about it."),
     (b"{", "JSON text", "Download the file itself: this may be the server's error message."),
     (b"\0\0\0\0", "zeros: a download that never finished", DOWNLOAD_AGAIN),
-    (b"PK\3\4", "a PyTorch or zip archive", "Convert the model to GGUF."),
-    (b"tjgg", "a GGJT file, older than GGUF", CONVERT_AGAIN),
-    (b"lmgg", "a GGML file, older than GGUF", CONVERT_AGAIN),
-    (b"fmgg", "a GGMF file, older than GGUF", CONVERT_AGAIN),
+    (b"PK\3\4", "a PyTorch checkpoint or another zip archive", _TO_GGUF),
+    (b"\x80\2", "a PyTorch checkpoint (pickle)", _TO_GGUF),
+    (b"\x89HDF", "an HDF5 file", _TO_GGUF),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ", "an xz archive", _UNPACK),
+    (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    (b"tjgg", "a GGJT file, older than GGUF", _ORIGINAL),
+    (b"lmgg", "a GGML file, older than GGUF, or one of whisper.cpp", _ORIGINAL),
+    (b"fmgg", "a GGMF file, older than GGUF", _ORIGINAL),
+    (b"algg", "a LoRA adapter in a format older than GGUF", "Pass the model's own file."),
+    (b"FUGG", "a GGUF file whose bytes are swapped", DOWNLOAD_AGAIN),
+)
+# Eight bytes of a length come before the JSON of a safetensors file.
+_SAFETENSORS = (
+    "a safetensors file",
+    "Pass its folder, with config.json, or convert the model to GGUF.",
 )
 
 
@@ -50,6 +70,21 @@ def read_shard(path: Path) -> Shard:
     Raises:
         GGUFError: the file is not GGUF, or something in it is wrong.
     """
+    try:
+        return _read_shard(path)
+    except GGUFError as error:
+        hint = how_to_join(path) if whole_name(path.name) else None
+        if hint is not None:
+            raise GGUFError(
+                "the file is a piece of a model that was cut for uploading",
+                file=path,
+                found=error.problem,
+                hint=hint,
+            ) from error
+        raise
+
+
+def _read_shard(path: Path) -> Shard:
     cursor = Cursor(map_file(path), path)
     _check_magic(cursor)
     _check_version(cursor)
@@ -69,8 +104,10 @@ def _check_magic(cursor: Cursor) -> None:
         cursor.offset = len(_MAGIC)
         return
     for prefix, what, hint in _IMPOSTORS:
-        if start.lstrip().startswith(prefix):
+        if start.startswith(prefix) or start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(prefix):
             raise cursor.error("not a GGUF file", found=what, hint=hint)
+    if start[8:10] == b'{"':
+        raise cursor.error("not a GGUF file", found=_SAFETENSORS[0], hint=_SAFETENSORS[1])
     raise cursor.error(
         "not a GGUF file",
         found=start[:4],
@@ -89,11 +126,12 @@ def _check_version(cursor: Cursor) -> None:
             expected="little-endian",
             hint="Convert it with `gguf-convert-endian FILE little`.",
         )
+    newer = "Upgrade ascend-gguf, or convert the model with a llama.cpp that writes GGUF 3."
     raise cursor.error(
         "unsupported GGUF version",
         found=version,
         expected=" or ".join(map(str, _VERSIONS)),
-        hint=CONVERT_AGAIN,
+        hint=_ORIGINAL if version < min(_VERSIONS) else newer,
     )
 
 

@@ -6,9 +6,10 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from ascend_gguf.reader import GGUFFile, open_gguf
+from ascend_gguf.reader import open_gguf
 from ascend_gguf.tokenizer.added_tokens import added_tokens, end_of_generation_ids
 from ascend_gguf.tokenizer.bpe import byte_level_bpe
+from ascend_gguf.tokenizer.chat_templates import chat_templates
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import RAW_BPE, raw_bpe, sentencepiece
 from ascend_gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-
-_TEMPLATE = "tokenizer.chat_template"
 
 _OTHER_TOKENIZER = "Give the original model's tokenizer with --tokenizer-path."
 
@@ -36,7 +35,9 @@ _NAMED_TOKENS = {
 _LLAMA_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
 
 
-def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: str | os.PathLike, *, check_template: bool = True
+) -> PreTrainedTokenizerFast:
     """The tokenizer of the model in the GGUF file at ``path``, chat template included.
 
     Token ids are llama.cpp's for the same text; special tokens in the text are recognised, and
@@ -44,9 +45,11 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
 
     Args:
         path: a GGUF file, any one file of a split model, or the directory of one model.
+        check_template: refuse a file whose chat template cannot be used; if false, leave it out.
 
     Raises:
-        GGUFError: the file holds no vocabulary, one of an unknown kind, or a damaged one.
+        GGUFError: the file holds no vocabulary, one of an unknown kind, or a damaged one, or no
+            usable chat template.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -68,7 +71,7 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
         **named,
         add_bos_token=add_bos and "bos_token" in named,
         add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,
-        chat_template=_chat_template(file),
+        chat_template=chat_templates(file, check_template),
         clean_up_tokenization_spaces=False,
     )
     return tokenizer
@@ -124,14 +127,3 @@ def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer
     rule = PRE_TOKENIZERS[pre]
     add_bos = vocabulary.flag("add_bos_token", rule.add_bos)
     return byte_level_bpe(vocabulary, rule, added), add_bos
-
-
-def _chat_template(file: GGUFFile) -> str | dict[str, str] | None:
-    """The template, or all of them by name where the file has several."""
-    named = {
-        key.removeprefix(f"{_TEMPLATE}."): template
-        for key, template in file.metadata.items()
-        if key.startswith(f"{_TEMPLATE}.")
-    }
-    default = file.metadata.get(_TEMPLATE)
-    return {"default": default} | named if default and named else default

@@ -56,10 +56,13 @@ class Vocabulary:
     def token_id(self, key: str, default: int | None = None) -> int | None:
         """The token id at ``tokenizer.ggml.KEY``, or ``default``; None if there is no such token.
 
-        Converters write ids that the vocabulary lacks to say that there is none.
+        An id that the vocabulary lacks is as good as none: llama.cpp takes the default then.
         """
         value = self._typed(key, int, "a token id", default)
-        return value if value is not None and 0 <= value < len(self.tokens) else None
+        for candidate in (value, default):
+            if candidate is not None and 0 <= candidate < len(self.tokens):
+                return candidate
+        return None
 
     def strings(self, key: str) -> list[str]:
         """The array of strings at ``tokenizer.ggml.KEY``."""

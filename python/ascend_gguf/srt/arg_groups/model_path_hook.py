@@ -13,15 +13,20 @@ from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.utils import is_cpu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
-from ascend_gguf.architectures import architecture_of
+from ascend_gguf.architectures import architecture_of, check_kind
+from ascend_gguf.architectures.base import is_of_encoder
 from ascend_gguf.config import load_config
-from ascend_gguf.errors import GGUFError
+from ascend_gguf.errors import GGUFError, shown
+from ascend_gguf.generation_config import ignored_settings, load_generation_config
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import GGUFFile, open_gguf
+from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.locate import is_gguf_name
+from ascend_gguf.srt.layers.pooler import prepare_pooling
 from ascend_gguf.srt.model_loader.loader import checked_options
+from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
 from ascend_gguf.tokenizer import load_tokenizer
@@ -61,6 +66,8 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
+    if found.is_embedding and check_gguf_file(found.model_path):
+        prepare_pooling(server_args, open_gguf(found.model_path))
     if is_cpu() and check_gguf_file(found.model_path):
         wait_briefly()  # before the processes that compute are started
         # A step on the CPU is over when its call returns: to begin the next before its result is
@@ -74,7 +81,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
             )
     tokenizer = found.tokenizer_path or found.model_path
     if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
-        load_tokenizer(tokenizer)
+        load_tokenizer(tokenizer, check_template=not found.chat_template)
 
 
 def _find(path: str, revision: str | None, required: bool) -> str:
@@ -85,6 +92,7 @@ def _find(path: str, revision: str | None, required: bool) -> str:
     if os.path.isdir(path) and required:
         return os.path.abspath(open_gguf(path).files[0])
     if os.path.exists(path):
+        _refuse_pieces(path)
         return _first_file(path)
     reference = parse_reference(path)
     if reference is not None:
@@ -94,9 +102,20 @@ def _find(path: str, revision: str | None, required: bool) -> str:
         raise GGUFError(
             "no such file",
             file=path,
-            hint="Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
+            hint=how_to_join(Path(path))
+            or "Give the path of a file, or OWNER/REPO/FILE.gguf on the Hugging Face hub.",
         )
     return path
+
+
+def _refuse_pieces(path: str) -> None:
+    """Raises GGUFError for pieces of a file of which the first alone begins like GGUF."""
+    files = list(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]
+    if not all(whole_name(file.name) for file in files if file.is_file() and file.suffix != ".md"):
+        return
+    hint = next((hint for file in files if (hint := how_to_join(file))), None)
+    if hint is not None and not check_gguf_file(path):
+        raise GGUFError("a model that was cut for uploading, in pieces", file=path, hint=hint)
 
 
 def _first_file(path: str) -> str:
@@ -147,16 +166,36 @@ def _check_model(path: str, asked: Any) -> None:
     if not check_gguf_file(path) and asked.quantization != "gguf":
         return
     file = open_gguf(path)
+    check_kind(file)
     if reads_config_from(path):
         config = load_config(path)
         if path == asked.model_path:
             _apply_overrides(config, asked.json_model_override_args)
         architecture_of(file).name_map(file, config)
+        _tell_what_is_left_out(file)
+    if reads_from(path, unless="generation_config.json"):
+        load_generation_config(path)
+        if ignored := ignored_settings(file):
+            logger.warning("%s: SGLang does not sample by %s.", path, ", ".join(ignored))
     options = {}
     if asked.load_format in ("auto", "gguf"):
         options = checked_options(asked.model_loader_extra_config)
     if asked.dtype in ("float16", "half") and options.get("float16") != "allow":
         _refuse_float16(file)
+
+
+def _tell_what_is_left_out(file: GGUFFile) -> None:
+    tensors = [tensor for tensor in file.tensors.values() if is_of_encoder(tensor.name)]
+    if tensors:
+        kinds = sorted({shown(tensor.name.partition(".")[0]) for tensor in tensors})
+        logger.warning(
+            "%s: serving the text model alone. The encoder of pictures or sound beside it is left "
+            "out: %d tensors (%s), %.1f MB.",
+            file.path,
+            len(tensors),
+            ", ".join(f"{kind}.*" for kind in kinds),
+            sum(tensor.nbytes for tensor in tensors) / 1e6,
+        )
 
 
 def _refuse_float16(file: GGUFFile) -> None:

@@ -36,6 +36,7 @@ from ascend_gguf.srt.layers.parameter import (
     block_names,
     stop_accepting_blocks,
 )
+from ascend_gguf.srt.layers.pooler import apply_pooling
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
 from ascend_gguf.srt.model_loader import resident
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
@@ -119,6 +120,8 @@ def load_model(
             if quant_method is not None:
                 with engine.device_loading_context(module, target_device):
                     quant_method.process_weights_after_loading(module)
+    if not model_config.is_generation:
+        apply_pooling(model, open_gguf(path))
     loaded = time.perf_counter()
     resident.verify(model, path, self.options.get("on_mismatch", "dense"))
     logger.info(

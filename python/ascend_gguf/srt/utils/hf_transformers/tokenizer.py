@@ -9,6 +9,7 @@ from sglang.srt.utils.hf_transformers import tokenizer as engine
 
 from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 from ascend_gguf.tokenizer import load_tokenizer, stop_token_ids
+from ascend_gguf.tokenizer.chat_templates import with_tools
 
 
 def reads_tokenizer_from(name: str) -> bool:
@@ -41,7 +42,10 @@ def get_tokenizer(
             tokenizer_backend=tokenizer_backend,
             **kwargs,
         )
-    tokenizer = load_tokenizer(tokenizer_name)
+    # Whether its chat template can be used was found out before anything was started.
+    tokenizer = load_tokenizer(tokenizer_name, check_template=False)
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = with_tools(tokenizer.chat_template)
     engine._install_tokenizer_warnings_filter(tokenizer)
     engine._fix_special_tokens_pattern(tokenizer)
     # Beside the model's own: the tokenizer given may be another file's.

@@ -1,0 +1,115 @@
+"""GGUF files that hold something else than a language model, each called by its name.
+
+Names: ``GGUFType`` and ``MODEL_ARCH_NAMES`` of ``gguf/constants.py``; those of models that are not
+of language are what ComfyUI-GGUF, stable-diffusion.cpp and others write.
+"""
+
+from __future__ import annotations
+
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile
+
+_MODEL_FILE = "Pass the file of the language model itself."
+
+#: ``general.type``, or ``general.architecture``, of files beside models: what it is, what to do.
+_BESIDE_MODELS = {
+    "adapter": (
+        "a LoRA adapter",
+        "Merge it into its model with llama-export-lora, or on an NPU give the original adapter "
+        "with --lora-paths.",
+    ),
+    "imatrix": ("an importance matrix, which llama-quantize reads", _MODEL_FILE),
+    "mmproj": ("the vision or audio encoder of a model (mmproj)", _MODEL_FILE),
+    "clip": ("the vision or audio encoder of a model (mmproj)", _MODEL_FILE),
+    "controlvector": ("a control vector", _MODEL_FILE),
+    "eagle3": ("a draft model of EAGLE 3, which runs beside another", _MODEL_FILE),
+    "dflash": ("a draft model of DFlash, which runs beside another", _MODEL_FILE),
+    "gemma4-assistant": ("a draft model of Gemma 4, which runs beside another", _MODEL_FILE),
+}
+
+_IMAGES = "a model that makes images or videos"
+_SPEECH = "a model that makes speech"
+_HEARING = "a model that transcribes speech"
+_ENCODER = "an encoder, which makes embeddings and no text"
+_TRANSLATOR = "a model with an encoder and a decoder"
+_RECURRENT = "a recurrent or hybrid model"
+_DIFFUSION = "a language model that writes by diffusion"
+
+#: ``general.architecture`` of models of other kinds: what it is.
+_OTHER_MODELS = {
+    **dict.fromkeys(
+        (
+            *("flux", "flux2", "sd", "sd1", "sd2", "sd3", "sdxl", "aura", "hidream", "cosmos"),
+            *("ltxv", "hyvid", "hunyuan_video", "wan", "qwen_image", "lumina2", "pig", "chroma"),
+            *("cogvideox", "mochi", "z_image", "kandinsky5", "omnigen2"),
+        ),
+        _IMAGES,
+    ),
+    **dict.fromkeys(
+        (
+            *("wavtokenizer-dec", "qwen3tts", "pockettts", "kokoro", "parler-tts", "dia", "vits"),
+            *("orpheus", "bark", "outetts", "snac"),
+        ),
+        _SPEECH,
+    ),
+    **dict.fromkeys(("whisper", "parakeet", "moonshine"), _HEARING),
+    **dict.fromkeys(
+        (
+            *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert"),
+            *("jina-bert-v2", "jina-bert-v3", "gemma-embedding", "llama-embed", "t5encoder"),
+        ),
+        _ENCODER,
+    ),
+    "t5": _TRANSLATOR,
+    **dict.fromkeys(
+        (
+            *("mamba", "mamba2", "jamba", "falcon-h1", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
+            *("arwkv7", "nemotron_h", "nemotron_h_moe", "granitehybrid", "lfm2", "lfm2moe"),
+            *("kimi-linear", "qwen35", "qwen35moe"),
+        ),
+        _RECURRENT,
+    ),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _DIFFUSION),
+}
+
+# Of models that make images, in files whose program writes no architecture.
+_IMAGE_TENSORS = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks.")
+
+
+def kind_of(file: GGUFFile) -> str | None:
+    """What a file holds that is no language model of this package's kind; None for all others."""
+    name = file.metadata.get("general.architecture")
+    return _OTHER_MODELS.get(name) if isinstance(name, str) else None
+
+
+def check_kind(file: GGUFFile) -> None:
+    """Refuse what is no language model by its metadata.
+
+    Raises:
+        GGUFError: says what the file is.
+    """
+    for key in ("general.type", "general.architecture"):
+        value = file.metadata.get(key)
+        if isinstance(value, str) and value in _BESIDE_MODELS:
+            what, hint = _BESIDE_MODELS[value]
+            raise _refusal(file, f"the file holds {what}, and no language model", hint, key, value)
+    if "general.architecture" not in file.metadata:
+        if any(name.startswith(_IMAGE_TENSORS) for name in file.tensors):
+            raise _refusal(file, f"the file holds {_IMAGES}, and no language model", _MODEL_FILE)
+
+
+def check_weights(file: GGUFFile) -> None:
+    """Refuse a file without weights.
+
+    Raises:
+        GGUFError: says what the file holds.
+    """
+    if not file.tensors:
+        what = "a vocabulary" if "tokenizer.ggml.tokens" in file.metadata else "metadata"
+        raise _refusal(file, f"the file holds {what} and no weights", _MODEL_FILE)
+
+
+def _refusal(
+    file: GGUFFile, problem: str, hint: str, key: str | None = None, found: str | None = None
+) -> GGUFError:
+    return GGUFError(problem, file=file.path, key=key, found=found, hint=hint)

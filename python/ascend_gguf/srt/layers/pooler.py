@@ -1,0 +1,63 @@
+"""What an embedding is made of: the pooling that a file asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.arg_groups.overrides import declare_resolution
+from sglang.srt.layers.pooler import Pooler, PoolingType
+from torch import nn
+
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile
+
+#: ``ARCHITECTURE.pooling_type`` (gguf ``PoolingType``): its name, and the engine's.
+_POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
+    0: ("none: an embedding for each token", None),
+    1: ("mean", PoolingType.MEAN),
+    2: ("cls, the first token", PoolingType.CLS),
+    3: ("last", PoolingType.LAST),
+    4: ("rank: a score and no embedding", None),
+}
+
+
+def pooling_of(file: GGUFFile) -> PoolingType | None:
+    """How a file's embeddings are pooled; None if it does not say.
+
+    Raises:
+        GGUFError: the engine does not pool so.
+    """
+    value = file.arch_field("pooling_type", None)
+    if value is None:
+        return None
+    name, pooling = _POOLINGS.get(value, ("unknown", None)) if type(value) is int else ("", None)
+    if pooling is None:
+        raise GGUFError(
+            "embeddings are not pooled so here",
+            file=file.files[0],
+            key=f"{file.architecture}.pooling_type",
+            found=f"{value!r:.80} {name and f'({name})'}".strip(),
+            expected="1 (mean), 2 (cls) or 3 (last)",
+            hint="Leave out --is-embedding to serve the model's text.",
+        )
+    return pooling
+
+
+def prepare_pooling(server_args: Any, file: GGUFFile) -> None:
+    """Keep a prompt whole where an embedding is made of more than its last token.
+
+    The engine pools what it computes in a step: without what it finds in its cache, and without the
+    chunks before.
+    """
+    if pooling_of(file) in (PoolingType.MEAN, PoolingType.CLS):
+        declare_resolution(
+            server_args, "ascend_gguf.pooling", disable_radix_cache=True, chunked_prefill_size=-1
+        )
+
+
+def apply_pooling(model: nn.Module, file: GGUFFile) -> None:
+    """Let a model pool as its file says."""
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, Pooler) and (pooling := pooling_of(file)) is not None:
+        pooler.pooling_type = pooling
+        pooler.normalize = True

@@ -1,0 +1,86 @@
+"""The chat templates of a file: which there are, which is taken, and what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf import GGUFValueType as Type
+
+from ascend_gguf import GGUFError, load_tokenizer, open_gguf
+from ascend_gguf.tokenizer.chat_templates import chat_templates, with_tools
+from rewrite import rewrite
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+KEY = "tokenizer.chat_template"
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+
+
+def _written(folder: Path, **templates: tuple) -> Path:
+    """A model whose templates are these, ``default`` under the key itself."""
+    keys = {
+        KEY if name == "default" else f"{KEY}.{name}": value for name, value in templates.items()
+    }
+    rewrite(MODEL, folder / "m.gguf", keys=keys)
+    return folder / "m.gguf"
+
+
+def _text(template: str) -> tuple:
+    return template, Type.STRING
+
+
+@pytest.mark.parametrize(
+    ("templates", "key", "says"),
+    [
+        ({"default": (7, Type.UINT32)}, KEY, "no text (found 7)"),
+        ({"default": (["a", "b"], Type.ARRAY, Type.STRING)}, KEY, "no text (found ['a', 'b'])"),
+        ({"default": (True, Type.BOOL)}, KEY, "no text (found True)"),
+        ({"tool_use": (1.5, Type.FLOAT32)}, f"{KEY}.tool_use", "no text (found 1.5)"),
+        ({"default": _text("{% for %}")}, KEY, "does not parse"),
+        ({"default": _text("a\n{{ b | nofilter }}")}, KEY, "nofilter"),
+        ({"default": _text("ok"), "rag": _text("{% if %}")}, f"{KEY}.rag", "does not parse"),
+        ({"default": _text("{% if x %}\x1b[31m{% endfor %}")}, KEY, "does not parse"),
+        ({"default": _text("{{" + "(" * 5000 + ")" * 5000 + "}}")}, KEY, "does not parse"),
+    ],
+)
+def test_template_that_cannot_be_used(templates, key, says, tmp_path):
+    path = _written(tmp_path, **templates)
+    with pytest.raises(GGUFError) as error:
+        load_tokenizer(path)
+    message = str(error.value)
+    assert says in message and f"'{key}'" in message and "--chat-template" in message
+    assert message.isprintable()
+    # What the user gives in its place has the tokenizer all the same.
+    assert load_tokenizer(path, check_template=False).chat_template is None
+
+
+def test_tools_have_a_template_of_their_own(tmp_path):
+    # In an engine that takes the first template for everything.
+    default, tool_use = (
+        "\nplain {{ messages[0]['content'] }}\n",
+        "{%- set n = tools | length %}{{ n }}",
+    )
+    path = _written(tmp_path, default=_text(default), tool_use=_text(tool_use), rag=_text("rag"))
+    named = chat_templates(open_gguf(path))
+    assert named == {"default": default, "tool_use": tool_use, "rag": "rag"}
+    tokenizer = load_tokenizer(path)
+    messages = [{"role": "user", "content": "hello"}]
+    expected = [
+        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        for tools in (None, [TOOL])
+    ]
+    assert expected == ["\nplain hello", "1"]
+    both = with_tools(named)
+    assert both | named == both
+    tokenizer.chat_template = next(iter(both.values()))
+    found = [
+        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        for tools in (None, [TOOL])
+    ]
+    assert found == expected
+
+
+def test_a_template_for_tools_alone_is_the_default(tmp_path):
+    path = tmp_path / "m.gguf"
+    rewrite(MODEL, path, keys={KEY: _text(""), f"{KEY}.tool_use": _text("for all")})
+    assert chat_templates(open_gguf(path))["default"] == "for all"
