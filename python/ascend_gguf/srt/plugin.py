@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -43,6 +44,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    ("distributed.bootstrap", "_resolve_dist_init_method", HookType.AROUND, None),
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     ("managers.tokenizer_manager", "TokenizerManager.generate_request", HookType.AROUND, None),
     (
@@ -144,6 +146,18 @@ _NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("hardware_backend.npu.moe.topk", "fused_topk_npu", HookType.AROUND, None),
 )
 
+#: The same, of what the main process alone imports.
+_SERVER_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
+    ("entrypoints.http_server", "launch_server", HookType.AROUND, None),
+)
+
+
+def hooks() -> tuple[tuple[str, str, HookType, str | None], ...]:
+    """The hooks of this process."""
+    npu = _NPU_HOOKS if is_npu() else ()
+    server = _SERVER_HOOKS if multiprocessing.parent_process() is None else ()
+    return _HOOKS + npu + server
+
 
 def register() -> None:
     """Register the hooks.  The engine calls this in each of its processes (``load_plugins``)."""
@@ -153,7 +167,7 @@ def register() -> None:
         _refuse(sglang.__version__)
         return
     _report_gguf_errors_in_one_line()
-    for module, target, kind, name in _HOOKS + (_NPU_HOOKS if is_npu() else ()):
+    for module, target, kind, name in hooks():
         name = name or target.rpartition(".")[2]
         hook = getattr(import_module(f"{_PATCH}.{module}"), name)
         HookRegistry.register(f"{_ENGINE}.{module}.{target}", where_served(hook, kind), kind)

@@ -1,0 +1,154 @@
+"""Coming and going of a server: its port, its temporary files, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.entrypoints.engine import init_tokenizer_manager
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.load_snapshot import shm_path_for
+from sglang.srt.managers.tokenizer_manager import SignalHandler, TokenizerManager
+from sglang.srt.utils import configure_logger, kill_process_tree
+from sglang.srt.utils.hf_transformers.common import check_gguf_file
+
+from ascend_gguf.errors import GGUFError
+
+#: Seconds that requests have to end by themselves once the server is told to stop.
+_GRACE = 4.0
+#: Seconds for the last events to reach the clients: the engine then blocks its event loop.
+_FLUSH = 0.5
+_POLL = 0.25
+
+#: The engine makes an error event of an abort with a status.
+_STOPPED = {
+    "type": "abort",
+    "message": "The server is shutting down.",
+    "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def launch_server(
+    original: Callable,
+    server_args: Any,
+    init_tokenizer_manager_func: Callable = init_tokenizer_manager,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """AROUND ``launch_server``: a port in use is noticed first, and nothing is left at the end.
+
+    Raises:
+        GGUFError: nothing can listen at the address.
+    """
+    configure_logger(server_args)
+    server_args.resolve_once()
+    found = resolving_view(server_args)
+    if not check_gguf_file(found.model_path):
+        return original(server_args, init_tokenizer_manager_func, *args, **kwargs)
+    if found.node_rank == 0:
+        check_address(found.host, found.port)
+    left: set[Path] = set()
+
+    def init(server_args: Any, port_args: Any) -> Any:
+        left.add(Path(shm_path_for(port_args.instance_id)))
+        manager, *others = init_tokenizer_manager_func(server_args, port_args)
+        manager.signal_handler_class = _StopsOnInterrupt
+        manager.sigterm_watchdog = lambda: _stop(manager, left)
+        return manager, *others
+
+    with _own_temporary_folder():
+        try:
+            return original(server_args, init, *args, **kwargs)
+        finally:
+            for path in left | _queues_of_children():
+                path.unlink(missing_ok=True)
+
+
+def check_address(host: str | None, port: int) -> None:
+    """Raises GGUFError if a server cannot listen at ``host:port``, as uvicorn would find later."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or "127.0.0.1", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise GGUFError(
+            f"the server cannot listen at {host}:{port}: {error.strerror or error}",
+            hint="Choose another with --host and --port, or stop what listens there.",
+        ) from error
+
+
+def _queues_of_children() -> set[Path]:
+    """Queues in shared memory, by which ranks talk: each has the name of the process it is of."""
+    return {
+        path
+        for child in psutil.Process().children(recursive=True)
+        for path in Path("/dev/shm").glob(f"sgl_shm_*_{child.pid}_*")
+    }
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """A folder for the sockets of this server's processes, which the engine never removes."""
+    before = tempfile.gettempdir()
+    # torch keeps compiled code below the temporary folder, for the next start.
+    cache = os.path.join(before, f"torchinductor_{getpass.getuser()}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+    with tempfile.TemporaryDirectory(prefix="sglang-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = os.environ["TMPDIR"] = before
+
+
+class _StopsOnInterrupt(SignalHandler):
+    """Ctrl-C is SIGTERM; a second time it ends the server at once."""
+
+    def __init__(self, manager: TokenizerManager) -> None:
+        super().__init__(manager)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.interrupt)
+
+    def interrupt(self) -> None:
+        if self.tokenizer_manager.gracefully_exit:
+            kill_process_tree(os.getpid())
+        self.sigterm_handler(signal.SIGINT)
+
+
+async def _stop(manager: TokenizerManager, left: set[Path]) -> None:
+    """The engine's ``sigterm_watchdog``, which waits for requests however long they take.
+
+    Those that are not done after :data:`_GRACE` end with an error that says why.
+
+    Args:
+        left: takes what the engine's processes would leave behind.
+    """
+    while not manager.gracefully_exit:
+        await asyncio.sleep(_POLL)
+    deadline = time.monotonic() + _GRACE
+    while manager.rid_to_state and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL)
+    for rid, state in list(manager.rid_to_state.items()):
+        manager.abort_request(rid)
+        # Not by way of the scheduler, which may be at a long prompt.
+        manager._handle_abort_req(AbortReq(rid=rid, finished_reason=dict(_STOPPED)))
+        state.finished = True
+    await asyncio.sleep(_FLUSH)
+    left |= _queues_of_children()
+    manager.rid_to_state.clear()
+    await TokenizerManager.sigterm_watchdog(manager)

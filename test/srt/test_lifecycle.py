@@ -1,0 +1,141 @@
+"""How a server comes and goes: its port, who may reach it, how it ends, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from serving import (
+    CPU,
+    cpu_environment,
+    group_members,
+    launch,
+    server_command,
+    wait_for_group_to_end,
+)
+
+MODEL = Path(__file__).parents[1] / "data" / "counting" / "moe-Q4_K_M.gguf"
+LONG = {"temperature": 0, "max_new_tokens": 1900, "ignore_eos": True}
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+
+
+def _listening(pids: list[int]) -> list[str]:
+    """Addresses, as /proc has them, at which the processes listen."""
+    sockets = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(entry))
+            except OSError:
+                continue
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+                found.append(local.split(":")[0])
+    return found
+
+
+def _shared_memory(pids: list[int]) -> set[str]:
+    """Files in shared memory that the processes use."""
+    maps = (Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    return {
+        line.split()[-1] for text in maps for line in text.splitlines() if "/dev/shm/sgl" in line
+    }
+
+
+class _Stream(threading.Thread):
+    """A client that reads an answer as it comes."""
+
+    def __init__(self, url: str, body: dict) -> None:
+        super().__init__()
+        self.url, self.body = url, body
+        self.events: list[dict] = []
+
+    def run(self) -> None:
+        with requests.post(self.url, json=self.body | {"stream": True}, stream=True) as reply:
+            for line in reply.iter_lines():
+                data = line.removeprefix(b"data: ")
+                if data.startswith(b"{"):
+                    self.events.append(json.loads(data))
+
+
+def test_a_server_of_two_ranks_ends_when_told_to(log, tmp_path):
+    """Streams end with an error, nobody outside could connect, and nothing is left behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = cpu_environment(2) | {"TMPDIR": str(temporary)}
+    with launch(MODEL, log, *CPU, "--tp-size", "2", environment=environment) as server:
+        pids = group_members(server.pid)
+        listening = _listening(pids)
+        shared = _shared_memory(pids)
+        streams = [
+            _Stream(f"{server.url}/generate", {"text": "1 + 1", "sampling_params": LONG}),
+            _Stream(
+                f"{server.url}/v1/completions",
+                {"model": "m", "prompt": "2 + 2", "max_tokens": 1900, "ignore_eos": True},
+            ),
+        ]
+        for stream in streams:
+            stream.start()
+        deadline = time.monotonic() + 60
+        while not all(stream.events for stream in streams) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(server.pid, signal.SIGTERM)
+        told = time.monotonic()
+        for stream in streams:
+            stream.join(20)
+        took = time.monotonic() - told
+        rest = wait_for_group_to_end(server.pid, patience=30)
+    assert len(listening) >= 3 and set(listening) <= set(LOOPBACK)
+    assert took < 10
+    for stream in streams:
+        assert "shutting down" in json.dumps(stream.events[-1])
+    assert not rest
+    assert shared and not any(Path(name).exists() for name in shared)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    "host, port, message",
+    [
+        ("127.0.0.1", None, "in use"),
+        ("192.0.2.1", 12345, "annot assign"),
+        ("no-such-host.invalid", 12345, "no-such-host.invalid"),
+    ],
+)
+def test_an_address_that_cannot_be_had(host, port, message):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = port or other.getsockname()[1]
+        _refused(host, port, message)
+
+
+def _refused(host: str, port: int, message: str) -> None:
+    from ascend_gguf import GGUFError
+    from ascend_gguf.srt.entrypoints.http_server import check_address
+
+    with pytest.raises(GGUFError, match=message):
+        check_address(host, port)
+
+
+def test_a_port_in_use_is_noticed_before_loading():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = server_command(MODEL, port, *CPU)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=cpu_environment()
+        )
+    assert ended.returncode != 0
+    (error,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+    assert f"127.0.0.1:{port}" in error and "--port" in error
+    assert "Load weight" not in ended.stderr and "Traceback" not in ended.stderr
