@@ -83,7 +83,9 @@ def test_pre_tokenizers():
     assert sorted(names) == sorted(PRE_TOKENIZERS)
 
 
-@pytest.mark.parametrize("module, target, kind, name", plugin._HOOKS + plugin._NPU_HOOKS)
+@pytest.mark.parametrize(
+    "module, target, kind, name", plugin._HOOKS + plugin._SERVER_HOOKS + plugin._NPU_HOOKS
+)
 def test_hooks(module, target, kind, name):
     text = (DOCS / "architecture.md").read_text()
     row = next(line for line in text.splitlines() if f"`{module.replace('.', '/')}.py`" in line)

@@ -16,10 +16,11 @@ _LONGEST_SENTENCE = 2000
 def shown(text: object, longest: int = _LONGEST) -> str:
     """Text from a file or from another library, fit for a terminal or a log.
 
-    One line, cut after ``longest`` characters.  Whatever does not print (escape sequences, marks
-    that turn the direction of writing, lone surrogates) appears as its Python escape.
+    One line, cut after ``longest`` characters.  Whatever does not print (ends of lines, escape
+    sequences, marks that turn the direction of writing, lone surrogates) appears as its Python
+    escape.
     """
-    line = " ".join(str(text).splitlines())
+    line = str(text)
     if len(line) > longest:
         line = line[:longest] + "..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
@@ -77,7 +78,9 @@ class GGUFError(ValueError):
         if self.expected is not None:
             facts.append(f"expected {shown(self.expected, _LONGEST_SENTENCE)}")
 
-        text = ": ".join([*where, shown(self.problem, _LONGEST_SENTENCE)])
+        # Other libraries' messages, which a problem may quote, have several lines.
+        problem = " ".join(self.problem.splitlines())
+        text = ": ".join([*where, shown(problem, _LONGEST_SENTENCE)])
         if facts:
             text += f" ({', '.join(facts)})"
         text += "."

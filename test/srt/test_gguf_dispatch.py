@@ -111,7 +111,7 @@ def test_other_device_gets_what_the_engine_gives(other_device):
     }
 
 
-ASIDE = [hook for hook in plugin._HOOKS if hook[2] is not HookType.REPLACE]
+ASIDE = [hook for hook in plugin._HOOKS + plugin._SERVER_HOOKS if hook[2] is not HookType.REPLACE]
 
 
 @pytest.mark.parametrize("hook", ASIDE, ids=lambda hook: hook[1])

@@ -88,7 +88,9 @@ def switched_off() -> dict[str, Any]:
         "registered": sorted(HookRegistry._hooks),
         "loaded": loaded,
         "excepthook": excepthook,
-        "kinds": {target: kind.value for _, target, kind, _ in plugin._HOOKS},
+        "kinds": {
+            target: kind.value for _, target, kind, _ in plugin._HOOKS + plugin._SERVER_HOOKS
+        },
         "signatures": {
             target: [_signatures(hook), _signatures(found)]
             for target, hook, found in _hooks(plugin)
@@ -98,7 +100,7 @@ def switched_off() -> dict[str, Any]:
 
 def _hooks(plugin: Any) -> Iterator[tuple[str, Any, Any]]:
     """Target below ``sglang.srt``, our hook, and what the engine has at the target."""
-    for module, target, _, name in plugin._HOOKS:
+    for module, target, _, name in plugin._HOOKS + plugin._SERVER_HOOKS:
         hook = getattr(
             import_module(f"ascend_gguf.srt.{module}"), name or target.rpartition(".")[2]
         )
@@ -192,7 +194,10 @@ def hooks() -> dict[str, str]:
     """Full name of each target to its name below the module."""
     from ascend_gguf.srt import plugin
 
-    return {f"sglang.srt.{module}.{target}": target for module, target, _, _ in plugin._HOOKS}
+    return {
+        f"sglang.srt.{module}.{target}": target
+        for module, target, _, _ in plugin._HOOKS + plugin._SERVER_HOOKS
+    }
 
 
 def test_every_hook_is_applied(processes):
