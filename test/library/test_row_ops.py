@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ascend_gguf.kernels.row_ops import rms_norm, rotate, silu_and_mul
+from ascend_gguf.kernels.row_ops import (
+    gelu_tanh_and_mul,
+    rms_norm,
+    rotate,
+    rotate_by,
+    silu_and_mul,
+)
 
 #: dtype -> the relative rounding of a result.
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -37,9 +43,16 @@ def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, residual = numbers(shape, dtype), numbers(shape, dtype, 3.0)
     for weight in (torch.randn(shape[-1]).to(dtype), torch.randn(shape[-1])):
         close(rms_norm(x, weight, 1e-6), norm(x.double(), weight, 1e-6))
+        more = rms_norm(x, weight, 1e-6, plus_one=True)
+        close(more, norm(x.double(), 1 + weight.double(), 1e-6))
         out, sums = rms_norm(x, weight, 1e-2, residual)
         close(out, norm(x.double() + residual.double(), weight, 1e-2))
         torch.testing.assert_close(sums, (x.float() + residual.float()).to(dtype), rtol=0, atol=0)
+
+
+def test_rms_norm_of_rows_that_are_not_evenly_spaced() -> None:
+    x, weight = torch.randn(5, 6, 64)[:, :4], torch.randn(64)
+    close(rms_norm(x, weight, 1e-6), norm(x.double(), weight, 1e-6))
 
 
 def test_rms_norm_of_zeros() -> None:
@@ -53,12 +66,15 @@ def test_silu_and_mul(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = numbers((*shape[:-1], 2 * shape[-1]), dtype, 4.0)
     gate, up = x.double().chunk(2, -1)
     close(silu_and_mul(x), F.silu(gate) * up)
+    close(gelu_tanh_and_mul(x), F.gelu(gate, approximate="tanh") * up)
 
 
-def test_silu_of_large_numbers() -> None:
+def test_activations_of_large_numbers() -> None:
     gate = torch.tensor([-1e30, -200.0, -50.0, 0.0, 50.0, 200.0, 1e30, 1.0]).repeat(2)
     out = silu_and_mul(torch.cat([gate, torch.ones(16)]))
     torch.testing.assert_close(out, F.silu(gate), rtol=1e-6, atol=1e-7)
+    out = gelu_tanh_and_mul(torch.cat([gate, torch.ones(16)]))
+    torch.testing.assert_close(out, F.gelu(gate, approximate="tanh"), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("adjacent", [False, True])
@@ -82,3 +98,5 @@ def test_rotate(dtype: torch.dtype, rotary: int, adjacent: bool) -> None:
     # Differences of products, next to products of up to 4.
     torch.testing.assert_close(out[..., :rotary].double(), turned, rtol=ROUNDING[dtype], atol=4e-7)
     assert torch.equal(out[..., rotary:], x[..., rotary:])
+    if rotary == 128 and not adjacent:
+        assert torch.equal(out, rotate_by(x, *cos_sin[positions].chunk(2, 1)))

@@ -8,10 +8,11 @@ from importlib import import_module
 import pytest
 import torch
 from sglang.srt.layers import sampler
-from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.rotary_embedding.utils import apply_rotary_pos_emb_native_eager
 
 from ascend_gguf.srt import device
 from ascend_gguf.srt.layers import sampler as hooks
@@ -30,6 +31,15 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+#: Hooks whose names are not those of what they stand around.
+NAMES = {
+    SiluAndMul: "silu_and_mul",
+    GeluAndMul: "gelu_and_mul",
+    GemmaRMSNorm: "gemma_norm",
+    Gemma3RMSNorm: "gemma_norm",
+}
+
+
 def run(method: Callable, *args, is_ours: bool = True, **kwargs):
     """What a hooked function of the engine returns; the engine's own must (not) have run."""
     calls = []
@@ -39,7 +49,7 @@ def run(method: Callable, *args, is_ours: bool = True, **kwargs):
         return method.__wrapped__(*args, **kwargs)
 
     module = method.__wrapped__.__module__.replace("sglang", "ascend_gguf", 1)
-    hook = getattr(import_module(module), method.__name__)
+    hook = getattr(import_module(module), NAMES.get(type(args[0]), method.__name__))
     result = hook(original, *args, **kwargs)
     assert bool(calls) != is_ours
     return result
@@ -58,6 +68,20 @@ def test_rms_norm(dtype: torch.dtype) -> None:
     close(run(method, norm, x), plain(norm, x), dtype)
     close(run(method, norm, x, residual), plain(norm, x, residual), dtype)
     close(run(method, norm, x, residual, None), plain(norm, x, residual), dtype)
+
+
+@pytest.mark.parametrize("kind", [GemmaRMSNorm, Gemma3RMSNorm])
+@EVERY_DTYPE
+def test_gemma_norm(kind: type, dtype: torch.dtype) -> None:
+    norm = kind(128, eps=1e-5).to(dtype)
+    norm.weight.data.uniform_(-1, 1)
+    x, residual = torch.randn(7, 2, 128).to(dtype), torch.randn(7, 2, 128).to(dtype)
+    method, plain = kind.forward_native, kind.forward_native.__wrapped__
+    close(run(method, norm, x), plain(norm, x), dtype)
+    close(run(method, norm, x, residual), plain(norm, x, residual), dtype)
+    run(method, kind(100), torch.randn(3, 100), is_ours=False)
+    if kind is GemmaRMSNorm:
+        run(method, norm, x, residual, x, is_ours=False)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +129,25 @@ def test_silu_and_mul(dtype: torch.dtype) -> None:
     method = SiluAndMul.forward_native
     close(run(method, SiluAndMul(), x), method.__wrapped__(SiluAndMul(), x), dtype)
     run(method, SiluAndMul(), x[:, :190], is_ours=False)
+
+
+@EVERY_DTYPE
+def test_gelu_and_mul(dtype: torch.dtype) -> None:
+    x = 3 * torch.randn(5, 192).to(dtype)
+    method = GeluAndMul.forward_native
+    close(run(method, GeluAndMul(), x), method.__wrapped__(GeluAndMul(), x), dtype)
+    run(method, GeluAndMul("none"), x, is_ours=False)
+    run(method, GeluAndMul(), x[:, :190], is_ours=False)
+
+
+@EVERY_DTYPE
+def test_rotary_embedding_of_gemma3(dtype: torch.dtype) -> None:
+    q, k = torch.randn(9, 4, 64).to(dtype), torch.randn(9, 2, 64).to(dtype)
+    angles = (torch.rand(9, 32) * 6).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    expected = apply_rotary_pos_emb_native_eager(q, k, cos, sin)
+    hook = import_module("ascend_gguf.srt.models.gemma3_causal").apply_rotary_pos_emb
+    close(hook(pytest.fail, q, k, cos, sin), expected, dtype)
 
 
 @pytest.mark.parametrize("is_neox_style", [True, False])

@@ -10,9 +10,9 @@ from ascend_gguf.architectures.layers import has_tensor, sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
-    FRAME,
     PATTERN,
     REQUIRED,
+    TIED_FRAME,
     WINDOW,
     mlp,
 )
@@ -28,7 +28,7 @@ _DEFAULTS = {"logit_scale": 1.0}
 
 # One norm a block: attention and the feed-forward network take the same input.
 _BODY = (
-    *FRAME,
+    *TIED_FRAME,
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
     *ATTENTION,
     *mlp(),

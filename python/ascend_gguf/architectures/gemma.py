@@ -31,7 +31,6 @@ def _norm(gguf: str, hf: str, shape: str = "hidden") -> Rename:
 _BODY = (
     EMBEDDING,
     Rename("output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, numbers=True),
-    OUTPUT,
     _norm("attn_norm.weight", "input_layernorm.weight"),
     _norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
     _norm("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
@@ -100,7 +99,7 @@ ARCHITECTURES = (
         defaults={"final_logit_softcapping": None},
         reads=PATTERN | {"rope.freq_base_swa"},
         fixed=_ACTIVATION,
-        tensors=_BODY + _QK_NORM,
+        tensors=(*_BODY, OUTPUT, *_QK_NORM),
         rope=rope.by_layer_type(10000.0),
         derived=(sliding_unless(6), _query_scale(62)),
         beyond_float16=f"{_RESIDUALS}: 104,000 was measured",

@@ -23,7 +23,9 @@ PATTERN = frozenset({"attention.sliding_window_pattern"})
 EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
 #: Absent where the output shares the embedding's matrix.
 OUTPUT = Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True)
-FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"), OUTPUT)
+#: Of models whose output always is the embedding's matrix.
+TIED_FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"))
+FRAME = (*TIED_FRAME, OUTPUT)
 
 NORMS = (
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),

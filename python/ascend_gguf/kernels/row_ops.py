@@ -6,6 +6,8 @@ Numbers are float32, bfloat16 or float16; arithmetic is float32, and rounded onc
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +27,8 @@ from ascend_gguf.kernels.tiles import Program, float_bits, float_of, pointer
 
 # Numbers that are worth a thread's while.
 _TILE = 1 << 14
+# Of GELU's approximation: Hendrycks and Gimpel, arXiv 1606.08415.
+_GELU_SCALE, _GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
 def rms_norm(
@@ -32,13 +36,16 @@ def rms_norm(
     weight: torch.Tensor,
     eps: float,
     residual: torch.Tensor | None = None,
+    *,
+    plus_one: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Each row times ``weight`` over the root of its mean square.
 
     Args:
-        x: ``[..., n]``; ``n`` a multiple of 16, and rows evenly spaced.
+        x: ``[..., n]``; ``n`` a multiple of 16.
         weight: ``[n]``, of the dtype of ``x`` or float32.
         residual: of the shape and dtype of ``x``, added to it first.
+        plus_one: multiply by one more than ``weight``, as Gemma does.
 
     Returns:
         A new tensor; with ``residual`` also a new one with the sum.
@@ -46,8 +53,9 @@ def rms_norm(
     n, rows = x.shape[-1], _rows(x)
     out = torch.empty(x.shape, dtype=x.dtype)
     step = max(1, _TILE // n)
-    program = _rms_norm(n, x.dtype, weight.dtype, residual is not None)
-    numbers = (x.data_ptr(), rows.stride(0), weight.data_ptr(), out.data_ptr(), rows.shape[0], step)
+    program = _rms_norm(n, x.dtype, weight.dtype, residual is not None, plus_one)
+    count = rows.shape[0]
+    numbers = (rows.data_ptr(), rows.stride(0), weight.data_ptr(), out.data_ptr(), count, step)
     if residual is None:
         program.run(-(-rows.shape[0] // step), *numbers, float_bits(eps), 0, 0, 0)
         return out
@@ -64,7 +72,9 @@ def rms_norm(
 
 
 @functools.cache
-def _rms_norm(n: int, dtype: torch.dtype, weight_dtype: torch.dtype, adds: bool) -> Program:
+def _rms_norm(
+    n: int, dtype: torch.dtype, weight_dtype: torch.dtype, adds: bool, plus_one: bool
+) -> Program:
     given = "x x_stride weight out rows step eps residual residual_stride sums"
     width = _width(n)
 
@@ -100,6 +110,7 @@ def _rms_norm(n: int, dtype: torch.dtype, weight_dtype: torch.dtype, adds: bool)
 
             def scaled(j: ir.Value) -> None:
                 factors = load(builder, builder.gep(weight, [j]), 0, weight_dtype, width)
+                factors = factors + 1.0 if plus_one else factors
                 save(builder, builder.gep(out, [j]), 0, value(j) * scale * factors, dtype)
 
             repeat(builder, I64(0), I64(n), width, scaled)
@@ -114,10 +125,29 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
     ``n`` is a multiple of 16, and rows are evenly spaced.
     """
+    return _gated(gate_up, _itself)
+
+
+def gelu_tanh_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """As :func:`silu_and_mul`, with the approximation of GELU by a hyperbolic tangent."""
+    return _gated(gate_up, _twice_gelu_argument)
+
+
+def _itself(x: Vector) -> Vector:
+    return x
+
+
+def _twice_gelu_argument(x: Vector) -> Vector:
+    """``2 z``: GELU is ``x (1 + tanh(z)) / 2``, which is ``x`` times the sigmoid of ``2 z``."""
+    return x * (x * x * (2 * _GELU_SCALE * _GELU_CUBE) + 2 * _GELU_SCALE)
+
+
+def _gated(gate_up: torch.Tensor, argument: Callable[[Vector], Vector]) -> torch.Tensor:
+    """``gate * sigmoid(argument(gate)) * up``."""
     rows, n = _rows(gate_up), gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], n), dtype=gate_up.dtype)
     step = max(1, _TILE // 2 // n)
-    _silu_and_mul(n, gate_up.dtype).run(
+    _gated_rows(n, gate_up.dtype, argument).run(
         -(-rows.shape[0] // step),
         rows.data_ptr(),
         rows.stride(0),
@@ -129,7 +159,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _silu_and_mul(n: int, dtype: torch.dtype) -> Program:
+def _gated_rows(n: int, dtype: torch.dtype, argument: Callable[[Vector], Vector]) -> Program:
     def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
         def row(i: ir.Value) -> None:
             gate = pointer(builder, given.x, STORED[dtype], builder.mul(i, given.x_stride))
@@ -138,7 +168,7 @@ def _silu_and_mul(n: int, dtype: torch.dtype) -> Program:
             def part(j: ir.Value) -> None:
                 x = load(builder, builder.gep(gate, [j]), 0, dtype, LANES)
                 up = load(builder, builder.gep(gate, [j]), n, dtype, LANES)
-                negative = Vector(builder, builder.fneg(x.value))
+                negative = Vector(builder, builder.fneg(argument(x).value))
                 value = x * up / (exponential(negative) + 1.0)
                 save(builder, builder.gep(out, [j]), 0, value, dtype)
 
@@ -164,15 +194,42 @@ def rotate(
     Returns:
         A new contiguous tensor.
     """
+    cos, sin = cos_sin.chunk(2, -1)
+    return _rotated(x, positions, cos, sin, adjacent)
+
+
+def rotate_by(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding by given angles, of pairs that are half a head apart.
+
+    Args:
+        x: as of :func:`rotate`; ``head_size`` is a multiple of 32.
+        cos, sin: ``[tokens, head_size / 2]``, of one dtype, rows as far apart as each other's.
+
+    Returns:
+        A new contiguous tensor.
+    """
+    return _rotated(x, None, cos, sin, adjacent=False)
+
+
+def _rotated(
+    x: torch.Tensor,
+    positions: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    adjacent: bool,
+) -> torch.Tensor:
     tokens, heads, head_size = x.shape
     out = torch.empty(x.shape, dtype=x.dtype)
     step = max(1, _TILE // (heads * head_size))
-    _rotate(head_size, cos_sin.shape[1], x.dtype, cos_sin.dtype, adjacent).run(
+    rotary, by_position = 2 * cos.shape[1], positions is not None
+    _rotate(head_size, rotary, x.dtype, cos.dtype, adjacent, by_position).run(
         -(-tokens // step),
         x.data_ptr(),
         x.stride(0),
-        positions.data_ptr(),
-        cos_sin.data_ptr(),
+        positions.data_ptr() if by_position else 0,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.stride(0),
         out.data_ptr(),
         heads,
         tokens,
@@ -183,20 +240,28 @@ def rotate(
 
 @functools.cache
 def _rotate(
-    head_size: int, rotary: int, dtype: torch.dtype, angle_dtype: torch.dtype, adjacent: bool
+    head_size: int,
+    rotary: int,
+    dtype: torch.dtype,
+    angle_dtype: torch.dtype,
+    adjacent: bool,
+    by_position: bool,
 ) -> Program:
     half = rotary // 2
 
     def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
         def row(i: ir.Value) -> None:
-            position = builder.load(pointer(builder, given.positions, I64, i))
-            angle = builder.mul(position, I64(rotary))
-            angle = pointer(builder, given.cos_sin, STORED[angle_dtype], angle)
+            place = builder.load(pointer(builder, given.positions, I64, i)) if by_position else i
+            place = builder.mul(place, given.angle_stride)
+            angles = [
+                pointer(builder, address, STORED[angle_dtype], place)
+                for address in (given.cos, given.sin)
+            ]
             x = pointer(builder, given.x, STORED[dtype], builder.mul(i, given.x_stride))
             width = builder.mul(given.heads, I64(head_size))
             out = pointer(builder, given.out, STORED[dtype], builder.mul(i, width))
             turns = [
-                [load(builder, angle, start + j, angle_dtype, LANES) for start in (0, half)]
+                [load(builder, angle, j, angle_dtype, LANES) for angle in angles]
                 for j in range(0, half, LANES)
             ]
 
@@ -226,7 +291,8 @@ def _rotate(
 
         _each_row(builder, tile, given, row)
 
-    return Program("x x_stride positions cos_sin out heads rows step", write)
+    given = "x x_stride positions cos sin angle_stride out heads rows step"
+    return Program(given, write)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

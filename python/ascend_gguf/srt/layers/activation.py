@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 
-from ascend_gguf.kernels.row_ops import silu_and_mul
+from ascend_gguf.kernels import row_ops
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
-def forward_native(original: Callable, self: SiluAndMul, x: torch.Tensor) -> torch.Tensor:
+def silu_and_mul(original: Callable, self: SiluAndMul, x: torch.Tensor) -> torch.Tensor:
     """AROUND ``SiluAndMul.forward_native``."""
     if x.shape[-1] % 32 or not uses_cpu_kernels(x):
         return original(self, x)
-    return silu_and_mul(x)
+    return row_ops.silu_and_mul(x)
+
+
+def gelu_and_mul(original: Callable, self: GeluAndMul, x: torch.Tensor) -> torch.Tensor:
+    """AROUND ``GeluAndMul.forward_native``, for the approximation by a hyperbolic tangent."""
+    if x.shape[-1] % 32 or self.approximate != "tanh" or not uses_cpu_kernels(x):
+        return original(self, x)
+    return row_ops.gelu_tanh_and_mul(x)

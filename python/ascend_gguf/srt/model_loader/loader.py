@@ -38,6 +38,11 @@ from ascend_gguf.srt.layers.parameter import (
 )
 from ascend_gguf.srt.layers.pooler import apply_pooling
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
+from ascend_gguf.srt.layers.vocab_parallel_embedding import (
+    no_initialization,
+    pack_embeddings,
+    tie_output,
+)
 from ascend_gguf.srt.model_loader import resident
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
@@ -110,8 +115,10 @@ def load_model(
     quant_config.modules_to_not_convert += as_numbers
     quant_config.choice = resident.choose(self.options, path)
     with set_default_torch_dtype(model_config.dtype):
-        with target_device:
+        with target_device, no_initialization():
             model = engine._initialize_model(model_config, self.load_config, quant_config)
+            pack_embeddings(model, quant_config)
+        _tie_output(model, name_map)
         _keep_routers_in_float32(model, path, name_map)
         start = time.perf_counter()
         _load_weights(model, path, _weights(model, path, name_map), as_numbers)
@@ -153,6 +160,12 @@ def _loaded_as_numbers(name_map: dict[str, Target]) -> list[str]:
         if isinstance(target, Placement) and target.numbers
         for name in target.names
     ]
+
+
+def _tie_output(model: nn.Module, name_map: dict[str, Target]) -> None:
+    embedding = name_map.get("token_embd.weight")
+    if "output.weight" not in name_map and isinstance(embedding, str):
+        tie_output(model, embedding.removesuffix(".weight"))
 
 
 def _weights(

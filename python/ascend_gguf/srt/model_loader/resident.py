@@ -73,15 +73,18 @@ def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:
 
 def holdings(model: nn.Module) -> Iterator[Holding]:
     """Every weight of a model in place; tensors that several of them share count once."""
-    packed, shared = set(), {}
+    counted, shared = set(), {}
     for module in model.modules():
         for form in vars(module).get("gguf_forms", {}).values():
-            yield Holding(form.name, torch.Size(form.shape).numel(), form.nbytes)
-            packed |= {tensor.data_ptr() for tensor in form.tensors.values()}
+            places = {tensor.data_ptr() for tensor in form.tensors.values()}
+            if not places <= counted:  # an output matrix may be the embedding
+                yield Holding(form.name, torch.Size(form.shape).numel(), form.nbytes)
+            counted |= places
             shared |= {tensor.data_ptr(): tensor for tensor in form.shared.values()}
     for tensor in shared.values():
         yield Holding("shared offsets", 0, tensor.nbytes)
     for parameter in model.parameters():
-        if parameter.data_ptr() not in packed:
+        if parameter.data_ptr() not in counted:
+            counted.add(parameter.data_ptr())
             form = "dense" if parameter.dim() > 1 else "vectors"
             yield Holding(form, parameter.numel(), parameter.nbytes)

@@ -1,0 +1,107 @@
+"""Embeddings and output matrices that the engine's models make without a method for GGUF.
+
+Some models pass no ``quant_config`` to their embedding or output matrix, and some embed tokens with
+``torch.nn.Embedding`` or a subclass of it (Gemma 3's scales the rows).  Their weights are packed
+like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
+from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from torch import nn
+
+from ascend_gguf.srt.layers.parameter import stop_accepting_blocks
+from ascend_gguf.srt.layers.quantization.gguf import GGUFEmbeddingAscendMethod
+
+
+class PackedEmbedding(nn.Embedding):
+    """An ``nn.Embedding`` whose rows come from its ``quant_method``.
+
+    It has no ``weight`` where that is packed; the engine's logits ask for the method then.
+    """
+
+    quant_method: GGUFEmbeddingAscendMethod
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.quant_method.embedding(self, input)
+
+
+@functools.cache
+def _packed(kind: type[nn.Embedding]) -> type[nn.Embedding]:
+    """``kind`` with :class:`PackedEmbedding` as what its ``super().forward`` reaches."""
+    return type(kind.__name__, (kind, PackedEmbedding), {"__module__": kind.__module__})
+
+
+@contextmanager
+def no_initialization() -> Iterator[None]:
+    """Within, an ``nn.Embedding`` draws no random rows: the file's replace them."""
+    original = nn.Embedding.reset_parameters
+    nn.Embedding.reset_parameters = lambda self: None
+    try:
+        yield
+    finally:
+        nn.Embedding.reset_parameters = original
+
+
+def pack_embeddings(model: nn.Module, quant_config: GGUFConfig) -> None:
+    """Let embeddings and output matrices that have no method for GGUF hold packed weights.
+
+    Call before loading, with the model's dtype and device as the default ones.
+    """
+    for name, module in model.named_modules():
+        if is_layer_skipped_gguf(name, quant_config.modules_to_not_convert):
+            continue
+        if isinstance(module, nn.Embedding):
+            module.__class__ = _packed(type(module))
+        elif not (
+            isinstance(module, VocabParallelEmbedding)
+            and type(module.quant_method) is UnquantizedEmbeddingMethod
+        ):
+            continue
+        _use_gguf_method(module, quant_config)
+
+
+def _use_gguf_method(module: nn.Module, quant_config: GGUFConfig) -> None:
+    rows, cols = module.weight.shape
+    dtype, attributes = module.weight.dtype, vars(module.weight)
+    del module.weight
+    module.quant_method = GGUFEmbeddingAscendMethod(quant_config)
+    module.quant_method.create_weights(
+        module,
+        cols,
+        [rows],
+        cols,
+        rows,
+        dtype,
+        **{name: value for name, value in attributes.items() if name == "weight_loader"},
+    )
+
+
+def tie_output(model: nn.Module, embedding: str) -> None:
+    """Let ``lm_head`` share the weight of the model's embedding, where it is one of its own.
+
+    Of a file without output matrix, some models would hold the embedding twice.  Call before
+    loading.
+
+    Args:
+        embedding: the path of the embedding.
+    """
+    modules = dict(model.named_modules())
+    first, last = modules.get(embedding), modules.get("lm_head")
+    if (
+        last is not None
+        and isinstance(first, VocabParallelEmbedding)
+        and isinstance(last, VocabParallelEmbedding)
+        and type(first.quant_method) is type(last.quant_method)
+        and first.weight.shape == last.weight.shape
+        and first.weight.dtype == last.weight.dtype
+    ):
+        stop_accepting_blocks(last)
+        last.weight = first.weight
