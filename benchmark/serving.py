@@ -17,11 +17,14 @@ import statistics
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from gguf import TokenType
+
+from ascend_gguf import open_gguf
 from demo import free_port, running, wait_until_ready
 from serve import plan
 
@@ -33,9 +36,16 @@ PEER = "llama.cpp"
 
 
 class Server(NamedTuple):
+    """A server, the process group that it is, and the tokens that it is asked about."""
+
     name: str
     url: str
     group: int
+    tokens: Sequence[int]
+
+    def prompt(self, length: int) -> list[int]:
+        """Random tokens."""
+        return random.choices(self.tokens, k=length)
 
     def complete(self, prompt: list[int], tokens: int) -> tuple[float, float]:
         """Seconds to the first and to the last token of a greedy answer of so many."""
@@ -77,16 +87,24 @@ def main(arguments: list[str]) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend-gguf-serving-"))
         logs = options.log or Path(folder)
         logs.mkdir(exist_ok=True)
-        servers = []
+        servers, asked = [], (options.model, _tokens(options.model), logs)
         for form in options.weights.split(","):
-            servers.append(stack.enter_context(_ours(options.model, form, logs)))
+            servers.append(stack.enter_context(_ours(form, *asked)))
         if options.llama_server:
-            servers.append(stack.enter_context(_llama(options.llama_server, options.model, logs)))
+            servers.append(stack.enter_context(_llama(options.llama_server, *asked)))
         _print_table(servers, options.rounds)
 
 
+def _tokens(model: Path) -> Sequence[int]:
+    """The tokens of the model's vocabulary that are text."""
+    metadata = open_gguf(model).metadata
+    count = len(metadata["tokenizer.ggml.tokens"])
+    kinds = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * count)
+    return [token for token, kind in enumerate(kinds) if kind == TokenType.NORMAL]
+
+
 @contextlib.contextmanager
-def _ours(model: Path, weights: str, logs: Path) -> Iterator[Server]:
+def _ours(weights: str, model: Path, tokens: Sequence[int], logs: Path) -> Iterator[Server]:
     port, log = free_port(), logs / f"{weights}.log"
     command, environment = plan(
         str(model), "cpu", port, False,
@@ -99,12 +117,12 @@ def _ours(model: Path, weights: str, logs: Path) -> Iterator[Server]:
     with running(command, os.environ | environment, log) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(process, f"{url}/health", log, 300)
-        with _warm(Server(weights, url, process.pid)) as server:
+        with _warm(Server(weights, url, process.pid, tokens)) as server:
             yield server
 
 
 @contextlib.contextmanager
-def _llama(binary: Path, model: Path, logs: Path) -> Iterator[Server]:
+def _llama(binary: Path, model: Path, tokens: Sequence[int], logs: Path) -> Iterator[Server]:
     port, log = free_port(), logs / "llama.log"
     threads = len(os.sched_getaffinity(0))
     command = [
@@ -115,7 +133,7 @@ def _llama(binary: Path, model: Path, logs: Path) -> Iterator[Server]:
     with running(command, os.environ | {"LD_LIBRARY_PATH": libraries}, log) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(process, f"{url}/health", log, 300)
-        with _warm(Server(PEER, url, process.pid)) as server:
+        with _warm(Server(PEER, url, process.pid, tokens)) as server:
             yield server
 
 
@@ -131,22 +149,18 @@ def _warm(server: Server) -> Iterator[Server]:
         os.killpg(server.group, signal.SIGCONT)
 
 
-def _prompt(length: int) -> list[int]:
-    return [random.randrange(1000, 100_000) for _ in range(length)]
-
-
 def _prompt_speed(server: Server) -> float:
-    return PROMPT / server.complete(_prompt(PROMPT), 1)[0]
+    return PROMPT / server.complete(server.prompt(PROMPT), 1)[0]
 
 
 def _answer_speed(server: Server) -> float:
     """Of the tokens after the first, which are a step each."""
-    first, last = server.complete(_prompt(16), ANSWER)
+    first, last = server.complete(server.prompt(16), ANSWER)
     return (ANSWER - 1) / (last - first)
 
 
 def _total_speed(server: Server) -> float:
-    prompts = [_prompt(16) for _ in range(CONCURRENT)]
+    prompts = [server.prompt(16) for _ in range(CONCURRENT)]
     with ThreadPoolExecutor(CONCURRENT) as pool:
         start = time.perf_counter()
         list(pool.map(lambda prompt: server.complete(prompt, ANSWER), prompts))
