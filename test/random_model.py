@@ -194,12 +194,16 @@ class Model:
             )
         return _logprobs(model, prompt), furthest
 
-    def embedding(self, prompt: Sequence[int]) -> np.ndarray:
-        """The last token's final hidden state, of length one: float32 ``(hidden,)``."""
+    def embedding(self, prompt: Sequence[int], pooling: str = "last") -> np.ndarray:
+        """The final hidden state, of length one: float32 ``(hidden,)``.
+
+        ``pooling``: of the ``last`` token, of the first (``cls``), or the ``mean``.
+        """
         model = self.in_transformers().model
         with torch.no_grad():
             states = model(torch.tensor([list(prompt)])).last_hidden_state
-        return torch.nn.functional.normalize(states[0, -1], dim=0).numpy()
+        pooled = {"last": states[0, -1], "cls": states[0, 0], "mean": states[0].mean(0)}[pooling]
+        return torch.nn.functional.normalize(pooled, dim=0).numpy()
 
 
 def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:

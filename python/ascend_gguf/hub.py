@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader.joining import whole_name
 from ascend_gguf.reader.locate import is_gguf_name, is_model_name, parse_shard_name
 
 _REFERENCE = re.compile(
@@ -105,13 +106,20 @@ def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
         wanted = list(models)
     if len(wanted) != 1:
         listing = wanted or list(models)
+        hint = f"Name one: {reference.repo}:QUANTIZATION, or {reference.repo}/FILE.gguf."
+        pieces = sorted(name for name in files if whole_name(PurePosixPath(name).name))
+        if not listing:
+            hint = "Give a repository of GGUF files."
+        if pieces and not wanted:
+            listing = listing or pieces
+            hint = (
+                "Some are cut for uploading: download the pieces of one and join them with `cat`."
+            )
         raise GGUFError(
             "the repository holds several such models" if wanted else "no such GGUF model",
             file=_text(reference),
             found=", ".join(listing[:30]) or "no .gguf file",
-            hint=f"Name one: {reference.repo}:QUANTIZATION, or {reference.repo}/FILE.gguf."
-            if listing
-            else "Give a repository of GGUF files.",
+            hint=hint,
         )
     shards = models.get(wanted[0], [wanted[0]])
     if not files.issuperset(shards):

@@ -210,6 +210,33 @@ def test_rows(dtype):
     assert rows.dtype is dtype
     assert torch.equal(rows, expected[ids])
     assert BlocksLinear().rows(form, ids[:0]).shape == (0, 3, 336)
+    for id_ in (-1, 24):
+        with pytest.raises(IndexError, match="of 24"):
+            BlocksLinear().rows(form, torch.tensor([0, id_]))
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("count", [1, 40])
+def test_factors(dtype, count):
+    """Each piece's factor multiplies its products and its rows, and is rounded once."""
+    factors = (0.3, 1.0, 1.7)
+    parts = [
+        BlockTensor(m.blocks, m.block_type.ggml_type, factor=factor)
+        for m, factor in zip(
+            (matrix(KINDS[name], 8, seed=i) for i, name in enumerate(("Q4_K", "Q6_K", "NVFP4"))),
+            factors,
+            strict=True,
+        )
+    ]
+    form = form_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(parts)), dtype=dtype)
+    expected = torch.cat([part.dequantize() for part in parts])
+    assert torch.equal(expected[:8], matrix(KINDS["Q4_K"], 8, seed=0).dequantize() * factors[0])
+    assert torch.equal(form.dequantize(), expected)
+    assert torch.equal(BlocksLinear().rows(form, torch.arange(24)), expected.to(dtype))
+    x = torch.randn(count, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    y, exact = BlocksLinear().linear(x, form), x.double() @ expected.double().t()
+    limit = 1e-5 if dtype is torch.float32 else 1e-2
+    assert y.dtype is dtype and (y - exact).norm() < limit * exact.norm()
 
 
 def test_what_it_cannot_hold():

@@ -86,6 +86,7 @@ def test_choosing(reference, expected):
         ("o/r/x.gguf", FILES, "o/r/x.gguf: no such"),
         ("o/r:Q4_K_M", ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "several.*a-Q4_K_M.gguf, b-Q4_K_M"),
         ("o/r", ["config.json", "model.safetensors"], "no .gguf file"),
+        ("o/r:Q8_0", ["m.Q8_0.gguf.part1of2", "m.Q8_0.gguf.part2of2"], "part2of2.*join.*cat"),
         ("o/r:BF16", SHARDS[:1], "split into 2 files.*no BF16/m-BF16-00002-of-00002.gguf"),
         ("o/r:BF16", SHARDS[1:], "split into 2 files.*no BF16/m-BF16-00001-of-00002.gguf"),
     ],

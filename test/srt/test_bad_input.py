@@ -55,6 +55,10 @@ def _token_without_row(source: Path, target: Path) -> None:
     rewrite(source, target, metadata=metadata)
 
 
+def _reranker(source: Path, target: Path) -> None:
+    rewrite(source, target, tensors={"cls.output.weight": np.ones((2, 256), np.float32)})
+
+
 def _missing(source: Path, target: Path) -> None:
     pass
 
@@ -102,6 +106,11 @@ SPOILED = {
         _keys(tokenizer__chat_template=("{% if %}", Type.STRING)),
         ["tokenizer.chat_template", "does not parse"],
     ),
+    "attends in both directions": (
+        _keys(qwen3__attention__causal=(False, Type.BOOL)),
+        ["qwen3.attention.causal", "found False"],
+    ),
+    "reranker": (_reranker, ["cls.output.weight", "reranker", "llama-server --rerank"]),
     "adapter": (_keys(general__type=("adapter", Type.STRING)), ["LoRA adapter"]),
     "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
 }
@@ -147,6 +156,15 @@ def test_a_template_of_the_users_own_takes_the_place_of_a_broken_one(tmp_path, r
     template.write_text("{{ messages }}")
     arguments = ("--chat-template", str(template), *CPU)
     assert resolver("--model-path", str(path), *arguments) == ("", "")
+
+
+@pytest.mark.parametrize(("pooling", "says"), [(0, "none"), (4, "rank"), (9, "unknown")])
+def test_pooling_that_the_engine_lacks(tmp_path, resolver, pooling, says):
+    path = tmp_path / "model.gguf"
+    _keys(qwen3__pooling_type=(pooling, Type.UINT32))(DATA / "qwen3-dense-Q4_K_M.gguf", path)
+    kind, message = resolver("--model-path", str(path), *CPU, "--is-embedding")
+    _check_message(kind, message, path, "qwen3.pooling_type", f"{pooling} ({says}")
+    assert resolver("--model-path", str(path), *CPU) == ("", "")
 
 
 def test_piece_of_a_model(tmp_path, resolver):

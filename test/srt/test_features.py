@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
-from openai import OpenAI
+import requests
+from openai import BadRequestError, OpenAI
 
 from ascend_gguf import load_tokenizer
 from random_model import read_model
@@ -42,6 +44,12 @@ TOOL = {
 }
 
 
+TOOL_TEMPLATE = (
+    "{% for tool in tools %}{{ tool.function.name }} {% endfor %}{{ messages[0]['content'] }}: "
+)
+PICTURE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk"
+
+
 def _client(server) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60, max_retries=0)
 
@@ -54,7 +62,11 @@ def client(zygote, tmp_path_factory) -> OpenAI:
     for number, text in ENDS.items():
         texts[number] = text
     metadata = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.eos_token_id": 503}
-    rewrite(MODEL, folder / "model.gguf", metadata=metadata)
+    keys = {"tokenizer.chat_template.tool_use": (TOOL_TEMPLATE, gguf.GGUFValueType.STRING)}
+    # What some files have beside the text model: it is left out.
+    encoder = {"v.patch_embd.weight": np.ones((4, 4), np.float32)}
+    path = folder / "model.gguf"
+    rewrite(MODEL, path, metadata=metadata, keys=keys, tensors=encoder)
     arguments = ("--tool-call-parser", "qwen25", "--constrained-json-disable-any-whitespace")
     with zygote.serve(folder / "model.gguf", folder / "log", *CPU, *arguments) as server:
         yield _client(server)
@@ -100,6 +112,35 @@ def test_tool_call(client):
     assert json.loads(call.function.arguments) in ({"loud": True}, {"loud": False})
 
 
+def test_requests_with_tools_have_their_own_template(client, tmp_path):
+    ask = HELLO | {"max_tokens": 1}
+    plain = client.chat.completions.create(**ask)
+    tools = client.chat.completions.create(**ask, tools=[TOOL])
+    none = client.chat.completions.create(**ask, tools=[TOOL], tool_choice="none")
+    tokenizer = load_tokenizer(MODEL)
+    expected = [len(tokenizer.encode("ring hello: ")), len(tokenizer.apply_chat_template(
+        HELLO["messages"], add_generation_prompt=True, return_dict=False
+    ))]  # fmt: skip
+    assert [tools.usage.prompt_tokens, plain.usage.prompt_tokens] == expected
+    assert none.usage.prompt_tokens == plain.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url"])
+def test_a_text_model_takes_no_pictures(client, kind):
+    part = {"type": kind, kind: {"url": PICTURE, "data": "", "format": "wav"}}
+    content = [{"type": "text", "text": "What is this?"}, part]
+    ask = HELLO | {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    with pytest.raises(BadRequestError):
+        client.chat.completions.create(**ask)
+    # The text alone is answered.
+    ask["messages"] = [{"role": "user", "content": content[:1]}]
+    assert client.chat.completions.create(**ask).choices
+    url = str(client.base_url).replace("/v1/", "/generate")
+    for field in ("image_data", "audio_data"):
+        reply = requests.post(url, json={"text": "hello", field: PICTURE}, timeout=60)
+        assert reply.status_code == 400 and "this is a text model" in reply.text
+
+
 def test_reasoning(zygote, log):
     with zygote.serve(MODEL, log, *CPU, "--reasoning-parser", "deepseek-r1") as server:
         answer = _client(server).chat.completions.create(**HELLO, max_tokens=8)
@@ -115,3 +156,24 @@ def test_embeddings(zygote, log):
     for text, found in zip(texts, answer.data, strict=True):
         expected = model.embedding(tokenizer.encode(text))
         assert np.abs(expected - found.embedding).max() < 1e-4
+
+
+@pytest.mark.parametrize(("pooling", "name"), [(1, "mean"), (2, "cls")])
+def test_embeddings_pooled_as_the_file_says(zygote, log, tmp_path, pooling, name):
+    path = tmp_path / "model.gguf"
+    rewrite(MODEL, path, keys={"qwen3.pooling_type": (pooling, gguf.GGUFValueType.UINT32)})
+    # The second begins like the first, which the engine would find in its cache.
+    texts = ["hello world and all that is in it", "hello world and all that is not", "hello"]
+    arguments = (*CPU, "--is-embedding", "--dtype", "float32", "--chunked-prefill-size", "4")
+    with zygote.serve(path, log, *arguments) as server:
+        client = _client(server)
+        found = [
+            client.embeddings.create(model="default", input=text).data[0].embedding
+            for text in texts
+        ]
+        together = client.embeddings.create(model="default", input=texts)
+    tokenizer, model = load_tokenizer(MODEL), read_model(MODEL)
+    for text, alone, beside in zip(texts, found, together.data, strict=True):
+        expected = model.embedding(tokenizer.encode(text), name)
+        assert np.abs(expected - alone).max() < 1e-4
+        assert np.abs(expected - beside.embedding).max() < 1e-4

@@ -148,7 +148,13 @@ class Blocks(Form):
         return False
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of a single matrix: ids ``[n]`` to ``[n, cols]`` of :attr:`dtype`."""
+        """Rows of a single matrix: ids ``[n]`` to ``[n, cols]`` of :attr:`dtype`.
+
+        Raises:
+            IndexError: a row that there is not; a negative one is not counted from the end.
+        """
+        if len(ids) and not (0 <= ids.min() and ids.max() < self.shape[0]):
+            raise IndexError(f"rows {ids.min()} to {ids.max()} of {self.shape[0]}")
         out = torch.zeros(len(ids), self.shape[1], dtype=self.dtype, device="cpu")
         for part in self.parts:
             places = slice(None)

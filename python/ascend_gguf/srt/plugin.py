@@ -46,6 +46,12 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ),
     ("distributed.bootstrap", "_resolve_dist_init_method", HookType.AROUND, None),
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
+    (
+        "entrypoints.openai.serving_chat",
+        "OpenAIServingChat._process_messages",
+        HookType.AROUND,
+        None,
+    ),
     ("managers.tokenizer_manager", "TokenizerManager.generate_request", HookType.AROUND, None),
     (
         "managers.tokenizer_manager",

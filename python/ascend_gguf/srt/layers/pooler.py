@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import declare_resolution
+from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.layers.pooler import Pooler, PoolingType
 from torch import nn
 
@@ -19,6 +19,10 @@ _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
     3: ("last", PoolingType.LAST),
     4: ("rank: a score and no embedding", None),
 }
+
+
+#: Tokens of prompts computed at once, where prompts are not cut.
+_MOST_TOKENS = 4096
 
 
 def pooling_of(file: GGUFFile) -> PoolingType | None:
@@ -50,8 +54,15 @@ def prepare_pooling(server_args: Any, file: GGUFFile) -> None:
     chunks before.
     """
     if pooling_of(file) in (PoolingType.MEAN, PoolingType.CLS):
+        # Without chunks the engine sets memory aside for as many tokens as a batch may have.  One
+        # prompt may be longer.
+        tokens = min(resolving_view(server_args).max_prefill_tokens, _MOST_TOKENS)
         declare_resolution(
-            server_args, "ascend_gguf.pooling", disable_radix_cache=True, chunked_prefill_size=-1
+            server_args,
+            "ascend_gguf.pooling",
+            disable_radix_cache=True,
+            chunked_prefill_size=-1,
+            max_prefill_tokens=tokens,
         )
 
 

@@ -33,6 +33,7 @@ async def generate_request(
     try:
         # Who calls the engine from Python waits for nobody else.
         check_request(obj, _limits(self, None if request is None else MOST_AT_ONCE))
+        _check_media(self, obj)
         async for answer in original(self, obj, request):
             yield answer
     except RequestError as error:
@@ -69,6 +70,14 @@ def _create_tokenized_object(
     # Repetitions of repetitions are longer than a message may say.
     sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
     return made
+
+
+def _check_media(manager: Any, obj: Any) -> None:
+    if manager.model_config.is_multimodal:
+        return
+    for field in ("image_data", "video_data", "audio_data"):
+        if getattr(obj, field, None):
+            raise RequestError(field, getattr(obj, field), "nothing", "this is a text model")
 
 
 def _serves_gguf(manager: Any) -> bool:

@@ -1,0 +1,31 @@
+"""Messages of a chat: no picture is dropped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ascend_gguf.requests import RequestError
+
+#: Kinds of content that a text model does not take, by a part of their names.
+_MEDIA = ("image", "video", "audio")
+
+
+def _process_messages(
+    original: Callable, self: Any, request: Any, is_multimodal: bool, **options: Any
+) -> Any:
+    """AROUND ``OpenAIServingChat._process_messages``: refuse what a text model would not see.
+
+    The engine leaves pictures out where a chat template writes text alone.
+
+    Raises:
+        RequestError: names the kind of content; HTTP status 400.
+    """
+    if not is_multimodal and self.tokenizer_manager.model_config.quantization == "gguf":
+        for message in request.messages:
+            content = getattr(message, "content", None)
+            for part in content if isinstance(content, list) else ():
+                kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+                if any(word in str(kind) for word in _MEDIA):
+                    raise RequestError("messages", kind, "text", "this is a text model")
+    return original(self, request, is_multimodal, **options)
