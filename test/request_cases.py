@@ -90,7 +90,7 @@ def refused(vocab: int) -> dict[str, list[Request]]:
                 logprob_start_len=0,
             ),
         ],
-        "label_token_ids": [
+        "vocabulary": [  # the engine's own words
             ("/v1/score", {"model": "m", "query": "a", "items": ["b"], "label_token_ids": [vocab]})
         ],
         "n:": [
@@ -160,11 +160,13 @@ def refused(vocab: int) -> dict[str, list[Request]]:
             generate(positional_embed_overrides=odd) for odd in ({"a": 1}, [1], "x")
         ],
         "text": [generate(text=""), generate(text=[]), generate(text=["a", ""])],
-        "longer than": [tokens([7] * 100000), generate(text="ab " * 100000)],
+        "longer than": [tokens([7] * 100000)],
+        "too long": [generate(text="ab " * 100000)],
         "multi_item_delimiter_indices": [tokens([1, 2, 3], multi_item_delimiter_indices=[0, 99])],
         "token_indices_to_pool": [tokens([1, 2, 3], token_indices_to_pool=[i]) for i in (-99, 1)],
         "empty": [complete(prompt=""), complete(prompt=[]), complete(prompt=[[]])],
-        "rid": [generate(rid="x" * 1000), generate(text=["a", "b"], rid=["x", "x"])],
+        "rid": [generate(rid="x" * 1000)],
+        "request IDs": [generate(text=["a", "b"], rid=["x", "x"])],
     }
 
 

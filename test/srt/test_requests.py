@@ -1,0 +1,110 @@
+"""Requests of other people: one that cannot be served is refused, and nobody else notices it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from request_cases import Request, answered, refused
+from serving import CPU, NPU, Server, group_members
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+VOCAB = 512
+
+#: Answers that go on while the requests come, and the tokens of each.
+STREAMS, LONG = 16, 100
+
+#: For the streams, and as many more.
+ROOM = ("--max-total-tokens", "16384", "--max-running-requests", "32")
+
+#: Seconds within which each request has an answer.
+PATIENCE = 30
+
+#: Memory that a server may take for all of the requests, once it has seen them.
+MOST_GROWTH = 40 << 20
+
+
+@pytest.fixture(scope="module", params=["cpu", "npu"])
+def server(request, tmp_path_factory) -> Iterator[Server]:
+    npu = request.param == "npu"
+    zygote = request.getfixturevalue("npu_zygote" if npu else "zygote")
+    log = tmp_path_factory.mktemp("requests") / "server.log"
+    # Equal answers in whatever batch: in half precision tokens a rounding apart may swap.
+    arguments = (*(NPU if npu else CPU), "--dtype", "float32", *ROOM)
+    if npu:
+        arguments += ("--cuda-graph-max-bs-decode", "1")
+    with zygote.serve(MODEL, log, *arguments) as running:
+        yield running
+
+
+def _ask(server: Server, case: Request) -> requests.Response:
+    path, body = case
+    data = json.dumps(body)
+    headers = {"content-type": "application/json"}
+    return requests.post(f"{server.url}{path}", data=data, headers=headers, timeout=PATIENCE)
+
+
+def _stream(server: Server, number: int) -> list[int]:
+    """The tokens of a long answer, as they come."""
+    sampling = {"max_new_tokens": LONG, "temperature": 0, "ignore_eos": True}
+    body = {"input_ids": [7 + number, 8, 9], "sampling_params": sampling, "stream": True}
+    found: list[int] = []
+    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=300) as reply:
+        for line in reply.iter_lines():
+            if line.startswith(b"data: {"):
+                found = json.loads(line[6:])["output_ids"]
+    return found
+
+
+@contextmanager
+def _beside_streams(server: Server) -> Iterator[None]:
+    """Other people's answers, which are those that they get alone."""
+    with ThreadPoolExecutor(STREAMS) as pool:
+        alone = list(pool.map(lambda number: _stream(server, number), range(STREAMS)))
+        streams = pool.map(lambda number: _stream(server, number), range(STREAMS))
+        yield
+        beside = list(streams)
+    assert [len(tokens) for tokens in beside] == [LONG] * STREAMS
+    assert beside == alone
+
+
+def _refused() -> list[tuple[str, Request]]:
+    return [(field, case) for field, cases in refused(VOCAB).items() for case in cases]
+
+
+def _wrong(field: str, reply: requests.Response) -> list[str]:
+    """What is wrong with the answer to a request that is to be refused by a field."""
+    refused = reply.status_code == 400 and field in reply.text
+    return [] if refused else [f"{field}: {reply.status_code} {reply.text[:200]}"]
+
+
+def _memory(server: Server) -> int:
+    """Bytes of all processes of the server."""
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in group_members(server.pid))
+
+
+def test_one_by_one(server):
+    wrong = [line for field, case in _refused() for line in _wrong(field, _ask(server, case))]
+    replies = [_ask(server, case) for case in answered(VOCAB)]
+    wrong += [reply.text for reply in replies if reply.status_code != 200]
+    assert not wrong
+
+
+def test_all_at_once_beside_streams(server):
+    """Run after the requests above, whose memory is taken: the same again takes no more."""
+    before = _memory(server)
+    with _beside_streams(server), ThreadPoolExecutor(16) as pool:
+        bad = list(pool.map(lambda one: (one[0], _ask(server, one[1])), _refused()))
+        good = list(pool.map(lambda case: _ask(server, case), answered(VOCAB)))
+    assert not [line for field, reply in bad for line in _wrong(field, reply)]
+    assert {reply.status_code for reply in good} == {200}
+    growth = _memory(server) - before
+    print(f"{len(bad) + len(good)} requests beside {STREAMS} streams: {growth / 2**20:.1f} MiB")
+    assert growth <= MOST_GROWTH
