@@ -179,3 +179,14 @@ def test_on_the_hub(resolver, reference, file):
 def test_not_on_the_hub(resolver, reference, expected):
     kind, message = resolver("--model-path", reference, "--quantization", "gguf", *CPU)
     assert kind == "GGUFError" and expected in message and "owner/" in message
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "glm4"])
+def test_float16_is_refused_where_it_cannot_hold_the_model(resolver, tiny_model, name):
+    command = ("--model-path", str(tiny_model(name).path), *CPU)
+    kind, message = resolver(*command, "--dtype", "float16")
+    assert kind == "GGUFError" and "does not work in float16" in message
+    assert "--dtype bfloat16" in message and "310P" in message
+    allow = ("--model-loader-extra-config", '{"float16": "allow"}')
+    for arguments in (("--dtype", "bfloat16"), ("--dtype", "float16", *allow)):
+        assert resolver(*command, *arguments) == ("", "")

@@ -13,13 +13,16 @@ import pytest
 import requests
 
 from request_cases import Request, answered, refused
-from serving import CPU, NPU, Server, group_members
+from serving import CPU, NPU_ONE, Server, group_members
 
 MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
 VOCAB = 512
 
 #: Answers that go on while the requests come, and the tokens of each.
 STREAMS, LONG = 16, 100
+
+#: In half precision a batch rounds as it is put together: tokens a rounding apart may swap.
+EQUAL_IN_HALF = 12
 
 #: For the streams, and as many more.
 ROOM = ("--max-total-tokens", "16384", "--max-running-requests", "32")
@@ -35,12 +38,9 @@ MOST_GROWTH = 40 << 20
 def server(request, tmp_path_factory) -> Iterator[Server]:
     npu = request.param == "npu"
     zygote = request.getfixturevalue("npu_zygote" if npu else "zygote")
-    log = tmp_path_factory.mktemp("requests") / "server.log"
-    # Equal answers in whatever batch: in half precision tokens a rounding apart may swap.
-    arguments = (*(NPU if npu else CPU), "--dtype", "float32", *ROOM)
-    if npu:
-        arguments += ("--cuda-graph-max-bs-decode", "1")
-    with zygote.serve(MODEL, log, *arguments) as running:
+    log = tmp_path_factory.mktemp(f"requests_{request.param}") / "server.log"
+    arguments = (*NPU_ONE, "--dtype", "float16") if npu else (*CPU, "--dtype", "float32")
+    with zygote.serve(MODEL, log, *arguments, *ROOM) as running:
         yield running
 
 
@@ -72,7 +72,9 @@ def _beside_streams(server: Server) -> Iterator[None]:
         yield
         beside = list(streams)
     assert [len(tokens) for tokens in beside] == [LONG] * STREAMS
-    assert beside == alone
+    same = sum(a == b for a, b in zip(alone, beside, strict=True))
+    print(f"{same} of {STREAMS} streams are the same as alone")
+    assert same >= (EQUAL_IN_HALF if "npu" in server.log.parent.name else STREAMS)
 
 
 def _refused() -> list[tuple[str, Request]]:
