@@ -107,7 +107,7 @@ def _hooks(plugin: Any) -> Iterator[tuple[str, Any, Any]]:
         found: Any = import_module(f"sglang.srt.{module}")
         for part in target.split("."):
             found = getattr(found, part)
-        yield target, hook, found
+        yield target, hook, getattr(found, "__func__", found)  # of a class method
 
 
 def _is_hooked(found: Any, hook: Any) -> bool:

@@ -44,6 +44,55 @@ def sample(probs: torch.Tensor) -> torch.Tensor:
     return chosen.view(-1).int()
 
 
+def sample_seeded(
+    probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """One token of each row, which depends on that row, its seed and its position alone.
+
+    Args:
+        probs: as of :func:`sample`.
+        seeds, positions: whole numbers ``[rows]``.
+
+    Returns:
+        As :func:`sample`, int64 on the host.
+    """
+    sums = probs.cpu().cumsum(-1, dtype=torch.float64)
+    drawn = uniforms(seeds.cpu(), positions.cpu()).view(-1, 1) * sums[:, -1:]
+    tokens = torch.searchsorted(sums, _below(drawn, sums), right=True).view(-1)
+    return tokens.masked_fill(~(sums[:, -1] > 0), -1)
+
+
+def filtered(
+    probs: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor, min_ps: torch.Tensor
+) -> torch.Tensor:
+    """``probs [rows, vocabulary]`` with zeros for what top-k, top-p and min-p leave out.
+
+    They stay in the order of the vocabulary: were they drawn in the order of their size, the last
+    bit of a probability could change which token a random number means.
+    """
+    values, ids = probs.sort(dim=-1, descending=True)
+    before = values.cumsum(-1) - values
+    dropped = torch.arange(probs.shape[-1]) >= top_ks.view(-1, 1)
+    dropped |= before > top_ps.view(-1, 1)
+    dropped |= values < values[:, :1] * min_ps.view(-1, 1)
+    return torch.zeros_like(probs).scatter_(1, ids, values.masked_fill(dropped, 0.0))
+
+
+def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A number in ``[0, 1)`` for each pair of whole numbers (SplitMix64), float64."""
+    state = _mixed(seeds.long()) + positions.long()
+    bits = _mixed(state) >> 11 & (1 << 53) - 1
+    return bits.double() / (1 << 53)
+
+
+def _mixed(state: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's next output, int64 that wraps around."""
+    state = state - 0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        state = (state ^ state >> shift & (1 << 64 - shift) - 1) * factor
+    return state ^ state >> 31 & (1 << 33) - 1
+
+
 def most_probable(
     probs: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:

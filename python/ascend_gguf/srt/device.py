@@ -9,6 +9,7 @@ from sglang.srt.utils import is_cpu, is_npu
 _KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 _serves_gguf = False
+_lost_weights: str | None = None
 
 
 def uses_ascend_methods() -> bool:
@@ -25,6 +26,17 @@ def serve_gguf() -> None:
 def serves_gguf() -> bool:
     """Whether this process has loaded a GGUF model: others are the engine's own affair."""
     return _serves_gguf
+
+
+def set_lost_weights(problem: str | None) -> None:
+    """Say why this process has no weights to compute with, or that it has some again."""
+    global _lost_weights
+    _lost_weights = problem
+
+
+def lost_weights() -> str | None:
+    """Why there are no weights to compute with; None if there are."""
+    return _lost_weights
 
 
 def uses_cpu_kernels(*tensors: torch.Tensor) -> bool:

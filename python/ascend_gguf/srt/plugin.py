@@ -75,11 +75,47 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         None,
     ),
     ("managers.utils", "GenerationBatchResult.copy_to_cpu", HookType.AROUND, None),
+    *(
+        (
+            "managers.scheduler_components.weight_updater",
+            f"SchedulerWeightUpdaterManager.{name}",
+            HookType.AROUND,
+            None,
+        )
+        for name in ("begin_weight_update", "init_weights_update_group", "update_weights_from_ipc")
+    ),
+    (
+        "managers.tokenizer_manager",
+        "TokenizerManager._wait_for_model_update_from_disk",
+        HookType.AROUND,
+        None,
+    ),
+    *(
+        (
+            "managers.tokenizer_control_mixin",
+            f"TokenizerControlMixin.{name}_memory_occupation",
+            HookType.AROUND,
+            None,
+        )
+        for name in ("release", "resume")
+    ),
     ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", HookType.AROUND, None),
     ("model_executor.model_runner", "ModelRunner.sample", HookType.AROUND, None),
     (
         "model_executor.model_runner_components.cuda_graph_setup",
         "capture_decode_graph",
+        HookType.AROUND,
+        None,
+    ),
+    (
+        "model_executor.model_runner_components.weight_updater",
+        "WeightUpdater.update_weights_from_disk",
+        HookType.AROUND,
+        None,
+    ),
+    (
+        "model_executor.model_runner_components.weight_exporter",
+        "WeightExporter.get_weights_by_name",
         HookType.AROUND,
         None,
     ),
@@ -110,12 +146,23 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
             "_run_sdpa_forward_decode",
         )
     ),
+    ("layers.sampler", "multinomial_with_seed", HookType.AROUND, None),
+    ("layers.sampler", "Sampler._sample_from_logits", HookType.AROUND, None),
     ("layers.sampler", "sampling_from_probs_torch", HookType.AROUND, None),
     (
         "layers.sampler",
         "top_k_top_p_min_p_sampling_from_probs_torch",
         HookType.AROUND,
         None,
+    ),
+    *(
+        (
+            "sampling.sampling_batch_info",
+            f"SamplingBatchInfo.{name}",
+            HookType.AROUND,
+            None,
+        )
+        for name in ("from_schedule_batch", "merge_batch", "filter_batch")
     ),
     ("models.bailing_moe", "BailingMoESparseMoeBlock.__init__", HookType.AFTER, "scale_topk"),
     ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "repair_attention"),

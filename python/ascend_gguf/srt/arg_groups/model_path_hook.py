@@ -24,6 +24,7 @@ from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.locate import is_gguf_name
+from ascend_gguf.srt.arg_groups.unsupported_options import refuse_options
 from ascend_gguf.srt.layers.pooler import prepare_pooling
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.common import reads_from
@@ -42,7 +43,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     """
     asked = resolving_view(server_args)
     required = "gguf" in (asked.quantization, asked.load_format)
-    model = _find(asked.model_path, asked.revision, required)
+    model = find_model(asked.model_path, asked.revision, required)
     paths = {"model_path": model}
     if model != asked.model_path and asked.served_model_name is None:
         paths["served_model_name"] = asked.model_path
@@ -51,7 +52,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     elif asked.tokenizer_path:
         paths["tokenizer_path"] = _first_file(asked.tokenizer_path)
     if asked.speculative_draft_model_path:
-        paths["speculative_draft_model_path"] = _find(
+        paths["speculative_draft_model_path"] = find_model(
             asked.speculative_draft_model_path,
             asked.speculative_draft_model_revision,
             asked.speculative_draft_model_quantization == "gguf",
@@ -63,6 +64,8 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
         _settle_draft_format(server_args)
     original(server_args)
     found = resolving_view(server_args)
+    if check_gguf_file(found.model_path):
+        refuse_options(found)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
@@ -73,18 +76,12 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
         # A step on the CPU is over when its call returns: to begin the next before its result is
         # looked at would make each token wait for the next, and finished requests take one more.
         declare_resolution(server_args, "ascend_gguf.cpu", disable_overlap_schedule=True)
-        if found.enable_lora or found.lora_paths:
-            raise GGUFError(
-                "the engine's LoRA adapters need an accelerator, and this is the CPU",
-                file=found.model_path,
-                hint="Merge the adapter into the model before converting it to GGUF.",
-            )
     tokenizer = found.tokenizer_path or found.model_path
     if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
         load_tokenizer(tokenizer, check_template=not found.chat_template)
 
 
-def _find(path: str, revision: str | None, required: bool) -> str:
+def find_model(path: str, revision: str | None, required: bool) -> str:
     """The (first) file of the GGUF model at ``path``, fetched from the hub where it lies there.
 
     ``path`` itself if it is a model of another format; ``required`` says that it must not be.

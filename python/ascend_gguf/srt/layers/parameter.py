@@ -125,3 +125,13 @@ def settle(layer: Module, weight_name: str) -> Form | None:
         layer.register_parameter(f"{weight_name}_{name}", Parameter(tensor, requires_grad=False))
     vars(layer).setdefault("gguf_forms", {})[weight_name] = form
     return form
+
+
+def remove_weight(layer: Module, weight_name: str) -> None:
+    """Remove a weight in whatever form it is, its bias among experts, and what takes blocks."""
+    stop_accepting_blocks(layer, weight_name)
+    for name in list(layer._parameters):
+        if name == weight_name or name.startswith(f"{weight_name}_"):
+            delattr(layer, name)
+    for record in ("gguf_forms", "gguf_obstacles"):
+        vars(layer).get(record, {}).pop(weight_name, None)

@@ -5,9 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from sglang.srt.layers.sampler import Sampler
+from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from ascend_gguf.kernels.sampling import finite_rows, most_probable, sample
-from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.kernels.sampling import (
+    filtered,
+    finite_rows,
+    most_probable,
+    sample,
+    sample_seeded,
+)
+from ascend_gguf.srt.device import serves_gguf, uses_cpu_kernels
+
+
+def multinomial_with_seed(
+    original: Callable, logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """AROUND the engine's, which hashes every token of the vocabulary, in Triton.
+
+    Returns:
+        ``[rows, 1]``: a column of ``logprobs [rows, n]`` for each row.
+    """
+    if not serves_gguf():
+        return original(logprobs, seed, positions)
+    return sample_seeded(logprobs.exp(), seed, positions).view(-1, 1).to(logprobs.device)
+
+
+def _sample_from_logits(
+    original: Callable,
+    self: Sampler,
+    logits: torch.Tensor,
+    sampling_info: SamplingBatchInfo,
+    simple_sampling_case: bool,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """AROUND the engine's for NPUs: a batch with seeds is drawn on the host."""
+    seeds = sampling_info.sampling_seed
+    if seeds is None or not serves_gguf():
+        return original(self, logits, sampling_info, simple_sampling_case, positions)
+    probs = logits.cpu().float().softmax(-1)
+    if not simple_sampling_case:
+        limits = (sampling_info.top_ks, sampling_info.top_ps, sampling_info.min_ps)
+        probs = filtered(probs, *(limit.cpu() for limit in limits))
+    return sample_seeded(probs, seeds, positions).int().to(logits.device)
 
 
 def sampling_from_probs_torch(
@@ -39,6 +79,9 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
 
     Seeds, and the filtered probabilities where they are asked for, are the engine's own.
     """
+    if sampling_seed is not None and not return_filtered_probs and serves_gguf():
+        kept = filtered(*(given.cpu() for given in (probs, top_ks, top_ps, min_ps)))
+        return sample_seeded(kept, sampling_seed, positions).int().to(probs.device)
     rest = top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions
     few = None
     if sampling_seed is None and not return_filtered_probs and uses_cpu_kernels(probs):

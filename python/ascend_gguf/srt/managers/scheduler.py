@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sglang.srt.managers import io_struct
 
-from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.srt.device import lost_weights, serves_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ def guard_requests(result: None, self: Any) -> None:
         if not serves_gguf():
             return dispatch(recv_req)
         _bound(recv_req)
+        if (problem := lost_weights()) and list(self._tokenized_requests(recv_req)):
+            return _answer(self, recv_req, problem)
         try:
             return dispatch(recv_req)
         except Exception as error:

@@ -14,6 +14,9 @@ from ascend_gguf.requests import Limits, RequestError, check_prompt, check_reque
 from ascend_gguf.requests.checks import MOST_AT_ONCE
 from ascend_gguf.requests.values import INT32
 
+# Seconds in which the last step of decoding ends.
+_PATIENCE = 30.0
+
 #: What the engine raises about values that it did not expect, before it sends a request on.
 _MISUNDERSTOOD = (TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
@@ -78,6 +81,16 @@ def _check_media(manager: Any, obj: Any) -> None:
     for field in ("image_data", "video_data", "audio_data"):
         if getattr(obj, field, None):
             raise RequestError(field, getattr(obj, field), "nothing", "this is a text model")
+
+
+async def _wait_for_model_update_from_disk(original: Callable, self: Any, obj: Any) -> tuple:
+    """AROUND the engine's: the scheduler is a step behind the answers it has given.
+
+    It calls that busy, and would not flush the cache of the old weights.
+    """
+    if obj.flush_cache and not self.is_pause and _serves_gguf(self):
+        await self.flush_cache(timeout_s=_PATIENCE)
+    return await original(self, obj)
 
 
 def _serves_gguf(manager: Any) -> bool:

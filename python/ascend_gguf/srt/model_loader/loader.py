@@ -44,6 +44,7 @@ from ascend_gguf.srt.layers.vocab_parallel_embedding import (
     tie_output,
 )
 from ascend_gguf.srt.model_loader import resident
+from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
@@ -105,42 +106,60 @@ def load_model(
     """
     serve_gguf()
     path = model_config.model_path
-    name_map = _name_map(path, model_config.hf_config)
+    name_map = name_map_of(path, model_config.hf_config)
     # A file has no dtype of its own, and some models take the configuration's.
     model_config.hf_config.dtype = model_config.dtype
     target_device = torch.device(device_config.device)
     quant_config = engine._get_quantization_config(model_config, self.load_config)
-    as_numbers = _loaded_as_numbers(name_map)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
-    quant_config.modules_to_not_convert += as_numbers
+    quant_config.modules_to_not_convert += _loaded_as_numbers(name_map)
     quant_config.choice = resident.choose(self.options, path)
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():
             model = engine._initialize_model(model_config, self.load_config, quant_config)
             pack_embeddings(model, quant_config)
-        _tie_output(model, name_map)
-        _keep_routers_in_float32(model, path, name_map)
-        start = time.perf_counter()
-        _load_weights(model, path, _weights(model, path, name_map), as_numbers)
-        for _, module in model.named_modules():
-            quant_method = getattr(module, "quant_method", None)
-            if quant_method is not None:
-                with engine.device_loading_context(module, target_device):
-                    quant_method.process_weights_after_loading(module)
+        load_weights(model, path, name_map, self.options, target_device)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))
+    resident.report(model, path, model_config.dtype)
+    model.gguf_source = Source.of(path, name_map, self.options, quant_config)
+    return model
+
+
+def load_weights(
+    model: nn.Module,
+    path: str,
+    name_map: dict[str, Target],
+    options: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Put every weight of the file at ``path`` in place, and check products with them.
+
+    Call with the model's dtype as the default one.
+
+    Raises:
+        GGUFError: as :func:`load_model`.
+    """
+    _tie_output(model, name_map)
+    _keep_routers_in_float32(model, path, name_map)
+    start = time.perf_counter()
+    _load_weights(model, path, _weights(model, path, name_map), _loaded_as_numbers(name_map))
+    for _, module in model.named_modules():
+        quant_method = getattr(module, "quant_method", None)
+        if quant_method is not None:
+            with engine.device_loading_context(module, device):
+                quant_method.process_weights_after_loading(module)
     loaded = time.perf_counter()
-    resident.verify(model, path, self.options.get("on_mismatch", "dense"))
+    resident.verify(model, path, options.get("on_mismatch", "dense"))
     logger.info(
         "Loaded the weights in %.2f s, and checked products with them in %.2f s",
         loaded - start,
         time.perf_counter() - loaded,
     )
-    resident.report(model, path, model_config.dtype)
-    return model
 
 
-def _name_map(path: str, config: Any) -> dict[str, Target]:
+def name_map_of(path: str, config: Any) -> dict[str, Target]:
+    """Where the tensors of the file at ``path`` go in a model of the engine's ``config``."""
     # Architectures that the engine itself maps keep its map.
     builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
     if builder is not None:
@@ -268,8 +287,9 @@ def _load_weights(
             file=path,
             hint="The file and the model's configuration do not fit together.",
         ) from error
-    for module, name in aliased:
-        stop_accepting_blocks(module, name)
+    finally:
+        for module, name in aliased:
+            stop_accepting_blocks(module, name)
     _check_initialised(targets, path)
 
 

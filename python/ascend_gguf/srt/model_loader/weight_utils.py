@@ -98,6 +98,16 @@ def _scaled(
     return as_blocks(part, factor)
 
 
+def gguf_weight_names(gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]) -> frozenset[str]:
+    """The model's names, ``X.weight``, of what :func:`gguf_quant_weights_iterator` yields."""
+    return frozenset(
+        name
+        for tensor in open_gguf(gguf_file).tensors.values()
+        if (placement := _placement(tensor, gguf_to_hf_name_map)) is not None
+        for name in _names(tensor, placement)
+    )
+
+
 def get_gguf_extra_tensor_names(
     gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]
 ) -> list[Target]:

@@ -44,6 +44,7 @@ from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     make_resident,
     register_block_parameters,
+    remove_weight,
     settle,
     stop_accepting_blocks,
     unpack,
@@ -173,6 +174,8 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         self.kernel: LinearKernel | None = None
         #: The weight, once it is loaded; None where it is held as numbers.
         self.weight: Form | None = None
+        #: Creates the weights of a layer, once more.
+        self._create: Callable[[torch.nn.Module], None] | None = None
 
     def create_weights(
         self,
@@ -184,20 +187,29 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs,
     ):
-        self.kernel = type(self).kernel_of(self.quant_config, params_dtype)
+        sizes = (input_size_per_partition, output_partition_sizes, input_size, output_size)
+        self._create = partial(
+            self._create_weight, sizes=sizes, dtype=params_dtype, attributes=extra_weight_attrs
+        )
+        self._create(layer)
+
+    def _create_weight(
+        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, attributes: dict
+    ) -> None:
+        self.kernel = type(self).kernel_of(self.quant_config, dtype)
         with nullcontext() if self.kernel is None else torch.device("meta"):
-            self.dense.create_weights(
-                layer,
-                input_size_per_partition,
-                output_partition_sizes,
-                input_size,
-                output_size,
-                params_dtype,
-                **extra_weight_attrs,
-            )
+            self.dense.create_weights(layer, *sizes, dtype, **attributes)
         if self.kernel is not None:
             make_resident(layer, "weight", (*self.kernel.forms, Dense))
         accept_blocks(layer)
+        if getattr(layer, "bias", None) is not None:
+            _set_bias_dtype(layer, dtype)
+
+    def give_up_weights(self, layer: torch.nn.Module) -> None:
+        """Give up the weight, and be ready to load it once more."""
+        self.weight = None
+        remove_weight(layer, "weight")
+        self._create(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         stop_accepting_blocks(layer)
@@ -207,7 +219,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
             return
         bias = getattr(layer, "bias", None)
         if bias is not None and bias.dtype == torch.bfloat16:  # as the operator takes it
-            layer.bias = Parameter(bias.float(), requires_grad=False)
+            _set_bias_dtype(layer, torch.float32)
 
     def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
         """For each packed weight its shape class, and what checks it: see ``kernels.trust``."""
@@ -222,7 +234,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         dtype, self.weight = self.weight.dtype, None
         unpack(layer, "weight")
         if getattr(layer, "bias", None) is not None:
-            layer.bias = Parameter(layer.bias.to(dtype), requires_grad=False)
+            _set_bias_dtype(layer, dtype)
         self.dense.process_weights_after_loading(layer)
 
     def apply(
@@ -266,6 +278,7 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         self.loaded: set[tuple[int, str]] = set()
         #: Packed weights on the host; None elsewhere, and where they are held as numbers.
         self.experts: BlocksExperts | None = None
+        self._create: Callable[[torch.nn.Module], None] | None = None
 
     def create_weights(
         self,
@@ -276,23 +289,36 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs,
     ):
-        forms = expert_forms(self.quant_config, params_dtype)
+        sizes = (num_experts, hidden_size, intermediate_size_per_partition)
+        self._create = partial(
+            self._create_experts, sizes=sizes, dtype=params_dtype, attributes=extra_weight_attrs
+        )
+        self._create(layer)
+
+    def _create_experts(
+        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, attributes: dict
+    ) -> None:
+        forms = expert_forms(self.quant_config, dtype)
         # Biases are no packed form's affair: they need their memory.
-        is_shell = forms and not extra_weight_attrs.get("with_bias")
+        is_shell = forms and not attributes.get("with_bias")
         with torch.device("meta") if is_shell else nullcontext():
-            self.dense.create_weights(
-                layer,
-                num_experts,
-                hidden_size,
-                intermediate_size_per_partition,
-                params_dtype,
-                **extra_weight_attrs,
-            )
+            self.dense.create_weights(layer, *sizes, dtype, **attributes)
         for name in self.weight_names:
             if forms:
                 make_resident(layer, name, (*forms, Dense))
             # The layer's own loader: it keeps this rank's experts, then calls _load_gguf_weight.
             register_block_parameters(layer, name, layer.weight_loader, layer.weight_loader)
+
+    def give_up_weights(self, layer: torch.nn.Module) -> None:
+        """As of :class:`GGUFLinearAscendMethod`."""
+        self.types.clear()
+        self.loaded.clear()
+        self.experts = None
+        for name in self.weight_names:
+            remove_weight(layer, name)
+            if is_npu():
+                setattr(layer, f"{name.removesuffix('_weight')}_kernel", NPUUnquantMoEMethod())
+        self._create(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         layer.materialize_gguf_weights()
@@ -373,6 +399,12 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
             *(dispatch_output.hidden_states, topk_weights, topk_ids),
         )
         return StandardCombineInput(hidden_states=hidden_states)
+
+
+def _set_bias_dtype(layer: torch.nn.Module, dtype: torch.dtype) -> None:
+    bias = Parameter(layer.bias.to(dtype), requires_grad=False)
+    vars(bias).update(vars(layer.bias))  # its weight loader among them
+    layer.bias = bias
 
 
 def _fit_bias(layer: torch.nn.Module, name: str) -> None:

@@ -1,0 +1,33 @@
+"""Ways to replace weights that packed ones do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.managers.io_struct import (
+    BeginWeightUpdateReqOutput,
+    InitWeightsUpdateGroupReqOutput,
+    UpdateWeightsFromIPCReqOutput,
+)
+from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+
+_REFUSED = (
+    "The weights of a GGUF model take no tensors: write a GGUF file, and replace them by "
+    "/update_weights_from_disk. The weights are as they were."
+)
+
+
+def _refusing(output: type) -> Callable:
+    def refuse(original: Callable, self: SchedulerWeightUpdaterManager, recv_req: Any) -> Any:
+        """AROUND the engine's: one line instead of weights that are half replaced."""
+        if hasattr(self.tp_worker.model_runner.model, "gguf_source"):
+            return output(success=False, message=_REFUSED)
+        return original(self, recv_req)
+
+    return refuse
+
+
+begin_weight_update = _refusing(BeginWeightUpdateReqOutput)
+init_weights_update_group = _refusing(InitWeightsUpdateGroupReqOutput)
+update_weights_from_ipc = _refusing(UpdateWeightsFromIPCReqOutput)

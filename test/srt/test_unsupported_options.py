@@ -1,0 +1,110 @@
+"""Options that do not go together with a GGUF file: one line before anything is started."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ascend_gguf import GGUFError
+from ascend_gguf.srt.arg_groups import unsupported_options
+from ascend_gguf.srt.arg_groups.unsupported_options import REFUSALS, refuse_options
+from serving import CPU
+
+MODEL = Path(__file__).parents[1] / "data" / "qwen3-moe-Q4_K_M.gguf"
+
+#: Options as they are typed, and the one that the message names if there are several.
+ON_THE_CPU = (
+    "--quantization fp8",
+    "--quantization w8a8_int8",
+    "--quantization unquant",
+    "--load-format safetensors",
+    "--load-format flash_rl",
+    "--modelopt-quant fp8",
+    "--offload-group-size 2",
+    "--weight-cache-mode client",
+    "--delete-ckpt-after-loading",
+    "--model-checksum",
+    "--custom-weight-loader module.function",
+    "--checkpoint-engine-wait-weights-before-ready",
+    "--enable-memory-saver",
+    "--enable-weights-cpu-backup",
+    "--enable-eplb",
+    "--ep-num-redundant-experts 2",
+    "--init-expert-location placement.json",
+    "--moe-runner-backend triton_kernel",
+    "--moe-a2a-backend deepep",
+    "--enable-two-batch-overlap",
+    "--kv-cache-dtype fp8_e5m2",
+    "--kv-cache-dtype fp8_e4m3",
+    "--kv-cache-dtype nvfp4",
+    "--attention-backend triton",
+    "--enable-torch-compile",
+    "--enable-deterministic-inference",
+    "--enable-dp-attention --dp-size 2 --tp-size 2",
+    "--enable-lora",
+)
+SERVED = (
+    "",
+    "--quantization gguf",
+    "--load-format gguf",
+    "--cpu-offload-gb 1",
+    "--kv-cache-dtype bfloat16",
+    "--disable-radix-cache",
+    "--enable-mixed-chunk",
+    "--sampling-backend pytorch",
+    "--dp-size 2",
+)
+
+
+@pytest.mark.parametrize("typed", ON_THE_CPU)
+def test_refused_on_the_cpu(resolver, typed):
+    kind, message = resolver("--model-path", str(MODEL), *CPU, *typed.split())
+    assert kind == "GGUFError" and message.startswith(f"{MODEL}: "), (kind, message)
+    assert " is not supported: " in message and typed.split()[0] in message
+    assert "\n" not in message and "Leave out --" in message
+
+
+@pytest.mark.parametrize("typed", SERVED)
+def test_not_refused_on_the_cpu(resolver, typed):
+    assert resolver("--model-path", str(MODEL), *CPU, *typed.split()) == ("", "")
+
+
+NPU_DEFAULTS = {"model_path": "m.gguf", "attention_backend": "ascend", "load_format": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cpu_offload_gb", 4),
+        ("kv_cache_dtype", "fp8_e4m3"),
+        ("enable_torch_compile", True),
+        ("enable_two_batch_overlap", True),
+        ("enable_eplb", True),
+        ("attention_backend", "triton"),
+        ("quantization", "modelslim"),
+    ],
+)
+def test_refused_on_an_npu(monkeypatch, field, value):
+    monkeypatch.setattr(unsupported_options, "is_npu", lambda: True)
+    refuse_options(SimpleNamespace(**NPU_DEFAULTS))
+    option = "--" + field.replace("_", "-")
+    with pytest.raises(GGUFError, match=rf"^m\.gguf: {option}.* is not supported: .*\."):
+        refuse_options(SimpleNamespace(**NPU_DEFAULTS | {field: value}))
+
+
+def test_not_refused_on_an_npu(monkeypatch):
+    monkeypatch.setattr(unsupported_options, "is_npu", lambda: True)
+    allowed = {"enable_dp_attention": True, "enable_lora": True, "moe_a2a_backend": "deepep"}
+    refuse_options(SimpleNamespace(**NPU_DEFAULTS | allowed))
+
+
+def test_every_option_is_the_engines():
+    from sglang.srt.server_args import ServerArgs
+
+    parser = ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    known = {option: action.dest for option, action in parser._option_string_actions.items()}
+    assert [r.option for r in REFUSALS if known.get(r.option) != r.field] == []
