@@ -169,3 +169,19 @@ def test_encoders_are_left_out(tmp_path):
     file, plain = open_gguf(tmp_path / "m.gguf"), open_gguf(MODEL)
     found, expected = (architecture_of(f).name_map(f, load_config(f.path)) for f in (file, plain))
     assert found == expected
+
+
+@pytest.mark.parametrize("scale", [np.ones(2), np.array([np.nan]), np.array([np.inf])])
+def test_scale_that_makes_no_sense(scale, tmp_path):
+    tensors = {"blk.0.attn_q.scale": scale.astype(np.float32)}
+    rewrite(MODEL, tmp_path / "m.gguf", tensors=tensors)
+    file = open_gguf(tmp_path / "m.gguf")
+    with pytest.raises(GGUFError, match=r"attn_q.scale.*one finite number"):
+        architecture_of(file).name_map(file, load_config(file.path))
+
+
+def test_scale_without_a_weight(tmp_path):
+    rewrite(MODEL, tmp_path / "m.gguf", tensors={"blk.0.ffn_gate_exps.scale": np.ones(1, "f4")})
+    file = open_gguf(tmp_path / "m.gguf")
+    with pytest.raises(GGUFError, match=r"ffn_gate_exps.scale.*no such tensor"):
+        architecture_of(file).name_map(file, load_config(file.path))

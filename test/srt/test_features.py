@@ -69,6 +69,7 @@ def client(zygote, tmp_path_factory) -> OpenAI:
     rewrite(MODEL, path, metadata=metadata, keys=keys, tensors=encoder)
     arguments = ("--tool-call-parser", "qwen25", "--constrained-json-disable-any-whitespace")
     with zygote.serve(folder / "model.gguf", folder / "log", *CPU, *arguments) as server:
+        assert "serving the text model alone" in server.log.read_text()
         yield _client(server)
 
 

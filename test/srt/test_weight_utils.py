@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import GGUFError, dequantize, load_config, open_gguf
 from ascend_gguf.architectures import ARCHITECTURES as TABLE
-from ascend_gguf.architectures import architecture_of
+from ascend_gguf.architectures import Placement, architecture_of
 from ascend_gguf.srt.model_loader.weight_utils import (
     get_gguf_extra_tensor_names,
     gguf_quant_weights_iterator,
@@ -310,6 +310,24 @@ def test_scale_of_a_weight(type_name, tmp_path):
     assert torch.equal(torch.cat((weights["q.weight"] * 1, weights["k.weight"] * 1)), expected)
     expected = tensors["experts.weight"].dequantize() * scales.view(3, 1, 1)
     assert torch.equal(torch.stack([weights[f"{e}.weight"] * 1 for e in range(3)]), expected)
+
+
+def test_scales_of_tensors_that_become_one(tmp_path):
+    path = tensor_file(
+        tmp_path / "m.gguf",
+        k__weight=("Q8_0", (2, 4, 64)),
+        k__scale=("F32", (2,)),
+        v__weight=("F32", (2, 4, 64)),
+        v__scale=("F32", (1,)),
+    )
+    placement = Placement(
+        ("kv.weight",), undo=lambda k, v: torch.cat((k, v)), beside=("v.weight",), numbers=True
+    )
+    _, weights = weights_of(path, {"k.weight": placement, "v.weight": Placement(())})
+    tensors = open_gguf(path).tensors
+    k = tensors["k.weight"].dequantize() * tensors["k.scale"].numbers.view(2, 1, 1)
+    v = tensors["v.weight"].dequantize() * tensors["v.scale"].numbers
+    assert torch.equal(weights["kv.weight"], torch.cat((k, v)))
 
 
 @pytest.mark.parametrize("type_name", ["F32", "BF16", "Q8_0"])

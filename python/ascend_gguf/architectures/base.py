@@ -302,10 +302,13 @@ class Architecture:
         weight = file.tensors.get(tensor.name.removesuffix(".scale") + ".weight")
         if not tensor.name.endswith(".scale") or weight is None or self.rename(tensor.name):
             return False
+        if len(weight.shape) < 2:  # of a norm it would be something else
+            return False
         count = weight.shape[0] if len(weight.shape) == 3 else 1
-        if math.prod(tensor.shape) != count or tensor.type.dtype is None:
+        is_right = math.prod(tensor.shape) == count and tensor.type.dtype is not None
+        if not is_right or not tensor.numbers.isfinite().all():
             raise GGUFError(
-                "the scale of a weight is one number, or one for each expert",
+                "the scale of a weight is one finite number, or one for each expert",
                 file=tensor.file,
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tensor.shape}",

@@ -60,7 +60,8 @@ def gguf_quant_weights_iterator(
     for tensor, placement in placed:
         _check_names(tensor, placement)
     for tensor, placement in placed:
-        if _goes_as_blocks(tensor, placement) and scale_name(tensor.name) not in tensors:
+        has_scale = scale_name(tensor.name) in tensors
+        if _goes_as_blocks(tensor, placement) and not has_scale:
             for name in _names(tensor, placement):
                 yield (
                     _renamed(name, "qweight_type", tensor),
@@ -68,7 +69,7 @@ def gguf_quant_weights_iterator(
                 )
     for tensor, placement in placed:
         data = _data(tensor, placement, tensors)
-        scales = _scales(tensor, tensors)
+        scales = None if placement.beside else _scales(tensor, tensors)
         count = len(placement.names)
         for i, (name, part) in enumerate(
             zip(_names(tensor, placement), _parts(tensor, placement, data), strict=True)
@@ -181,7 +182,20 @@ def _data(
         data = data.unsqueeze(0)
     if placement.undo is None:
         return data
-    return placement.undo(data, *(stored(tensors[name]) for name in placement.beside))
+    if not placement.beside:
+        return placement.undo(data)
+    others = (tensors[name] for name in placement.beside)
+    return placement.undo(
+        _multiplied(data, tensor, tensors),
+        *(_multiplied(stored(other), other, tensors) for other in others),
+    )
+
+
+def _multiplied(
+    numbers: torch.Tensor, tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]
+) -> torch.Tensor:
+    scales = _scales(tensor, tensors)
+    return numbers if scales is None else numbers * scales.view(-1, *[1] * (numbers.dim() - 1))
 
 
 def _parts(tensor: GGUFTensor, placement: Placement, data: torch.Tensor) -> Iterator[torch.Tensor]:
