@@ -160,8 +160,7 @@ def refused(vocab: int) -> dict[str, list[Request]]:
             generate(positional_embed_overrides=odd) for odd in ({"a": 1}, [1], "x")
         ],
         "text": [generate(text=""), generate(text=[]), generate(text=["a", ""])],
-        "longer than": [tokens([7] * 100000)],
-        "too long": [generate(text="ab " * 100000)],
+        "long": [tokens([7] * 100000), generate(text="ab " * 100000)],
         "multi_item_delimiter_indices": [tokens([1, 2, 3], multi_item_delimiter_indices=[0, 99])],
         "token_indices_to_pool": [tokens([1, 2, 3], token_indices_to_pool=[i]) for i in (-99, 1)],
         "empty": [complete(prompt=""), complete(prompt=[]), complete(prompt=[[]])],
@@ -190,7 +189,7 @@ def answered(vocab: int) -> list[Request]:
         generate({"regex": "[a-z]{1,5000}"}),
         generate({"json_schema": json.dumps({"type": "string", "minLength": 10**6})}),
         generate({"ebnf": 'root ::= s\ns ::= s s | "a" | ""'}),
-        generate(return_logprob=True, top_logprobs_num=vocab, logprob_start_len=0),
+        generate(return_logprob=True, top_logprobs_num=min(vocab, 1024), logprob_start_len=0),
         generate(return_logprob=True, token_ids_logprob=[1, vocab - 1]),
         complete(prompt=["a", "b"], n=3, logprobs=2),
         complete(echo=True, logprobs=3, prompt=[1, 2, 3]),
@@ -199,3 +198,26 @@ def answered(vocab: int) -> list[Request]:
         ("/abort_request", {"rid": ""}),
         ("/abort_request", {"rid": "nope"}),
     ]
+
+
+#: What any client may ask of a server, and no server may die of; an answer of any status will do.
+OPERATIONS: list[Request] = [
+    ("/slow_down", {"forward_sleep_time": 3600}),
+    generate(),
+    ("/slow_down", {"forward_sleep_time": None}),
+    ("/start_profile", {"output_dir": "/proc/nope", "num_steps": 1}),
+    generate(),
+    ("/start_profile", {"activities": ["MEM"]}),
+    ("/start_profile", {"activities": ["RPD"]}),
+    ("/start_profile", {"profile_by_stage": True, "num_steps": 1, "output_dir": "/proc/nope"}),
+    generate(),
+    ("/stop_profile", {}),
+    ("/start_expert_distribution_record", {}),
+    ("/dump_expert_distribution_record", {}),
+    ("/end_weight_update", {}),
+    ("/send_weights_to_remote_instance", {"master_address": "x", "ports": "1"}),
+    ("/get_weights_by_name", {"name": "nope"}),
+    ("/open_session", {"capacity_of_str_len": -10, "session_id": "s"}),
+    generate(session_params={"id": "s", "rid": "nope"}),
+    ("/close_session", {"session_id": "s"}),
+]

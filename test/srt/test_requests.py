@@ -12,7 +12,7 @@ import psutil
 import pytest
 import requests
 
-from request_cases import Request, answered, refused
+from request_cases import OPERATIONS, Request, answered, generate, refused
 from serving import CPU, NPU_ONE, Server, group_members
 
 MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
@@ -97,6 +97,13 @@ def test_one_by_one(server):
     replies = [_ask(server, case) for case in answered(VOCAB)]
     wrong += [reply.text for reply in replies if reply.status_code != 200]
     assert not wrong
+
+
+def test_operations(server):
+    """What the engine's handlers raise is the answer."""
+    for case in OPERATIONS:
+        _ask(server, case)
+    assert _ask(server, generate()).status_code == 200
 
 
 def test_all_at_once_beside_streams(server):
