@@ -40,7 +40,11 @@ from serving import (
 ANSWER_TIMEOUT = 120.0
 
 #: Lines of a log that say what went wrong, the clearest first.
-_ERROR_LINES = (r"GGUFError: (.+)", r"^error: (.+)", r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)")
+_ERROR_LINES = (
+    r"GGUFError: (.+)",
+    r"(?:^|] )error: (.+)",
+    r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)",
+)
 
 
 class EngineFailed(AssertionError):
@@ -111,28 +115,39 @@ class Model:
         self._connection.send(arguments)
         return self._receive("the engine ended while computing", ANSWER_TIMEOUT)
 
-    def continued(self, prompt: Sequence[int], tokens: int, start: int = 0) -> dict:
-        """The greedy answer to a prompt, with log-probabilities from ``start`` on."""
-        return self.generate(
-            input_ids=list(prompt),
-            sampling_params={"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0},
-            return_logprob=True,
-            logprob_start_len=start,
-        )
+    def continued(
+        self, prompts: Sequence[Sequence[int]], new: int
+    ) -> list[tuple[list[int], list[float]]]:
+        """Each prompt with its most probable continuation, and log p of all but the first token.
+
+        The prompts are computed together.
+        """
+        answers = self._generate([list(prompt) for prompt in prompts], new)
+        return [
+            ([*prompt, *answer["output_ids"]], _values(answer, "input")[1:] + _values(answer))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
     def score(self, prompt: Sequence[int], continue_tokens: int) -> Score:
-        """The prompt computed, continued, and the continuation computed behind the cached prompt."""
-        answer = self.continued(prompt, continue_tokens)
-        tokens = [*prompt, *answer["output_ids"]]
-        prefill = _values(answer, "input")[1:]
-        again = self.continued(tokens, 1, start=len(prompt) - 1)
+        """A prompt and its continuation, and the latter again behind the cached prompt."""
+        ((tokens, logprobs),) = self.continued([prompt], continue_tokens)
+        again = self._generate(tokens, 1, start=len(prompt) - 1)
         return Score(
             tokens,
-            prefill + _values(answer, "output"),
+            logprobs,
             _values(again, "input")[1:],
             again["meta_info"]["cached_tokens"],
             self.probes,
             self.log,
+        )
+
+    def _generate(self, input_ids: list, new: int, start: int = 0) -> Any:
+        """A greedy answer, or one for each prompt, with log-probabilities from ``start`` on."""
+        return self.generate(
+            input_ids=input_ids,
+            sampling_params={"max_new_tokens": new, "ignore_eos": True, "temperature": 0},
+            return_logprob=True,
+            logprob_start_len=start,
         )
 
     def close(self) -> None:
@@ -157,7 +172,7 @@ class Model:
                 raise EngineFailed(f"nothing happened for {timeout:.0f} s", self._log)
 
 
-def _values(answer: dict, which: str) -> list[float]:
+def _values(answer: dict, which: str = "output") -> list[float]:
     return [entry[0] for entry in answer["meta_info"][f"{which}_token_logprobs"]]
 
 

@@ -14,7 +14,7 @@ from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-from hf_models import TINY, Tiny
+from hf_models import ONE_STAGE, TINY, Tiny
 from random_model import NAMES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -61,6 +61,14 @@ def _cell(device: str, tested: list[Tiny]) -> str:
     )
 
 
+def _stages(tested: list[str]) -> str:
+    """Which shapes of an architecture run on several stages of a pipeline."""
+    staged = [name for name in tested if name not in ONE_STAGE]
+    if len(staged) == len(tested):
+        return "yes"
+    return f"yes, but {', '.join(sorted(set(tested) - set(staged)))}" if staged else "no"
+
+
 def test_architectures():
     expected = []
     for name in sorted({architecture.name for architecture in ARCHITECTURES}):
@@ -68,9 +76,11 @@ def test_architectures():
         assert tested or name in NAMES, f"no test of {name}"
         shapes = ", ".join(tested or [name])
         models = list(tested.values())
-        expected.append([f"`{name}`", shapes, _cell("cpu", models), _cell("npu", models)])
+        cells = [_cell("cpu", models), _cell("npu", models), _stages(list(tested))]
+        expected.append([f"`{name}`", shapes, *cells])
     expected += [
-        [f"`{name}`", "", f"no: {why['cpu']}", f"no: {why['npu']}"] for name, why in REFUSED.items()
+        [f"`{name}`", "", f"no: {why['cpu']}", f"no: {why['npu']}", ""]
+        for name, why in REFUSED.items()
     ]
     expected.sort()
     table = "\n".join("| " + " | ".join(row) + " |" for row in expected)

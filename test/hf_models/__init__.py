@@ -8,8 +8,8 @@ knowing nothing of the project's table.
 """
 
 from hf_models.conversion import pairs_from_halves
-from hf_models.table import TINY
+from hf_models.table import ONE_STAGE, TINY
 from hf_models.tiny import Tiny
 from hf_models.writing import Written, write_model
 
-__all__ = ["TINY", "Tiny", "Written", "pairs_from_halves", "write_model"]
+__all__ = ["ONE_STAGE", "TINY", "Tiny", "Written", "pairs_from_halves", "write_model"]

@@ -1,79 +1,136 @@
-"""Every architecture of the table, served and compared with transformers in float32."""
+"""Every architecture of the table, computed and compared with transformers in float32."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from hf_models import TINY, Written
+from engine_process import EngineProcess
+from hf_models import ONE_STAGE, TINY, Written, write_model
 from random_model import PROMPT
 from serving import CPU, NPU_ONE, cpu_environment, mean_error
 
 #: Tokens of an answer, which other code computes than those of a prompt.
 ANSWER = 12
 
-#: Error of the log-probabilities of a prompt's tokens, and of the answer's: the mean, and in
-#: bfloat16 the median, as single tokens may meet other experts whose logits nearly tie.
+#: Error of the log-probabilities of a prompt's tokens, of the answer's, and of the answer's when
+#: the prompt is in the cache: the mean, and in bfloat16 the median, as single tokens may meet other
+#: experts whose logits nearly tie.
 LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 
 #: Small random models stay in float16's range, whatever their architecture is known for.
-ANY_DTYPE = ("--model-loader-extra-config", '{"float16": "allow"}')
+ANY_DTYPE = {"model_loader_extra_config": '{"float16": "allow"}'}
 
-#: What the server writes when a step has been replayed and compared with the model's own.
+#: What the log says when a step has been replayed and compared with the model's own.
 REPLAYED = "Decode steps of 1 are replayed."
 
-#: Biases of experts, matrices joined while loading, and projections that are one in the file.
-ON_TWO_RANKS = ("gpt-oss", "deepseek-v3", "phi3")
+#: One of each kind, which a server serves too: dense, capped scores, experts with biases, and
+#: latent attention with experts.
+SERVED = ("llama-3.1", "gemma2", "gpt-oss", "deepseek-v3")
+
+#: Models with one matrix for embedding and output, which are on different stages.
+TIED = ("llama-bias", "smollm3", "exaone4")
 
 
-def _served_on(device: str) -> list[str]:
+def _runs_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
-def _check(zygote, log, model: Written, dtype: str, *arguments: str, environment=None) -> None:
+def _check(model: Written, dtype: str, tokens: Sequence[int], *found: Sequence[float]) -> None:
+    """Compare log-probabilities: each of ``found`` is of the last tokens."""
+    expected = model.logprobs(tokens)
+    for logprobs in found:
+        errors = np.abs(np.subtract(logprobs, expected[-len(logprobs) :]))
+        typical = np.median if dtype == "bfloat16" else np.mean
+        parts = [typical(part) for part in (errors[:-ANSWER], errors[-ANSWER:]) if len(part)]
+        print("absolute error of log-probabilities:", *(f"{part:.2e}" for part in parts))
+        assert max(parts) <= LIMITS[dtype]
+
+
+def score_right(engine: EngineProcess, model: Written, dtype: str, **options) -> str:
+    """Compute a prompt and its answer, compare both, and return the log."""
+    options = (ANY_DTYPE if dtype == "float16" else {}) | options
+    score = engine.score(model.path, PROMPT, ANSWER, dtype=dtype, **options)
+    _check(model, dtype, score.tokens, score.logprobs, score.cached_logprobs)
+    return score.log
+
+
+def _serve(zygote, log, model: Written, dtype: str, *arguments: str, environment=None) -> None:
     # The prompt is given as token ids; these files have another model's tokenizer.
     arguments = (*arguments, "--dtype", dtype, "--skip-tokenizer-init")
+    if dtype == "float16":
+        arguments += ("--model-loader-extra-config", ANY_DTYPE["model_loader_extra_config"])
     with zygote.serve(model.path, log, *arguments, environment=environment) as server:
-        tokens, found = server.continued(PROMPT, ANSWER)
-    errors = [abs(f - e) for f, e in zip(found, model.logprobs(tokens), strict=True)]
-    typical = np.median if dtype == "bfloat16" else np.mean
-    prompt, answer = typical(errors[:-ANSWER]), typical(errors[-ANSWER:])
-    print(f"absolute error of log-probabilities: prompt {prompt:.2e}, answer {answer:.2e}")
-    assert max(prompt, answer) <= LIMITS[dtype]
+        tokens, logprobs = server.continued(PROMPT, ANSWER)
+    _check(model, dtype, tokens, logprobs)
 
 
-@pytest.mark.parametrize("name", _served_on("cpu"))
-def test_on_the_cpu(zygote, log, tiny_model, name):
-    """Steps of decoding are replayed, which the server does where nothing changes by it."""
-    _check(zygote, log, tiny_model(name), "float32", *CPU)
+@pytest.mark.parametrize("name", _runs_on("cpu"))
+def test_on_the_cpu(cpu_engine, tiny_model, name):
+    """Steps of decoding are replayed, which the engine does where nothing changes by it."""
+    assert REPLAYED in score_right(cpu_engine, tiny_model(name), "float32")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served_on_the_cpu(zygote, log, tiny_model, name):
+    """With all threads, and over HTTP."""
+    _serve(zygote, log, tiny_model(name), "float32", *CPU)
     assert REPLAYED in log.read_text()
 
 
+@pytest.mark.parametrize("name", _runs_on("cpu"))
+def test_on_two_ranks(cpu_engine, tiny_model, name):
+    score_right(cpu_engine, tiny_model(name), "float32", tp_size=2)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "deepseek-v3"])
+def test_served_on_two_ranks(zygote, log, tiny_model, name):
+    arguments = ("float32", *CPU, "--tp-size", "2")
+    _serve(zygote, log, tiny_model(name), *arguments, environment=cpu_environment(2))
+
+
+@pytest.mark.parametrize("name", [name for name in _runs_on("cpu") if name not in ONE_STAGE])
+def test_on_two_stages(cpu_engine, tiny_model, name):
+    """``test_ranks.py`` shows that others are refused."""
+    score_right(cpu_engine, tiny_model(name), "float32", pp_size=2)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_one_matrix_on_two_stages(cpu_engine, tmp_path, name):
+    sizes = {**TINY[name].sizes, "tie_word_embeddings": True}
+    model = write_model(tmp_path, replace(TINY[name], sizes=sizes))
+    score_right(cpu_engine, model, "float32", pp_size=2)
+
+
+@pytest.mark.parametrize("name", _runs_on("npu"))
+def test_on_the_simulated_npu(npu_engine, tiny_model, name):
+    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
+    _serve(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE)
+
+
+@pytest.mark.parametrize("name", _runs_on("npu"))
+def test_on_two_ranks_on_the_simulated_npu(npu_engine, tiny_model, name):
+    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, tp_size=2)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])  # capped scores, windows alone
-def test_long_prompts_together_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
+def test_long_prompts_together_on_the_simulated_npu(npu_engine, tiny_model, name):
     """Prompts of several chunks, one of which is a single token, and answers of a batch."""
     tokens = np.random.default_rng(1).integers(3, 500, 257 + 150).tolist()
     prompts = tokens[:257], tokens[257:]
-    model, arguments = tiny_model(name), (*NPU_ONE, "--chunked-prefill-size", "128")
-    arguments = (*arguments, "--dtype", "float16", *ANY_DTYPE, "--skip-tokenizer-init")
-    with npu_zygote.serve(model.path, log, *arguments) as server, ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda prompt: server.continued(prompt, ANSWER), prompts))
+    model, options = tiny_model(name), ANY_DTYPE | {"chunked_prefill_size": 128, "dtype": "float16"}
+    with npu_engine.load(model.path, **options) as loaded:
+        answers = loaded.continued(prompts, ANSWER)
     for tokens, found in answers:
         assert mean_error(found, model.logprobs(tokens)) <= LIMITS["float16"]
-
-
-@pytest.mark.parametrize("name", ON_TWO_RANKS)
-def test_on_two_ranks(zygote, log, tiny_model, name):
-    arguments = ("float32", *CPU, "--tp-size", "2")
-    _check(zygote, log, tiny_model(name), *arguments, environment=cpu_environment(2))
-
-
-@pytest.mark.parametrize("name", _served_on("npu"))
-def test_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
-    _check(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE, *ANY_DTYPE)
 
 
 def test_no_linear_attention_on_the_cpu():

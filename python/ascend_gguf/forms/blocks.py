@@ -69,6 +69,8 @@ class Blocks(Form):
 
     @classmethod
     def obstacle(cls, weight: Weight) -> str | None:
+        if not weight.pieces:
+            return "all of it is padding"
         if any(piece.col or piece.data.shape[-1] != weight.cols for piece in weight.pieces):
             return "its rows come in parts"
         for kind, _, blocks in map(_covering, weight.pieces):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Releases of the engine that the tests run against.
 ENGINE_VERSIONS = ("0.5.23",)
+
+#: What gloo raises in the ranks beside one that has ended.
+_PEER_GONE = re.compile(r"gloo.*Connection (closed|reset) by peer")
 
 _PATCH = "ascend_gguf.srt"
 _ENGINE = "sglang.srt"
@@ -278,6 +282,7 @@ def _refuse(version: str) -> None:
 def _report_gguf_errors_in_one_line() -> None:
     """An error about the user's file ends the command with its message, not with a traceback."""
     default = sys.excepthook
+    logging.getLogger("sglang.srt.managers.scheduler").addFilter(_without_traceback)
 
     @functools.wraps(default)
     def excepthook(kind, error, traceback):
@@ -287,3 +292,16 @@ def _report_gguf_errors_in_one_line() -> None:
             default(kind, error, traceback)
 
     sys.excepthook = excepthook
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Filter of the scheduler's log: one line where a rank ends because of the file.
+
+    The other ranks then lose their connections to it, of which they need not say more either.
+    """
+    error = sys.exc_info()[1]
+    if isinstance(error, GGUFError):
+        record.msg, record.args = "error: %s", (error,)
+    elif _PEER_GONE.search(str(error)) and uses_ascend_methods():
+        record.msg, record.args = "Another rank has ended, and so does this one.", ()
+    return True

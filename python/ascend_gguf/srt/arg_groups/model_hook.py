@@ -17,6 +17,7 @@ from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     """
     config = model_config_of(server_args).hf_config
     if check_gguf_file(resolving_view(server_args).model_path):
+        check_ranks(server_args)
         _keep_within_chunk(server_args, config)
         if is_npu() and _caps(config):
             _do_without_graphs(server_args)

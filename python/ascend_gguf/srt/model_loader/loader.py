@@ -46,6 +46,7 @@ from ascend_gguf.srt.layers.vocab_parallel_embedding import (
 from ascend_gguf.srt.model_loader import resident
 from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
+from ascend_gguf.srt.models import pipeline
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
 
@@ -114,10 +115,12 @@ def load_model(
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += _loaded_as_numbers(name_map)
     quant_config.choice = resident.choose(self.options, path)
+    pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():
             model = engine._initialize_model(model_config, self.load_config, quant_config)
             pack_embeddings(model, quant_config)
+        pipeline.run_all_layers(model)
         load_weights(model, path, name_map, self.options, target_device)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))

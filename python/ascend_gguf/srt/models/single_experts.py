@@ -19,13 +19,16 @@ def load_single_experts(
     model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Load ``X.experts.E.{gate,up,down}_proj.*`` as they come, and yield whatever else there is."""
+    modules = dict(model.named_modules())
     for name, data in weights:
         match = _NAME.fullmatch(name)
         if match is None:
             yield name, data
             continue
         module, expert, projection, kind = match.groups()
-        experts = model.get_submodule(module)
+        experts = modules.get(module)
+        if experts is None:
+            continue  # on another stage of the pipeline
         prefix, shard = _PARTS[projection]
         if kind == "bias":
             _load_bias(experts, int(expert), prefix, shard, data)
@@ -44,5 +47,6 @@ def _load_bias(experts: FusedMoE, expert: int, prefix: str, shard: str, bias: to
         place.copy_(bias) if experts.moe_tp_rank == 0 else place.zero_()
         return
     half = place.shape[0] // 2
-    start = half if shard == "w3" else 0
-    place.narrow(0, start, half).copy_(bias.narrow(0, experts.moe_tp_rank * half, half))
+    part = bias[experts.moe_tp_rank * half :][:half]  # less, or nothing, where widths are padded
+    place = place.narrow(0, half if shard == "w3" else 0, half).zero_()
+    place[: len(part)].copy_(part)

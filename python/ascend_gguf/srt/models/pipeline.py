@@ -1,0 +1,43 @@
+"""Model classes on the stages of a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from sglang.srt.runtime_context import get_parallel
+from torch import nn
+
+# They accept hidden states from the stage before, and do nothing with them.
+_ONE_STAGE = ("Llama4ForCausalLM",)
+
+
+def has_stages(model_class: type) -> bool:
+    """Whether a model class can hand its hidden states to the next stage."""
+    return model_class.__name__ not in _ONE_STAGE and (
+        "pp_proxy_tensors" in inspect.signature(model_class.forward).parameters
+    )
+
+
+def run_all_layers(model: nn.Module) -> None:
+    """Let a model without stages run all of its layers on each rank.
+
+    ``models/starcoder2.py`` and ``models/phi.py`` take the process's rank for its stage, so with
+    tensor parallelism all ranks but the first look for layers behind the last one.
+    """
+    if has_stages(type(model)):
+        return
+    for module in model.modules():
+        layers = getattr(module, "layers", None)
+        if isinstance(layers, nn.ModuleList) and hasattr(module, "start_layer"):
+            module.start_layer, module.end_layer = 0, len(layers)
+
+
+def untie_on_last_stage(config: Any) -> None:
+    """Let a model with one matrix for embedding and output have its own copy on the last stage.
+
+    The embedding is on the first one, and some classes have no output matrix then.
+    """
+    group = get_parallel().pp_group
+    if group.world_size > 1 and group.is_last_rank:
+        config.tie_word_embeddings = False

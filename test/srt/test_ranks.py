@@ -1,0 +1,150 @@
+"""Models that several ranks cannot share evenly, and ranks that end alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from engine_process import EngineFailed, EngineProcess
+from hf_models import ONE_STAGE, TINY, Written, write_model
+from random_model import write_model as write_random_model
+from serving import CPU, cpu_environment, mean_error, stop_group, tail, wait_for_group_to_end
+from srt.test_architectures import ANSWER, LIMITS, score_right
+
+DATA = Path(__file__).parents[1] / "data"
+BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
+
+#: Six heads, three key heads, and a vocabulary that no number of ranks below divides.
+ODD = {
+    "hidden_size": 192,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "vocab_size": 509,
+}
+
+#: Models whose key heads are as many as their query heads.
+ALL_HEADS = {"num_key_value_heads": 6}
+
+#: One of each kind that the engine pads on the CPU: with frequencies of its own, one matrix for
+#: queries, keys and values, biases of experts, latent attention, shared experts.
+PADDED = ("llama-3.1", "phi3", "gpt-oss", "deepseek-v3", "glm4moe")
+
+#: Those that it pads wrongly.
+NOT_PADDED = ("mixtral", "granitemoe", "olmo2", "olmo3", "command-r", "command-r-plus", "cohere2")
+NOT_PADDED += ("starcoder2", "exaone4", "exaone4-1.2b", "minimax-m2")
+
+
+@pytest.fixture
+def odd_model(tmp_path):
+    def written(name: str, **sizes) -> Written:
+        sizes = ODD | sizes
+        if "kv_lora_rank" in TINY[name].sizes:
+            sizes |= ALL_HEADS
+        return write_model(tmp_path, replace(TINY[name], sizes={**TINY[name].sizes, **sizes}))
+
+    return written
+
+
+def _refusal(engine: EngineProcess, path: Path, **options) -> str:
+    with pytest.raises(EngineFailed) as failed, engine.load(path, **options):
+        pass
+    assert "Init parallel begin" not in failed.value.log, "a rank was started"
+    assert "Traceback" not in failed.value.log
+    assert failed.value.reason.startswith(f"{path}: ")
+    return failed.value.reason.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padded_on_the_cpu(cpu_engine, odd_model, name):
+    """Four ranks: the last has no key head, and no column of the 192 of a layer, of its own."""
+    score_right(cpu_engine, odd_model(name), "float32", tp_size=4)
+
+
+@pytest.mark.parametrize("name", NOT_PADDED)
+def test_refused_on_the_cpu_where_padding_is_wrong(cpu_engine, odd_model, name):
+    assert _refusal(cpu_engine, odd_model(name).path, tp_size=2) == (
+        "2 ranks cannot share 3 key-value heads (found --tp-size 2). Use --tp-size 1 or 3."
+    )
+
+
+@pytest.mark.parametrize("name, ranks", [("olmo2", 3), ("gpt-oss", 3)])
+def test_three_ranks_on_the_cpu(cpu_engine, odd_model, name, ranks):
+    score_right(cpu_engine, odd_model(name), "float32", tp_size=ranks)
+
+
+def test_refused_on_an_npu(npu_engine, odd_model):
+    model = odd_model("glm4moe", num_attention_heads=9, head_dim=64)
+    assert _refusal(npu_engine, model.path, tp_size=2) == (
+        "2 ranks cannot share 9 attention heads (found --tp-size 2). Use --tp-size 1."
+    )
+    # 64 columns of an expert, 192 of a dense layer.
+    assert _refusal(npu_engine, model.path, tp_size=3) == (
+        "3 ranks cannot share 64 columns of an expert and 64 columns of the shared experts "
+        "(found --tp-size 3). Use --tp-size 1."
+    )
+
+
+def test_key_heads_cannot_be_shared_on_an_npu(npu_engine, odd_model):
+    assert _refusal(npu_engine, odd_model("olmo2").path, tp_size=2) == (
+        "2 ranks cannot share 3 key-value heads (found --tp-size 2). Use --tp-size 1, 3 or 6."
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "granitemoe"])
+def test_more_ranks_than_key_heads_on_an_npu(npu_engine, odd_model, name):
+    """Half of 160 columns is no multiple of a block, nor of what an NPU packs together."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1}
+    sizes["intermediate_size"] = 160
+    score_right(npu_engine, odd_model(name, **sizes), "float16", tp_size=2)
+
+
+def test_experts_that_cannot_be_dealt(cpu_engine, tiny_model):
+    assert _refusal(cpu_engine, tiny_model("llama4").path, tp_size=3, ep_size=3) == (
+        "3 ranks cannot share 4 experts (found --tp-size 3 --ep-size 3). Use another --ep-size too."
+    )
+
+
+def test_more_stages_than_layers(cpu_engine, tiny_model):
+    assert _refusal(cpu_engine, tiny_model("llama-2").path, pp_size=3) == (
+        "more stages than layers (found --pp-size 3, 2 layers). Use --pp-size 2 at the most."
+    )
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_qwen_on_two_stages(cpu_engine, name):
+    model = DATA / f"{name}.gguf"
+    reference = json.loads(model.with_suffix(".ref.json").read_text())
+    score = cpu_engine.score(model, reference["input_ids"], ANSWER, dtype="float32", pp_size=2)
+    prompt = score.logprobs[:-ANSWER]
+    assert mean_error(prompt, reference["token_logprobs"]) <= LIMITS["float32"]
+
+
+@pytest.mark.parametrize("name", sorted(ONE_STAGE))
+def test_one_stage_only(cpu_engine, tiny_model, name):
+    reason = _refusal(cpu_engine, tiny_model(name).path, pp_size=2)
+    assert "ForCausalLM runs on one stage only (found --pp-size 2). Leave out" in reason
+
+
+def test_a_rank_that_ends_takes_the_server_along(zygote, log, tmp_path):
+    """The last rows of a matrix, which the second rank alone takes, are no numbers."""
+    model = write_random_model(tmp_path / "model.gguf", default="F16")
+    tensors = gguf.GGUFReader(model.path).tensors
+    (broken,) = (tensor for tensor in tensors if tensor.name == "blk.1.attn_q.weight")
+    with open(model.path, "r+b") as file:
+        file.seek(broken.data_offset + broken.n_bytes // 2)
+        file.write(np.full(broken.n_bytes // 4, np.nan, "<f2").tobytes())
+    arguments = ["--model-path", str(model.path), *CPU, "--tp-size", "2", "--port", "0"]
+    order = {"arguments": arguments, "log": str(log), "environment": cpu_environment(2)}
+    pid = zygote.fork(order)
+    try:
+        assert wait_for_group_to_end(pid, patience=60) == [], tail(log)
+    finally:
+        stop_group(pid, ask=False)
+    text = log.read_text()
+    assert text.count(f"error: {model.path}: parameters are uninitialised, or not numbers") == 1
+    assert "Traceback" not in text
