@@ -103,6 +103,12 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         )
         for name in ("release", "resume")
     ),
+    (
+        "managers.detokenizer_manager",
+        "DetokenizerManager._decode_batch_token_id_output",
+        HookType.BEFORE,
+        "split_prompts_at_characters",
+    ),
     ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", HookType.AROUND, None),
     ("model_executor.model_runner", "ModelRunner.sample", HookType.AROUND, None),
     (
