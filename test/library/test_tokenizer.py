@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
 from ascend_gguf import GGUFError, load_generation_config, load_tokenizer, open_gguf
@@ -259,6 +262,49 @@ def test_words(tmp_path, pre, text, words):
     assert [text[start:end] for _, (start, end) in pieces] == words
 
 
+#: The models' own expressions, where ours are others: rule, place in it, how many are replaced.
+_ORIGINALS = {
+    ("tiny_aya", 0, 2): r"\d{1,3}(?=(?:\d{3})*\b)",
+    ("afmoe", 0, 2): r"\d{1,3}(?=(?:\d{3})*(?!\d))",
+    ("superbpe", 1, 2): r"(?=(\d{3})+(?!\d))",
+    ("deepseek-llm", 3, 1): r"\s+$",
+}
+
+
+@cache
+def _cutter(*patterns: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    )
+
+
+def _cut(patterns, text: str) -> list[str]:
+    return [word for word, _ in _cutter(*patterns).pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("name, place, count", _ORIGINALS)
+def test_expressions_that_look_once_cut_as_the_originals(name, place, count):
+    patterns = PRE_TOKENIZERS[name].patterns
+    original = _ORIGINALS[name, place, count]
+    originals = [*patterns[:place], original, *patterns[place + count :]]
+    parts = [*"1x_ .,\n\xa0", "23", "456", "7890123", "\u00b2", "\u0663", "\u3000", "\u00bd"]
+    source = random.Random(0)
+    for _ in range(2000):
+        text = "".join(source.choices(parts, k=source.randint(1, 9)))
+        assert _cut(patterns, text) == _cut(originals, text), text
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_long_runs_take_no_square_of_their_length(name):
+    # The originals of these took ten seconds and more for 50,000 digits or spaces.
+    patterns = PRE_TOKENIZERS[name].patterns
+    begin = time.process_time()
+    for run in ("1", " ", "\u3000", "a", "."):
+        _cut(patterns, run * 20_000 + "x")
+        _cut(patterns, run * 20_000 + "!")
+    assert time.process_time() - begin < 3
+
+
 def test_a_word_that_is_a_token(tmp_path):
     # Llama 3 has tokens that no merges lead to.
     for pre, expected in (("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])):
@@ -502,6 +548,7 @@ def test_sentencepiece_without_scores(tmp_path):
     "key, value, message",
     [
         ("tokens", [1, 2], "found 2 numbers of type int32, expected strings"),
+        ("tokens", ["<unk>", b"a\xf3"], r"a token is not UTF-8 .found 'a.*udcf3' as 1"),
         ("token_type", ["1", "3"], "found 2 strings, expected whole numbers"),
         ("token_type", [1.0, 3.0], "found 2 numbers of type float32, expected whole numbers"),
         ("token_type", [True, False], "found 2 numbers of type bool, expected whole numbers"),

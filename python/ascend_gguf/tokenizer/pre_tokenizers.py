@@ -70,8 +70,11 @@ _ASCII_SIGN = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _DEEPSEEK_WORDS = _ASCII_SIGN + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
 _DEEPSEEK_3 = (r"\p{N}{1,3}", _CJK_AND_KANA, _DEEPSEEK_WORDS + r"[\r\n]*|" + _LINES)
 
-# Digits in threes from the right: 1234567 is 1, 234, 567.
-_DIGIT_GROUPS = r"\d{1,3}(?=(?:\d{3})*(?!\d))"
+# Digits in threes from the right: 1234567 is 1, 234, 567.  The models' own expressions look at all
+# digits that follow, at each of them, which takes the square of the length.  These look once, where
+# the number starts.
+_FIRST_DIGITS = r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))"
+_BEFORE_FIRST_THREE = r"(?:(?<!\d)|(?<=\d)(?<!\d\d)|(?<=\d\d)(?<!\d\d\d))(?=(?:\d{3})+(?!\d))"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 _RULES: tuple[tuple[str, PreTokenizer], ...] = (
@@ -166,7 +169,13 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     (
         "tiny_aya cohere2moe",
-        PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"))),
+        PreTokenizer(
+            (
+                r"(?<!\d)\d++(?!\w)",
+                r"\A\d{1,2}(?=(?:\d{3})+\z)",
+                _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),
+            )
+        ),
     ),
     (
         "youtu",
@@ -198,7 +207,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
                 "[\r\n]",
                 rf"\s?[{_DEEPSEEK_LETTERS}]+",
                 "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-                r"\s+$",
+                r"(?<!\s)\s+$",
                 _CJK_AND_KOREAN,
                 r"\p{N}+",
             )
@@ -224,7 +233,8 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
         "afmoe",
         PreTokenizer(
             (
-                _DIGIT_GROUPS,
+                _FIRST_DIGITS,
+                r"\d{1,3}",
                 "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f"
                 "\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"
                 "\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
@@ -234,7 +244,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("poro-chat bloom gpt3-finnish", PreTokenizer((_BLOOM,))),
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
-    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
+    ("superbpe", PreTokenizer((r"\p{N}+", _BEFORE_FIRST_THREE, r"\G\d{3}(?=\d{3})"))),
     (
         "chameleon",
         PreTokenizer(

@@ -94,6 +94,7 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
         GGUFError: there is none, or its parts do not fit together.
     """
     tokens = _strings(file, "tokens")
+    _check_text(file, tokens)
     if "" in tokens:  # llama.cpp gives such a token a name too
         tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     if _PREFIX + "token_type" in file.metadata:
@@ -118,6 +119,19 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
             found=f"{tokens[twice]!r:.80} as {twice} and {vocabulary.ids[tokens[twice]]}",
         )
     return vocabulary
+
+
+def _check_text(file: GGUFFile, tokens: list[str]) -> None:
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+        for number, token in enumerate(tokens):
+            if place < len(token):
+                raise _error(
+                    file, "tokens", "a token is not UTF-8", found=f"{token!r:.80} as {number}"
+                ) from None
+            place -= len(token)
 
 
 def _array(file: GGUFFile, key: str) -> Any:
