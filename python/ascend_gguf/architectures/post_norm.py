@@ -19,6 +19,7 @@ from ascend_gguf.architectures.parts import (
     WINDOW,
     mlp,
 )
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 
@@ -33,10 +34,19 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     """``sliding_window_pattern`` as EXAONE's own configurations write it: ``LLLG``."""
     if attributes["sliding_window"] is None:
         return {}
-    letters = "".join(
-        "G" if kind == "full_attention" else "L" for kind in attributes["layer_types"]
-    )
-    return {"sliding_window_pattern": letters[: letters.find("G") + 1]}
+    types = attributes["layer_types"]
+    letters = "".join("G" if kind == "full_attention" else "L" for kind in types)
+    pattern = letters[: letters.find("G") + 1]
+    # The engine looks at the pattern's length alone: all that it can be is every n-th layer.
+    if not pattern or letters != (pattern * len(letters))[: len(letters)]:
+        raise GGUFError(
+            "the engine's model attends to everything in every n-th layer, or has no windows",
+            file=file.path,
+            key=f"{file.architecture}.attention.sliding_window_pattern",
+            found=letters,
+            expected="a pattern such as LLLG, over and over",
+        )
+    return {"sliding_window_pattern": pattern}
 
 
 _BODY = (

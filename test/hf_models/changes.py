@@ -1,0 +1,168 @@
+"""What a key of the metadata means to transformers: other values of keys, and of its configuration.
+
+Written from llama.cpp's converter and transformers' configurations, knowing nothing of the
+project's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_models.writing import Written
+
+#: A configuration as a dictionary, changed in place.
+Change = Callable[[dict[str, Any]], None]
+
+#: Keys that say sizes of tensors: another value alone does not fit the file.
+SIZES = frozenset(
+    {
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.key_length_mla",
+        "attention.value_length_mla",
+        "attention.q_lora_rank",
+        "attention.kv_lora_rank",
+        "expert_count",
+        "expert_feed_forward_length",
+        "expert_shared_count",
+        "expert_shared_feed_forward_length",
+        "leading_dense_block_count",
+        "interleave_moe_layer_step",
+        "nextn_predict_layers",
+        # Of these, one is enough for a file without experts or without groups to differ.
+        "context_length",
+        "expert_gating_func",
+    }
+)
+
+
+def rope(config: dict[str, Any], **parameters: Any) -> None:
+    """Other parameters of the rotary embedding, of layers that attend to everything."""
+    found = config["rope_parameters"]
+    found.get("full_attention", found).update(parameters)
+
+
+def _base(config: dict[str, Any]) -> None:
+    rope(config, rope_theta=50.5)
+    if config["model_type"] == "olmo3":  # one key for all of its layers
+        config["rope_parameters"]["sliding_attention"].update(rope_theta=50.5)
+
+
+def _set(**attributes: Any) -> Change:
+    def change(config: dict[str, Any]) -> None:
+        known = {name: value for name, value in attributes.items() if name in config}
+        assert known, f"transformers has none of {', '.join(attributes)}"
+        config.update(known)
+
+    return change
+
+
+def _invert_layers(config: dict[str, Any]) -> None:
+    other = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
+    config["layer_types"] = [other[kind] for kind in config["layer_types"]]
+
+
+def _experts_of_a_token(config: dict[str, Any]) -> None:
+    if "moe_topk" in config:
+        config["moe_topk"] = [3] * len(config["moe_topk"])
+    else:
+        _set(num_experts_per_tok=3, moe_k=3)(config)
+
+
+def _turn_less(config: dict[str, Any]) -> None:
+    if "rotary_dim" in config:  # transformers reads it from here alone
+        config["rotary_dim"] = 8
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope(config, partial_rotary_factor=8 / head)
+
+
+#: Key -> its other value, and what transformers calls that.
+OTHER: Mapping[str, tuple[Any, Change]] = {
+    "attention.layer_norm_rms_epsilon": (0.01, _set(rms_norm_eps=0.01)),
+    "attention.layer_norm_epsilon": (0.01, _set(layer_norm_eps=0.01, norm_epsilon=0.01)),
+    "attention.scale": (0.3, _set(attention_multiplier=0.3)),
+    "attention.sliding_window": (10, _set(sliding_window=10)),
+    "attention.sliding_window_pattern": (None, _invert_layers),
+    "embedding_scale": (2.0, _set(embedding_multiplier=2.0)),
+    "residual_scale": (0.7, _set(residual_multiplier=0.7)),
+    "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8)),
+    "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
+    "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
+    "expert_used_count": (3, _experts_of_a_token),
+    "expert_group_count": (None, lambda c: c.update(n_group=2 * c["n_group"])),
+    "expert_group_used_count": (None, lambda c: c.update(topk_group=c["topk_group"] + 1)),
+    "expert_weights_scale": (1.7, _set(routed_scaling_factor=1.7)),
+    "expert_weights_norm": (None, lambda c: c.update(norm_topk_prob=not c["norm_topk_prob"])),
+    "rope.dimension_count": (8, _turn_less),
+    "rope.freq_base": (50.5, _base),
+    "rope.freq_base_swa": (
+        777.5,
+        lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=777.5),
+    ),
+}
+
+#: A factor of linear scaling, by the key of 2023.
+LINEAR: Mapping[str, tuple[Any, Change]] = {
+    "rope.scale_linear": (2.0, lambda c: rope(c, rope_type="linear", factor=2.0)),
+}
+
+#: YaRN, key by key; without one of them it is what llama.cpp takes then.
+YARN: Mapping[str, tuple[Any, Change]] = {
+    "rope.scaling.type": ("yarn", lambda c: rope(c, rope_type="yarn")),
+    "rope.scaling.factor": (3.0, lambda c: rope(c, factor=3.0)),
+    "rope.scaling.original_context_length": (
+        512,
+        lambda c: rope(c, original_max_position_embeddings=512),
+    ),
+    "rope.scaling.yarn_beta_fast": (8.0, lambda c: rope(c, beta_fast=8.0)),
+    "rope.scaling.yarn_beta_slow": (4.0, lambda c: rope(c, beta_slow=4.0)),
+    "rope.scaling.yarn_attn_factor": (0.7, lambda c: rope(c, attention_factor=0.7)),
+    "rope.scaling.yarn_log_multiplier": (0.15, lambda c: rope(c, mscale=1.5, mscale_all_dim=1.5)),
+}
+
+
+def without(key: str, config: dict[str, Any]) -> None:
+    """A configuration of :data:`YARN` as it is where the file lacks ``key``."""
+    found = config["rope_parameters"]
+    found = found.get("full_attention", found)
+    if key == "rope.scaling.type":
+        kept = ("rope_theta", "factor", "partial_rotary_factor")
+        parameters = {name: found[name] for name in kept if name in found}
+        found.clear()
+        found.update(parameters, rope_type="linear")
+    elif key == "rope.scaling.factor":
+        found.update(rope_type="default")
+    elif key == "rope.scaling.original_context_length":
+        found.update(original_max_position_embeddings=config["max_position_embeddings"])
+    elif key == "rope.scaling.yarn_attn_factor":
+        found.pop("attention_factor")
+    elif key == "rope.scaling.yarn_log_multiplier":
+        found.pop("mscale"), found.pop("mscale_all_dim")
+    else:
+        found.pop(key.removeprefix("rope.scaling.yarn_"))
+
+
+def changed(model: Written, *changes: Change) -> torch.nn.Module:
+    """transformers' model of the same numbers under another configuration."""
+    base = model.reference
+    attributes = deepcopy(base.config.to_dict())
+    if "head_dim" in attributes and attributes["head_dim"] is None:  # YaRN would multiply it
+        attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
+    for change in changes:
+        change(attributes)
+    config = AutoConfig.for_model(**attributes)
+    other = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    other.load_state_dict(base.state_dict())
+    return other.eval()
