@@ -77,6 +77,9 @@ MODELS: Mapping[str, Tiny] = TINY | {
 #: One name for each entry of the project's table.
 _VARIANTS = ("llama-3.1", "llama-bias", "mistral", "phi4-mini", "command-r-plus", "exaone4-1.2b")
 NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
+#: What runs on the simulated NPU too.
+ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")
+
 #: Scaling of the rotary embedding that the engine's model leaves out.
 UNREPAIRED = {"mixtral", "gemma2", "granitemoe", "starcoder2", "deepseek-v2-lite", "deepseek-v3"}
 
@@ -214,6 +217,12 @@ def test_overrides(cpu_engine, written, name):
     options = {"dtype": "float32", "json_model_override_args": json.dumps(typed)}
     found = cpu_engine.score(model.path, PROMPT, 1, **options).logprobs[: len(whole)]
     assert mean_error(found, whole) <= RIGHT["float32"]
+
+
+@pytest.mark.parametrize("name", ON_THE_NPU)
+def test_on_the_simulated_npu(npu_engine, written, tmp_path, name):
+    dtype = MODELS[name].npu_dtype
+    check_others(npu_engine, written(name), tmp_path / "others.gguf", dtype=dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
