@@ -149,8 +149,8 @@ def assemble(contents: Contents) -> bytes:
 
 
 def data_size(dims: tuple[int, ...], kind: int) -> int:
-    """Bytes of a tensor of a known type; a row that is no whole number of blocks is rounded up."""
-    block, nbytes = GGML_QUANT_SIZES[kind]
+    """Bytes of a tensor; a row that is no whole number of blocks is rounded up."""
+    block, nbytes = GGML_QUANT_SIZES.get(kind, (1, 1))  # some types are no types
     columns, *rows = dims or (1,)
     return -(-columns // block) * nbytes * math.prod(rows)
 
