@@ -21,7 +21,7 @@ in_env = @exec .venv/bin/python $(1)
 # Empty where the SGLang environment that is active is used: on a real NPU.
 own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 
-.PHONY: help setup demo serve eval test fuzz bench
+.PHONY: help setup demo serve eval test peers fuzz bench
 
 help:
 	@echo "make setup    a Python environment for the CPU in .venv"
@@ -31,6 +31,7 @@ help:
 	@echo "make eval     MODEL=file.gguf [DEVICE, SIM, ARGS as above] or URL=http://...: GSM8K problems solved"
 	@echo "              [QUESTIONS=200] [SHOTS=5] [DATA=problems.jsonl] [RECORD=eval.json]"
 	@echo "make test     all tests                                           [ARGS='-k name ...']"
+	@echo "make peers    every model that llama.cpp's converter can write, beside transformers [ARGS='-k name ...']"
 	@echo "make fuzz     spoiled files: none may end a process or be more than refused"
 	@echo "              [SECONDS=60] [SEED=1] [FILES=1000] [JOBS=2] [FOLDER=build/fuzz], or AGAIN=file.gguf"
 	@echo "make bench    the benchmarks of benchmark/                        [ARGS=...]"
@@ -58,6 +59,10 @@ fuzz: setup
 	@PYTHONPATH=test exec .venv/bin/python -m fuzz $(if $(SECONDS),--seconds '$(SECONDS)') \
 		$(if $(SEED),--seed '$(SEED)') $(if $(FILES),--files '$(FILES)') $(if $(JOBS),--jobs '$(JOBS)') \
 		$(if $(FOLDER),--folder '$(FOLDER)') $(if $(AGAIN),--again '$(AGAIN)')
+
+peers: export ALL_PEERS := 1
+peers: setup
+	$(call in_env,-m pytest test/peers -q $(ARGS))
 
 bench: setup
 	@test -f benchmark/run.py || { echo "make bench: benchmark/run.py is not there yet" >&2; exit 1; }

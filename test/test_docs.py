@@ -13,6 +13,7 @@ from ascend_gguf.architectures import ARCHITECTURES, REFUSED
 from ascend_gguf.decoding import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
+from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from hf_models import ONE_STAGE, TINY, Tiny
 from random_model import NAMES
@@ -100,3 +101,8 @@ def test_hooks(module, target, kind, name):
     text = (DOCS / "architecture.md").read_text()
     row = next(line for line in text.splitlines() if f"`{module.replace('.', '/')}.py`" in line)
     assert re.search(rf"`({re.escape(target)}|{re.escape(target.rpartition('.')[2])})`", row)
+
+
+def test_repairs():
+    rows = _table("architecture.md", "engine class (`sglang/srt/models/…`)")
+    assert [row[0].strip("`") for row in rows] == list(REPAIRS)

@@ -284,11 +284,12 @@ TINY: dict[str, Tiny] = {
         | {"moe_intermediate_size": [192, 192]},
         hunyuan_metadata,
     ),
+    "hunyuan-dense": Tiny("hunyuan-dense", "hunyuan_v1_dense", {"head_dim": 64}),
 }
 
 #: Models that the engine runs on one stage of a pipeline only.
 ONE_STAGE = frozenset(
     ("mixtral", "gemma2", "gemma3", "granite", "granitemoe", "olmo2", "olmo3")
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
-    + ("llama4", "ernie4.5-moe", "hunyuan-moe")
+    + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
 )

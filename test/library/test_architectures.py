@@ -146,8 +146,11 @@ def test_shapes_of_the_table_are_those_of_the_model(arch, tmp_path):
             stacked = model[f"model.layers.1.mlp.experts.{part}"]
             halves = 1 if "down" in rule.gguf or isinstance(rule.hf, tuple) else 2
             assert expected == (stacked[0], stacked[1] // halves, stacked[2])
+        elif rule.optional and not set(flat(rule.hf)) & set(model):
+            assert rule.gguf.endswith(".bias")  # which transformers' model has if told so
         else:
-            shape = model[rule.hf]
+            shapes = [model[name] for name in flat(rule.hf)]
+            shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
             assert expected == (shape[1:] if "shexp" in rule.gguf and shape[0] == 1 else shape)
 
 
@@ -186,7 +189,7 @@ def test_layer_numbers_are_filled_in():
 @pytest.mark.parametrize(
     ("arch", "extra"),
     [
-        ("qwen3", "blk.0.attn_q.bias"),
+        ("qwen3", "blk.0.attn_output.bias"),
         ("qwen2", "blk.1.attn_q_norm.weight"),
         ("qwen3", "blk.0.ffn_gate_exps.weight"),
         ("qwen3moe", "blk.0.ffn_gate_shexp.weight"),
@@ -286,6 +289,31 @@ def test_layers_may_differ_in_how_experts_are_stored(tmp_path):
     names = name_map(opened(tmp_path, "qwen3moe", changed, fused_experts=True))
     assert "blk.0.ffn_up_exps.weight" in names
     assert "blk.1.ffn_gate_up_exps.weight" in names
+
+
+@EVERY_ARCHITECTURE
+def test_fused_queries_keys_and_values_share_their_rows(arch, tmp_path):
+    rows = {"q": 48, "k": 16, "v": 16}
+    apart = {f"blk.0.attn_{part}.{kind}": None for part in rows for kind in ("weight", "bias")}
+    fused = {"blk.0.attn_qkv.weight": (80, 48), "blk.0.attn_qkv.bias": (80,)}
+    names = name_map(opened(tmp_path, arch, apart | fused))
+    for kind in ("weight", "bias"):
+        placement = names[f"blk.0.attn_qkv.{kind}"]
+        assert placement.rows == tuple(rows.values())
+        expected = (f"model.layers.0.self_attn.{part}_proj.{kind}" for part in rows)
+        assert placement.names == tuple(expected)
+    assert "blk.1.attn_q.weight" in names
+
+
+@pytest.mark.parametrize("part", ["q.weight", "k.weight", "v.bias"])
+def test_queries_keys_and_values_both_fused_and_apart(part, tmp_path):
+    changed = {
+        "blk.0.attn_qkv.weight": (80, 48),
+        "blk.0.attn_qkv.bias": (80,),
+        f"blk.0.attn_{part}": {"q.weight": (48, 48), "k.weight": (16, 48), "v.bias": (16,)}[part],
+    }
+    with pytest.raises(GGUFError, match=r"same weights twice.*blk\.0\.attn_qkv"):
+        name_map(opened(tmp_path, "qwen3", changed))
 
 
 def test_experts_both_fused_and_separate(tmp_path):

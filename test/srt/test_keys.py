@@ -31,11 +31,12 @@ COUNTS = 3e-4
 #: Sizes that no shape follows: of the cache, of blocks left out, and what tells files apart.
 NO_SIZE_OF_A_TENSOR = {"context_length", "nextn_predict_layers", "expert_gating_func"}
 
-#: Keys that transformers' model leaves out.  Two normalise queries and keys after they are turned,
+#: Keys that transformers' model leaves out.  Three normalise queries and keys after they are turned,
 #: so that what they are multiplied by is lost; DeepSeek's norms of latents have an epsilon of
 #: their own, where llama.cpp and the engine have one for all norms.
 LOST = {
     "llama4_text": {"rope.scaling.yarn_attn_factor"},
+    "hunyuan_v1_dense": {"rope.scaling.yarn_attn_factor"},
     "hunyuan_v1_moe": {"rope.scaling.yarn_attn_factor"},
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon"},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon"},

@@ -277,7 +277,7 @@ class Architecture:
             if _is_left_out(tensor, config) or self._is_scale(tensor, file):
                 continue
             names[tensor.name] = self._checked_rule(tensor, config).target(config)
-        for rule in self._needed(config):
+        for rule in self._rules(config):
             if rule.gguf in names and rule.unless in names:
                 raise GGUFError(
                     f"the file holds the same weights twice, here and in {rule.unless}",
@@ -285,7 +285,7 @@ class Architecture:
                     tensor=rule.gguf,
                     hint=CONVERT_AGAIN,
                 )
-            if rule.gguf not in names and (rule.unless is None or rule.unless not in names):
+            if not (rule.optional or rule.gguf in names or rule.unless in names):
                 raise GGUFError(
                     "the model needs this tensor and the file lacks it",
                     file=file.path,
@@ -363,10 +363,8 @@ class Architecture:
             )
         return rule
 
-    def _needed(self, config: Any) -> Iterator[Rename]:
+    def _rules(self, config: Any) -> Iterator[Rename]:
         for rule in self.tensors:
-            if rule.optional:
-                continue
             if "{layer}" not in rule.gguf:
                 yield rule
                 continue

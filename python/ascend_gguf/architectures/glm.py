@@ -18,7 +18,6 @@ from ascend_gguf.architectures.parts import (
     ROUTED_FIELDS,
     experts,
     mlp,
-    qkv_bias,
     shared_expert,
 )
 
@@ -41,11 +40,10 @@ ARCHITECTURES = (
             per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
             per_layer("post_ffw_norm.weight", "hidden", "post_mlp_layernorm.weight"),
             *ATTENTION,
-            *qkv_bias(optional=True),
             *FUSED_MLP,
         ),
         rope=rope.partial,
-        derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"), rope.partial_factor),
+        derived=(rope.partial_factor,),
         # vLLM refuses it; llama.cpp adds up in float32 here, and says why in build_ffn.
         beyond_float16="GLM-4 is known to be numerically unstable in it",
     ),
@@ -61,7 +59,6 @@ ARCHITECTURES = (
             *FRAME,
             *NORMS_AROUND_ATTENTION,
             *ATTENTION,
-            *qkv_bias(optional=True),
             per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight", optional=True),
             per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", optional=True),
             *mlp("dense"),
@@ -74,7 +71,6 @@ ARCHITECTURES = (
         rope=rope.partial,
         derived=(
             groups,
-            has_tensor("attention_bias", "blk.0.attn_q.bias"),
             has_tensor("use_qk_norm", "blk.0.attn_q_norm.weight"),
             rope.partial_factor,
         ),

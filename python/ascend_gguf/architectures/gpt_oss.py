@@ -9,16 +9,16 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
-    ATTENTION,
     FIELDS,
     FRAME,
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
+    OUTPUT_BIAS,
     PATTERN,
     REQUIRED,
     WINDOW,
+    attention,
     experts,
-    qkv_bias,
 )
 from ascend_gguf.reader import GGUFFile
 
@@ -46,9 +46,8 @@ ARCHITECTURES = (
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,
-            *ATTENTION,
-            *qkv_bias(),
-            per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias"),
+            *attention(biased=True),
+            OUTPUT_BIAS,
             per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
             *experts(router="router.weight"),
             per_layer("ffn_gate_inp.bias", "experts", "mlp.router.bias"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ascend_gguf.architectures.base import Architecture, fraction, scale
 from ascend_gguf.architectures.layers import query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
-from ascend_gguf.architectures.parts import FIELDS, REQUIRED, SOFTMAX_ROUTER, experts, mlp
+from ascend_gguf.architectures.parts import FIELDS, MLP_BIAS, REQUIRED, SOFTMAX_ROUTER, experts, mlp
 
 _FIELDS = FIELDS | {
     "attention.scale": scale("attention_multiplier"),
@@ -26,7 +26,7 @@ ARCHITECTURES = (
         defaults=_DEFAULTS,
         # llama.cpp's switch for no rotary embedding at all.
         fixed={"rope.scaling.finetuned": (True,)},
-        tensors=BODY + mlp(),
+        tensors=BODY + mlp() + MLP_BIAS,
         derived=(query_scale,),
     ),
     Architecture(
@@ -36,7 +36,7 @@ ARCHITECTURES = (
         fields=_FIELDS,
         required=_REQUIRED,
         defaults=_DEFAULTS,
-        tensors=BODY + mlp(),
+        tensors=BODY + mlp() + MLP_BIAS,
         derived=(query_scale,),
     ),
     Architecture(

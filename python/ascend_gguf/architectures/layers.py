@@ -51,9 +51,9 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     return [bool(slides) for slides in pattern[:layers]]
 
 
-def has_tensor(attribute: str, tensor: str) -> Derivation:
-    """An attribute that is true where the file has a tensor."""
-    return lambda file, attributes: {attribute: tensor in file.tensors}
+def has_tensor(attribute: str, *tensors: str) -> Derivation:
+    """An attribute that is true where the file has one of the tensors."""
+    return lambda file, attributes: {attribute: any(name in file.tensors for name in tensors)}
 
 
 def query_scale(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:

@@ -8,17 +8,18 @@ from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.parts import (
     ATTENTION,
-    ATTENTION_OUTPUT,
     FIELDS,
     FRAME,
     FUSED_MLP,
     HEAD_SIZE,
+    HUNYUAN_QK_NORM,
     NORMS,
     NORMS_AROUND_ATTENTION,
+    OUTPUT_BIAS,
     REQUIRED,
     WINDOW,
+    attention,
     mlp,
-    qkv_bias,
 )
 
 PHI3 = Architecture(
@@ -30,8 +31,7 @@ PHI3 = Architecture(
     tensors=(
         *FRAME,
         *NORMS,
-        per_layer("attn_qkv.weight", "q+2*kv hidden", "self_attn.qkv_proj.weight"),
-        ATTENTION_OUTPUT,
+        *ATTENTION,
         *FUSED_MLP,
     ),
     rope=rope.longrope,
@@ -54,9 +54,8 @@ STARCODER2 = Architecture(
         *NORMS,
         per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
         per_layer("ffn_norm.bias", "hidden", "post_attention_layernorm.bias"),
-        *ATTENTION,
-        *qkv_bias(),
-        per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias"),
+        *attention(biased=True),
+        OUTPUT_BIAS,
         per_layer("ffn_up.weight", "ffn hidden", "mlp.c_fc.weight"),
         per_layer("ffn_up.bias", "ffn", "mlp.c_fc.bias"),
         per_layer("ffn_down.weight", "hidden ffn", "mlp.c_proj.weight"),
@@ -81,12 +80,20 @@ SEED_OSS = Architecture(
         *FRAME,
         *NORMS_AROUND_ATTENTION,
         *ATTENTION,
-        *qkv_bias(optional=True),
         *mlp(),
     ),
     # Of training; transformers' models, which the engine runs this one by, drop out otherwise.
     constants={"residual_dropout": 0.0, "attention_dropout": 0.0},
-    derived=(has_tensor("attention_bias", "blk.0.attn_q.bias"),),
+    derived=(has_tensor("attention_bias", "blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),),
 )
 
-ARCHITECTURES = (PHI3, STARCODER2, SMOLLM3, SEED_OSS)
+HUNYUAN_DENSE = Architecture(
+    name="hunyuan-dense",
+    model_type="hunyuan_v1_dense",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(*FRAME, *NORMS, *ATTENTION, *HUNYUAN_QK_NORM, *mlp()),
+    constants={"use_qk_norm": True},
+)
+
+ARCHITECTURES = (HUNYUAN_DENSE, PHI3, STARCODER2, SMOLLM3, SEED_OSS)

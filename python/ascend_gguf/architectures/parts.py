@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures.base import Rename, count, flag, fraction, length, per_layer, scale
+from ascend_gguf.architectures.transforms import Transform, of_parts
 
 FIELDS = {
     "block_count": "num_hidden_layers",
@@ -38,27 +39,66 @@ NORMS_AROUND_ATTENTION = (
     per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
 )
 
-ATTENTION_OUTPUT = per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight")
-ATTENTION = (
-    per_layer("attn_q.weight", "q hidden", "self_attn.q_proj.weight"),
-    per_layer("attn_k.weight", "kv hidden", "self_attn.k_proj.weight"),
-    per_layer("attn_v.weight", "kv hidden", "self_attn.v_proj.weight"),
-    ATTENTION_OUTPUT,
-)
 
+def attention(
+    q: Transform | None = None, k: Transform | None = None, biased: bool = False
+) -> tuple[Rename, ...]:
+    """Projections of attention: q, k and v apart or as one tensor, each with a bias or without.
 
-def qkv_bias(optional: bool = False) -> tuple[Rename, ...]:
-    """Biases of the query, key and value projections."""
+    Args:
+        q, k: what conversion did to the rows of queries and keys, undone.
+        biased: q, k and v of this architecture always have a bias.
+    """
     return (
-        per_layer("attn_q.bias", "q", "self_attn.q_proj.bias", optional=optional),
-        per_layer("attn_k.bias", "kv", "self_attn.k_proj.bias", optional=optional),
-        per_layer("attn_v.bias", "kv", "self_attn.v_proj.bias", optional=optional),
+        *_qkv("weight", (" hidden", q, k), optional=False),
+        *_qkv("bias", ("", q, k), optional=not biased),
+        per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight"),
     )
+
+
+def _qkv(
+    kind: str, of_rows: tuple[str, Transform | None, Transform | None], optional: bool
+) -> tuple[Rename, ...]:
+    columns, *undos = of_rows
+    parts = {"q": "q", "k": "kv", "v": "kv"}
+    names = {part: f"self_attn.{part}_proj.{kind}" for part in parts}
+    fused, rows = f"attn_qkv.{kind}", " ".join(parts.values())
+    return (
+        *(
+            per_layer(
+                f"attn_{part}.{kind}",
+                size + columns,
+                names[part],
+                optional=optional,
+                unless=fused,
+                undo=undo,
+            )
+            for (part, size), undo in zip(parts.items(), (*undos, None), strict=True)
+        ),
+        per_layer(
+            fused,
+            rows.replace(" ", "+") + columns,
+            *names.values(),
+            optional=True,
+            rows=rows,
+            undo=of_parts(rows, *undos, None),
+        ),
+    )
+
+
+#: Attention whose rotary embedding turns the first half of a head with the second.
+ATTENTION = attention()
+
+OUTPUT_BIAS = per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias")
 
 
 QK_NORM = (
     per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight"),
     per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight"),
+)
+HUNYUAN_QK_NORM = (
+    per_layer("attn_q_norm.weight", "head", "self_attn.query_layernorm.weight"),
+    per_layer("attn_k_norm.weight", "head", "self_attn.key_layernorm.weight"),
 )
 
 
@@ -69,6 +109,14 @@ def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
         per_layer("ffn_up.weight", "ffn hidden", f"{module}.up_proj.weight", kind=kind),
         per_layer("ffn_down.weight", "hidden ffn", f"{module}.down_proj.weight", kind=kind),
     )
+
+
+#: Granite Code's and Bielik's.
+MLP_BIAS = (
+    per_layer("ffn_gate.bias", "ffn", "mlp.gate_proj.bias", optional=True),
+    per_layer("ffn_up.bias", "ffn", "mlp.up_proj.bias", optional=True),
+    per_layer("ffn_down.bias", "hidden", "mlp.down_proj.bias", optional=True),
+)
 
 
 #: A dense feed-forward network whose gate and up projections are one tensor.

@@ -18,9 +18,9 @@ from ascend_gguf.architectures.parts import (
     QK_NORM,
     REQUIRED,
     SOFTMAX_ROUTER,
+    attention,
     experts,
     mlp,
-    qkv_bias,
     shared_expert,
 )
 from ascend_gguf.reader import GGUFFile
@@ -49,6 +49,7 @@ def _shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, in
 _EVERY_LAYER_IS_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
 _BODY = FRAME + NORMS + ATTENTION
+_BIASED_BODY = FRAME + NORMS + attention(biased=True)
 
 ARCHITECTURES = (
     Architecture(
@@ -56,7 +57,7 @@ ARCHITECTURES = (
         model_type="qwen2",
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
-        tensors=_BODY + qkv_bias() + mlp(),
+        tensors=_BIASED_BODY + mlp(),
     ),
     Architecture(
         name="qwen3",
@@ -71,7 +72,7 @@ ARCHITECTURES = (
         fields=FIELDS | _EXPERT_FIELDS | _SHARED_FIELDS,
         required=_EXPERT_REQUIRED,
         fixed=SOFTMAX_ROUTER | {"expert_weights_norm": (False,)},
-        tensors=_BODY + qkv_bias() + experts() + _SHARED_EXPERT,
+        tensors=_BIASED_BODY + experts() + _SHARED_EXPERT,
         # llama.cpp weighs this architecture's experts by the plain softmax.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": False},
         derived=(expert_width, _shared_width),

@@ -36,6 +36,25 @@ def halves_from_pairs(heads: str) -> Transform:
     return undo
 
 
+def of_parts(rows: str, *undos: Transform | None) -> Transform | None:
+    """Of a tensor whose rows are several tensors': what conversion did to each, undone.
+
+    Args:
+        rows: the dimensions of the parts' rows.
+        undos: of each part.
+    """
+    if not any(undos):
+        return None
+
+    def undo(tensor: torch.Tensor, config: Any) -> torch.Tensor:
+        parts = tensor.split([size(words, config) for words in rows.split()])
+        return torch.cat(
+            [act(part, config) if act else part for part, act in zip(parts, undos, strict=True)]
+        )
+
+    return undo
+
+
 def minus_one(numbers: torch.Tensor, config: Any) -> torch.Tensor:
     """The weight of a norm that multiplies by ``1 + weight``, where the file holds the sum."""
     return numbers - 1

@@ -174,30 +174,21 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         )
         for name in ("from_schedule_batch", "merge_batch", "filter_batch")
     ),
-    ("models.bailing_moe", "BailingMoESparseMoeBlock.__init__", HookType.AFTER, "scale_topk"),
-    ("models.commandr", "CohereAttention.__init__", HookType.AFTER, "repair_attention"),
     (
         "models.deepseek_common.attention_backend_handler",
         "AttentionBackendRegistry.get_handler",
         HookType.AROUND,
         None,
     ),
-    ("models.exaone4", "Exaone4Attention.__init__", HookType.AFTER, "repair_attention"),
     ("models.gemma3_causal", "apply_rotary_pos_emb", HookType.AROUND, None),
     ("models.gemma3_causal", "Gemma3ForCausalLM.__init__", HookType.AFTER, "use_own_output"),
-    ("models.glm4_moe", "Glm4MoeSparseMoeBlock.__init__", HookType.AFTER, "route_by_sigmoid"),
-    ("models.gpt_oss", "GptOssAttention.__init__", HookType.AFTER, "repair_window"),
     ("models.gpt_oss", "GptOssForCausalLM.load_weights", HookType.AROUND, None),
-    ("models.hunyuan", "HunYuanAttention.__init__", HookType.AFTER, "repair_attention"),
-    ("models.llama", "Phi3ForCausalLM.__init__", HookType.AFTER, "attend_in_window"),
-    ("models.llama4", "Llama4Attention.__init__", HookType.AFTER, "turn_pairs"),
     ("models.llama4", "Llama4Attention.forward", HookType.AROUND, None),
     ("models.llama4", "Llama4ForCausalLM.load_weights", HookType.AROUND, None),
     ("models.llama4", "Llama4MoE._forward_core_normal", HookType.AROUND, "forward_experts"),
     ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
     ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),
     ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),
-    ("models.qwen3_moe", "Qwen3MoeSparseMoeBlock.__init__", HookType.AFTER, "renormalize_topk"),
 )
 
 #: The same, of modules that import torch_npu.

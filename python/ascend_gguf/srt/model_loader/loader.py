@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from sglang.srt.configs.device_config import DeviceConfig
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader import loader as engine
 from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
 from sglang.srt.model_loader.utils import set_default_torch_dtype
@@ -44,9 +46,11 @@ from ascend_gguf.srt.layers.vocab_parallel_embedding import (
     tie_output,
 )
 from ascend_gguf.srt.model_loader import resident
+from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.models import pipeline
+from ascend_gguf.srt.models.repairs import repair, repair_config
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.streaming import Stream
 
@@ -118,7 +122,7 @@ def load_model(
     pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():
-            model = engine._initialize_model(model_config, self.load_config, quant_config)
+            model = _built(model_config, self.load_config, quant_config)
             pack_embeddings(model, quant_config)
         pipeline.run_all_layers(model)
         load_weights(model, path, name_map, self.options, target_device)
@@ -143,6 +147,8 @@ def load_weights(
     Raises:
         GGUFError: as :func:`load_model`.
     """
+    with device:
+        fit_biases(model, name_map.values())
     _tie_output(model, name_map)
     _keep_routers_in_float32(model, path, name_map)
     start = time.perf_counter()
@@ -159,6 +165,18 @@ def load_weights(
         loaded - start,
         time.perf_counter() - loaded,
     )
+
+
+def _built(
+    model_config: ModelConfig, load_config: LoadConfig, quant_config: QuantizationConfig
+) -> nn.Module:
+    repair_config(model_config.hf_config)
+    # The engine's class of Mixtral for other kinds of quantization has no packed experts.
+    model_config = copy(model_config)
+    model_config.quantization = None
+    model = engine._initialize_model(model_config, load_config, quant_config)
+    repair(model, model_config.hf_config)
+    return model
 
 
 def name_map_of(path: str, config: Any) -> dict[str, Target]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 
-def scale_topk(result: None, self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``BailingMoESparseMoeBlock.__init__``: scale the chosen experts' weights.
+def scale_topk(block: torch.nn.Module, config: Any) -> None:
+    """``BailingMoESparseMoeBlock``: scale the chosen experts' weights.
 
     The engine leaves ``routed_scaling_factor`` to what runs the experts, which does not know of it
     on the CPU and on Ascend.
     """
-    self.topk.topk_config.apply_routed_scaling_factor_on_output = True
+    block.topk.topk_config.apply_routed_scaling_factor_on_output = True

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 
-def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``CohereAttention.__init__``: count the token itself in its window.
+def repair_attention(attention: Any, config: Any) -> None:
+    """``CohereAttention``: count the token itself in its window.
 
     A window of the configuration includes the token, one of the engine's attention does not; the
     engine's other models subtract one.  Where no rotary embedding copies them, queries are a part
     of a wider matrix, which Ascend's operators refuse.
     """
-    if self.sliding_window_size > 0:
-        self.attn.sliding_window_size = self.sliding_window_size - 1
-    self.attn.register_forward_pre_hook(
+    if attention.sliding_window_size > 0:
+        attention.attn.sliding_window_size = attention.sliding_window_size - 1
+    attention.attn.register_forward_pre_hook(
         lambda module, inputs: (*(x.contiguous() for x in inputs[:3]), *inputs[3:])
     )

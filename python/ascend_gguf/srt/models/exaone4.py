@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.srt.models.rotary import set_rotary_style
+from ascend_gguf.srt.models.rotary import set_rotary_embedding
 
 
-def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``Exaone4Attention.__init__``: the rows that the file has, and the model's own numbers.
+def repair_attention(attention: Any, config: Any) -> None:
+    """``Exaone4Attention``: the rows that the file has, and the model's own numbers.
 
     The engine turns neighbouring rows where the weights are GGUF; llama.cpp's converter reorders
     rows for that in Llama's family, not in this one.  It leaves the base of the rotary embedding
     and the epsilon of the norms at defaults.
     """
-    config = kwargs["config"]
-    set_rotary_style(self, config, is_neox_style=True)
-    for norm in (self.q_norm, self.k_norm):
+    set_rotary_embedding(attention, config, is_neox_style=True)
+    for norm in (attention.q_norm, attention.k_norm):
         norm.variance_epsilon = config.rms_norm_eps

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 
-def route_by_sigmoid(result: None, self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``Glm4MoeSparseMoeBlock.__init__``: say what the routing on Ascend asks for.
+def route_by_sigmoid(block: torch.nn.Module, config: Any) -> None:
+    """``Glm4MoeSparseMoeBlock``: say what the routing on Ascend asks for.
 
     With a bias the engine takes sigmoids, whatever it is told; on Ascend it takes the softmax
     unless it is told.
     """
-    self.topk.topk_config.scoring_func = "sigmoid"
+    block.topk.topk_config.scoring_func = "sigmoid"

@@ -41,11 +41,11 @@ def _blocks_with_types(
             yield name, data
 
 
-def repair_window(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``GptOssAttention.__init__``: a token counts in its own window on an NPU too.
+def repair_window(attention: Any, config: Any) -> None:
+    """``GptOssAttention``: a token counts in its own window on an NPU too.
 
     The kernels there (``sgl_kernel_npu.attention.sinks_attention``) look at as many tokens as they
     are told, the token itself included; the engine tells them the number before it.
     """
-    if is_npu() and self.attn.sliding_window_size > 0:
-        self.attn.sliding_window_size += 1
+    if is_npu() and attention.attn.sliding_window_size > 0:
+        attention.attn.sliding_window_size += 1

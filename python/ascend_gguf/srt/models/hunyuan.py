@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.srt.models.rotary import set_rotary_style
+from ascend_gguf.srt.models.rotary import set_rotary_embedding
 
 
-def repair_attention(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``HunYuanAttention.__init__``: the rows that the file has, and one row a token.
+def repair_attention(attention: Any, config: Any) -> None:
+    """``HunYuanAttention``: the rows that the file has, and one row a token.
 
     The rows of a head are turned as in EXAONE 4.  The norm of queries and keys leaves one row a
     head, of which the engine's attention would take the first ones for the tokens.
     """
-    set_rotary_style(self, kwargs["config"], is_neox_style=True)
+    set_rotary_embedding(attention, config, is_neox_style=True)
 
     def one_row_a_token(module: torch.nn.Module, inputs: tuple) -> tuple:
         q, k, *rest = inputs
-        return q.reshape(-1, self.q_size), k.reshape(-1, self.kv_size), *rest
+        return q.reshape(-1, attention.q_size), k.reshape(-1, attention.kv_size), *rest
 
-    self.attn.register_forward_pre_hook(one_row_a_token)
+    attention.attn.register_forward_pre_hook(one_row_a_token)

@@ -8,13 +8,12 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 
-def attend_in_window(result: None, self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``Phi3ForCausalLM.__init__``: the window of the configuration, in every layer.
+def attend_in_window(model: torch.nn.Module, config: Any) -> None:
+    """``Phi3ForCausalLM``: the window of the configuration, in every layer.
 
     A window of the configuration includes the token itself, one of the engine's attention does not.
     """
-    config = kwargs["config"] if "config" in kwargs else args[0]
     if config.sliding_window:
-        for module in self.modules():
+        for module in model.modules():
             if isinstance(module, RadixAttention):
                 module.sliding_window_size = config.sliding_window - 1

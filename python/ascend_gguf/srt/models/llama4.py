@@ -9,7 +9,7 @@ import torch
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.utils import is_npu
 
-from ascend_gguf.srt.models.rotary import set_rotary_style
+from ascend_gguf.srt.models.rotary import set_rotary_embedding
 from ascend_gguf.srt.models.single_experts import load_single_experts
 
 
@@ -20,13 +20,13 @@ def load_weights(
     return original(self, load_single_experts(self, weights))
 
 
-def turn_pairs(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``Llama4Attention.__init__``: turn neighbouring rows of a head, as the model does.
+def turn_pairs(attention: Any, config: Any) -> None:
+    """``Llama4Attention``: turn neighbouring rows of a head, as the model does.
 
     The engine does so for GGUF where the configuration is not that of the text model alone.
     """
-    if self.rotary_emb is not None:
-        set_rotary_style(self, kwargs["config"], is_neox_style=False)
+    if attention.rotary_emb is not None:
+        set_rotary_embedding(attention, config, is_neox_style=False)
 
 
 def forward(

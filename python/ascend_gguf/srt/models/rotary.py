@@ -1,4 +1,4 @@
-"""Which rows of a head the rotary embedding turns together."""
+"""The rotary embedding of an attention, from the configuration alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 from sglang.srt.layers.rotary_embedding import get_rope
 
 
-def set_rotary_style(attention: Any, config: Any, is_neox_style: bool) -> None:
+def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None = None) -> None:
     """Give an attention another rotary embedding, of the configuration's own parameters.
 
+    Some of the engine's models take the base alone, rounded down, and no scaling.
+
     Args:
-        attention: has ``head_dim`` and ``max_position_embeddings``.
-        is_neox_style: turn row ``i`` with row ``i + half``; else neighbouring rows.
+        is_neox_style: turn row ``i`` with row ``i + half``; else neighbouring rows.  As before
+            if None.
     """
-    parameters = config.rope_parameters
+    old, parameters = attention.rotary_emb, config.rope_parameters
     attention.rotary_emb = get_rope(
-        attention.head_dim,
-        rotary_dim=attention.head_dim,
-        max_position=attention.max_position_embeddings,
+        old.head_size,
+        rotary_dim=old.rotary_dim,
+        max_position=config.max_position_embeddings,
         base=parameters["rope_theta"],
         rope_scaling=parameters,
-        is_neox_style=is_neox_style,
+        is_neox_style=old.is_neox_style if is_neox_style is None else is_neox_style,
     )

@@ -1,0 +1,68 @@
+"""What the engine's models get wrong with GGUF files, repaired where a model is built.
+
+Two tables: of configurations, before a model is built, and of its modules, after.  Models that are
+not GGUF never come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ascend_gguf.srt.models import (
+    bailing_moe,
+    commandr,
+    deepseek_v2,
+    exaone4,
+    glm4_moe,
+    gpt_oss,
+    hunyuan,
+    llama,
+    llama4,
+    mixtral,
+    qwen3_moe,
+)
+from ascend_gguf.srt.models.rotary import set_rotary_embedding
+
+#: ``model_type`` to a function of the configuration.
+CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
+    "deepseek_v2": deepseek_v2.as_yarn,
+    "deepseek_v3": deepseek_v2.as_yarn,
+}
+
+#: A class below ``sglang.srt.models`` to a function of its module and the configuration.
+REPAIRS: dict[str, Callable[[Any, Any], None]] = {
+    "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
+    "commandr.CohereAttention": commandr.repair_attention,
+    "exaone4.Exaone4Attention": exaone4.repair_attention,
+    "gemma2.Gemma2Attention": set_rotary_embedding,
+    "glm4_moe.Glm4MoeSparseMoeBlock": glm4_moe.route_by_sigmoid,
+    "gpt_oss.GptOssAttention": gpt_oss.repair_window,
+    "granitemoe.GraniteMoeAttention": set_rotary_embedding,
+    "hunyuan.HunYuanAttention": hunyuan.repair_attention,
+    "llama.Phi3ForCausalLM": llama.attend_in_window,
+    "llama4.Llama4Attention": llama4.turn_pairs,
+    "mixtral.MixtralModel": mixtral.replace_attention,
+    "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
+    "starcoder2.Starcoder2Attention": set_rotary_embedding,
+}
+
+
+def repair_config(config: Any) -> None:
+    """Apply the repair of :data:`CONFIG_REPAIRS` for this kind of model, if any."""
+    if config.model_type in CONFIG_REPAIRS:
+        CONFIG_REPAIRS[config.model_type](config)
+
+
+def repair(model: nn.Module, config: Any) -> None:
+    """Apply every repair of :data:`REPAIRS` that the model's modules need.
+
+    Call as the model was built: under the same default dtype and device.
+    """
+    for module in list(model.modules()):
+        for cls in type(module).__mro__:
+            name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("sglang.srt.models.")
+            if name in REPAIRS:
+                REPAIRS[name](module, config)

@@ -1,0 +1,1 @@
+"""Small models that llama.cpp's own converter wrote: an oracle for names, keys and rows."""

@@ -1,0 +1,128 @@
+"""Makes and converts models: ``python convert.py LLAMA_CPP OUT NAME...``.
+
+Its own process, since llama.cpp's gguf-py stands in the way of the installed one.  Writes
+``OUT/NAME/model.gguf``, all in float32, and transformers' checkpoint ``OUT/NAME/hf``; where that
+fails ``OUT/NAME/error``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0},
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write_checkpoint(folder: Path, peer: Any) -> str:
+    """transformers' model with random weights; the name of its class."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hf_models.writing import randomize
+
+    torch.manual_seed(0)
+    # A copy: transformers writes into the dictionaries it is given.
+    config = AutoConfig.for_model(peer.model_type, **deepcopy({**SIZES, **peer.sizes}))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomize(model)
+    model.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())["architectures"][0]
+
+
+def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
+    """``path``: what llama.cpp makes of the checkpoint ``hf``, with the tests' tokenizer."""
+    import conversion
+    import gguf
+    import torch
+
+    from random_model import tokenizer_fields
+
+    # A class of its own, whose settings are nobody else's.
+    known = conversion.get_model_class(model_class)
+    converter = type(known.__name__, (known,), {"model_arch": known.model_arch, "no_mtp": True})
+
+    def set_vocab(self: Any) -> None:
+        for key, value, kind in tokenizer_fields():
+            if kind == gguf.GGUFValueType.ARRAY:
+                self.gguf_writer.add_array(key, value)
+            else:
+                self.gguf_writer.add_key_value(key, value, kind)
+
+    converter.set_vocab = set_vocab
+    # Some look at how many tokens there are.
+    words = {"model": {"vocab": {str(i): i for i in range(SIZES["vocab_size"])}}}
+    (hf / "tokenizer.json").write_text(json.dumps(words | {"added_tokens": []}))
+    options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
+    with torch.inference_mode():
+        converter(hf, gguf.LlamaFileType.ALL_F32, path, **options).write()
+
+
+def edit_metadata(path: Path, drop: Sequence[str], add: Mapping[str, Any]) -> None:
+    """Leave keys out and write others, all below the architecture's name."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    aside = path.with_suffix(".aside")
+    writer = gguf.GGUFWriter(aside, arch)
+    gone = {"general.architecture", *(f"{arch}.{key}" for key in drop)}
+    for key, found in reader.fields.items():
+        if key.startswith("GGUF.") or key in gone:
+            continue
+        if found.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, found.contents())
+        else:
+            writer.add_key_value(key, found.contents(), found.types[0])
+    for key, value in add.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(f"{arch}.{key}", value, kind)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    aside.replace(path)
+
+
+def main(llama_cpp: str, out: str, *names: str) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = [llama_cpp, f"{llama_cpp}/gguf-py", str(tests)]
+    from peers.table import PEERS
+
+    logging.disable(logging.WARNING)
+    for name in names:
+        peer, folder = PEERS[name], Path(out, name)
+        try:
+            model_class = write_checkpoint(folder / "hf", peer)
+            convert(folder / "hf", folder / "model.gguf", model_class, peer)
+            if peer.drop or peer.add:
+                edit_metadata(folder / "model.gguf", peer.drop, peer.add)
+        except Exception:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error").write_text(traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,164 @@
+"""Every architecture of the tests, as it is and with q, k and v as one tensor, and rows of our own.
+
+A file says what the converter makes of a configuration: a row is a kind of model and its sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hf_models import TINY
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model for the converter.
+
+    Args:
+        model_type: transformers'.
+        sizes: of its configuration, beside those of :mod:`peers.convert`.
+        fuse_qkv: an option of the converter.  It has one for gate and up of experts too, and no
+            architecture of the table for which it works.
+        drop: keys of the metadata, below the architecture's name, to leave out.
+        add: the same, to write where the converter does not.
+        npu_dtype: in which an NPU computes it.
+    """
+
+    model_type: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    fuse_qkv: bool = False
+    drop: tuple[str, ...] = ()
+    add: Mapping[str, Any] = field(default_factory=dict)
+    npu_dtype: str = "float16"
+
+
+def _rope(theta: float = 40000.0, **scaling: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **scaling}}
+
+
+_LINEAR = {"rope_type": "linear", "factor": 4.0}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 256,
+}
+_LATENT = {
+    "moe_intermediate_size": 64,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "scoring_func": "sigmoid",
+    "n_group": 2,
+    "topk_group": 1,
+}
+_ONE_GROUP = {"n_group": 1, "topk_group": 1}
+_MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_GRANITE = TINY["granite"].sizes
+
+#: Which the other tests write by themselves (:mod:`random_model`).
+_QWEN = {
+    "qwen2": Peer("qwen2"),
+    "qwen2moe": Peer("qwen2_moe", _EXPERTS | {"shared_expert_intermediate_size": 96}),
+    "qwen3": Peer("qwen3", {"head_dim": 64}),
+    "qwen3moe": Peer("qwen3_moe", _EXPERTS | {"head_dim": 64, "norm_topk_prob": True}),
+}
+
+_deepseek = Peer("deepseek_v3", npu_dtype="bfloat16")
+
+#: What went wrong once, and its kind: scaling that the engine's class does not read, a factor
+#: without a type, files without expert groups, heads of other sizes, fused tensors, biases.
+ROWS: dict[str, Peer] = {
+    "mixtral-yarn": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(**_YARN)),
+    "mixtral-linear": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(**_LINEAR)),
+    "mixtral-wide-heads": Peer("mixtral", _MIXTRAL | {"head_dim": 64} | _rope()),
+    "mixtral-base": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(3.5)),
+    "starcoder2-linear": Peer("starcoder2", {"sliding_window": None} | _rope(**_LINEAR)),
+    "starcoder2-yarn": Peer("starcoder2", {"sliding_window": None} | _rope(**_YARN)),
+    "granitemoe-yarn": Peer("granitemoe", TINY["granitemoe"].sizes | _rope(**_YARN)),
+    "granitemoe-linear": Peer("granitemoe", TINY["granitemoe"].sizes | _rope(**_LINEAR)),
+    # The converter writes nothing of Gemma 2's rotary embedding.
+    "gemma2-linear": Peer(
+        "gemma2",
+        TINY["gemma2"].sizes
+        | {"attn_logit_softcapping": 30.0, "final_logit_softcapping": 15.0}
+        | _rope(10000.0, **_LINEAR),
+        add={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    ),
+    "llama-linear": Peer("llama", _rope(**_LINEAR)),
+    "llama-yarn": Peer("llama", _rope(**_YARN)),
+    "llama-typeless": Peer("llama", _rope(**_LINEAR), drop=("rope.scaling.type",)),
+    "qwen2-yarn": Peer("qwen2", _rope(**_YARN)),
+    "qwen3moe-yarn": Peer("qwen3_moe", _QWEN["qwen3moe"].sizes | _rope(**_YARN)),
+    "deepseek-groupless": replace(
+        _deepseek,
+        sizes=_LATENT
+        | _ONE_GROUP
+        | {"n_routed_experts": 32, "num_experts_per_tok": 4}
+        | _rope(**_YARN),
+        drop=("expert_group_count", "expert_group_used_count"),
+    ),
+    "deepseek-plain-rope": replace(_deepseek, sizes=_LATENT | _rope()),
+    "deepseek-linear": replace(_deepseek, sizes=_LATENT | _rope(**_LINEAR)),
+    "glm-4.7-flash-heads": replace(
+        _deepseek,
+        sizes=_LATENT | _ONE_GROUP | {"qk_nope_head_dim": 192, "v_head_dim": 256} | _rope(),
+    ),
+    "llama-bias": Peer("llama", {"attention_bias": True} | _rope(), fuse_qkv=True),
+    "llama-mlp-bias": Peer("llama", {"mlp_bias": True} | _rope()),
+    "granite-mlp-bias": Peer("granite", _GRANITE | {"mlp_bias": True} | _rope()),
+    "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
+}
+
+
+def _of_architectures() -> dict[str, Peer]:
+    """Each of :data:`hf_models.TINY`, and with whatever the converter can fuse."""
+    plain = _QWEN | {
+        name: Peer(tiny.model_type, tiny.sizes, npu_dtype=tiny.npu_dtype)
+        for name, tiny in TINY.items()
+        # transformers has no model of it: there is nothing to convert.
+        if tiny.arch != "bailingmoe2"
+    }
+    # The converter wants to be told, transformers' model does not.
+    plain["deepseek-v3"] = replace(
+        plain["deepseek-v3"], sizes=TINY["deepseek-v3"].sizes | {"scoring_func": "sigmoid"}
+    )
+    fused = {
+        f"{name}-fused": replace(peer, fuse_qkv=True)
+        for name, peer in plain.items()
+        if peer.model_type not in ("deepseek_v2", "deepseek_v3", "phi3")
+    }
+    return plain | fused
+
+
+PEERS: dict[str, Peer] = _of_architectures() | ROWS
+
+#: A part for every run of the tests: each kind once.
+CHOSEN = (
+    "mixtral-yarn",
+    "mixtral-wide-heads",
+    "starcoder2-linear",
+    "granitemoe-yarn",
+    "gemma2-linear",
+    "llama-typeless",
+    "deepseek-groupless",
+    "deepseek-plain-rope",
+    "glm-4.7-flash-heads",
+    "qwen3-fused",
+    "granite-fused",
+    "gpt-oss-fused",
+    "llama-bias",
+    "llama-mlp-bias",
+    "hunyuan-dense",
+)

@@ -1,0 +1,95 @@
+"""Files of llama.cpp's own converter, served and compared with transformers.
+
+A chosen part runs with the other tests; ``make peers`` runs all of it, and prints the errors.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascend_gguf.architectures import ARCHITECTURES
+from engine_process import EngineProcess
+from fetch import FetchError, llama_cpp
+from hf_models import TINY, Written
+from peers.table import CHOSEN, PEERS
+from random_model import PROMPT
+
+#: As in ``srt/test_architectures.py``.
+LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
+
+#: Tokens of an answer, which decode computes.
+ANSWER = 8
+
+NAMES = list(PEERS) if os.environ.get("ALL_PEERS") else list(CHOSEN)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Callable[[str], Written]:
+    """The converted models, made once for all of pytest's processes."""
+    try:
+        source = llama_cpp()
+    except FetchError as error:
+        pytest.skip(str(error))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "peers"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            script = Path(__file__).with_name("convert.py")
+            command = [sys.executable, "-W", "ignore", script, source, folder, *NAMES]
+            subprocess.run(command, check=True, capture_output=True)
+
+    def written(name: str) -> Written:
+        error = folder / name / "error"
+        assert not error.exists(), error.read_text()
+        return Written(folder / name / "model.gguf", folder / name / "hf")
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def cpu(zygote) -> Iterator[EngineProcess]:
+    with EngineProcess("cpu", zygote=zygote) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def npu(npu_zygote) -> Iterator[EngineProcess]:
+    with EngineProcess("npu", zygote=npu_zygote) as engine:
+        yield engine
+
+
+def _check(engine: EngineProcess, model: Written, dtype: str, record: Callable) -> None:
+    tokens, found = engine.score(model.path, PROMPT, ANSWER, dtype=dtype)
+    errors = np.abs(np.subtract(found, model.logprobs(tokens)))
+    # Single tokens may meet other experts whose logits nearly tie.
+    typical = np.median if dtype == "bfloat16" else np.mean
+    prompt, answer = typical(errors[:-ANSWER]), typical(errors[-ANSWER:])
+    record("error", f"{dtype}: prompt {prompt:.1e}, answer {answer:.1e}")
+    assert max(prompt, answer) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_the_cpu(cpu, files, record_property, name):
+    _check(cpu, files(name), "float32", record_property)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_the_simulated_npu(npu, files, record_property, name):
+    _check(npu, files(name), PEERS[name].npu_dtype, record_property)
+
+
+def test_every_architecture_has_a_peer():
+    """But for one that transformers does not have."""
+    models = {peer.model_type for peer in PEERS.values()}
+    missing = {a.name for a in ARCHITECTURES if a.model_type not in models}
+    assert missing <= {"bailingmoe2"} | {t.arch for t in TINY.values() if t.refused}

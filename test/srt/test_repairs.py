@@ -1,0 +1,62 @@
+"""The table of what is repaired in the engine's models, and biases as the file has them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+
+from ascend_gguf.architectures import Placement
+from ascend_gguf.srt.model_loader.biases import fit_biases
+from ascend_gguf.srt.models.deepseek_v2 import as_yarn
+from ascend_gguf.srt.models.repairs import REPAIRS
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repaired_class_is_the_engines(name):
+    module, _, cls = name.partition(".")
+    found = getattr(import_module(f"sglang.srt.models.{module}"), cls)
+    assert f"{found.__module__}.{found.__qualname__}" == f"sglang.srt.models.{name}"
+
+
+def _attention(bias: bool) -> torch.nn.Module:
+    from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
+
+    attention = torch.nn.Module()
+    attention.qkv_proj = QKVParallelLinear(32, 8, 4, 2, bias=bias)
+    attention.o_proj = RowParallelLinear(32, 32, bias=bias)
+    return attention
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_have_the_biases_of_the_file(engine, one_rank, bias):
+    attention = _attention(bias)
+    fit_biases(attention, ["o_proj.weight", Placement(("q_proj.bias", "k_proj.bias"))])
+    assert attention.o_proj.bias is None
+    assert attention.qkv_proj.bias.shape == (64,)
+    values = torch.arange(32.0)
+    attention.qkv_proj.bias.weight_loader(attention.qkv_proj.bias, values, "q")
+    assert torch.equal(attention.qkv_proj.bias[:32], values)
+
+
+class _Config:
+    max_position_embeddings = 1024
+
+    def __init__(self, **parameters):
+        self.rope_parameters = {"rope_theta": 10000.0, **parameters}
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, 4.0])
+def test_linear_scaling_in_terms_of_yarn(engine, factor):
+    """Sines and cosines of DeepSeek's YaRN are those of positions divided by the factor."""
+    from sglang.srt.layers.rotary_embedding import get_rope_wrapper
+
+    config = _Config(rope_type="linear", factor=factor)
+    as_yarn(config)
+    parameters = config.rope_parameters | {"rope_type": "deepseek_yarn"}
+    rotary = get_rope_wrapper(64, 64, 1024, 10000.0, False, parameters, device="cpu")
+    positions = torch.arange(1024.0) / factor
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(0, 64, 2) / 64)
+    expected = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    torch.testing.assert_close(rotary.cos_sin_cache[:1024].float(), expected, atol=1e-4, rtol=0)
