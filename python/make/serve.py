@@ -121,9 +121,7 @@ def plan(
         raise UsageError("which model? make serve MODEL=path/to/model.gguf")
     model = os.path.expanduser(model)
     if not os.path.exists(model) and not _REFERENCE.fullmatch(model):
-        raise UsageError(
-            f"MODEL={model} does not exist, and is no OWNER/REPO:QUANTIZATION of a hub"
-        )
+        raise UsageError(f"MODEL={model} does not exist")
     if device not in DEVICES:
         raise UsageError(f"DEVICE={device} is not one of {', '.join(DEVICES)}")
     if sim and device != "npu":
