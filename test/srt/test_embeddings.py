@@ -41,11 +41,8 @@ def written(tmp_path_factory):
 
 def _check(engine: EngineProcess, model: Written, dense: int, limit: float, dtype: str) -> None:
     with engine.load(model.path, dtype=dtype, probe="probes:embeddings") as served:
-        answer = served.continued(PROMPT, 4)
-    entries = answer["meta_info"]["input_token_logprobs"][1:]
-    entries += answer["meta_info"]["output_token_logprobs"]
-    tokens = [*PROMPT, *answer["output_ids"]]
-    error = mean_error([entry[0] for entry in entries], model.logprobs(tokens))
+        ((tokens, logprobs),) = served.continued([PROMPT], 4)
+    error = mean_error(logprobs, model.logprobs(tokens))
     print(f"mean absolute error of log-probabilities: {error:.2e}; {served.probes}")
     assert error <= limit
     assert list(served.probes[0].values()).count("dense") == dense
@@ -83,8 +80,7 @@ def test_a_tied_output_matrix_takes_no_memory(cpu_engine, tmp_path, name):
     model = write_model(tmp_path, replace(tiny, sizes=tiny.sizes | {"tie_word_embeddings": True}))
     with cpu_engine.load(model.path, dtype="float32", probe="probes:bytes_by_form") as served:
         (held,) = served.probes
-        answer = served.continued(PROMPT, 1)
+        ((tokens, logprobs),) = served.continued([PROMPT], 4)
     matrices = [t for t in open_gguf(model.path).tensors.values() if t.type.is_quantized]
     assert held["blocks"] == sum(tensor.nbytes for tensor in matrices)
-    found = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
-    assert mean_error(found, model.logprobs()) <= 1e-4
+    assert mean_error(logprobs, model.logprobs(tokens)) <= 1e-4
