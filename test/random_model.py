@@ -253,7 +253,8 @@ def write_blocks(path: Path, spec: Spec) -> None:
     drawn: dict[str, np.ndarray] = {}
     for type_name, shape in tensors.values():
         if type_name == "F32":
-            writer.write_tensor_data(np.ones(shape, np.float32))
+            # Norms small enough for what random blocks make of them to be finite in float16.
+            writer.write_tensor_data(np.full(shape, 2**-10, np.float32))
             continue
         if type_name not in drawn:
             drawn[type_name] = random_blocks(rng, type_name, (_DRAWN,))[0]

@@ -7,8 +7,10 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,10 +72,15 @@ class _Stream(threading.Thread):
                     self.events.append(json.loads(data))
 
 
-def test_a_server_of_two_ranks_ends_when_told_to(log, tmp_path):
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder with a name short enough for sockets in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_server_of_two_ranks_ends_when_told_to(log, temporary):
     """Streams end with an error, nobody outside could connect, and nothing is left behind."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     environment = cpu_environment(2) | {"TMPDIR": str(temporary)}
     with launch(MODEL, log, *CPU, "--tp-size", "2", environment=environment) as server:
         pids = group_members(server.pid)

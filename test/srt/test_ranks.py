@@ -24,7 +24,7 @@ ODD = {
     "hidden_size": 192,
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
-    "vocab_size": 509,
+    "vocab_size": 521,
 }
 
 #: Models whose key heads are as many as their query heads.

@@ -32,6 +32,10 @@ _GRACE = 4.0
 _FLUSH = 0.5
 _POLL = 0.25
 
+#: Of a temporary folder, for the sockets in a folder of their own to have names: Linux gives a
+#: socket 107 characters.
+_LONGEST_FOLDER = 107 - len("/sglang-12345678/tmp12345678")
+
 #: The engine makes an error event of an abort with a status.
 _STOPPED = {
     "type": "abort",
@@ -106,6 +110,9 @@ def _queues_of_children() -> set[Path]:
 def _own_temporary_folder() -> Iterator[None]:
     """A folder for the sockets of this server's processes, which the engine never removes."""
     before = tempfile.gettempdir()
+    if len(before) > _LONGEST_FOLDER:
+        yield
+        return
     # torch keeps compiled code below the temporary folder, for the next start.
     cache = os.path.join(before, f"torchinductor_{getpass.getuser()}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
