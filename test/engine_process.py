@@ -37,7 +37,7 @@ from serving import (
 )
 
 #: Seconds that a request may take.
-ANSWER_TIMEOUT = 120.0
+ANSWER_TIMEOUT = 600.0
 
 #: Lines of a log that say what went wrong, the clearest first.
 _ERROR_LINES = (
