@@ -31,18 +31,21 @@ ROOM = ("--max-total-tokens", "16384", "--max-running-requests", "32")
 #: Seconds within which each request has an answer.
 PATIENCE = 30
 
-#: Memory that a server may take for all of the requests, once it has seen them.
-MOST_GROWTH = 40 << 20
+#: Memory that a round of all the requests may take, once the server has seen them, and the rounds
+#: in which it comes to that.
+MOST_GROWTH, ROUNDS = 20 << 20, 5
 
 
 @pytest.fixture(scope="module", params=["cpu", "npu"])
 def server(request, tmp_path_factory) -> Iterator[Server]:
     npu = request.param == "npu"
     zygote = request.getfixturevalue("npu_zygote" if npu else "zygote")
-    log = tmp_path_factory.mktemp(f"requests_{request.param}") / "server.log"
+    folder = tmp_path_factory.mktemp(f"requests_{request.param}")
+    log, profiles = folder / "server.log", {"SGLANG_TORCH_PROFILER_DIR": str(folder)}
     arguments = (*NPU_ONE, "--dtype", "float16") if npu else (*CPU, "--dtype", "float32")
-    with zygote.serve(MODEL, log, *arguments, *ROOM) as running:
+    with zygote.serve(MODEL, log, *arguments, *ROOM, environment=profiles) as running:
         yield running
+    Path("profiler_info_0.json").unlink(missing_ok=True)  # torch_npu writes it wherever it is
 
 
 def _ask(server: Server, case: Request) -> requests.Response:
@@ -112,13 +115,16 @@ def test_operations(server):
 
 
 def test_all_at_once_beside_streams(server):
-    """The memory that so many at once need is taken the first time, and no more the second."""
-    _all_at_once(server)
+    """The memory that so many at once need is taken in the first rounds, and then no more."""
     before = _memory(server)
-    count = _all_at_once(server)
-    growth = _memory(server) - before
-    print(f"{count} requests beside {STREAMS} streams: {growth / 2**20:.1f} MiB")
-    assert growth <= MOST_GROWTH
+    for number in range(ROUNDS):
+        count = _all_at_once(server)
+        growth = _memory(server) - before
+        print(f"{count} requests beside {STREAMS} streams: {growth / 2**20:.1f} MiB")
+        if number and growth <= MOST_GROWTH:
+            return
+        before += growth
+    raise AssertionError(f"each of {ROUNDS} rounds takes more than {MOST_GROWTH} bytes")
 
 
 def _all_at_once(server: Server) -> int:
