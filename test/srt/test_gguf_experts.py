@@ -263,13 +263,18 @@ def test_other_methods_keep_the_engines_loader():
 # --- models ---------------------------------------------------------------------------------
 
 
-def sparse_block(tmp_path, **changes: Any) -> torch.nn.Module:
+def sparse_block(tmp_path, repaired: bool = True, **changes: Any) -> torch.nn.Module:
     from sglang.srt.models.qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    from ascend_gguf.srt.models.repairs import repair
 
     config = load_config(write_model(tmp_path / "m.gguf", arch="qwen3moe").path)
     for name, value in changes.items():
         setattr(config, name, value)
-    return Qwen3MoeSparseMoeBlock(0, config, GGUFConfig(), prefix="model.layers.0.mlp")
+    block = Qwen3MoeSparseMoeBlock(0, config, GGUFConfig(), prefix="model.layers.0.mlp")
+    if repaired:
+        repair(block, config)
+    return block
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
@@ -279,8 +284,9 @@ def test_qwen3_moe_renormalises_as_its_configuration_says(renormalize, tmp_path)
     assert type(block.experts.quant_method) is GGUFMoEAscendMethod
 
 
-def test_qwen3_moe_on_other_devices_is_the_engines(tmp_path, other_device):
-    assert sparse_block(tmp_path, norm_topk_prob=True).topk.topk_config.renormalize is False
+def test_qwen3_moe_alone_is_the_engines(tmp_path, other_device):
+    block = sparse_block(tmp_path, repaired=False, norm_topk_prob=True)
+    assert block.topk.topk_config.renormalize is False
 
 
 @pytest.mark.parametrize(
