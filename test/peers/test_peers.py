@@ -9,7 +9,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +59,6 @@ def files(tmp_path_factory) -> Callable[[str], Written]:
     return written
 
 
-@pytest.fixture(scope="module")
-def cpu(zygote) -> Iterator[EngineProcess]:
-    with EngineProcess("cpu", zygote=zygote) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def npu(npu_zygote) -> Iterator[EngineProcess]:
-    with EngineProcess("npu", zygote=npu_zygote) as engine:
-        yield engine
-
-
 def _check(engine: EngineProcess, model: Written, dtype: str, record: Callable) -> None:
     tokens, found = engine.score(model.path, PROMPT, ANSWER, dtype=dtype, **ANY_DTYPE)
     errors = np.abs(np.subtract(found, model.logprobs(tokens)))
@@ -90,13 +78,13 @@ def _typical(errors: np.ndarray, dtype: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_the_cpu(cpu, files, record_property, name):
-    _check(cpu, files(name), "float32", record_property)
+def test_on_the_cpu(cpu_engine, files, record_property, name):
+    _check(cpu_engine, files(name), "float32", record_property)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_the_simulated_npu(npu, files, record_property, name):
-    _check(npu, files(name), PEERS[name].npu_dtype, record_property)
+def test_on_the_simulated_npu(npu_engine, files, record_property, name):
+    _check(npu_engine, files(name), PEERS[name].npu_dtype, record_property)
 
 
 def test_every_architecture_has_a_peer():

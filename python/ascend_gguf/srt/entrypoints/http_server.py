@@ -150,11 +150,10 @@ async def _stop(manager: TokenizerManager, left: set[Path]) -> None:
     deadline = time.monotonic() + _GRACE
     while manager.rid_to_state and time.monotonic() < deadline:
         await asyncio.sleep(_POLL)
-    for rid, state in list(manager.rid_to_state.items()):
+    for rid in list(manager.rid_to_state):
         manager.abort_request(rid)
         # Not by way of the scheduler, which may be at a long prompt.
         manager._handle_abort_req(AbortReq(rid=rid, finished_reason=dict(_STOPPED)))
-        state.finished = True
     await asyncio.sleep(_FLUSH)
     left |= _queues_of_children()
     manager.rid_to_state.clear()
