@@ -92,10 +92,15 @@ def _wrong(field: str, reply: requests.Response) -> list[str]:
 
 
 def _memory(server: Server) -> int:
-    """Bytes of all processes of the server, once what they were still at is done."""
+    """Bytes of all processes of the server, once what they were still at is done.
+
+    Pages that a process shares with the one it was forked from count too: the first write to such a
+    page makes it the process's own, which is no memory that a request took.
+    """
 
     def now() -> int:
-        return sum(psutil.Process(pid).memory_full_info().uss for pid in group_members(server.pid))
+        of = [psutil.Process(pid).memory_info() for pid in group_members(server.pid)]
+        return sum(memory.rss - memory.shared for memory in of)
 
     return min((time.sleep(0.5), now())[1] for _ in range(8))
 
