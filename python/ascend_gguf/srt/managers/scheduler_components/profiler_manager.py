@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.managers.io_struct import ProfileReqOutput
+
 logger = logging.getLogger(__name__)
 
 
-def _profile_batch_predicate(original: Callable, self: Any, batch: Any) -> None:
-    """AROUND ``SchedulerProfilerManager._profile_batch_predicate``, which each step passes."""
+def ended_by_an_error(original: Callable, self: Any, of: Any) -> ProfileReqOutput | None:
+    """AROUND ``SchedulerProfilerManager._profile`` (requests) and ``_profile_batch_predicate``.
+
+    The latter is passed by each step, and ignores what it is told.
+    """
     try:
-        original(self, batch)
-    except Exception:
+        return original(self, of)
+    except Exception as error:
         logger.exception("The profile ended")
+        profiler = self.torch_profiler
         self.__post_init__()  # as if none had been asked for
+        if profiler is not None:
+            # Nobody else would: it would record, and take memory, for as long as the server runs.
+            with contextlib.suppress(Exception):
+                profiler.stop()
+        return ProfileReqOutput(success=False, message=f"the profile ended: {error!r}")
