@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import mmap
 import os
 import random
@@ -25,9 +26,11 @@ from fuzz.container import assemble
 from fuzz.mutations import mutated
 from fuzz.seeds import seeds
 
-#: What a file may take: seconds, and bytes of memory beside its own size.
+#: What a file may take: seconds of the processor, and bytes of memory beside its own size.
 SECONDS = 10
 MEMORY = 300 << 20
+#: Seconds after which a process that waits for something is given up: others use the machine too.
+WAITED = 120
 
 _BATCH = 1000  # files a process
 _PAGE = resource.getpagesize()
@@ -165,6 +168,7 @@ class _Worker:
             os.dup2(errors, 2)
             os.dup2(errors, 1)
             faulthandler.enable()
+            faulthandler.register(signal.SIGXCPU, chain=True)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             with self._results.open("w") as results:
                 self._try_all(deadline, lambda result: print(json.dumps(result), file=results))
@@ -189,7 +193,7 @@ class _Worker:
 
     def attempt(self, path: Path, number: int, size: int) -> dict:
         source = random.Random(number)
-        begin = time.monotonic()
+        begin = time.process_time()
         before = watch(size)
         result: dict = {"fault": None, "outcome": {}}
         try:
@@ -197,7 +201,7 @@ class _Worker:
         except Exception:
             result["fault"] = traceback.format_exc()
         faulthandler.cancel_dump_traceback_later()
-        result["seconds"] = time.monotonic() - begin
+        result["seconds"] = time.process_time() - begin
         result["memory"] = max(0, _peak() - before - size)
         return result
 
@@ -210,11 +214,11 @@ class _Worker:
         ended = status == 0
         if not ended:
             report.files += 1
-            how = (
-                f"signal {signal.Signals(os.WTERMSIG(status)).name}"
-                if os.WIFSIGNALED(status)
-                else f"more than {SECONDS} s, or the process ended"
-            )
+            how = f"waited for {WAITED} s, or the process ended"
+            if os.WIFSIGNALED(status):
+                how = f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+                if os.WTERMSIG(status) == signal.SIGXCPU:
+                    how = f"more than {SECONDS} s"
             errors = self._errors.read_text(errors="replace")[-8000:]
             name = step.rstrip(b"\0").decode()
             report.faults[number] = f"{name}: {how}\n{errors}"
@@ -229,7 +233,9 @@ def watch(size: int) -> int:
     pages = [int(pages) for pages in Path("/proc/self/statm").read_text().split()]
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages[0] * _PAGE + size + MEMORY, hard))
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, hard))
+    faulthandler.dump_traceback_later(WAITED, exit=True)
     return pages[1] * _PAGE
 
 

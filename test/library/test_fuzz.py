@@ -49,7 +49,12 @@ def _ends(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hangs(*_):
+def _computes(*_):
+    while True:
+        pass
+
+
+def _waits(*_):
     time.sleep(60)
 
 
@@ -62,14 +67,17 @@ def _takes_memory(*_):
     [
         (_raises, "RuntimeError: a bare error"),
         (_ends, "signal SIGKILL"),
-        (_hangs, "more than 1 s"),
+        (_computes, "more than 1 s"),
+        (_waits, "waited for 1 s"),
         (_takes_memory, "MemoryError"),
     ],
 )
 def test_faults_are_noticed(monkeypatch, fuzzer, fault, what):
     monkeypatch.setattr(runner, "check", fault)
-    if fault is _hangs:
+    if fault in (_computes, _waits):
         monkeypatch.setattr(runner, "SECONDS", 1)
+    if fault is _waits:
+        monkeypatch.setattr(runner, "WAITED", 1)
     report = fuzzer.run(seconds=60, files=2, jobs=1)
     assert report.files == 2 and report.whole == 0
     assert all(what in found for found in report.faults.values()), report.faults

@@ -115,9 +115,11 @@ def test_interrupted_while_starting(stub, tmp_path, sent, status):
     driver = tmp_path / "driver.py"
     driver.write_text(
         textwrap.dedent(f"""
-            import sys
+            import signal, sys
             sys.path.insert(0, {os.path.dirname(demo.__file__)!r})
             import demo
+            # What a shell starts in the background ignores it, and so do its children.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             # A server on another port than the one that is asked: the wait goes on.
             demo.serve.plan = lambda *_: ({command!r}, {{}})
             sys.exit(demo.main())
