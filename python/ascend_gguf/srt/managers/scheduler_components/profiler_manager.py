@@ -12,13 +12,13 @@ from sglang.srt.managers.io_struct import ProfileReqOutput
 logger = logging.getLogger(__name__)
 
 
-def ended_by_an_error(original: Callable, self: Any, of: Any) -> ProfileReqOutput | None:
+def ended_by_an_error(original: Callable, self: Any, *args: Any) -> ProfileReqOutput | None:
     """AROUND ``SchedulerProfilerManager._profile`` (requests) and ``_profile_batch_predicate``.
 
     The latter is passed by each step, and ignores what it is told.
     """
     try:
-        return original(self, of)
+        return original(self, *args)
     except Exception as error:
         logger.exception("The profile ended")
         profiler = self.torch_profiler
