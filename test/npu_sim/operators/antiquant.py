@@ -22,16 +22,18 @@ def dequantise(
     multiplies in float32 and rounds once, to bfloat16.
     """
     work = torch.float16 if scale.dtype == torch.float16 else torch.float32
-    rows = w.shape[-2]
-
-    def rowwise(v):
-        v = v.to(work)
-        return v.repeat_interleave(group, -2)[..., :rows, :] if group else v
-
-    out = w.to(work)
-    if offset is not None and not faults.has(faults.ANTIQUANT_OFFSET):
-        out = out + rowwise(offset)
-    return (out * rowwise(scale)).to(scale.dtype).float()
+    out = w.to(work)  # laid out as w is, which is how scale and offset are
+    rows = out.shape[-2]
+    whole = rows // group if group else 0
+    groups = out[..., : whole * group, :].unflatten(-2, (whole, group)), slice(whole)
+    rest = out[..., whole * group :, :].unsqueeze(-3), slice(whole, None)
+    for part, which in (groups, rest):
+        if not part.numel():
+            continue
+        if offset is not None and not faults.has(faults.ANTIQUANT_OFFSET):
+            part += offset[..., which, :].to(work).unsqueeze(-2)
+        part *= scale[..., which, :].to(work).unsqueeze(-2)
+    return out.to(scale.dtype).float()
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
