@@ -4,16 +4,26 @@ from __future__ import annotations
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    errors: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             found = dict(report.user_properties).get("error")
             if found and "test_peers.py" in report.nodeid:
-                test, _, name = report.nodeid.rstrip("]").rpartition("[")
+                test, _, case = report.nodeid.partition("[")
                 device = "NPU" if "npu" in test else "CPU"
-                errors.setdefault(name, {})[device] = found
-    if errors:
-        terminalreporter.section("mean (bfloat16: median) errors of log-probabilities")
-    for name, found in errors.items():
-        row = "  ".join(f"{device} {error}" for device, error in found.items())
-        terminalreporter.write_line(f"{name:24} {row}")
+                name, column = case.rpartition("-")[0], f"{device} {found[0]}"
+                rows.setdefault(name, {})[column] = found[1]
+    if not rows:
+        return
+    columns = sorted({column for row in rows.values() for column in row})
+    rows["largest"] = {
+        column: max(row[column] for row in rows.values() if column in row) for column in columns
+    }
+    terminalreporter.section("mean (bfloat16: median) errors of log-probabilities")
+    terminalreporter.write_line("  ".join((" " * 24, *columns)))
+    for name, row in rows.items():
+        cells = (
+            f"{row[column]:{len(column)}.1e}" if column in row else " " * len(column)
+            for column in columns
+        )
+        terminalreporter.write_line("  ".join((f"{name:24}", *cells)))

@@ -1,14 +1,16 @@
-"""Makes and converts models: ``python convert.py LLAMA_CPP OUT NAME...``.
+"""Makes and converts models: ``python convert.py LLAMA_CPP OUT TYPES NAME...``.
 
 Its own process, since llama.cpp's gguf-py stands in the way of the installed one.  Writes
-``OUT/NAME/model.gguf``, all in float32, and transformers' checkpoint ``OUT/NAME/hf``; where that
-fails ``OUT/NAME/error``.
+transformers' checkpoint ``OUT/NAME/hf``, and for each of the types, such as ``F32,Q8_0``, what the
+converter makes of it, ``OUT/NAME/TYPE.gguf``: the same numbers in all of them.  Where that fails
+``OUT/NAME/error``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -45,8 +47,28 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
     config = AutoConfig.for_model(peer.model_type, **deepcopy({**SIZES, **peer.sizes}))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomize(model)
+    _round_to_blocks(model)
     model.save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())["architectures"][0]
+
+
+def _round_to_blocks(model: Any) -> None:
+    """Make matrices of numbers that Q8_0 has exactly, however conversion moves rows and columns.
+
+    Whole numbers up to 127, times a power of two.  A block of it has its greatest as 127: one of
+    any 32 neighbours in a row or a column is.
+    """
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                rows, columns = map(torch.arange, weight.shape[-2:])
+                greatest = (rows[:, None] + columns) % 32 == 0
+                # Twice the deviation of random weights, or nearly, is the greatest.
+                scale = 2.0 ** round(math.log2(2 / 127 * weight.shape[-1] ** -0.5))
+                whole = (weight / scale).round().clamp(-127, 127)
+                weight.copy_(scale * whole.where(~greatest, 127 * weight.sign()))
 
 
 def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
@@ -74,7 +96,13 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
     (hf / "tokenizer.json").write_text(json.dumps(words | {"added_tokens": []}))
     options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
     with torch.inference_mode():
-        converter(hf, gguf.LlamaFileType.ALL_F32, path, **options).write()
+        converter(hf, _file_type(path.stem), path, **options).write()
+
+
+def _file_type(name: str) -> Any:
+    import gguf
+
+    return getattr(gguf.LlamaFileType, "ALL_F32" if name == "F32" else f"MOSTLY_{name}")
 
 
 def edit_metadata(path: Path, drop: Sequence[str], add: Mapping[str, Any]) -> None:
@@ -97,7 +125,7 @@ def edit_metadata(path: Path, drop: Sequence[str], add: Mapping[str, Any]) -> No
         kind = gguf.GGUFValueType.get_type(value)
         writer.add_key_value(f"{arch}.{key}", value, kind)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -105,7 +133,7 @@ def edit_metadata(path: Path, drop: Sequence[str], add: Mapping[str, Any]) -> No
     aside.replace(path)
 
 
-def main(llama_cpp: str, out: str, *names: str) -> None:
+def main(llama_cpp: str, out: str, types: str, *names: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     tests = Path(__file__).parents[1]
     sys.path[:0] = [llama_cpp, f"{llama_cpp}/gguf-py", str(tests)]
@@ -116,9 +144,11 @@ def main(llama_cpp: str, out: str, *names: str) -> None:
         peer, folder = PEERS[name], Path(out, name)
         try:
             model_class = write_checkpoint(folder / "hf", peer)
-            convert(folder / "hf", folder / "model.gguf", model_class, peer)
-            if peer.drop or peer.add:
-                edit_metadata(folder / "model.gguf", peer.drop, peer.add)
+            for kind in types.split(","):
+                path = folder / f"{kind}.gguf"
+                convert(folder / "hf", path, model_class, peer)
+                if peer.drop or peer.add:
+                    edit_metadata(path, peer.drop, peer.add)
         except Exception:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error").write_text(traceback.format_exc())

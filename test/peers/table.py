@@ -80,7 +80,13 @@ _deepseek = Peer("deepseek_v3", npu_dtype="bfloat16")
 #: What went wrong once, and its kind: scaling that the engine's class does not read, a factor
 #: without a type, files without expert groups, heads of other sizes, fused tensors, biases.
 ROWS: dict[str, Peer] = {
-    "mixtral-yarn": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(**_YARN)),
+    # transformers computes no YaRN for a Mixtral whose configuration does not say the size of a
+    # head: its file is one that lacks the keys.
+    "mixtral-yarn": Peer(
+        "mixtral",
+        _MIXTRAL | {"head_dim": 32} | _rope(**_YARN),
+        drop=("attention.key_length", "attention.value_length"),
+    ),
     "mixtral-linear": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(**_LINEAR)),
     "mixtral-wide-heads": Peer("mixtral", _MIXTRAL | {"head_dim": 64} | _rope()),
     "mixtral-base": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(3.5)),
