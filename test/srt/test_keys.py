@@ -81,9 +81,6 @@ NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
 #: What runs on the simulated NPU too.
 ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")
 
-#: Keys that the engine's model does not follow in all of their combinations yet.
-UNREPAIRED = {"gemma2", "deepseek-v2-lite", "deepseek-v3"}
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -186,7 +183,7 @@ def test_every_key_has_another_value(written, name):
     assert followed(model) <= {*OTHER, *LINEAR, *YARN, "rope.scaling.attn_factor"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNREPAIRED])
+@pytest.mark.parametrize("name", NAMES)
 def test_on_the_cpu(cpu_engine, written, tmp_path, name):
     model = written(name)
     keys = check_others(cpu_engine, model, tmp_path / "others.gguf", dtype="float32")

@@ -141,11 +141,13 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     # every published model.
     tenth = number(file, "rope.scaling.yarn_log_multiplier", float, least=0)
     if "attention_factor" in found:
+        keys = (f"{file.architecture}.rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
+        key = next(key for key in keys if key in file.metadata)
         raise GGUFError(
             "the model as the engine runs it does not follow this key",
             file=file.path,
-            key="deepseek2.rope.scaling.yarn_attn_factor",
-            found=found["attention_factor"],
+            key=key,
+            found=file.metadata[key],
             expected="rope.scaling.yarn_log_multiplier alone",
         )
     if tenth is not None:

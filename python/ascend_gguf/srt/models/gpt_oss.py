@@ -1,4 +1,4 @@
-"""gpt-oss: loading, and its windows on an NPU."""
+"""gpt-oss: loading, its windows on an NPU and its sinks on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from sglang.srt.utils import is_npu
+from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.srt.models.single_experts import load_single_experts
@@ -41,11 +41,14 @@ def _blocks_with_types(
             yield name, data
 
 
-def repair_window(attention: Any, config: Any) -> None:
-    """``GptOssAttention``: a token counts in its own window on an NPU too.
+def repair_attention(attention: Any, config: Any) -> None:
+    """``GptOssAttention``: a token counts in its own window on an NPU, the CPU has exact sinks.
 
-    The kernels there (``sgl_kernel_npu.attention.sinks_attention``) look at as many tokens as they
-    are told, the token itself included; the engine tells them the number before it.
+    The kernels for Ascend (``sgl_kernel_npu.attention.sinks_attention``) look at as many tokens as
+    they are told, the token itself included; the engine tells them the number before it.  Sinks
+    are bfloat16 whatever the model computes in, which its kernels for other devices want.
     """
     if is_npu() and attention.attn.sliding_window_size > 0:
         attention.attn.sliding_window_size += 1
+    if is_cpu():
+        attention.sinks.data = attention.sinks.data.float()
