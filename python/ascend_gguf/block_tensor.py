@@ -9,6 +9,9 @@ cuts through a block is correct by construction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.utils._pytree import tree_map_only
 
@@ -88,6 +91,14 @@ class BlockTensor(torch.Tensor):
         """What every weight is multiplied with, beside the scales of its block."""
         return self._factor
 
+    def rows(self, start: int, stop: int) -> BlockTensor:
+        """Some rows of each matrix: a view."""
+        return self._slice(self.dim() - 2, start, stop)
+
+    def matrices(self) -> list[BlockTensor]:
+        """Itself, or a view of each expert's matrix."""
+        return [self] if self.dim() == 2 else [self._view(blocks) for blocks in self._blocks]
+
     def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
         """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
         _check_shape(out, self)
@@ -125,7 +136,8 @@ class BlockTensor(torch.Tensor):
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
         return BlockTensor(blocks, self._type.ggml_type, columns or self._columns, self._factor)
 
-    def _slice(self, dim: int, start: int | None, end: int | None) -> BlockTensor:
+    def _slice(self, dim: int = 0, start: int | None = None, end: int | None = None) -> BlockTensor:
+        dim %= self.dim()
         size = self.shape[dim]
         start, end, _ = slice(start, end).indices(size)
         length = max(0, end - start)
@@ -135,7 +147,13 @@ class BlockTensor(torch.Tensor):
         return self._view(self._blocks, (first, first + length))
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares none
+        cls,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is _aten.copy_.default and not isinstance(args[0], cls):
             out, source = args[:2]
@@ -144,10 +162,8 @@ class BlockTensor(torch.Tensor):
             return out
         if func in (_aten.detach.default, _aten.alias.default):
             return args[0]._view(args[0]._blocks)
-        if func is _aten.slice.Tensor:
-            self, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
-            if step == 1:
-                return self._slice(dim % self.dim(), start, end)
+        if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
+            return args[0]._slice(*args[1:4])
         if func is _aten.select.int:
             self, dim, index = args
             if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
@@ -156,7 +172,7 @@ class BlockTensor(torch.Tensor):
         decoded = tree_map_only(cls, cls.dequantize, (args, kwargs))
         return func(*decoded[0], **decoded[1])
 
-    def __repr__(self) -> str:  # the default would decode to print
+    def __repr__(self) -> str:  # type: ignore[override]  # the default would decode to print
         return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
 
 

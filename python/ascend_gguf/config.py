@@ -61,7 +61,7 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         if kind in CONFIG_MAPPING:
             config = AutoConfig.for_model(kind, **attributes)
         else:
-            config = PretrainedConfig(model_type=kind, **attributes)
+            config = PretrainedConfig(model_type=kind, **attributes)  # type: ignore[call-arg]
     except GGUFError:
         raise
     except Exception as error:  # transformers has validators of its own, of many kinds

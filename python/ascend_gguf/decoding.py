@@ -107,7 +107,7 @@ def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: 
     in_parallel((partial(decode, *piece) for piece in _pieces(kind, source, target)), threads)
 
 
-def in_parallel(tasks: Iterable[Callable[[], None]], threads: int | None = None) -> None:
+def in_parallel(tasks: Iterable[Callable[[], object]], threads: int | None = None) -> None:
     """Run tasks, each worth a thread's while and most of it without the interpreter's lock.
 
     Args:
@@ -173,14 +173,14 @@ def _pieces(
 def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Two dimensions or more that visit the same elements; the first two may be of size 1."""
     merged = [dims[-1]]
-    for size, *strides in reversed(dims[:-1]):
-        inner, *inner_strides = merged[0]
+    for size, x_stride, y_stride in reversed(dims[:-1]):
+        inner, inner_x, inner_y = merged[0]
         if size == 1:
             continue
-        if strides == [inner * stride for stride in inner_strides]:
-            merged[0] = (size * inner, *inner_strides)
+        if (x_stride, y_stride) == (inner * inner_x, inner * inner_y):
+            merged[0] = (size * inner, inner_x, inner_y)
         else:
-            merged.insert(0, (size, *strides))
+            merged.insert(0, (size, x_stride, y_stride))
     return [(1, 0, 0)] * (2 - len(merged)) + merged
 
 

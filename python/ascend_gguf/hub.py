@@ -154,8 +154,8 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
-        about = HfApi().repo_info(repo, revision=revision)
-        return [sibling.rfilename for sibling in about.siblings]
+        about = HfApi().model_info(repo, revision=revision)
+        return [sibling.rfilename for sibling in about.siblings or ()]
     except errors.RepositoryNotFoundError:
         raise GGUFError(
             "no such repository on the Hugging Face hub, or it is private or gated",

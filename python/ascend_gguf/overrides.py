@@ -62,8 +62,10 @@ def apply_overrides(config: PretrainedConfig, overrides: Mapping[str, Any]) -> l
 def _set_rope(config: PretrainedConfig, overrides: dict[str, Any]) -> None:
     """Take out of ``overrides`` what is about the rotary embedding."""
     found = deepcopy(getattr(config, "rope_parameters", None))
+    if not found:
+        return
     names = {"rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq"}
-    given = {name: overrides.pop(name) for name in names & overrides.keys()} if found else {}
+    given = {name: overrides.pop(name) for name in names & overrides.keys()}
     if not given:
         return
     nested = "full_attention" in found

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -120,7 +121,10 @@ class ResidentTensor(torch.Tensor):
         self.resident, self._start = resident, start
         return self
 
-    def _slice(self, dim: int, start: int | None, end: int | None) -> ResidentTensor:
+    def _slice(
+        self, dim: int = 0, start: int | None = None, end: int | None = None
+    ) -> ResidentTensor:
+        dim %= self.dim()
         start, end, _ = slice(start, end).indices(self.shape[dim])
         shape = list(self.shape)
         shape[dim] = max(0, end - start)
@@ -130,7 +134,8 @@ class ResidentTensor(torch.Tensor):
         """A view that begins ``by`` further along an axis, counted from the end."""
         first = list(self._start)
         first[axis] += by
-        return ResidentTensor(self.resident, tuple(first), shape)
+        expert, row, col = first
+        return ResidentTensor(self.resident, (expert, row, col), shape)
 
     def _take(self, data: torch.Tensor) -> None:
         if data.shape != self.shape:
@@ -142,13 +147,18 @@ class ResidentTensor(torch.Tensor):
             data = as_blocks(data.cpu().contiguous())
         if not isinstance(data, BlockTensor):
             raise TypeError(f"a weight that has not been loaded takes no {data.dtype}")
-        matrices = [data] if data.dim() == 2 else data.unbind()
         expert, row, col = self._start
-        for i, matrix in enumerate(matrices):
+        for i, matrix in enumerate(data.matrices()):
             self.resident.take(Piece(expert + i, row, col, matrix))
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares none
+        cls,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         self = args[0]
         if func is _aten.copy_.default and isinstance(self, cls):
             self._take(args[1])
@@ -161,13 +171,11 @@ class ResidentTensor(torch.Tensor):
             return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         if func in (_aten.detach.default, _aten.alias.default):
             return cls(self.resident, self._start, self.shape)
-        if func is _aten.slice.Tensor:
-            dim, start, end, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
-            if step == 1:
-                return self._slice(dim % self.dim(), start, end)
+        if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
+            return self._slice(*args[1:4])
         if func is _aten.select.int and self.dim() == 3 and args[1] == 0:
             return self._moved(-3, args[2] % self.shape[0], self.shape[1:])
         raise NotImplementedError(f"{func} on a weight that has not been loaded")
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]  # the default would ask for numbers
         return f"ResidentTensor(shape={tuple(self.shape)})"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,13 @@ class Stream(TorchDispatchMode):
             for thread in self._threads:
                 thread.join()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if self._pending and not func.is_view and not _is_block_copy(func, args):
             self.wait()
         return func(*args, **(kwargs or {}))
@@ -169,7 +175,7 @@ class Stream(TorchDispatchMode):
 
     def _is_full(self) -> bool:
         ahead = len(self._waiting)
-        return ahead and (ahead >= _MOST_SLICES_AHEAD or self._bytes_ahead > _MOST_BYTES_AHEAD)
+        return ahead > 0 and (ahead >= _MOST_SLICES_AHEAD or self._bytes_ahead > _MOST_BYTES_AHEAD)
 
     def _is_target(self, span: tuple[int, int]) -> bool:
         start, end = span
@@ -225,12 +231,12 @@ def _named(error: Exception, piece: _Slice) -> GGUFError:
     """The error with its file and tensor."""
     file, name = None, None
     if piece.place is not None:
-        file = piece.place[0].path
-        name = piece.place[0].tensor_at(piece.place[1])
+        source, offset = piece.place
+        file, name = os.fspath(source.path), source.tensor_at(offset)
     if not isinstance(error, GGUFError):
         problem = f"the tensor cannot be loaded: {error or type(error).__name__}"
         named = GGUFError(problem, file=file, tensor=name)
         named.__cause__ = error
         return named
-    error.file, error.tensor = error.file or file and os.fspath(file), error.tensor or name
+    error.file, error.tensor = error.file or file, error.tensor or name
     return error

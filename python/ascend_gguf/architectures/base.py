@@ -135,7 +135,9 @@ class Rename:
             return self.hf
         return Placement(
             names=self.hf if isinstance(self.hf, tuple) else (self.hf,),
-            rows=self.rows and tuple(size(words, config) for words in self.rows.split()),
+            rows=None
+            if self.rows is None
+            else tuple(size(words, config) for words in self.rows.split()),
             undo=self.undo and partial(self.undo, config=config),
             beside=self.beside,
             numbers=self.numbers,
@@ -203,6 +205,9 @@ def length(attribute: str) -> Field:
     """A :class:`Field` of a whole number, where zero stands for none."""
     return Field(attribute, int, 0, unset=0)
 
+
+#: Keys of the metadata and what they say; a plain name is a whole number of at least one.
+Fields = dict[str, str | Field]
 
 #: ``(file, attributes so far)`` to more attributes.
 Derivation = Callable[[GGUFFile, Mapping[str, Any]], Mapping[str, Any]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, per_layer, scale
+from ascend_gguf.architectures.base import Architecture, Derivation, Rename, per_layer, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
@@ -52,7 +52,7 @@ _FINAL_SOFT_CAP = {"final_logit_softcapping": scale("final_logit_softcapping")}
 _ACTIVATION = {"hidden_activation": ("gelu_pytorch_tanh",)}
 
 
-def _query_scale(layers_of_27b: int):
+def _query_scale(layers_of_27b: int) -> Derivation:
     """Queries are divided by the root of the head's size, in the 27B model of another number.
 
     Source: llama.cpp's ``f_attention_scale``, which knows the model by its depth.

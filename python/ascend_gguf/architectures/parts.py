@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Rename, count, flag, fraction, length, per_layer, scale
+from ascend_gguf.architectures.base import (
+    Fields,
+    Rename,
+    count,
+    flag,
+    fraction,
+    length,
+    per_layer,
+    scale,
+)
 from ascend_gguf.architectures.transforms import Transform, of_parts
 
-FIELDS = {
+FIELDS: Fields = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -164,7 +173,7 @@ def shared_expert(module: str, kind: str = "") -> tuple[Rename, ...]:
     )
 
 
-MOE_FIELDS = {
+MOE_FIELDS: Fields = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }

@@ -6,7 +6,7 @@ Keys: gguf's ``Keys.Rope``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,7 +96,9 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def by_layer_type(sliding_theta: float):
+def by_layer_type(
+    sliding_theta: float,
+) -> Callable[[GGUFFile, Mapping[str, Any]], dict[str, Any]]:
     """Of its own for sliding and full attention.
 
     Args:

@@ -13,10 +13,15 @@ from ascend_gguf.decoders.target import Target
 from ascend_gguf.decoders.vectors import Bytes, Vector, floats_of_halves, usual_half
 
 
-def _grid(x: Bytes, kind: type) -> Bytes:
+def _grid(
+    x: Bytes,
+    kind: type[
+        quants.IQ1_S | quants.IQ2_S | quants.IQ2_XS | quants.IQ2_XXS | quants.IQ3_S | quants.IQ3_XXS
+    ],
+) -> Bytes:
     """A type's grid, a byte a number."""
     kind.init_grid()
-    return x.table("grid", kind.grid.astype(np.int8))
+    return x.table("grid", np.asarray(kind.grid, np.int8))
 
 
 def _signs(x: Bytes, code: Vector) -> Vector:

@@ -33,8 +33,8 @@ def q3_k(x: Bytes, y: Target) -> None:
     """
     low, high = x.bytes(96, 8), x.bytes(104, 4)
     low = low.field(0, 4).then(low.field(4, 4))
-    high = [high.field(bit, 2, 4) for bit in (0, 2, 4, 6)]
-    high = high[0].then(high[1]).then(high[2].then(high[3]))
+    upper = [high.field(bit, 2, 4) for bit in (0, 2, 4, 6)]
+    high = upper[0].then(upper[1]).then(upper[2].then(upper[3]))
     scales = ((low | high) - 32).floats(signed=True) * x.half(108)
     for group in range(16):
         part, row, side = _place(group)

@@ -126,5 +126,5 @@ def compiled(module: ir.Module, machine: llvm.TargetMachine) -> Callable[..., No
     kinds = {True: ctypes.c_void_p, False: ctypes.c_ssize_t}
     prototype = ctypes.CFUNCTYPE(None, *(kinds[a.type.is_pointer] for a in definition.args))
     function = prototype(engine.get_function_address(definition.name))
-    function.engine = engine  # owns the code
+    function.engine = engine  # type: ignore[attr-defined]  # owns the code
     return function

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,8 +64,8 @@ class Vector:
     """One or more whole numbers of some width, or float32, that the machine code will compute.
 
     ``+ - * /`` of floats, ``+ - * & | ^ << >>`` of whole numbers, modulo their width, ``>>``
-    filling with zeros.  The other operand may be a Python number, or a vector of one for all to
-    meet.
+    filling with zeros.  The other operand may be a Python number, one for each, or a vector of one
+    for all to meet.
 
     Attributes:
         coded: how else to come by whole numbers that can have a few values only, where known.
@@ -113,7 +114,7 @@ class Vector:
         first = self.builder.insert_element(undefined, self.value, I32(0))
         return self._new(self.builder.shuffle_vector(first, undefined, _places([0] * count)))
 
-    def _operate(self, other: Vector | float, whole: str, real: str | None = None) -> Vector:
+    def _operate(self, other: Vector | float | list[int], whole: str, real: str = "") -> Vector:
         name = real if self._element == F32 else whole
         if not isinstance(other, Vector):
             return self._new(getattr(self.builder, name)(self.value, self._constant(other)))
@@ -130,7 +131,7 @@ class Vector:
             result.coded = replace(self.coded, numbers=[n - other for n in self.coded.numbers])
         return result
 
-    def __mul__(self, other: Vector | float) -> Vector:
+    def __mul__(self, other: Vector | float | list[int]) -> Vector:
         return self._operate(other, "mul", "fmul")
 
     def __truediv__(self, other: Vector | float) -> Vector:
@@ -152,7 +153,7 @@ class Vector:
     def __lshift__(self, other: Vector | int) -> Vector:
         return self._operate(other, "shl") if other else self
 
-    def __rshift__(self, other: Vector | int) -> Vector:
+    def __rshift__(self, other: Vector | int | list[int]) -> Vector:
         return self._operate(other, "lshr") if other else self
 
     def __getitem__(self, index: int | slice) -> Vector:
@@ -275,7 +276,7 @@ class Vector:
         negative = (self.builder.fneg if is_real else self.builder.neg)(self.value)
         return bits.spread().chosen(self._new(negative), self)
 
-    def looked_up(self, table: list[int]) -> Vector:
+    def looked_up(self, table: Sequence[int]) -> Vector:
         """``table[i]`` for each number ``i``, in as many bits."""
         # As a tree of choices, which is the same instructions everywhere.
         layer: list[Vector] = [self._new(self._constant(entry)) for entry in table]

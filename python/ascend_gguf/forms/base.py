@@ -104,7 +104,7 @@ class Form(abc.ABC):
         """A form of all zeros for the weight, on the host."""
 
     @abc.abstractmethod
-    def tasks(self, piece: Piece) -> Iterable[Callable[[], None]]:
+    def tasks(self, piece: Piece) -> Iterable[Callable[[], object]]:
         """What puts a piece into place, each part of it worth a thread; the form is on the host."""
 
     def put(self, piece: Piece) -> None:
@@ -153,7 +153,7 @@ def allocated(weight: Weight, forms: Sequence[type[Form]]) -> Form:
     Raises:
         ValueError: none of the forms can; names the obstacle of each.
     """
-    obstacles = {}
+    obstacles: dict[str, str] = {}
     for form in forms:
         obstacle = form.obstacle(weight)
         if obstacle is None:

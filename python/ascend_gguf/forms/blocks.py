@@ -159,7 +159,7 @@ class Blocks(Form):
             raise IndexError(f"rows {ids.min()} to {ids.max()} of {self.shape[0]}")
         out = torch.zeros(len(ids), self.shape[1], dtype=self.dtype, device="cpu")
         for part in self.parts:
-            places = slice(None)
+            places: slice | torch.Tensor = slice(None)
             if len(self.parts) > 1:
                 places = ((ids >= part.first) & (ids < part.first + part.rows)).nonzero()[:, 0]
             blocks = self.tensors[part.name][0][ids[places] - part.first]

@@ -25,7 +25,7 @@ class Dense(Form):
         numbers = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu")
         return cls(weight.shape, weight.dtype, {"weight": numbers})
 
-    def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
+    def tasks(self, piece: Piece) -> Iterator[Callable[[], object]]:
         matrix = self.tensors["weight"].view(-1, *self.shape[-2:])[piece.expert]
         rows, cols = piece.data.shape
         target = matrix[piece.row : piece.row + rows, piece.col : piece.col + cols]

@@ -73,8 +73,9 @@ class Grouped(Form):
         )
         form = cls(weight.shape, weight.dtype, {"packed": packed, "scale": scale})
         constants = {cls.packing.constant_offset(kind) for kind in weight.kinds}
-        if len(constants) == 1 and None not in constants:
-            form.shared["offset"] = _constant(constants.pop(), scale)
+        constant = constants.pop() if len(constants) == 1 else None
+        if constant is not None:
+            form.shared["offset"] = _constant(constant, scale)
         else:
             form.tensors["offset"] = torch.zeros_like(scale)
         return form
@@ -93,7 +94,7 @@ class Grouped(Form):
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
         for row in range(0, len(piece.data), _ROWS):
-            rows = piece.data[row : row + _ROWS]
+            rows = piece.data.rows(row, row + _ROWS)
             yield functools.partial(self._put, rows, piece.expert, piece.row + row)
 
     def _put(self, matrix: BlockTensor, expert: int, row: int) -> None:
@@ -109,7 +110,7 @@ class Grouped(Form):
         places = [value for t in (numbers, target) for value in (t.data_ptr(), t.stride(0))]
         transpose(*places, rows // _EIGHT, cols)
         self.tensors["scale"][expert, :, row : row + rows] = scale.t()
-        if own is not None:
+        if own is not None and offset is not None:
             own[expert, :, row : row + rows] = offset.t()
 
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,16 @@ _BYTES_AT_ONCE = 1 << 22
 _GREATEST = 127
 
 
+_Offset = TypeVar("_Offset", Vector, float)
+
+
+def _numbers_of(kind: BlockType) -> Numbers:
+    """The whole numbers of a type that a packing can keep."""
+    if kind.numbers is None:
+        raise TypeError(f"{kind.name} is plain numbers")
+    return kind.numbers
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How numbers are kept.
@@ -69,15 +80,16 @@ class Packing:
     nearly: bool = False
     apart: bool = False
 
-    def place(self, numbers: Numbers) -> tuple[int, int] | None:
-        """``(first, step)``: a number of a type is kept as ``(number - first) / step``.
+    def fits(self, numbers: Numbers) -> bool:
+        """Whether there are enough bits for the numbers of a type."""
+        return (numbers.high - numbers.low) // self._step(numbers) <= self.high - self.low
 
-        None if they do not fit.
-        """
-        low, high = numbers.low, numbers.high
-        step = numbers.step if self.bits == 4 else 1
-        if (high - low) // step > self.high - self.low:
-            return None
+    def _step(self, numbers: Numbers) -> int:
+        return numbers.step if self.bits == 4 else 1
+
+    def place(self, numbers: Numbers) -> tuple[int, int]:
+        """``(first, step)``: a number that fits is kept as ``(number - first) / step``."""
+        low, high, step = numbers.low, numbers.high, self._step(numbers)
         if step == 1 and self.low <= low and high <= self.high:
             # Offsets near 0 round least.
             return ((low + high + 1) // 2 if numbers.has_offset else 0), step
@@ -88,7 +100,7 @@ class Packing:
         numbers = kind.numbers
         if numbers is None:
             return "a part is plain numbers"
-        if self.place(numbers) is None:
+        if not self.fits(numbers):
             return f"{kind.name} does not fit {self.bits} bits"
         if numbers.group < self.group and (numbers.has_offset or not self.nearly):
             return f"{kind.name} has a scale for {numbers.group} weights"
@@ -96,12 +108,13 @@ class Packing:
 
     def constant_offset(self, kind: BlockType) -> float | None:
         """The offset of every group of a type kept so; None if they differ."""
-        if kind.numbers.has_offset:
+        numbers = _numbers_of(kind)
+        if numbers.has_offset:
             return None
-        first, step = self.place(kind.numbers)
+        first, step = self.place(numbers)
         return self.offset(first / step)
 
-    def offset(self, number: Vector | float) -> Vector | float:
+    def offset(self, number: _Offset) -> _Offset:
         """What the operator is given for a number to add."""
         # Where low numbers meet a sixteenth of the input, an offset counts 17 sixteenths.
         return number / 17.0 if self.planes else number
@@ -132,7 +145,7 @@ def conversions(
     for row in range(0, rows, step):
         part = slice(row, row + step)
         targets = (numbers[part], scale[part], None if offset is None else offset[part])
-        yield functools.partial(convert, matrix[part], packing, *targets)
+        yield functools.partial(convert, matrix.rows(row, row + step), packing, *targets)
 
 
 def convert(
@@ -175,7 +188,7 @@ def _multiply(groups: list[torch.Tensor], kind: BlockType, factor: float) -> Non
     scale, *offsets = groups
     exact = scale.float() * factor
     scale.copy_(exact)
-    if offsets and kind.numbers.has_offset:
+    if offsets and _numbers_of(kind).has_offset:
         ratio = torch.where(scale == 0, 1.0, exact / scale.float())
         offsets[0].copy_(offsets[0].float() * ratio)
 
@@ -231,11 +244,11 @@ class Groups(Target):
         targets: list[ir.Value],
     ) -> None:
         self._builder = builder
-        self._kind = kind
+        self._codes = _numbers_of(kind)
         self._packing = packing
         self._dtype = dtype
         self._numbers, self._scale, self._offset = (*targets, None)[:3]
-        self._halves: list[Scaled | None] = [None] * (kind.block_size // _HALF)
+        self._taken: dict[int, Scaled] = {}
         self._usual = True
 
     def take(self, offset: int, weights: Scaled) -> None:
@@ -244,7 +257,7 @@ class Groups(Target):
             numbers = numbers.negated_where(weights.negative)
         if weights.minus is not None:
             plus = weights.minus * -1.0
-        self._halves[offset // _HALF] = replace(weights, numbers=numbers, plus=plus)
+        self._taken[offset // _HALF] = replace(weights, numbers=numbers, plus=plus)
         self._usual &= weights.usual
 
     def put(self, offset: int, value: Vector, usual: bool = True) -> None:
@@ -252,10 +265,11 @@ class Groups(Target):
 
     def finish(self) -> None:
         """Write the block."""
-        if self._kind.numbers.group < self._packing.group:
-            self._nearest()
+        halves = [self._taken[half] for half in range(len(self._taken))]
+        if self._codes.group < self._packing.group:
+            self._nearest(halves)
         else:
-            self._exact()
+            self._exact(halves)
 
     def _round(self, value: Vector) -> tuple[Vector, Vector]:
         """In the form's dtype, and that in float32."""
@@ -282,48 +296,49 @@ class Groups(Target):
         scales = scales * 16.0 if self._packing.planes else scales
         store(self._builder, self._scale, 0, self._round(scales)[0])
 
-    def _exact(self) -> None:
-        numbers = self._kind.numbers
-        first, step = self._packing.place(numbers)
-        halves = self._packing.group // _HALF  # in a group
-        heads = self._halves[::halves]
+    def _exact(self, halves: list[Scaled]) -> None:
+        first, step = self._packing.place(self._codes)
+        together = self._packing.group // _HALF  # halves in a group
+        heads = halves[::together]
         scales = gathered([head.scale for head in heads])
         _, rounded = self._round(scales * float(step) if step > 1 else scales)
         is_good: list[Vector] | None = None
         one = 16 if self._packing.planes else 1  # what is kept of weights that are all one number
-        if heads[0].plus is not None:
+        offsets = [head.plus for head in heads if head.plus is not None]
+        shifts = [head.shift for head in heads if head.shift is not None]
+        if offsets:
             # Divided by the rounded scale: so rounding it does not move the middle of the weights.
-            plus = gathered([head.plus for head in heads])
+            plus = gathered(offsets)
             above = plus + scales * float(first)
             # Without a scale, or with one so small that the offset leaves the range or the
             # precision of the dtype, all weights of the group are one number.
             limit = 2.0**15 if self._dtype == torch.float16 else 2.0**22
             good = above.absolute().is_less_than(rounded.absolute() * limit)
-            middle = plus + scales * ((numbers.low + numbers.high) / 2)
+            middle = plus + scales * ((self._codes.low + self._codes.high) / 2)
             middle = middle * (1 / one)
             self._put_offsets(good.chosen(above / rounded, above.filled(0.0)))
             rounded = good.chosen(rounded, middle)
             is_good = good.each()
-        elif heads[0].shift is not None:
-            self._put_offsets(gathered([head.shift for head in heads]) + first / step)
+        elif shifts:
+            self._put_offsets(gathered(shifts) + first / step)
         else:
             self._put_offsets(scales.filled(first / step))
         self._put_scales(rounded)
-        for i, half in enumerate(self._halves):
+        for i, half in enumerate(halves):
             kept = half.numbers - first if first else half.numbers
             kept = kept.halved() if step == 2 else kept
             if is_good is not None:
-                kept = is_good[i // halves].repeated(len(kept)).chosen(kept, kept.filled(one))
+                kept = is_good[i // together].repeated(len(kept)).chosen(kept, kept.filled(one))
             self._put(i, kept)
 
-    def _nearest(self) -> None:
+    def _nearest(self, halves: list[Scaled]) -> None:
         """Groups of two halves with a scale each: the nearest numbers under a new one.
 
         If there is a scale under which one of the halves stays exact and which is not much larger
         than the smallest possible, which makes the largest weight 127, then that.
         """
         lasts, scales = [], []
-        for half in self._halves:
+        for half in halves:
             largest = half.numbers.floats(signed=True).absolute().largest()
             lasts.append(half.scale.absolute() * largest)
             scales.append(half.scale.absolute())
@@ -346,7 +361,7 @@ class Groups(Target):
         factors = is_zero.chosen(smallest.filled(1.0) / new, smallest.filled(0.0)).each()
         self._put_scales(is_zero.chosen(new, smallest))
         self._put_offsets(smallest.filled(0.0))
-        for i, half in enumerate(self._halves):
+        for i, half in enumerate(halves):
             factor = half.scale * factors[i // 2]
             kept = (half.numbers.floats(signed=True) * factor).nearest(-_GREATEST, _GREATEST)
             self._put(i, kept)

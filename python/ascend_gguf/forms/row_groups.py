@@ -8,7 +8,7 @@ takes the transposed view.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -61,8 +61,10 @@ class RowGroups(Form):
             tensors["offset"] = torch.zeros_like(scale)
         return cls(weight.shape, weight.dtype, tensors)
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]
+    ) -> None:
+        super().__init__(shape, dtype, tensors)
         #: The rows in parts, no longer than the operators take: which, and their tensors.
         self.parts: list[tuple[slice, dict[str, torch.Tensor]]] = []
         self._set_parts([slice(0, self.shape[0])], self.tensors)

@@ -7,14 +7,17 @@ it.  Dense weights are not a kernel's business: engines have code of their own f
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
 from ascend_gguf.forms.base import Form
 
+#: The base of the forms that a kernel multiplies with.
+F = TypeVar("F", bound=Form)
 
-class LinearKernel(abc.ABC):
+
+class LinearKernel(abc.ABC, Generic[F]):
     """``x @ weight.T`` and rows of ``weight``, ``[out, in]``.
 
     Attributes:
@@ -24,11 +27,9 @@ class LinearKernel(abc.ABC):
     forms: ClassVar[tuple[type[Form], ...]]
 
     @abc.abstractmethod
-    def linear(
-        self, x: torch.Tensor, weight: Form, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: F, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x [..., in]`` to ``[..., out]``, in the dtype of ``x``."""
 
     @abc.abstractmethod
-    def rows(self, weight: Form, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self, weight: F, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, decoded: ids ``[...]`` to ``[..., in]`` of the weight's dtype."""

@@ -355,7 +355,7 @@ class _Block:
         for n in range(0, len(columns), _VECTORS):
             strip = columns[n : n + _VECTORS]
 
-            def values(pair: ir.Value, vector: int, strip=strip) -> ir.Value:
+            def values(pair: ir.Value, vector: int, strip: range = strip) -> ir.Value:
                 address = self._row_of("value_pairs", I32, self._value_size, pair)
                 return builder.gep(address, [I64(strip[vector])])
 

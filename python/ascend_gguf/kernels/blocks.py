@@ -18,7 +18,7 @@ from ascend_gguf.kernels.multiply import Product, Step, plan
 _MOST_KEPT = 64
 
 
-class BlocksLinear(LinearKernel):
+class BlocksLinear(LinearKernel[Blocks]):
     """Decodes weights while it multiplies with them: see :mod:`~ascend_gguf.kernels.multiply`.
 
     Args:

@@ -43,7 +43,12 @@ def repeat(
     body: Callable[[ir.Value], None],
 ) -> None:
     """``for i in range(start, stop, step): body(i)``."""
-    fold(builder, start, stop, step, [], lambda i, _: body(i) or [])
+
+    def once(i: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        body(i)
+        return []
+
+    fold(builder, start, stop, step, [], once)
 
 
 def minimum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:

@@ -85,13 +85,13 @@ class _Rows:
         return [builder.gep(start, [builder.mul(stride, I64(i))]) for i in range(count)]
 
     def write(self) -> None:
-        if products_of(self._kind).offset_group:
-            self._sum_groups()
+        if group := products_of(self._kind).offset_group:
+            self._sum_groups(group)
         repeat(self._builder, self._tile.first, self._tile.stop, 1, self._row)
 
-    def _sum_groups(self) -> None:
+    def _sum_groups(self, group: int) -> None:
         """The sum of each group of numbers that meets one offset, for all rows of the tile."""
-        builder, group = self._builder, products_of(self._kind).offset_group
+        builder = self._builder
         count = builder.mul(self._tile.blocks, I64(self._kind.block_size // group))
         self._sums = self._spaced(self._tile.scratch, F32, count, len(self._vectors))
 

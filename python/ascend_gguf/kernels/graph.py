@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,7 +138,8 @@ class _Capture(TorchDispatchMode):
 
     def steps(self) -> list[Callable[[], object]]:
         """What was noted, kernels that follow each other as one."""
-        steps, jobs = [], []
+        steps: list[Callable[[], object]] = []
+        jobs: list[tuple[Kernel, array]] = []
         for what in [*self._noted, None]:
             if isinstance(what, tuple):
                 jobs.append(what)
@@ -159,7 +161,13 @@ class _Capture(TorchDispatchMode):
         finally:
             self.is_suspended = before
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if self.is_suspended:
             return func(*args, **kwargs)
@@ -176,7 +184,7 @@ class _Capture(TorchDispatchMode):
         self._note_operator(func, args, kwargs, out)
         return out
 
-    def _note_operator(self, func, args: tuple, kwargs: dict, out: Any) -> None:
+    def _note_operator(self, func: OpOverload, args: tuple, kwargs: dict, out: Any) -> None:
         results, inputs = _tensors(out), set(map(_memory, _tensors((args, kwargs))))
         new = [t for t in results if _memory(t) not in inputs]
         self.nbytes += sum(t.untyped_storage().nbytes() for t in new)
@@ -205,7 +213,13 @@ class _NoReads(TorchFunctionMode):
         super().__init__()
         self._noted = noted
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func in _READS and not self._noted.is_suspended:
             raise NotCapturable(f"{func.__name__}: Python reads numbers")
         out = func(*args, **(kwargs or {}))
@@ -213,7 +227,7 @@ class _NoReads(TorchFunctionMode):
         return out
 
 
-def _obstacle(func, args: tuple) -> str | None:
+def _obstacle(func: OpOverload, args: tuple) -> str | None:
     """Why an operator cannot be called again without Python's help."""
     if func.namespace in ("c10d", "_c10d_functional"):
         return "it waits for other processes"
@@ -232,13 +246,13 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _copy_anew(func, args: tuple, kwargs: dict, results: list[torch.Tensor]) -> None:
+def _copy_anew(func: OpOverload, args: tuple, kwargs: dict, results: list[torch.Tensor]) -> None:
     for target, source in zip(results, _tensors(func(*args, **kwargs)), strict=True):
         target.copy_(source)
 
 
 @functools.cache
-def _into(func):
+def _into(func: OpOverload) -> OpOverload | None:
     """The same operator that writes its results to given tensors, where it has such a form."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():

@@ -111,6 +111,9 @@ def each_tile(module: ir.Module) -> Iterator[tuple[ir.IRBuilder, Tile]]:
         def load(index: ir.Value) -> ir.Value:
             return builder.load(builder.gep(numbers, [index]))
 
+        def pointer(address: ir.Value) -> ir.Value:
+            return builder.inttoptr(address, I8.as_pointer())
+
         place = builder.mul(builder.sdiv(tile, field["tiles_per_product"]), I64(len(_PRODUCT)))
         weights, x, out, columns = (
             load(builder.add(place, I64(len(_FIELDS) + i))) for i in range(len(_PRODUCT))
@@ -121,11 +124,16 @@ def each_tile(module: ir.Module) -> Iterator[tuple[ir.IRBuilder, Tile]]:
         yield (
             builder,
             Tile(
-                *(builder.inttoptr(address, I8.as_pointer()) for address in (weights, x, out)),
+                pointer(weights),
+                pointer(x),
+                pointer(out),
                 columns,
                 first,
                 stop,
-                *(field[name] for name in ("blocks", "row_bytes", "x_stride", "out_stride")),
+                field["blocks"],
+                field["row_bytes"],
+                field["x_stride"],
+                field["out_stride"],
                 scratch,
             ),
         )

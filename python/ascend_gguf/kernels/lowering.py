@@ -42,6 +42,7 @@ def _index_put(
     places = indices[0]
     if (
         len(indices) != 1
+        or places is None
         or accumulate
         or places.dtype != torch.int64
         or places.dim() != 1

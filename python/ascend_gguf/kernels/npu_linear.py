@@ -5,6 +5,9 @@ Source of the rules: torch_npu's documentation of ``npu_weight_quant_batchmatmul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 
 from ascend_gguf.forms import Int4, Int8, NearInt8, Planes
@@ -14,10 +17,10 @@ from ascend_gguf.forms.row_groups import RowGroups
 from ascend_gguf.kernels.base import LinearKernel
 
 
-class NPULinear(LinearKernel):
+class NPULinear(LinearKernel[RowGroups]):
     """``npu_weight_quant_batchmatmul`` with the transposed view of weights stored by rows."""
 
-    forms = (Int4, Int8, NearInt8, Planes)
+    forms: ClassVar[tuple[type[RowGroups], ...]] = (Int4, Int8, NearInt8, Planes)
 
     def linear(
         self, x: torch.Tensor, weight: RowGroups, bias: torch.Tensor | None = None
@@ -48,16 +51,23 @@ class NPULinear(LinearKernel):
 
     def rows(self, weight: RowGroups, ids: torch.Tensor) -> torch.Tensor:
         chosen = ids.reshape(-1)
-        found = None
-        for part, tensors in weight.parts:
-            own = chosen - part.start if part.start else chosen
-            if len(weight.parts) > 1:
-                own = own.clamp(0, part.stop - part.start - 1)
-            gathered = {name: tensor.index_select(0, own) for name, tensor in tensors.items()}
-            values = weight.decoded(gathered, weight.dtype)
-            is_here = (chosen >= part.start).unsqueeze(-1)
-            found = values if found is None else torch.where(is_here, values, found)
+        (part, tensors), *others = weight.parts
+        found = _decoded(weight, part, tensors, chosen)
+        for part, tensors in others:
+            values = _decoded(weight, part, tensors, chosen)
+            found = torch.where((chosen >= part.start).unsqueeze(-1), values, found)
         return found.view(*ids.shape, weight.shape[1])
+
+
+def _decoded(
+    weight: RowGroups, part: slice, tensors: Mapping[str, torch.Tensor], chosen: torch.Tensor
+) -> torch.Tensor:
+    """The chosen rows of a part of the weight; any numbers for those of another part."""
+    own = chosen - part.start if part.start else chosen
+    if len(weight.parts) > 1:
+        own = own.clamp(0, part.stop - part.start - 1)
+    gathered = {name: tensor.index_select(0, own) for name, tensor in tensors.items()}
+    return weight.decoded(gathered, weight.dtype)
 
 
 class NPUExactLinear(NPULinear):
@@ -68,4 +78,5 @@ class NPUExactLinear(NPULinear):
 
 def has_operators() -> bool:
     """Whether this NPU multiplies with weights in groups: all do but the 310P."""
-    return not torch.npu.get_device_name().startswith("Ascend310P")
+    name = torch.npu.get_device_name()  # type: ignore[attr-defined]  # comes with torch_npu
+    return not name.startswith("Ascend310P")

@@ -64,7 +64,7 @@ class Tokens:
         key = window, most
         if key not in self._blocks:
             found = block_attention.blocks(
-                *(t.numpy() for t in (self.requests, self.lengths)), *key
+                self.requests.numpy(), self.lengths.numpy(), window, most
             )
             self._blocks[key] = found if len(self) >= _BLOCK_TOKENS * len(found) else None
         return self._blocks[key]
@@ -337,7 +337,7 @@ class _Tile:
                 for i in strip
             ]
 
-            def value(i: ir.Value, sums: list[ir.Value], strip=strip) -> list[ir.Value]:
+            def value(i: ir.Value, sums: list[ir.Value], strip: range = strip) -> list[ir.Value]:
                 row = self._row(given.values, given.values_stride, self._value_place, i)
                 parts = [load(builder, row, place, self._cache_dtype, LANES) for place in strip]
                 at, following = builder.sub(i, start), []

@@ -152,6 +152,8 @@ class Products(Target):
 
     def _bfloat_products(self, offset: int, first: _Factors, second: _Factors) -> list[ir.Value]:
         """Products of whole numbers, which are exact, added up in pairs."""
+        if first.coded is None or second.coded is None:
+            raise TypeError("vectors of bfloat16 meet weights of a few values only")
         weights = _bfloats(first.coded, second.coded)
         return [
             multiply_add_pairs(self._builder, weights, _load(self._builder, x, weights.type), ZERO)
@@ -165,7 +167,7 @@ class Products(Target):
         value, operation = values[0]
         if value.lane is not None:
             value = value.lane[0]
-            lanes = [v.lane[1] for v, _ in values]
+            lanes = [v.lane[1] for v, _ in values if v.lane is not None]
             # In order, once or as often as puts share it.
             assert lanes == sorted(lanes)
             assert set(lanes) == set(range(len(value)))

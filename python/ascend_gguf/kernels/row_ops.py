@@ -226,7 +226,7 @@ def _rotated(
         -(-tokens // step),
         x.data_ptr(),
         x.stride(0),
-        positions.data_ptr() if by_position else 0,
+        0 if positions is None else positions.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
         cos.stride(0),
@@ -306,7 +306,9 @@ def _width(n: int) -> int:
     return next(width for width in (4 * LANES, 2 * LANES, LANES) if n % width == 0)
 
 
-def _each_row(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace, row) -> None:
+def _each_row(
+    builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace, row: Callable[[ir.Value], None]
+) -> None:
     first = builder.mul(tile, given.step)
     stop = minimum(builder, builder.add(first, given.step), given.rows)
     repeat(builder, first, stop, 1, row)

@@ -195,8 +195,8 @@ def _sums(builder: ir.IRBuilder, totals: list[ir.Value]) -> Vector:
             halves.append(builder.shuffle_vector(a, b, mask))
         return builder.fadd(*halves)
 
-    pairs = [added(a, b, [0, 4, 1, 5], [2, 6, 3, 7]) for a, b in (totals[:2], totals[2:])]
-    value = Vector(builder, added(*pairs, [0, 1, 4, 5], [2, 3, 6, 7]))
+    first, second = (added(a, b, [0, 4, 1, 5], [2, 6, 3, 7]) for a, b in (totals[:2], totals[2:]))
+    value = Vector(builder, added(first, second, [0, 1, 4, 5], [2, 3, 6, 7]))
     while len(value) > ROWS:
         half = len(value) // 2
         value = value[:half] + value[half:]

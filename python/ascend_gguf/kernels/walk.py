@@ -41,8 +41,8 @@ class Walk:
         self._list = array("q", [len(jobs)])
         for start, (kernel, job) in zip((starts + first).tolist(), jobs, strict=False):
             self._numbers[start : start + len(job)] = job
-            code = ctypes.cast(kernel, ctypes.c_void_p).value
-            self._list.extend((code, self._numbers.ctypes.data + 8 * start))
+            code = ctypes.cast(kernel, ctypes.c_void_p)  # type: ignore[arg-type]  # of ctypes
+            self._list.extend((code.value or 0, self._numbers.ctypes.data + 8 * start))
         self._kernels = [kernel for kernel, _ in jobs]  # which own their code
         heads = np.array([HEAD.index("next_tile"), HEAD.index("done")])
         self._heads = (starts[:-1, None] + first + heads).reshape(-1)

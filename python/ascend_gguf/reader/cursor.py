@@ -63,10 +63,6 @@ class Cursor:
                 expected=f"at least {self.offset + nbytes}",
             )
 
-    def number(self, dtype: np.dtype) -> int | float:
-        """One number, as a Python value."""
-        return self.numbers(dtype, 1)[0].item()
-
     def numbers(self, dtype: np.dtype, count: int) -> np.ndarray:
         """``count`` numbers, copied: array (count,) of ``dtype`` in the machine's byte order."""
         self.need(dtype.itemsize * count)
@@ -75,10 +71,10 @@ class Cursor:
         return values.astype(dtype.newbyteorder("="))
 
     def uint32(self) -> int:
-        return self.number(_UINT32)
+        return int(self.numbers(_UINT32, 1)[0])
 
     def uint64(self) -> int:
-        return self.number(_UINT64)
+        return int(self.numbers(_UINT64, 1)[0])
 
     def name(self, what: str) -> str:
         """One string that must be UTF-8; ``what`` says in the error whose name it is."""

@@ -26,7 +26,7 @@ class ShardName(NamedTuple):
 
     model: str
     number: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
     suffix: str = ".gguf"
 
     def __str__(self) -> str:

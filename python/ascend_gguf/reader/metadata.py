@@ -10,7 +10,7 @@ from gguf import GGUFValueType
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader.cursor import Cursor
 
-_NUMBERS = {
+_NUMBERS: dict[int, np.dtype] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
     GGUFValueType.INT8: np.dtype("<i1"),
     GGUFValueType.UINT16: np.dtype("<u2"),

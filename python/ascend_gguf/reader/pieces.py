@@ -41,7 +41,7 @@ def read_rows(
         # A part of each row is read with what lies between the parts: one call for all of them.
         nbytes = (last - first - 1) * step + n
         buffer = _buffer(nbytes)
-        file.read_into(memoryview(buffer)[:nbytes], offset + first * step)
+        file.read_into(buffer.data[:nbytes], offset + first * step)
         if view.dim() == 1:
             yield ..., buffer[:n]
         else:
@@ -59,7 +59,7 @@ def read(view: torch.Tensor) -> torch.Tensor:
         return view
     file, offset = place
     copy = torch.empty_like(view, device="cpu")
-    file.read_into(memoryview(copy.view(-1).view(torch.uint8).numpy()), offset)
+    file.read_into(copy.view(-1).view(torch.uint8).numpy().data, offset)
     return copy
 
 

@@ -111,7 +111,7 @@ def _check_magic(cursor: Cursor) -> None:
     raise cursor.error(
         "not a GGUF file",
         found=start[:4],
-        expected=f"{_MAGIC} as its first bytes",
+        expected=f"{_MAGIC!r} as its first bytes",
         hint="Pass a .gguf file.",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from ascend_gguf.requests.grammars import check_grammar
@@ -220,7 +221,7 @@ def _check_ids_of_logprobs(ids: Any, limits: Limits, prompts: int | None) -> Non
 
 
 def _check_session(session: Any) -> None:
-    kinds = {
+    kinds: dict[str, Callable[[str, Any], Any]] = {
         "id": text,
         "rid": text,
         "offset": partial(whole_number, low=-INT32, high=INT32),
@@ -268,7 +269,7 @@ def _checked_sampling(params: Any, limits: Limits) -> dict[str, Any]:
     return checked
 
 
-def _checked_bias(bias: Any, limits: Limits) -> dict[str, float]:
+def _checked_bias(bias: Any, limits: Limits) -> dict[str, Real]:
     if not isinstance(bias, Mapping):
         raise RequestError("logit_bias", bias, "an object of token ids and numbers")
     checked = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from re import _constants as sre
-from re import _parser
+from re import _constants as sre  # type: ignore[attr-defined]  # no part of re in typeshed
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from ascend_gguf.requests.values import RequestError, text

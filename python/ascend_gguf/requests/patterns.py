@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from re import _constants as sre
-from re import _parser
+from re import _constants as sre  # type: ignore[attr-defined]  # no part of re in typeshed
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
 
 from ascend_gguf.requests.values import RequestError, text
 
@@ -22,7 +23,7 @@ def check_pattern(field: str, value: object) -> None:
     Python's search tries each way to match in turn.  Here their number is bounded, by the parsed
     pattern: alternatives of a part times those of the next, to the power of its repetitions.
     """
-    text(field, value)
+    value = text(field, value)
     if not 0 < len(value.encode()) <= _LONGEST:
         raise RequestError(field, value, f"1 to {_LONGEST} bytes")
     try:
@@ -50,7 +51,7 @@ def _ways(parsed: _parser.SubPattern) -> int:
     return ways
 
 
-def _ways_of(operation, argument) -> int:
+def _ways_of(operation: object, argument: Any) -> int:
     if operation is sre.SUBPATTERN:
         return _ways(argument[-1])
     if operation is sre.BRANCH:

@@ -16,7 +16,9 @@ _LONGEST_SHOWN = 60
 class RequestError(ValueError):
     """A request that is refused: ``FIELD: PROBLEM (found F, allowed A)``; HTTP status 400."""
 
-    def __init__(self, field: str, found: object, allowed: str, problem: str = "invalid value"):
+    def __init__(
+        self, field: str, found: object, allowed: str, problem: str = "invalid value"
+    ) -> None:
         super().__init__(f"{field}: {problem} (found {shown(found)}, allowed: {allowed})")
         self.field = field
 
@@ -45,7 +47,7 @@ def whole_number(field: str, value: Any, low: int, high: int, also: int | None =
     raise RequestError(field, value, f"whole numbers from {low} to {high}{extra}")
 
 
-def number(field: str, value: Any, low: float, high: float, above: bool = False) -> float:
+def number(field: str, value: Any, low: float, high: float, above: bool = False) -> Real:
     """A number of ``[low, high]``, or of ``(low, high]`` if it must be ``above``; never NaN."""
     if isinstance(value, Real) and not isinstance(value, bool):
         try:

@@ -83,27 +83,27 @@ def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     """The ids of all tokens that end an answer: eos, eot, eom, and those known by their names."""
     ids = vocabulary.ids
     found = {ids[name] for name in _END_OF_GENERATION if name in ids}
-    found |= {vocabulary.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom")}
+    ends = (vocabulary.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom"))
+    found |= {number for number in ends if number is not None}
     found |= _fill_in_ids(vocabulary, _FILL_IN_THE_MIDDLE)
     # Harmony and Solar end a message with <|end|>, and a turn with others.
     if {"<|return|>", "<|call|>"} <= ids.keys() or {"<|calls|>", "<|flush|>"} <= ids.keys():
-        found.discard(ids.get("<|end|>"))
+        found.discard(ids.get("<|end|>", -1))
     # Qwen and Gemma have it too, as the HTML that it also is.
     if "</s>" in ids and vocabulary.types[ids["</s>"]] == TokenType.CONTROL:
         found.add(ids["</s>"])
-    return frozenset(found - {None})
+    return frozenset(found)
 
 
-def _fill_in_ids(
-    vocabulary: Vocabulary, names_of: Mapping[str, tuple[str, ...]]
-) -> set[int | None]:
+def _fill_in_ids(vocabulary: Vocabulary, names_of: Mapping[str, tuple[str, ...]]) -> set[int]:
     ids = vocabulary.ids
-    return {
+    found = (
         vocabulary.token_id(
             f"{key}_token_id", next((ids[name] for name in names if name in ids), None)
         )
         for key, names in names_of.items()
-    }
+    )
+    return {number for number in found if number is not None}
 
 
 def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedToken]:
@@ -114,7 +114,7 @@ def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedTo
     """
     types = vocabulary.types.copy()
     # Marks of the end, and of what is filled in, are marks whatever their type.
-    types[list({*special, *_fill_in_ids(vocabulary, _FILL_IN_MARKS)} - {None})] = TokenType.CONTROL
+    types[[*special, *_fill_in_ids(vocabulary, _FILL_IN_MARKS)]] = TokenType.CONTROL
     wanted = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
     numbers = np.isin(types, wanted).nonzero()[0].tolist()
     texts = {vocabulary.tokens[number] for number in numbers}

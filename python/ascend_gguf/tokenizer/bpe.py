@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -14,7 +15,7 @@ _NOT_A_BYTE = "\ufdd0"  # a Unicode noncharacter, which no text and no token hol
 
 
 def byte_level_bpe(
-    vocabulary: Vocabulary, rule: PreTokenizer, added: Iterable[AddedToken]
+    vocabulary: Vocabulary, rule: PreTokenizer, added: list[AddedToken]
 ) -> Tokenizer:
     """The tokenizer of a ``gpt2`` vocabulary.
 
@@ -72,14 +73,12 @@ def read_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     return [
         (merge[: (cut := merge.find(" ", 1))], merge[cut + 1 :])
         if merge[:1] == " "
-        else tuple(merge.split(" ", 1))
+        else merge.partition(" ")[::2]
         for merge in merges
     ]
 
 
-def merged_bpe(
-    vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: object
-) -> models.BPE:
+def merged_bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: Any) -> models.BPE:
     """The ``tokenizers`` library's BPE over the vocabulary.
 
     Raises:

@@ -37,21 +37,24 @@ class TokenBytes:
     def of(self, number: int) -> bytes | None:
         """The bytes of a token; None if it is text and not bytes."""
         token = None if number in self._added else self._tokenizer.convert_ids_to_tokens(number)
-        if token is None:
+        if not isinstance(token, str):
             return None
-        found = [self._bytes.get(part) for part in ([token] if self.all_or_nothing else token)]
-        return None if None in found else bytes(found)
+        try:
+            return bytes(self._bytes[part] for part in ([token] if self.all_or_nothing else token))
+        except KeyError:
+            return None
 
     def ids(self, data: bytes) -> list[int] | None:
         """A token for each byte; None if the vocabulary lacks one."""
         number_of = self._tokenizer.backend_tokenizer.token_to_id
         found = [number_of(self._written[byte]) for byte in data]
-        return None if None in found else found
+        known = [number for number in found if number is not None]
+        return known if len(known) == len(data) else None
 
     def continues(self, number: int) -> bool:
         """True if the token begins inside a character."""
-        data = self.of(number)
-        return bool(data) and 0x80 <= data[0] < 0xC0
+        data = self.of(number) or b"\0"
+        return 0x80 <= data[0] < 0xC0
 
 
 def split_at_character(

@@ -66,8 +66,9 @@ def load_tokenizer(
     # transformers' own classes hand over their backend in this way; tokenizer_object= would copy
     # it, which takes longer than all the rest.
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
-    tokenizer._tokenizer = backend
-    tokenizer.__init__(
+    tokenizer._tokenizer = backend  # type: ignore[assignment]  # declared as None
+    PreTrainedTokenizerFast.__init__(
+        tokenizer,
         **named,
         add_bos_token=add_bos and "bos_token" in named,
         add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,

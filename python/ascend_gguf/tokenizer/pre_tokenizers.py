@@ -38,7 +38,9 @@ def _words(digits: str, endings: str = _ENDINGS + "|") -> str:
     return endings + r"[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
 
 
-def _cased_words(digits: str, endings: str, letters: str = "", symbols_end: str = r"[\r\n/]*"):
+def _cased_words(
+    digits: str, endings: str, letters: str = "", symbols_end: str = r"[\r\n/]*"
+) -> str:
     """The rule of GPT-4o: a capital starts a word.  ``letters`` narrows the classes of letters."""
     upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}" + letters + "]"
     lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}" + letters + "]"

@@ -6,11 +6,10 @@ of the highest score, leftmost first) and ``LLAMA_VOCAB_PRE_TYPE_GEMMA4`` (merge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ascend_gguf.tokenizer.bpe import merged_bpe, read_merges
 from ascend_gguf.tokenizer.vocabulary import Vocabulary
@@ -21,7 +20,7 @@ _SPACE = "\u2581"
 RAW_BPE = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
 
 
-def sentencepiece(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Tokenizer:
+def sentencepiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
     """The tokenizer of a ``llama`` vocabulary.
 
     Raises:
@@ -38,7 +37,7 @@ def sentencepiece(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Tokeni
     return tokenizer
 
 
-def raw_bpe(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Tokenizer:
+def raw_bpe(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
     """The tokenizer of a vocabulary that has its merges in the file (:data:`RAW_BPE`)."""
     tokenizer = Tokenizer(_model(vocabulary, read_merges(vocabulary)))
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
@@ -46,7 +45,7 @@ def raw_bpe(vocabulary: Vocabulary, added: Iterable[AddedToken]) -> Tokenizer:
     tokenizer.decoder = _decoder(strip=False)
     # No merge makes a run of newlines.
     runs = [token for token in vocabulary.tokens if token and not token.strip("\n")]
-    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in runs] + [*added])
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in runs] + added)
     return tokenizer
 
 
@@ -135,7 +134,7 @@ def _last_merge(token: str, ranks: list[int], ids: dict[str, int]) -> list[tuple
     return []
 
 
-def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]]):
+def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> models.BPE:
     unknown = vocabulary.token_id("unknown_token_id", 0)
     return merged_bpe(
         vocabulary,
@@ -146,6 +145,6 @@ def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]]):
     )
 
 
-def _decoder(strip: bool):
+def _decoder(strip: bool) -> decoders.Decoder:
     parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * strip)

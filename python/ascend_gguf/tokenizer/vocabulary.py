@@ -72,10 +72,16 @@ class Vocabulary:
         """The array of numbers at ``tokenizer.ggml.KEY``, of the file's type."""
         return _numbers(self.file, key, "iuf", "numbers")
 
-    def error(self, problem: str, key: str, **details: object) -> GGUFError:
+    def error(
+        self,
+        problem: str,
+        key: str,
+        found: object = None,
+        expected: object = None,
+        hint: str = CONVERT_AGAIN,
+    ) -> GGUFError:
         """An error about ``tokenizer.ggml.KEY``, for the caller to raise."""
-        details.setdefault("hint", CONVERT_AGAIN)
-        return GGUFError(problem, file=self.file.files[0], key=_PREFIX + key, **details)
+        return _error(self.file, key, problem, found, expected, hint)
 
     def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
         value = self.file.metadata.get(_PREFIX + key, default)
@@ -165,6 +171,19 @@ def _words(array: list[str] | np.ndarray) -> str:
     return f"{len(array)} {kind}"
 
 
-def _error(file: GGUFFile, key: str, problem: str, **details: object) -> GGUFError:
-    details.setdefault("hint", CONVERT_AGAIN)
-    return GGUFError(problem, file=file.files[0], key=_PREFIX + key, **details)
+def _error(
+    file: GGUFFile,
+    key: str,
+    problem: str,
+    found: object = None,
+    expected: object = None,
+    hint: str = CONVERT_AGAIN,
+) -> GGUFError:
+    return GGUFError(
+        problem,
+        file=file.files[0],
+        key=_PREFIX + key,
+        found=found,
+        expected=expected,
+        hint=hint,
+    )
