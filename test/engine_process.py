@@ -31,6 +31,7 @@ from serving import (
     Zygote,
     cpu_environment,
     npu_simulation,
+    printed_error,
     process_is_running,
     stop_group,
     tail,
@@ -114,6 +115,14 @@ class Model:
         """``sglang.Engine.generate``.  Raises what it raises, and EngineFailed."""
         self._connection.send(arguments)
         return self._receive("the engine ended while computing", ANSWER_TIMEOUT)
+
+    def prompt_logprobs(self, prompt: Sequence[int]) -> list[float]:
+        """log p of each token but the first, given those before it."""
+        return _values(self._generate(list(prompt), 1), "input")[1:]
+
+    def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
+        """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
+        return printed_error(self.prompt_logprobs(prompt), expected)
 
     def continued(
         self, prompts: Sequence[Sequence[int]], new: int
@@ -222,6 +231,7 @@ class EngineProcess:
         *arguments: str,
         environment: dict[str, str] | None = None,
         probe: str = "",
+        routes: Path | None = None,
         **options: Any,
     ) -> Iterator[Model]:
         """A model, loaded.
@@ -231,6 +241,7 @@ class EngineProcess:
             environment: variables of its processes.
             probe: ``module:function`` of a function of the engine's ``ModelRunner`` that is called
                 in each rank once the model is loaded, such as one of :mod:`probes`.
+            routes: a folder for the experts that it chooses for the tokens of a prompt.
             options: the same as ``arguments``: ``tp_size=2`` is ``--tp-size 2``, True is a flag
                 alone, None is left out.
 
@@ -246,6 +257,7 @@ class EngineProcess:
             "log": str(log),
             "environment": self._environment(options) | (environment or {}),
             "engine": {"address": address, "probe": probe},
+            "routes": str(routes or ""),
         }
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)

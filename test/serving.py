@@ -78,9 +78,7 @@ class Server:
 
     def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
         """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
-        error = mean_error(self.prompt_logprobs(prompt), expected)
-        print(f"mean absolute error of {len(expected)} log-probabilities: {error:.2e}")
-        return error
+        return printed_error(self.prompt_logprobs(prompt), expected)
 
     def generate(self, input_ids: Sequence[int], sampling: dict, **options) -> dict:
         body = {"input_ids": list(input_ids), "sampling_params": {"temperature": 0, **sampling}}
@@ -92,6 +90,12 @@ class Server:
 def mean_error(found: Sequence[float], expected: Sequence[float]) -> float:
     """Mean absolute difference."""
     return sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(expected)
+
+
+def printed_error(found: Sequence[float], expected: Sequence[float]) -> float:
+    error = mean_error(found, expected)
+    print(f"mean absolute error of {len(expected)} log-probabilities: {error:.2e}")
+    return error
 
 
 def npu_simulation(*options: str) -> tuple[list[str], dict[str, str]]:
@@ -159,19 +163,14 @@ class Zygote:
         log: Path,
         *arguments: str,
         environment: dict[str, str] | None = None,
-        routes: Path | None = None,
     ) -> Iterator[Server]:
-        """A server on ``model``, once it answers.
-
-        ``routes`` is a folder for the experts that it chooses for the tokens of a prompt.
-        """
+        """A server on ``model``, once it answers."""
         port = free_port()
         command = ["--model-path", str(model), "--port", str(port), *SMALL, *arguments]
         order = {
             "arguments": command,
             "log": str(log),
             "environment": environment or {},
-            "routes": str(routes or ""),
         }
         pid = self.fork(order)
         server = Server(f"http://127.0.0.1:{port}", pid, log)

@@ -65,6 +65,8 @@ def _serve(order: dict) -> None:
 
     _allow_forked_npu()
 
+    if order.get("routes"):
+        _record_routes(order["routes"])
     if "engine" in order:
         from forked_engine import serve
 
@@ -73,8 +75,6 @@ def _serve(order: dict) -> None:
     from sglang.launch_server import run_server
     from sglang.srt.server_args import prepare_server_args
 
-    if order.get("routes"):
-        _record_routes(order["routes"])
     run_server(prepare_server_args(order["arguments"]))
 
 

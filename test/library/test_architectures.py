@@ -226,7 +226,9 @@ def test_wrong_shape_of_any_tensor(arch, tmp_path):
     for name, shape in whole.shapes().items():
         if name.startswith("blk.1."):
             continue
-        for wrong in ((shape[0] + 8, *shape[1:]), (*shape[:-1], shape[-1] // 2, 2)):
+        # Only a vector may have one more dimension, of one.
+        one_more = [(1, *shape)] if len(shape) > 1 else []
+        for wrong in ((shape[0] + 8, *shape[1:]), (*shape[:-1], shape[-1] // 2, 2), *one_more):
             file = opened(tmp_path, arch, {name: wrong})
             with pytest.raises(GGUFError, match="shape does not fit") as error:
                 architecture_of(file).name_map(file, config)

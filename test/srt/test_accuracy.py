@@ -1,15 +1,17 @@
-"""Log-probabilities of served models against transformers in float32."""
+"""Log-probabilities of models against transformers in float32."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from engine_process import EngineProcess
 from random_model import ALL_TYPES, PROMPT, Spec, read_model, write_model
-from serving import CPU, Zygote, cpu_environment, mean_error
+from serving import mean_error
 from shared_data import shared_path
 
 DATA = Path(__file__).parents[1] / "data"
@@ -31,31 +33,26 @@ def _shared_models() -> list[str]:
 NEARLY_TIED = 0.05
 
 
-def _check(server, prompt, expected, dtype: str) -> None:
-    assert server.mean_error(prompt, expected) <= LIMITS[dtype]
+def _check(engine: EngineProcess, path: Path, prompt, expected, *arguments, **options) -> None:
+    with engine.load(path, *arguments, dtype="float32", **options) as model:
+        assert model.mean_error(prompt, expected) <= LIMITS["float32"]
 
 
 def check_file(
-    zygote: Zygote,
-    model: Path,
-    log: Path,
-    dtype: str,
-    *arguments: str,
-    limit: float,
-    environment=None,
-):
-    """Serve a file of llama.cpp's and compare it with its reference.
+    engine: EngineProcess, model: Path, folder: Path, dtype: str, limit: float, **options: Any
+) -> str:
+    """Load a file of llama.cpp's and compare it with its reference; what the engine wrote.
 
     In bfloat16 experts whose logits nearly tie change places, and with them the answer, in
-    transformers too.  So there the reference is computed with the experts that the server chose,
+    transformers too.  So there the reference is computed with the experts that the engine chose,
     and each of them must be among the best but for rounding.
     """
     reference = json.loads(model.with_suffix(".ref.json").read_text())
     prompt, expected = reference["input_ids"], reference["token_logprobs"]
-    routes = log.parent if dtype == "bfloat16" and "moe" in model.name else None
-    arguments = (*arguments, "--dtype", dtype)
-    with zygote.serve(model, log, *arguments, environment=environment, routes=routes) as server:
-        found = server.prompt_logprobs(prompt)
+    routes = folder if dtype == "bfloat16" and "moe" in model.name else None
+    with engine.load(model, dtype=dtype, routes=routes, **options) as loaded:
+        found = loaded.prompt_logprobs(prompt)
+        log = loaded.log
     print(f"{model.name}: mean error of log-probabilities {mean_error(found, expected):.2e}")
     if routes:
         chosen = [np.load(routes / f"{i}.npy") for i in range(len(list(routes.glob("*.npy"))))]
@@ -66,19 +63,17 @@ def check_file(
         )
         assert furthest <= NEARLY_TIED
     assert mean_error(found, expected) <= limit
+    return log
 
 
-def _check_file(zygote: Zygote, model: Path, log: Path, dtype: str, *arguments: str, ranks=1):
-    environment = cpu_environment(ranks) if ranks > 1 else None
-    check_file(
-        zygote, model, log, dtype, *CPU, *arguments, limit=LIMITS[dtype], environment=environment
-    )
+def _check_file(engine, model: Path, folder: Path, dtype: str, **options):
+    check_file(engine, model, folder, dtype, LIMITS[dtype], **options)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("name", BUNDLED)
-def test_quantized_by_llama_cpp(zygote, log, name, dtype):
-    _check_file(zygote, DATA / f"{name}.gguf", log, dtype)
+def test_quantized_by_llama_cpp(cpu_engine, tmp_path, name, dtype):
+    _check_file(cpu_engine, DATA / f"{name}.gguf", tmp_path, dtype)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -87,21 +82,22 @@ def test_quantized_by_llama_cpp(zygote, log, name, dtype):
     _shared_models()
     or [pytest.param("", marks=pytest.mark.skip(reason="the full set of models is not here"))],
 )
-def test_every_type_quantized_by_llama_cpp(zygote, log, name, dtype):
-    _check_file(zygote, shared_path("models", f"{name}.gguf"), log, dtype)
+def test_every_type_quantized_by_llama_cpp(cpu_engine, tmp_path, name, dtype):
+    _check_file(cpu_engine, shared_path("models", f"{name}.gguf"), tmp_path, dtype)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("parallel", [(), ("--ep-size", "2")], ids=["tp2", "tp2-ep2"])
+@pytest.mark.parametrize("experts", [1, 2], ids=["tp2", "tp2-ep2"])
 @pytest.mark.parametrize("name", [name for name in BUNDLED if "moe" in name])
-def test_experts_on_two_ranks(zygote, log, name, parallel, dtype):
-    _check_file(zygote, DATA / f"{name}.gguf", log, dtype, "--tp-size", "2", *parallel, ranks=2)
+def test_experts_on_two_ranks(cpu_engine, tmp_path, name, experts, dtype):
+    path = DATA / f"{name}.gguf"
+    _check_file(cpu_engine, path, tmp_path, dtype, tp_size=2, ep_size=experts)
 
 
 @pytest.mark.parametrize("name", [name for name in BUNDLED if "dense" in name])
-def test_dense_on_two_ranks(zygote, log, name):
+def test_dense_on_two_ranks(cpu_engine, tmp_path, name):
     # 768 columns of 256-wide blocks: the cut between the ranks falls inside a block.
-    _check_file(zygote, DATA / f"{name}.gguf", log, "float32", "--tp-size", "2", ranks=2)
+    _check_file(cpu_engine, DATA / f"{name}.gguf", tmp_path, "float32", tp_size=2)
 
 
 def _by_tensor(types: tuple[str, ...]) -> dict[str, str]:
@@ -157,45 +153,38 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_files(zygote, log, tmp_path, variant):
+def test_variants_of_files(cpu_engine, tmp_path, variant):
     model = write_model(tmp_path / "model.gguf", **VARIANTS[variant])
-    with zygote.serve(model.path, log, *CPU, "--dtype", "float32") as server:
-        _check(server, PROMPT, model.logprobs(), "float32")
+    _check(cpu_engine, model.path, PROMPT, model.logprobs())
 
 
 @pytest.mark.parametrize(
     "variant",
     ["all-types", "expert-types", "fused-experts", "qkv-types", "scaled", "scaled-experts"],
 )
-def test_variants_of_files_on_two_ranks(zygote, log, tmp_path, variant):
+def test_variants_of_files_on_two_ranks(cpu_engine, tmp_path, variant):
     model = write_model(tmp_path / "model.gguf", **VARIANTS[variant])
-    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
-    with zygote.serve(model.path, log, *arguments, environment=cpu_environment(2)) as server:
-        _check(server, PROMPT, model.logprobs(), "float32")
+    _check(cpu_engine, model.path, PROMPT, model.logprobs(), tp_size=2)
 
 
-def test_more_ranks_than_key_heads(zygote, log, tmp_path):
+def test_more_ranks_than_key_heads(cpu_engine, tmp_path):
     model = write_model(tmp_path / "model.gguf", kv_heads=1)
-    arguments = (*CPU, "--dtype", "float32", "--tp-size", "2")
-    with zygote.serve(model.path, log, *arguments, environment=cpu_environment(2)) as server:
-        _check(server, PROMPT, model.logprobs(), "float32")
+    _check(cpu_engine, model.path, PROMPT, model.logprobs(), tp_size=2)
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3moe"])
-def test_modules_to_not_convert_load_as_numbers(zygote, log, tmp_path, arch):
+def test_modules_to_not_convert_load_as_numbers(cpu_engine, tmp_path, arch):
     model = write_model(tmp_path / "model.gguf", arch=arch)
     skipped = {"modules_to_not_convert": ["layers.0.", "embed_tokens", "lm_head", "down_proj"]}
-    arguments = (*CPU, "--dtype", "float32", "--model-loader-extra-config", json.dumps(skipped))
-    with zygote.serve(model.path, log, *arguments) as server:
-        _check(server, PROMPT, model.logprobs(), "float32")
+    options = ("--model-loader-extra-config", json.dumps(skipped))
+    _check(cpu_engine, model.path, PROMPT, model.logprobs(), *options)
 
 
 @pytest.mark.skipif(
     shared_path("models", "split") is None, reason="the full set of models is not here"
 )
-def test_split_file(zygote, log):
+def test_split_file(cpu_engine):
     # Any file of the set will do; the reference is that of the whole file.
     third = shared_path("models", "split", "qwen3-moe-Q4_K_M-00003-of-00004.gguf")
     reference = json.loads((DATA / "qwen3-moe-Q4_K_M.ref.json").read_text())
-    with zygote.serve(third, log, *CPU, "--dtype", "float32") as server:
-        _check(server, reference["input_ids"], reference["token_logprobs"], "float32")
+    _check(cpu_engine, third, reference["input_ids"], reference["token_logprobs"])

@@ -37,32 +37,32 @@ ON_TWO_RANKS = (
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", BUNDLED)
-def test_quantized_by_llama_cpp(npu_zygote, log, name, ranks, dtype):
-    arguments = (*NPU_ONE, "--tp-size", ranks)
-    check_file(npu_zygote, DATA / f"{name}.gguf", log, dtype, *arguments, limit=LIMITS[dtype])
+def test_quantized_by_llama_cpp(npu_engine, tmp_path, name, ranks, dtype):
+    path = DATA / f"{name}.gguf"
+    check_file(npu_engine, path, tmp_path, dtype, LIMITS[dtype], tp_size=ranks)
 
 
-def _serve_variant(zygote, log, folder: Path, variant: str, dtype: str, *arguments: str) -> None:
-    model = write_model(folder / "model.gguf", **VARIANTS[variant])
-    with zygote.serve(model.path, log, *NPU_ONE, "--dtype", dtype, *arguments) as server:
-        assert server.mean_error(PROMPT, model.logprobs()) <= LIMITS[dtype]
+def _check_variant(engine, folder: Path, variant: str, dtype: str, ranks: int = 1) -> None:
+    written = write_model(folder / "model.gguf", **VARIANTS[variant])
+    with engine.load(written.path, dtype=dtype, tp_size=ranks) as model:
+        assert model.mean_error(PROMPT, written.logprobs()) <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_files(npu_zygote, log, tmp_path, variant):
-    _serve_variant(npu_zygote, log, tmp_path, variant, "float16")
+def test_variants_of_files(npu_engine, tmp_path, variant):
+    _check_variant(npu_engine, tmp_path, variant, "float16")
 
 
 @pytest.mark.parametrize("variant", IN_BFLOAT16)
-def test_variants_of_files_in_bfloat16(npu_zygote, log, tmp_path, variant):
-    _serve_variant(npu_zygote, log, tmp_path, variant, "bfloat16")
+def test_variants_of_files_in_bfloat16(npu_engine, tmp_path, variant):
+    _check_variant(npu_engine, tmp_path, variant, "bfloat16")
 
 
 @pytest.mark.parametrize("variant", ON_TWO_RANKS)
-def test_variants_of_files_on_two_ranks(npu_zygote, log, tmp_path, variant):
-    _serve_variant(npu_zygote, log, tmp_path, variant, "float16", "--tp-size", "2")
+def test_variants_of_files_on_two_ranks(npu_engine, tmp_path, variant):
+    _check_variant(npu_engine, tmp_path, variant, "float16", ranks=2)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +179,10 @@ def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
     assert "device is wrong with planes" not in text
 
 
-def test_where_the_device_is_wrong_the_engines_operators_choose_experts(npu_zygote, log):
+def test_where_the_device_is_wrong_the_engines_operators_choose_experts(npu_engine, tmp_path):
     path = DATA / "qwen3-moe-Q4_K_M.gguf"
     environment = {faults.VARIABLE: faults.TOP_K_RENORM}
-    check_file(npu_zygote, path, log, "float16", *NPU_ONE, limit=0.01, environment=environment)
-    text = log.read_text()
+    text = check_file(npu_engine, path, tmp_path, "float16", 0.01, environment=environment)
     assert "this device is wrong with npu_moe_gating_top_k_softmax_v2 for 8 experts" in text
 
 

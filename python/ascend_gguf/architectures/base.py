@@ -356,8 +356,8 @@ class Architecture:
                 hint="Take a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
-        # A row vector may be written with or without its leading dimension of one.
-        if tensor.shape not in (expected, (1, *expected)):
+        # A vector may be written as a matrix of one row.
+        if tensor.shape != expected and tensor.shape != (1, *expected[:1]):
             raise GGUFError(
                 "the shape does not fit the model's configuration",
                 file=tensor.file,
