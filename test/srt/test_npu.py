@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from npu_sim.operators import faults
 from random_model import PROMPT, read_model, write_model
-from serving import NPU, NPU_ONE, launch, npu_simulation
+from serving import NPU, NPU_ONE
 from srt.test_accuracy import VARIANTS, check_file
 
 DATA = Path(__file__).parents[1] / "data"
@@ -140,19 +140,18 @@ def test_graphs_give_what_eager_execution_gives(npu_zygote, log, server):
         assert _greedy(eager, PROMPT, 24) == _greedy(server, PROMPT, 24)
 
 
-def test_one_collective_in_a_layer_of_experts(tmp_path):
+def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
     """At tp 2 each layer reduces twice: after attention and after the experts."""
     record = tmp_path / "record.jsonl"
-    prefix, environment = npu_simulation("--record", str(record))
-    arguments = (*NPU, "--dtype", "float16", "--tp-size", "2", "--disable-cuda-graph")
-    with launch(
+    npu_engine.score(
         DATA / "qwen3-moe-Q4_K_M.gguf",
-        tmp_path / "log",
-        *arguments,
-        environment=environment,
-        prefix=prefix,
-    ) as server:
-        _greedy(server, PROMPT, 4)
+        PROMPT,
+        4,
+        environment={"NPU_SIM_RECORD": str(record)},
+        dtype="float16",
+        tp_size=2,
+        disable_cuda_graph=True,
+    )
     steps = [json.loads(line) for line in record.read_text().splitlines()]
     decoding = [step for step in steps if step["mode"] == "DECODE"]
     assert decoding
