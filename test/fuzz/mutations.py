@@ -303,7 +303,7 @@ def change_shape(contents: Contents, source: random.Random) -> Contents:
         dims[source.randrange(len(dims))] = source.choice((*_WHOLE, *_HUGE))
     data = tensor.data
     size = data_size(tuple(dims), tensor.kind)
-    if source.random() < 0.7 and size < _LARGEST:  # as if it were so
+    if source.random() < 0.7 and 0 <= size < _LARGEST:  # as if it were so
         data = random_bytes(size, source)
     return _with_tensor(contents, place, tensor._replace(dims=tuple(dims), data=data))
 
