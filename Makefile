@@ -21,10 +21,11 @@ in_env = @exec .venv/bin/python $(1)
 # Empty where the SGLang environment that is active is used: on a real NPU.
 own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 
-.PHONY: help setup demo serve eval test peers fuzz bench
+.PHONY: help setup check demo serve eval test peers fuzz bench wheel
 
 help:
 	@echo "make setup    a Python environment for the CPU in .venv"
+	@echo "make check    lint, types and the library's tests                 [ARGS='-k name ...']"
 	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
 	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
 	@echo "              DEVICE=npu uses the SGLang environment that is active; SIM=1 simulates the NPU"
@@ -35,9 +36,13 @@ help:
 	@echo "make fuzz     spoiled files: none may end a process or be more than refused"
 	@echo "              [SECONDS=60] [SEED=1] [FILES=1000] [JOBS=2] [FOLDER=build/fuzz], or AGAIN=file.gguf"
 	@echo "make bench    the benchmarks of benchmark/                        [ARGS=...]"
+	@echo "make wheel    wheel and source distribution in dist/, and a model served with the wheel"
 
 setup:
 	$(call with_python,python/make/setup_env.py)
+
+check: setup
+	$(call in_env,python/make/check.py $(ARGS))
 
 demo: setup
 	$(call in_env,python/make/demo.py $(if $(MODEL),--model '$(MODEL)'))
@@ -67,3 +72,6 @@ peers: setup
 bench: setup
 	@test -f benchmark/run.py || { echo "make bench: benchmark/run.py is not there yet" >&2; exit 1; }
 	$(call in_env,benchmark/run.py $(ARGS))
+
+wheel: setup
+	$(call in_env,python/make/wheel.py)

@@ -61,6 +61,7 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         if kind in CONFIG_MAPPING:
             config = AutoConfig.for_model(kind, **attributes)
         else:
+            # Without a class of its own it takes any attribute.
             config = PretrainedConfig(model_type=kind, **attributes)  # type: ignore[call-arg]
     except GGUFError:
         raise

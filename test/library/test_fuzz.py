@@ -21,6 +21,7 @@ TEST = Path(__file__).parents[1]
 SECONDS = 20
 
 
+@pytest.mark.slow
 def test_spoiled_files(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "fuzz", "--jobs", "1"]
     command += ["--seconds", str(SECONDS), "--seed", "1", "--folder", str(tmp_path)]
