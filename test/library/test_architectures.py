@@ -16,6 +16,7 @@ from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from ascend_gguf.architectures import REFUSED, Rename, architecture_of
 from library.bad_files import good_file
 from random_model import NAMES, Spec, write_model
+from rewrite import rewrite
 
 #: Those that :class:`Spec` can write, by name.
 ARCHITECTURES = {a.name: a for a in TABLE if a.name in NAMES}
@@ -362,3 +363,12 @@ def test_known_architecture_without_a_model(tmp_path):
     """A good file that holds anything but the model it says it is."""
     with pytest.raises(GGUFError, match=r"good\.gguf.*lacks"):
         load_config(good_file(tmp_path / "good.gguf"))
+
+
+@pytest.mark.parametrize("key", ["attention.q_lora_rank", "expert_shared_count"])
+def test_tensors_of_a_part_that_the_configuration_leaves_out(tiny_model, tmp_path, key):
+    path = tmp_path / "model.gguf"
+    keys = {f"deepseek2.{key}": (0, gguf.GGUFValueType.UINT32)}
+    rewrite(tiny_model("deepseek-v3").path, path, keys=keys)
+    with pytest.raises(GGUFError, match="shape does not fit"):
+        name_map(open_gguf(path))

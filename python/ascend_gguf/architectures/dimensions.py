@@ -32,7 +32,8 @@ def _shared_ffn(config: Any) -> int:
     whole = first(config, "shared_expert_intermediate_size", "shared_intermediate_size")
     if whole is not None:
         return whole
-    count = first(config, "n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+    counts = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+    count = first(config, *counts, default=0)
     return count * _expert_ffn(config)
 
 
@@ -50,7 +51,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "rope": lambda c: c.qk_rope_head_dim,
     "qk": lambda c: c.qk_nope_head_dim + c.qk_rope_head_dim,
     "v_head": lambda c: c.v_head_dim,
-    "q_lora": lambda c: c.q_lora_rank,
+    "q_lora": lambda c: c.q_lora_rank or 0,
     "kv_lora": lambda c: c.kv_lora_rank,
     "experts": experts,
     "expert_ffn": _expert_ffn,
