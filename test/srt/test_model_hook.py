@@ -66,3 +66,23 @@ def test_sinks_are_refused_in_fused_attention(on_an_npu, monkeypatch):
     with pytest.raises(GGUFError, match="ASCEND_USE_FIA"):
         _check(model_type="gpt_oss")
     _check(model_type="qwen3")
+
+
+LLAMA4 = {"model_type": "llama4_text", "num_experts_per_tok": 2, "num_local_experts": 4}
+GROUPS = {"model_type": "deepseek_v3", "n_routed_experts": 8, "n_group": 4}
+
+
+@pytest.mark.parametrize(
+    "config, key, other",
+    [
+        (LLAMA4, "expert_used_count", {"num_experts_per_tok": 1}),
+        (GROUPS, "expert_group_count", {"n_group": 2}),
+    ],
+    ids=["llama4", "groups"],
+)
+def test_experts_that_cannot_be_chosen_are_refused_on_an_npu(on_an_npu, config, key, other):
+    options = SimpleNamespace(model_path="m.gguf")
+    with pytest.raises(GGUFError, match=rf"m\.gguf: .*{key}.*On the CPU"):
+        model_hook._refuse_routing(options, SimpleNamespace(**config))
+    for change in ({"model_type": "deepseek_v2"}, other):
+        model_hook._refuse_routing(options, SimpleNamespace(**config | change))

@@ -39,6 +39,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         if is_npu() and _caps(config):
             _do_without_graphs(server_args)
         _refuse_what_is_left_out(server_args, config)
+        _refuse_routing(server_args, config)
     kind = getattr(config, "model_type", None)
     if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None
@@ -95,6 +96,32 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
             "SGLang checks drafted tokens on Ascend without the windows and caps of this model",
             file=file,
             hint=hint,
+        )
+
+
+def _refuse_routing(server_args: Any, config: Any) -> None:
+    """Raises GGUFError where nothing on an NPU chooses the experts of a token as the model does.
+
+    Source: rules of ``npu_moe_gating_top_k``, which the engine calls but for DeepSeek V2.
+    """
+    if not is_npu():
+        return
+    used, groups = getattr(config, "num_experts_per_tok", 1), getattr(config, "n_group", None) or 1
+    experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", 0)
+    key = expected = None
+    if config.model_type == "llama4_text" and used != 1:
+        key, found, expected = "expert_used_count", used, "1"
+    elif config.model_type != "deepseek_v2" and groups > 1 and experts < 3 * groups:
+        key, expected = "expert_group_count", "3 experts or more in a group"
+        found = f"{groups} groups of {experts} experts"
+    if key:
+        raise GGUFError(
+            "SGLang cannot choose experts so on an NPU",
+            file=resolving_view(server_args).model_path,
+            key=key,
+            found=found,
+            expected=expected,
+            hint="On the CPU this model is served.",
         )
 
 
