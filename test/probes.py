@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import torch
+from sglang.srt.hardware_backend.npu.moe import topk
+from sglang.srt.layers.moe.topk import TopKConfig
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
 from ascend_gguf.srt import device
+from ascend_gguf.srt.hardware_backend.npu.moe import topk as routing
 from ascend_gguf.srt.model_executor.model_runner_components import weight_updater
 from ascend_gguf.srt.model_loader import resident
 
@@ -22,12 +27,13 @@ def bytes_by_form(model_runner: Any) -> dict[str, int]:
     return found
 
 
-def embeddings(model_runner: Any) -> dict[str, str]:
-    """The form of each embedding and output matrix, by its path in the model."""
+def forms(model_runner: Any) -> dict[str, str]:
+    """The form of embeddings, output matrices and attention's layers, by their paths."""
     return {
-        name: module.gguf_forms["weight"].name if "gguf_forms" in vars(module) else "dense"
+        name: module.gguf_forms["weight"].name if vars(module).get("gguf_forms") else "dense"
         for name, module in model_runner.model.named_modules()
         if isinstance(module, VocabParallelEmbedding | nn.Embedding)
+        or name.endswith((".qkv_proj", ".o_proj"))
     }
 
 
@@ -52,3 +58,68 @@ def lost_and_found(model_runner: Any) -> list[Any]:
 def update(model_runner: Any) -> tuple[bool, str]:
     """Replace the weights by those of ``$NEW_FILE``."""
     return model_runner.weight_updater.update_weights_from_disk(os.environ["NEW_FILE"], "auto")
+
+
+def routes(model_runner: Any) -> dict[tuple, tuple[str, float]]:
+    """How experts are chosen on this NPU, and the greatest error of their weights.
+
+    By experts, groups, groups of a token, experts of a token, function, whether there is a bias,
+    whether weights are divided by their sum, and whether they are scaled.
+    """
+    found = {}
+    flags = (False, True)
+    for key in product(_SHAPES, _SCORES, flags, flags, flags):
+        sizes, scoring, biased, renormalize, scaled = key
+        experts, count, used, chosen = sizes
+        if count > 1 and biased and scoring == "softmax":
+            continue  # as no model has it
+        generator = torch.Generator(device="cpu").manual_seed(experts + chosen)
+        logits, bias = (
+            torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32)
+            for shape in ((7, experts), (experts,))
+        )
+        bias = bias if biased else None
+        config = TopKConfig(
+            top_k=chosen,
+            use_grouped_topk=count > 1,
+            num_expert_group=count,
+            topk_group=used,
+            scoring_func=scoring,
+            correction_bias=None if bias is None else bias.npu(),
+            renormalize=renormalize,
+            routed_scaling_factor=2.5 if scaled else 1.0,
+            apply_routed_scaling_factor_on_output=True,
+        )
+        routing._choose(config, experts, logits.dtype)
+        route = routing._routes[routing._key(config, experts, logits.dtype)]
+        route = route or topk.fused_topk_npu
+        expected = _chosen(logits, bias, config)
+        errors = []
+        for tokens in (None, torch.tensor(7).npu()):  # the latter with expert parallelism
+            weights, ids, _ = topk.fused_topk_npu(
+                logits.npu(), logits.npu(), config, num_token_non_padded=tokens
+            )
+            placed = torch.zeros_like(logits).scatter_(1, ids.cpu().long(), weights.cpu().float())
+            errors.append((placed - expected).abs().max().item())
+        found[*sizes, *key[1:]] = (route.__name__, max(errors))
+    return found
+
+
+#: Experts, groups, groups of a token, experts of a token.
+_SHAPES = ((16, 1, 1, 2), (8, 4, 2, 2), (16, 4, 2, 8), (256, 8, 4, 8), (512, 128, 9, 8))
+_SCORES = ("softmax", "sigmoid")
+
+
+def _chosen(logits: torch.Tensor, bias: torch.Tensor | None, config: TopKConfig) -> torch.Tensor:
+    """The weight of each expert: groups by their two best with a bias, else by their best."""
+    scores = logits.softmax(-1) if config.scoring_func == "softmax" else logits.sigmoid()
+    choice = scores if bias is None else scores + bias
+    groups = choice.unflatten(-1, (config.num_expert_group, -1))
+    best = groups.topk(1 if bias is None else 2).values.sum(-1)
+    others = best.argsort(descending=True)[:, config.topk_group :]
+    groups = groups.clone().scatter_(1, others[..., None].expand(-1, -1, groups.shape[-1]), -99.0)
+    ids = groups.flatten(1).topk(config.top_k).indices
+    weights = torch.zeros_like(scores).scatter_(1, ids, scores.gather(1, ids))
+    if config.renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights * config.routed_scaling_factor

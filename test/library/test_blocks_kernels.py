@@ -184,6 +184,20 @@ def test_rows_of_no_piece_are_zero():
     assert_near(BlocksLinear().linear(x, form), x, expected)
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_columns_of_no_piece_are_zero(count):
+    """The blocks that cover the others hold further numbers of the file."""
+    part = matrix(KINDS["Q4_K"], 8)[:, 32:352]
+    piece = Piece(0, 0, 0, part)
+    form = allocated(Weight(None, 8, 384, torch.float32, [piece]), [Blocks])
+    form.put(piece)
+    expected = torch.nn.functional.pad(part.dequantize(), (0, 64))
+    assert torch.equal(form.dequantize(), expected)
+    assert torch.equal(BlocksLinear().rows(form, torch.arange(8)), expected)
+    x = vectors_of(count, 384, torch.float32)
+    assert_near(BlocksLinear().linear(x, form), x, expected)
+
+
 @EVERY_TYPE
 def test_blocks_of_zeros_are_zero(kind):
     blocks = torch.zeros(2, kind.row_bytes(COLS), dtype=torch.uint8)

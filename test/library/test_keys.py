@@ -224,3 +224,22 @@ def test_what_a_file_does_not_say(architecture, tmp_path):
     for keys in (neither, zero):
         config = load_config(write(tmp_path / "m.gguf", architecture, **keys)).to_dict()
         assert {name: config[name] for name in expected} == expected
+
+
+def _grouped(path: Path, count: int, used: int, chosen: int) -> Path:
+    keys = {"expert_group_count": count, "expert_group_used_count": used}
+    (glm,) = (a for a in ARCHITECTURES if a.name == "glm4moe")
+    return write(path, glm, **keys, expert_used_count=chosen)
+
+
+@pytest.mark.parametrize(
+    ("count", "used", "chosen"), [(3, 1, 2), (2, 3, 2), (8, 4, 2), (4, 1, 3)], ids=str
+)
+def test_groups_that_experts_cannot_be_chosen_in(tmp_path, count, used, chosen):
+    with pytest.raises(GGUFError, match=r"in such groups \(found .* 8 experts"):
+        load_config(_grouped(tmp_path / "m.gguf", count, used, chosen))
+
+
+def test_all_groups_are_one(tmp_path):
+    config = load_config(_grouped(tmp_path / "m.gguf", 4, 4, 3))
+    assert (config.n_group, config.topk_group) == (1, 1)

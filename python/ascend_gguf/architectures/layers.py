@@ -12,6 +12,8 @@ from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
+_ONE_GROUP = {"n_group": 1, "topk_group": 1}
+
 
 def sliding_unless(every: int) -> Derivation:
     """``layer_types``: what the file's pattern says, else full attention in every n-th layer.
@@ -71,16 +73,23 @@ def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int
 
 
 def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    """``n_group`` and ``topk_group``: one group where the file has none, and they must divide."""
+    """``n_group`` and ``topk_group``: one group where the file has none, or a token all of them.
+
+    A group counts by its two best experts, so it has two.
+    """
     count, used = attributes.get("n_group", 1), attributes.get("topk_group", 1)
     experts = number(file, "expert_count", required=True)
-    if experts % count or used > count:
+    chosen = number(file, "expert_used_count", required=True)
+    size = experts // count
+    if experts % count or used > count or (count > 1 and (size < 2 or chosen > used * size)):
         raise GGUFError(
             "the experts cannot be chosen in such groups",
             file=file.path,
             key=f"{file.architecture}.expert_group_count",
-            found=f"{count} groups, {used} of them for a token, {experts} experts",
-            expected="groups of equal size, and no more for a token than there are",
+            found=f"{count} groups, {used} of them for a token, {experts} experts, {chosen} of "
+            "them for a token",
+            expected="groups of equal size with two experts or more, no more groups for a token "
+            "than there are, and as many experts in these as a token has",
             hint=DOWNLOAD_AGAIN,
         )
-    return {"n_group": count, "topk_group": used}
+    return {"n_group": count, "topk_group": used} if used < count else _ONE_GROUP

@@ -34,6 +34,7 @@ class Part:
         first, rows: which rows.
         skip: how many numbers of each row come before the weight's first column: the weight was
             cut inside a block.
+        cols: how many columns they fill; those behind are zero.
         experts: the expert of each matrix; 0 for a weight of one matrix.
     """
 
@@ -41,6 +42,7 @@ class Part:
     first: int
     rows: int
     skip: int
+    cols: int
     experts: tuple[int, ...]
 
     @property
@@ -71,7 +73,7 @@ class Blocks(Form):
     def obstacle(cls, weight: Weight) -> str | None:
         if not weight.pieces:
             return "all of it is padding"
-        if any(piece.col or piece.data.shape[-1] != weight.cols for piece in weight.pieces):
+        if any(piece.col for piece in weight.pieces):
             return "its rows come in parts"
         for kind, _, blocks in map(_covering, weight.pieces):
             if kind.row_cols(blocks.shape[-1]) % _UNIT:
@@ -89,9 +91,10 @@ class Blocks(Form):
         ranges = _row_ranges(weight)
         stops = [first for first, _ in ranges[1:]] + [weight.rows]
         for (first, layout), stop in zip(ranges, stops, strict=True):
-            for kind, skip, nbytes in dict.fromkeys(layout.values()):
-                experts = tuple(e for e, what in layout.items() if what == (kind, skip, nbytes))
-                part = Part(kind, first, stop - first, skip, experts)
+            for what in dict.fromkeys(layout.values()):
+                kind, skip, cols, nbytes = what
+                experts = tuple(e for e, found in layout.items() if found == what)
+                part = Part(kind, first, stop - first, skip, cols, experts)
                 # Rows of no piece stay zero: so are weights in blocks of zeros, of any type.
                 tensors[part.name] = _memory.zeros((len(experts), part.rows, nbytes))
                 parts.append(part)
@@ -128,8 +131,8 @@ class Blocks(Form):
             if expert in part.place and begin < end:
                 matrix = self.tensors[part.name][part.place[expert]]
                 blocks = matrix[begin - part.first : end - part.first]
-                columns = (part.skip, part.skip + self.shape[-1])
-                target = values[begin - first : end - first]
+                columns = (part.skip, part.skip + part.cols)
+                target = values[begin - first : end - first, : part.cols]
                 target.copy_(BlockTensor(blocks, part.kind.ggml_type, columns))
         return values if self.factors is None else values * self.factors[expert, rows, None]
 
@@ -165,10 +168,10 @@ class Blocks(Form):
             blocks = self.tensors[part.name][0][ids[places] - part.first]
             dtype = self.dtype if self.factors is None else torch.float32
             numbers = dequantize(blocks, part.kind.ggml_type, dtype)
-            numbers = numbers[:, part.skip : part.skip + self.shape[1]]
+            numbers = numbers[:, part.skip : part.skip + part.cols]
             if self.factors is not None:
                 numbers = numbers * self.factors[0, ids[places], None]
-            out[places] = numbers.to(self.dtype)
+            out[:, : part.cols][places] = numbers.to(self.dtype)
         return out
 
 
@@ -177,8 +180,9 @@ def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:
         target[rows] = torch.as_tensor(read)
 
 
-#: Expert -> the block type of some rows, how many numbers come before them, and bytes in a row.
-_Layout = dict[int, tuple[BlockType, int, int]]
+#: Expert -> the block type of some rows, how many numbers come before them, how many they have,
+#: and bytes in a row.
+_Layout = dict[int, tuple[BlockType, int, int, int]]
 
 
 def _row_ranges(weight: Weight) -> list[tuple[int, _Layout]]:
@@ -189,7 +193,8 @@ def _row_ranges(weight: Weight) -> list[tuple[int, _Layout]]:
     layouts: dict[int, _Layout] = {}
     for piece in sorted(weight.pieces, key=lambda piece: (piece.row, piece.expert)):
         kind, skip, blocks = _covering(piece)
-        layouts.setdefault(piece.row, {})[piece.expert] = kind, skip, blocks.shape[-1]
+        what = kind, skip, piece.data.shape[-1], blocks.shape[-1]
+        layouts.setdefault(piece.row, {})[piece.expert] = what
     ranges: list[tuple[int, _Layout]] = []
     for row, layout in layouts.items():
         if not ranges or layout != ranges[-1][1]:

@@ -160,9 +160,9 @@ class _Plan:
         x = x.contiguous()
         for part, cols, steps in self._parts:
             padded = x
-            if cols != self._cols:
+            if (cols, part.cols) != (self._cols, self._cols):
                 # Numbers of covering blocks that are not the weight's meet zeros.
-                padded = F.pad(x, (part.skip, cols - part.skip - self._cols))
+                padded = F.pad(x[:, : part.cols], (part.skip, cols - part.skip - part.cols))
             target = out[:, part.first : part.first + part.rows]
             for step in steps:
                 step.run(padded, target)

@@ -187,7 +187,6 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         None,
     ),
     ("models.gemma3_causal", "apply_rotary_pos_emb", HookType.AROUND, None),
-    ("models.gemma3_causal", "Gemma3ForCausalLM.__init__", HookType.AFTER, "use_own_output"),
     ("models.gpt_oss", "GptOssForCausalLM.load_weights", HookType.AROUND, None),
     ("models.llama4", "Llama4Attention.forward", HookType.AROUND, None),
     ("models.llama4", "Llama4ForCausalLM.load_weights", HookType.AROUND, None),

@@ -1,17 +1,14 @@
 """Embeddings and output matrices that the engine's models make without a method for GGUF.
 
-Some models pass no ``quant_config`` to their embedding or output matrix, and some embed tokens with
-``torch.nn.Embedding`` or a subclass of it (Gemma 3's scales the rows).  Their weights are packed
+Some models pass no ``quant_config`` to their embedding or output matrix.  Their weights are packed
 like any other.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -21,27 +18,9 @@ from ascend_gguf.srt.layers.parameter import stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.gguf import GGUFEmbeddingAscendMethod
 
 
-class PackedEmbedding(nn.Embedding):
-    """An ``nn.Embedding`` whose rows come from its ``quant_method``.
-
-    It has no ``weight`` where that is packed; the engine's logits ask for the method then.
-    """
-
-    quant_method: GGUFEmbeddingAscendMethod
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.quant_method.embedding(self, input)
-
-
-@functools.cache
-def _packed(kind: type[nn.Embedding]) -> type[nn.Embedding]:
-    """``kind`` with :class:`PackedEmbedding` as what its ``super().forward`` reaches."""
-    return type(kind.__name__, (kind, PackedEmbedding), {"__module__": kind.__module__})
-
-
 @contextmanager
 def no_initialization() -> Iterator[None]:
-    """Within, an ``nn.Embedding`` draws no random rows: the file's replace them."""
+    """Within, an ``nn.Embedding`` draws no random rows: they are replaced."""
     original = nn.Embedding.reset_parameters
     nn.Embedding.reset_parameters = lambda self: None
     try:
@@ -56,16 +35,12 @@ def pack_embeddings(model: nn.Module, quant_config: GGUFConfig) -> None:
     Call before loading, with the model's dtype and device as the default ones.
     """
     for name, module in model.named_modules():
-        if is_layer_skipped_gguf(name, quant_config.modules_to_not_convert):
-            continue
-        if isinstance(module, nn.Embedding):
-            module.__class__ = _packed(type(module))
-        elif not (
+        if (
             isinstance(module, VocabParallelEmbedding)
             and type(module.quant_method) is UnquantizedEmbeddingMethod
+            and not is_layer_skipped_gguf(name, quant_config.modules_to_not_convert)
         ):
-            continue
-        _use_gguf_method(module, quant_config)
+            _use_gguf_method(module, quant_config)
 
 
 def _use_gguf_method(module: nn.Module, quant_config: GGUFConfig) -> None:

@@ -22,6 +22,7 @@ from sglang.srt.model_loader import loader as engine
 from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_npu
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -33,6 +34,8 @@ from ascend_gguf.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.resident_tensor import ResidentTensor
 from ascend_gguf.srt.device import serve_gguf
+from ascend_gguf.srt.hardware_backend.npu.moe.topk import choose_routes
+from ascend_gguf.srt.layers.linear import pack_linears
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     block_names,
@@ -124,7 +127,10 @@ def load_model(
         with target_device, no_initialization():
             model = _built(model_config, self.load_config, quant_config)
             pack_embeddings(model, quant_config)
+            pack_linears(model, quant_config)
         pipeline.run_all_layers(model)
+        if is_npu():
+            choose_routes(model)
         load_weights(model, path, name_map, self.options, target_device)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))

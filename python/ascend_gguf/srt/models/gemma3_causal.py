@@ -1,4 +1,4 @@
-"""The output matrix of Gemma 3, and its rotary embedding on the CPU."""
+"""Embedding and output matrix of Gemma 3, and its rotary embedding on the CPU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ from functools import partial
 from typing import Any
 
 import torch
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from ascend_gguf.kernels.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
-def use_own_output(result: None, self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """AFTER ``Gemma3ForCausalLM.__init__``: load and use the output matrix of the file.
+class ScaledEmbedding(VocabParallelEmbedding):
+    """Gemma 3's embedding, whose rows are multiplied by a factor, in parts on several ranks."""
 
-    The engine's logits are of the embedding, even where the file has an output matrix, and its
-    loader leaves out one of plain numbers.
+    embed_scale: float
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_) * self.embed_scale
+
+
+def repair_embedding(model: Any, config: Any) -> None:
+    """``Gemma3ForCausalLM``: an embedding that ranks share, and the output matrix of the file.
+
+    The engine's is a whole ``torch.nn.Embedding`` on every rank.  Its logits are of the embedding,
+    even where the file has an output matrix, and its loader leaves out one of plain numbers.
     """
-    is_gguf = self.quant_config is not None and self.quant_config.get_name() == "gguf"
-    if is_gguf and self.lm_head is not self.model.embed_tokens:
-        self.logits_processor.register_forward_pre_hook(
-            lambda module, inputs: (*inputs[:2], self.lm_head, *inputs[3:])
-        )
-        self.load_weights = partial(_load_weights, self, self.load_weights)
+    whole = model.model.embed_tokens
+    shared = ScaledEmbedding(whole.num_embeddings, whole.embedding_dim)
+    shared.embed_scale = whole.embed_scale
+    model.model.embed_tokens = shared
+    if model.lm_head is whole:
+        model.lm_head = shared
+        return
+    model.logits_processor.register_forward_pre_hook(
+        lambda module, inputs: (*inputs[:2], model.lm_head, *inputs[3:])
+    )
+    model.load_weights = partial(_load_weights, model, model.load_weights)
 
 
 def _load_weights(

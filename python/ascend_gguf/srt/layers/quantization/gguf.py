@@ -38,7 +38,6 @@ from ascend_gguf.kernels.graph import host_call
 from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
-from ascend_gguf.srt.hardware_backend.npu.moe.topk import check_softmax
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
@@ -327,9 +326,10 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
             stop_accepting_blocks(layer, name)
             forms[name] = settle(layer, name)
             _fit_bias(layer, f"{name}_bias")
-        if is_npu() and layer.top_k:  # some models know it elsewhere
-            for dtype in {torch.float32, layer.params_dtype}:
-                check_softmax(layer.num_experts, layer.top_k, dtype)
+        if not is_npu() and None in forms.values():  # both are packed, or neither
+            for name in [name for name, form in forms.items() if form is not None]:
+                unpack(layer, name)
+                forms[name] = None
         if not any(forms.values()):
             self.dense.process_weights_after_loading(layer)
             return

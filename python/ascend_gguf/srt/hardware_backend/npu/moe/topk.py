@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from sglang.srt.hardware_backend.npu.moe.topk import _finalize_topk_npu
-from sglang.srt.layers.moe.topk import TopKConfig, TopKOutput
+from sglang.srt.hardware_backend.npu.moe import topk as engine
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.topk import StandardTopKOutput, TopK, TopKConfig, select_experts
 
 logger = logging.getLogger(__name__)
 
-# Experts, how many of them a token has, and the dtype of logits -> whether one operator does it.
-_is_right: dict[tuple[int, int, torch.dtype], bool] = {}
+_Route = Callable[..., StandardTopKOutput]
+
+# What a route depends on -> what is right on this device: a function, or None for the engine's own.
+_routes: dict[tuple, _Route | None] = {}
 
 
 def fused_topk_npu(
@@ -22,51 +26,118 @@ def fused_topk_npu(
     router_logits: torch.Tensor,
     topk_config: TopKConfig,
     **kwargs: Any,
-) -> TopKOutput:
-    """AROUND ``fused_topk_npu``: one operator for a softmax of the best logits, not two.
+) -> StandardTopKOutput:
+    """AROUND ``fused_topk_npu``: as :func:`choose_routes` has found right.
 
-    The engine takes the softmax of all, and divides the best by their sum.
+    Args:
+        router_logits: ``[tokens, experts]``.
     """
-    key = router_logits.shape[-1], topk_config.top_k, router_logits.dtype
-    if not (_is_right.get(key) and topk_config.renormalize and _is_plain_softmax(topk_config)):
-        return original(hidden_states, router_logits, topk_config, **kwargs)
-    weights, ids = _softmax_of_best(router_logits, topk_config.top_k)
-    return _finalize_topk_npu(
-        topk_ids=ids,
-        topk_weights=weights.float(),
-        router_logits=router_logits,
-        topk_config=topk_config,
-        **kwargs,
+    key = _key(topk_config, router_logits.shape[-1], router_logits.dtype)
+    route = _routes.get(key) or original
+    return route(hidden_states, router_logits, topk_config, **kwargs)
+
+
+def choose_routes(model: torch.nn.Module) -> None:
+    """Try the operators that choose experts, with the sizes and settings of a model's routers.
+
+    First comes one operator for a softmax of the best logits, where the engine has two; then what
+    the engine does.  Its ``npu_moe_gating_top_k`` takes no groups of two experts and no ``renorm``
+    on some versions of CANN, and divides sigmoids by their sum whether it is told to or not.  Where
+    neither is right torch's operators do it.
+
+    Call before steps are captured; weights need not be loaded.
+    """
+    experts = {m.layer_id: m.num_experts for m in model.modules() if isinstance(m, FusedMoE)}
+    for module in model.modules():
+        if isinstance(module, TopK) and module.layer_id in experts:
+            for dtype in {torch.float32, torch.get_default_dtype()}:
+                _choose(module.topk_config, experts[module.layer_id], dtype)
+
+
+def _choose(config: TopKConfig, experts: int, dtype: torch.dtype) -> None:
+    key = _key(config, experts, dtype)
+    if key in _routes:
+        return
+    _routes[key] = None  # the engine's own functions come by here while they are tried
+    if _is_plain_softmax(config) and config.renormalize:
+        reason = _mismatch(_softmax_of_best, config, experts, dtype)
+        if reason is None:
+            _routes[key] = _softmax_of_best
+            return
+        logger.info("Experts are chosen by two operators: %s", reason)
+    if config.use_grouped_topk and config.correction_bias is None:
+        reason = "groups count by their best expert"  # and by their two best in the operator
+    else:
+        reason = _mismatch(engine.fused_topk_npu, config, experts, dtype)
+    if reason is not None:
+        _routes[key] = _native
+        logger.info("Experts are chosen by torch's operators: %s", reason)
+
+
+def _key(config: TopKConfig, experts: int, dtype: torch.dtype) -> tuple:
+    groups = (config.num_expert_group, config.topk_group) if config.use_grouped_topk else None
+    is_scaled = config.apply_routed_scaling_factor_on_output
+    return (
+        *(experts, dtype, config.top_k, groups, config.scoring_func, config.renormalize),
+        *(config.correction_bias is not None, config.num_shared_topk_slots),
+        *(config.routed_scaling_factor if is_scaled else None, config.custom_routing_function),
     )
 
 
-def check_softmax(experts: int, k: int, dtype: torch.dtype) -> None:
-    """Try the operator once with logits of a dtype, so that it is used where it is right."""
-    key = experts, k, dtype
-    if key in _is_right:
-        return
+def _mismatch(route: _Route, config: TopKConfig, experts: int, dtype: torch.dtype) -> str | None:
+    """Why a route is not right on this device, or None."""
     generator = torch.Generator(device="cpu").manual_seed(experts)
-    logits = torch.randn(8, experts, generator=generator, device="cpu").to(dtype)
-    best = logits.float().topk(k).values
+    # No two are equal, in bfloat16 neither.
+    rows = [torch.randperm(experts, generator=generator, device="cpu") for _ in range(32)]
+    logits = ((torch.stack(rows) + 0.5) * (8 / experts) - 4).to(dtype)
+    bias = torch.randn(experts, generator=generator, device="cpu", dtype=torch.float32)
+    expected = _weights(_native, config, logits, bias)
     try:
-        weights, ids = (t.cpu() for t in _softmax_of_best(logits.npu(), k))
+        found = _weights(route, config, logits.npu(), bias.npu())
     except RuntimeError as error:
-        logger.info("Experts are chosen by two operators: %s", str(error).partition("\n")[0])
-        _is_right[key] = False
-        return
-    # Logits that are equal after rounding may change places, and their weights are equal too.
-    is_close = torch.allclose(weights.float(), best.softmax(-1), rtol=0.02)
-    _is_right[key] = is_close and torch.equal(logits.float().gather(1, ids.long()), best)
-    if not _is_right[key]:
-        logger.error(
-            "Experts are chosen by two operators, as this device is wrong with "
-            "npu_moe_gating_top_k_softmax_v2 for %d experts, k %d, %s", *key
-        )  # fmt: skip
+        return str(error).partition("\n")[0]
+    if torch.allclose(found, expected, rtol=0.02):
+        return None
+    return f"weights differ from torch's ({experts} experts, {config.top_k} for a token)"
 
 
-def _softmax_of_best(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, ids, _ = torch.ops.npu.npu_moe_gating_top_k_softmax_v2(logits, k=k, renorm=1)
-    return weights, ids
+def _weights(
+    route: _Route, config: TopKConfig, logits: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """``[tokens, experts]`` on the host, zero where an expert was not chosen."""
+    own = bias if config.correction_bias is not None else None
+    config = replace(config, correction_bias=own, allow_routed_experts_capture=False)
+    tokens = torch.full((), len(logits), device=logits.device)
+    weights, ids, _ = route(logits, logits, config, num_token_non_padded=tokens)
+    chosen = torch.zeros(logits.shape, device="cpu", dtype=torch.float32)
+    return chosen.scatter_(1, ids.cpu().long(), weights.cpu().float())
+
+
+def _native(
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, config: TopKConfig, **kwargs: Any
+) -> StandardTopKOutput:
+    """The engine's own choice in plain torch."""
+    config.torch_native = True
+    found = select_experts(hidden_states, router_logits.float(), config, **kwargs)
+    return found._replace(
+        topk_weights=found.topk_weights.float(), topk_ids=found.topk_ids.to(torch.int32)
+    )
+
+
+def _softmax_of_best(
+    hidden_states: torch.Tensor, router_logits: torch.Tensor, config: TopKConfig, **kwargs: Any
+) -> StandardTopKOutput:
+    """One operator; the engine takes the softmax of all, and divides the best by their sum."""
+    weights, ids, _ = torch.ops.npu.npu_moe_gating_top_k_softmax_v2(
+        router_logits, k=config.top_k, renorm=1
+    )
+    return engine._finalize_topk_npu(
+        topk_ids=ids,
+        topk_weights=weights.float(),
+        router_logits=router_logits,
+        topk_config=config,
+        **{"expert_location_dispatch_info": None, "layer_id": None, **kwargs},
+    )
 
 
 def _is_plain_softmax(config: TopKConfig) -> bool:
