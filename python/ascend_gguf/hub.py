@@ -53,16 +53,21 @@ def parse_reference(text: str) -> Reference | None:
 
 
 def fetch_model(
-    reference: Reference, revision: str | None = None, *, required: bool = True
+    reference: Reference,
+    revision: str | None = None,
+    folder: str | None = None,
+    *,
+    required: bool = True,
 ) -> Path | None:
     """Download the model that ``reference`` names, all its shards, unless they are there.
 
     Args:
         revision: a branch, tag or commit of the repository, where the reference names none.
+        folder: where files are kept; the hub's cache if None.
         required: False for a bare ``owner/repo`` that may as well be a model of another format.
 
     Returns:
-        Its (first) file in the hub's cache; None if the model is not GGUF and need not be.
+        Its (first) file; None if the model is not GGUF and need not be.
 
     Raises:
         GGUFError: no such repository or model in it, several and none named, or no network.
@@ -70,14 +75,15 @@ def fetch_model(
     revision = reference.revision or revision
     undecided = not required and reference.quantization is None and reference.file is None
     try:
-        files = _list_files(reference.repo, revision)
+        files = _list_files(reference.repo, revision, folder)
     except GGUFError:
         if undecided:
             return None
         raise
     if undecided and not is_gguf_repository(files):
         return None
-    return [_fetch(reference.repo, name, revision) for name in find_files(reference, files)][0]
+    names = find_files(reference, files)
+    return [_fetch(reference.repo, name, revision, folder) for name in names][0]
 
 
 def is_gguf_repository(files: Iterable[str]) -> bool:
@@ -150,7 +156,7 @@ def _text(reference: Reference) -> str:
     return reference.repo + (f":{quantization}" if quantization else f"/{file}" if file else "")
 
 
-def _list_files(repo: str, revision: str | None) -> list[str]:
+def _list_files(repo: str, revision: str | None, folder: str | None) -> list[str]:
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
@@ -166,24 +172,26 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
         raise GGUFError("the repository has no such revision", file=repo, found=revision) from None
     except Exception as error:  # of whichever HTTP library the hub's client uses
         try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            kept = snapshot_download(
+                repo, revision=revision, cache_dir=folder, local_files_only=True
+            )
         except Exception:
             raise _unreachable(repo, error) from error
-        return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        return [path.relative_to(kept).as_posix() for path in Path(kept).rglob("*")]
 
 
-def _fetch(repo: str, name: str, revision: str | None) -> Path:
+def _fetch(repo: str, name: str, revision: str | None, folder: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, name, revision=revision))
+        return Path(hf_hub_download(repo, name, revision=revision, cache_dir=folder))
     except OSError as error:
         if error.errno is None:
             raise _unreachable(f"{repo}/{name}", error) from error
         raise GGUFError(
             f"the file cannot be stored: {error.strerror}",
             file=f"{repo}/{name}",
-            hint="Free space, or set HF_HOME to a folder that has it.",
+            hint="Free space, or give --download-dir a folder that has it.",
         ) from error
     except Exception as error:
         raise _unreachable(f"{repo}/{name}", error) from error

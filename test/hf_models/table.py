@@ -289,7 +289,7 @@ TINY: dict[str, Tiny] = {
 
 #: Models that the engine runs on one stage of a pipeline only.
 ONE_STAGE = frozenset(
-    ("mixtral", "gemma2", "gemma3", "granite", "granitemoe", "olmo2", "olmo3")
+    ("gemma2", "gemma3", "granite", "granitemoe", "olmo2", "olmo3")
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
 )

@@ -166,6 +166,11 @@ def test_on_the_hub(resolver, reference, file):
     assert Path(found["model_path"]).read_bytes() == expected
 
 
+def test_where_files_from_the_hub_are_kept(resolver, tmp_path):
+    found = resolver.paths("--model-path", "owner/one", "--download-dir", str(tmp_path), *CPU)
+    assert Path(found["model_path"]).is_relative_to(tmp_path)
+
+
 @pytest.mark.parametrize(
     "reference, expected",
     [

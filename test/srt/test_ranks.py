@@ -65,6 +65,13 @@ def test_padded_on_the_cpu(cpu_engine, odd_model, name):
     score_right(cpu_engine, odd_model(name), "float32", tp_size=4)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_experts_padded_on_the_cpu(cpu_engine, odd_model, name):
+    """The second rank has 32 columns of an expert, and as many of padding."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    score_right(cpu_engine, odd_model(name, **sizes, intermediate_size=96), "float32", tp_size=2)
+
+
 @pytest.mark.parametrize("name", NOT_PADDED)
 def test_refused_on_the_cpu_where_padding_is_wrong(cpu_engine, odd_model, name):
     assert _refusal(cpu_engine, odd_model(name).path, tp_size=2) == (
@@ -89,6 +96,13 @@ def test_refused_on_an_npu(npu_engine, odd_model):
     )
 
 
+def test_experts_are_not_dealt_among_npus(npu_engine, tiny_model):
+    assert _refusal(npu_engine, tiny_model("glm4moe").path, tp_size=2, ep_size=2) == (
+        "SGLang deals experts among NPUs with an exchange of tokens only (found --ep-size 2). "
+        "Leave out --ep-size, as ranks share each expert then, or give --moe-a2a-backend deepep."
+    )
+
+
 def test_key_heads_cannot_be_shared_on_an_npu(npu_engine, odd_model):
     assert _refusal(npu_engine, odd_model("olmo2").path, tp_size=2) == (
         "2 ranks cannot share 3 key-value heads (found --tp-size 2). Use --tp-size 1, 3 or 6."
@@ -105,8 +119,23 @@ def test_more_ranks_than_key_heads_on_an_npu(npu_engine, odd_model, name):
 
 def test_experts_that_cannot_be_dealt(cpu_engine, tiny_model):
     assert _refusal(cpu_engine, tiny_model("llama4").path, tp_size=3, ep_size=3) == (
-        "3 ranks cannot share 4 experts (found --tp-size 3 --ep-size 3). Use another --ep-size too."
+        "3 ranks cannot share 4 experts (found --tp-size 3 --ep-size 3). Leave out --ep-size."
     )
+    score_right(cpu_engine, tiny_model("llama4"), "float32", tp_size=3)
+
+
+def test_ranks_without_cores(cpu_engine, tiny_model):
+    told = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    assert _refusal(cpu_engine, tiny_model("llama-2").path, dp_size=3, environment=told) == (
+        "3 ranks need cores of their own (found SGLANG_CPU_OMP_THREADS_BIND=0|1). Set "
+        "SGLANG_CPU_OMP_THREADS_BIND to the cores of each rank, as in 0-3|4-7."
+    )
+
+
+def test_two_replicas(cpu_engine, tiny_model):
+    bound = {"SGLANG_CPU_OMP_THREADS_BIND": cpu_environment(4)["SGLANG_CPU_OMP_THREADS_BIND"]}
+    options = {"tp_size": 2, "dp_size": 2, "environment": bound}
+    score_right(cpu_engine, tiny_model("llama-2"), "float32", **options)
 
 
 def test_more_stages_than_layers(cpu_engine, tiny_model):
@@ -122,6 +151,11 @@ def test_qwen_on_two_stages(cpu_engine, name):
     score = cpu_engine.score(model, reference["input_ids"], ANSWER, dtype="float32", pp_size=2)
     prompt = score.logprobs[:-ANSWER]
     assert mean_error(prompt, reference["token_logprobs"]) <= LIMITS["float32"]
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "glm4moe"])
+def test_two_stages_on_an_npu(npu_engine, tiny_model, name):
+    score_right(npu_engine, tiny_model(name), "float16", pp_size=2)
 
 
 @pytest.mark.parametrize("name", sorted(ONE_STAGE))

@@ -45,6 +45,19 @@ ON_THE_CPU = (
     "--enable-deterministic-inference",
     "--enable-dp-attention --dp-size 2 --tp-size 2",
     "--enable-lora",
+    "--modelopt-export-path folder",
+    "--decrypted-config-file file.json",
+    "--ep-dispatch-algorithm fake",
+    "--enable-waterfill",
+    "--enable-hierarchical-cache",
+    "--enable-lmcache",
+    "--disaggregation-mode prefill",
+    "--enable-return-routed-experts",
+    "--expert-distribution-recorder-mode stat",
+    "--moe-dense-tp-size 1",
+    "--kv-canary log",
+    "--enable-prefill-delayer",
+    "--enable-layerwise-nvtx-marker",
 )
 SERVED = (
     "",
@@ -55,7 +68,10 @@ SERVED = (
     "--disable-radix-cache",
     "--enable-mixed-chunk",
     "--sampling-backend pytorch",
-    "--dp-size 2",
+    "--enable-fp32-lm-head",
+    "--model-impl transformers",
+    "--enable-return-hidden-states",
+    "--page-size 16",
 )
 
 
@@ -85,6 +101,8 @@ NPU_DEFAULTS = {"model_path": "m.gguf", "attention_backend": "ascend", "load_for
         ("enable_eplb", True),
         ("attention_backend", "triton"),
         ("quantization", "modelslim"),
+        ("enable_fp32_lm_head", True),
+        ("dwdp_size", 2),
     ],
 )
 def test_refused_on_an_npu(monkeypatch, field, value):

@@ -296,8 +296,9 @@ def test_weights_held_as_numbers(zygote, versions, log):
         _check_updates(server, versions, 1e-4)
 
 
-def test_on_the_simulated_npu(npu_zygote, versions, log):
-    with npu_zygote.serve(versions["first"].path, log, *NPU_ONE, "--dtype", "float16") as server:
+def test_two_ranks_on_the_simulated_npu(npu_zygote, versions, log):
+    arguments = (*NPU_ONE, "--dtype", "float16", "--tp-size", "2")
+    with npu_zygote.serve(versions["first"].path, log, *arguments) as server:
         _check_updates(server, versions, 0.01)
         _check_weights(server, versions["first"], 1e-2)
         before = server.continued(PROMPT, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
+from ascend_gguf.srt.models.pipeline import model_class_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
             _do_without_graphs(server_args)
         _refuse_what_is_left_out(server_args, config)
         _refuse_routing(server_args, config)
+        _refuse_embeddings(server_args)
     kind = getattr(config, "model_type", None)
     if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None
@@ -100,28 +103,30 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
 
 
 def _refuse_routing(server_args: Any, config: Any) -> None:
-    """Raises GGUFError where nothing on an NPU chooses the experts of a token as the model does.
-
-    Source: rules of ``npu_moe_gating_top_k``, which the engine calls but for DeepSeek V2.
-    """
-    if not is_npu():
+    """Raises GGUFError where nothing on an NPU chooses the experts of a token as the model does."""
+    if not is_npu() or config.model_type != "llama4_text" or config.num_experts_per_tok == 1:
         return
-    used, groups = getattr(config, "num_experts_per_tok", 1), getattr(config, "n_group", None) or 1
-    experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", 0)
-    key = expected = None
-    if config.model_type == "llama4_text" and used != 1:
-        key, found, expected = "expert_used_count", used, "1"
-    elif config.model_type != "deepseek_v2" and groups > 1 and experts < 3 * groups:
-        key, expected = "expert_group_count", "3 experts or more in a group"
-        found = f"{groups} groups of {experts} experts"
-    if key:
+    raise GGUFError(
+        "SGLang cannot choose experts so on an NPU",
+        file=resolving_view(server_args).model_path,
+        key="expert_used_count",
+        found=config.num_experts_per_tok,
+        expected="1",
+        hint="On the CPU this model is served.",
+    )
+
+
+def _refuse_embeddings(server_args: Any) -> None:
+    """Raises GGUFError where the engine's class would be asked for what it does not know."""
+    options = resolving_view(server_args)
+    if not options.is_embedding:
+        return
+    model_class = model_class_of(model_config_of(server_args))
+    if "get_embedding" not in inspect.signature(model_class.forward).parameters:
         raise GGUFError(
-            "SGLang cannot choose experts so on an NPU",
-            file=resolving_view(server_args).model_path,
-            key=key,
-            found=found,
-            expected=expected,
-            hint="On the CPU this model is served.",
+            f"SGLang's {model_class.__name__} gives no embeddings",
+            file=options.model_path,
+            hint="Leave out --is-embedding.",
         )
 
 

@@ -43,7 +43,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     """
     asked = resolving_view(server_args)
     required = "gguf" in (asked.quantization, asked.load_format)
-    model = find_model(asked.model_path, asked.revision, required)
+    model = find_model(asked.model_path, asked.revision, required, asked.download_dir)
     paths = {"model_path": model}
     if model != asked.model_path and asked.served_model_name is None:
         paths["served_model_name"] = asked.model_path
@@ -56,6 +56,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
             asked.speculative_draft_model_path,
             asked.speculative_draft_model_revision,
             asked.speculative_draft_model_quantization == "gguf",
+            asked.download_dir,
         )
     for field, path in paths.items():
         if path != getattr(asked, field):
@@ -81,7 +82,9 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
         load_tokenizer(tokenizer, check_template=not found.chat_template)
 
 
-def find_model(path: str, revision: str | None, required: bool) -> str:
+def find_model(
+    path: str, revision: str | None, required: bool, download_dir: str | None = None
+) -> str:
     """The (first) file of the GGUF model at ``path``, fetched from the hub where it lies there.
 
     ``path`` itself if it is a model of another format; ``required`` says that it must not be.
@@ -93,7 +96,7 @@ def find_model(path: str, revision: str | None, required: bool) -> str:
         return _first_file(path)
     reference = parse_reference(path)
     if reference is not None:
-        file = fetch_model(reference, revision, required=required)
+        file = fetch_model(reference, revision, download_dir, required=required)
         return path if file is None else str(file)
     if is_gguf_name(path):
         raise GGUFError(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from copy import copy
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 from sglang.srt.configs.model_config import AttentionArch, ModelConfig
-from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.runtime_context import derive_attn_tp_size
-from sglang.srt.utils import is_cpu
+from sglang.srt.utils import is_cpu, is_npu
+from sglang.srt.utils.common import get_cpu_ids_by_node
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
-from ascend_gguf.srt.models.pipeline import has_stages
+from ascend_gguf.srt.models.pipeline import has_stages, model_class_of
+
+_BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
 
 # Numbers of ranks to propose, at the most.
 _MOST_RANKS = 16
@@ -45,18 +47,42 @@ def check_ranks(server_args: Any) -> None:
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
-    if options.tp_size > 1:
+    if options.tp_size > 1 or options.ep_size > 1:
         _check_shares(options, model_config)
+    if is_npu() and options.ep_size > 1 and options.moe_a2a_backend == "none":
+        # The engine's dispatcher counts the tokens of all experts for the few that a rank holds.
+        raise GGUFError(
+            "SGLang deals experts among NPUs with an exchange of tokens only",
+            file=options.model_path,
+            found=f"--ep-size {options.ep_size}",
+            hint="Leave out --ep-size, as ranks share each expert then, or give --moe-a2a-backend "
+            "deepep.",
+        )
+    if is_cpu():
+        _check_cores(options)
+
+
+def _check_cores(options: Any) -> None:
+    """A rank on the CPU has a NUMA node of its own, or the cores that it is told."""
+    ranks = options.tp_size * options.pp_size * options.dp_size // options.nnodes
+    told = os.environ.get(_BINDING, "all")
+    if ranks == 1:
+        return
+    parts = len(get_cpu_ids_by_node()) if told == "all" else told.count("|") + 1
+    if ranks > parts:
+        raise GGUFError(
+            f"{ranks} ranks need cores of their own",
+            file=options.model_path,
+            found=f"{parts} NUMA nodes" if told == "all" else f"{_BINDING}={told}",
+            hint=f"Set {_BINDING} to the cores of each rank, as in 0-3|4-7.",
+        )
 
 
 def _check_stages(options: Any, model_config: ModelConfig) -> None:
-    as_loaded = copy(model_config)
-    as_loaded.quantization = "gguf"  # the engine has another Mixtral then
-    model_class, name = get_model_architecture(as_loaded)  # imports every model
-    layers = model_config.num_hidden_layers
+    model_class, layers = model_class_of(model_config), model_config.num_hidden_layers
     if not has_stages(model_class):
         raise GGUFError(
-            f"SGLang's {name} runs on one stage only",
+            f"SGLang's {model_class.__name__} runs on one stage only",
             file=options.model_path,
             found=f"--pp-size {options.pp_size}",
             hint="Leave out --pp-size; --tp-size shares the model among several devices.",
@@ -71,32 +97,53 @@ def _check_stages(options: Any, model_config: ModelConfig) -> None:
 
 
 def _check_shares(options: Any, model_config: ModelConfig) -> None:
-    uneven = list(_uneven(options.tp_size, options, model_config))
+    parts = options.ep_size, options.moe_dp_size
+    uneven = list(_uneven(options.tp_size, parts, options, model_config))
     if not uneven:
         return
-    *others, last = [
-        str(size)
-        for size in range(1, _MOST_RANKS + 1)
-        if not any(_uneven(size, options, model_config))
-    ] or [""]
-    even = f"{', '.join(others)} or {last}" if others else last
+    if even := _even_sizes(parts, options, model_config):
+        hint = f"Use --tp-size {even}."
+    elif not any(_uneven(options.tp_size, (1, 1), options, model_config)):
+        hint = "Leave out --ep-size."
+    elif even := _even_sizes((1, 1), options, model_config):
+        hint = f"Leave out --ep-size, and use --tp-size {even}."
+    else:
+        hint = "Leave out --attn-dp-size."
     raise GGUFError(
         f"{options.tp_size} ranks cannot share {' and '.join(uneven)}",
         file=options.model_path,
         found=f"--tp-size {options.tp_size}"
         + f" --ep-size {options.ep_size}" * (options.ep_size > 1),
-        hint=f"Use --tp-size {even}." if even else "Use another --ep-size too.",
+        hint=hint,
     )
 
 
-def _uneven(tp_size: int, options: Any, model_config: ModelConfig) -> Iterator[str]:
-    """What ``tp_size`` ranks cannot share evenly, in words."""
-    if tp_size % (options.ep_size * options.moe_dp_size):
-        yield f"experts that are dealt to {options.ep_size} parts"
+def _even_sizes(parts: tuple[int, int], options: Any, model_config: ModelConfig) -> str | None:
+    """Numbers of ranks that share the model evenly, in words."""
+    sizes = [
+        str(size)
+        for size in range(1, _MOST_RANKS + 1)
+        if not any(_uneven(size, parts, options, model_config))
+    ]
+    *others, last = sizes or [None]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _uneven(
+    tp_size: int, parts: tuple[int, int], options: Any, model_config: ModelConfig
+) -> Iterator[str]:
+    """What ``tp_size`` ranks cannot share evenly, in words.
+
+    Args:
+        parts: ``ep_size`` and ``moe_dp_size``.
+    """
+    ep_size, moe_dp_size = parts
+    if tp_size % (ep_size * moe_dp_size):
+        yield f"experts that are dealt to {ep_size} parts"
         return
     widths = _widths(options.model_path)
     experts = max((tensor.shape[0] for tensor in widths.get("ffn_down_exps", ())), default=0)
-    if experts % options.ep_size:
+    if experts % ep_size:
         yield f"{experts} experts"
     pads = is_cpu()
     if pads and _NOT_PADDED.isdisjoint(model_config.hf_config.architectures):
@@ -113,11 +160,11 @@ def _uneven(tp_size: int, options: Any, model_config: ModelConfig) -> Iterator[s
     if pads:
         return
     for name in sorted(widths):
-        parts = tp_size
+        ranks = tp_size
         if name == "ffn_down_exps":
-            parts //= options.ep_size * options.moe_dp_size
+            ranks //= ep_size * moe_dp_size
         for width in sorted({tensor.shape[-1] for tensor in widths[name]}):
-            if width % parts:
+            if width % ranks:
                 yield f"{width} {_WIDTHS[name]}"
 
 

@@ -55,7 +55,23 @@ REFUSALS = (
     Refusal("--load-format", _LOADS_GGUF, allowed=("auto", "gguf", "dummy")),
     *(
         Refusal(option, _IS_QUANTIZED)
-        for option in ("--modelopt-quant", "--quantize-and-serve", "--rl-quant-profile")
+        for option in (
+            *("--modelopt-quant", "--quantize-and-serve", "--rl-quant-profile"),
+            *("--modelopt-checkpoint-restore-path", "--modelopt-checkpoint-save-path"),
+            "--modelopt-export-path",
+        )
+    ),
+    *(
+        Refusal(
+            option,
+            "the configuration of a GGUF model is in its file",
+            ", and put a config.json that replaces it beside the file",
+        )
+        for option in ("--decrypted-config-file", "--decrypted-draft-config-file")
+    ),
+    Refusal(
+        "--remote-instance-weight-loader-start-seed-via-transfer-engine",
+        "packed weights are not sent to other servers",
     ),
     Refusal(
         "--quantization-param-path", "it scales a KV cache in FP8, which this device does not have"
@@ -101,8 +117,10 @@ REFUSALS = (
         for option in (
             *("--enable-eplb", "--ep-num-redundant-experts", "--elastic-ep-backend"),
             *("--enable-elastic-expert-backup", "--enable-paged-experts", "--kt-weight-path"),
+            *("--ep-dispatch-algorithm", "--enable-waterfill"),
         )
     ),
+    Refusal("--dwdp-size", "weights are shared over CUDA alone", allowed=(1,)),
     Refusal("--init-expert-location", _EXPERTS_STAY, allowed=("trivial",)),
     Refusal(
         "--moe-runner-backend",
@@ -119,6 +137,11 @@ REFUSALS = (
         Refusal(option, "batches are halved around an exchange of tokens that GGUF experts lack")
         for option in ("--enable-two-batch-overlap", "--enable-single-batch-overlap")
     ),
+    Refusal(
+        "--enable-fp32-lm-head",
+        "a packed output matrix is multiplied in the model's dtype on an NPU",
+        devices=(_NPU,),
+    ),
     # Adapters
     *(
         Refusal(
@@ -127,7 +150,7 @@ REFUSALS = (
             ", and merge the adapter into the model before converting it to GGUF",
             devices=(_CPU,),
         )
-        for option in ("--enable-lora", "--lora-paths")
+        for option in ("--enable-lora", "--lora-paths", "--enable-lora-overlap-loading")
     ),
     # Layers, attention and the KV cache
     Refusal(
@@ -173,6 +196,40 @@ REFUSALS = (
         "--enable-deterministic-inference",
         "products with packed weights depend on how many tokens there are",
         ": a request's seed is obeyed without it",
+    ),
+    Refusal("--enable-layerwise-nvtx-marker", "it is of CUDA"),
+    *(
+        Refusal(
+            option,
+            "keys and values are in the host's memory anyway, and this is the CPU",
+            allowed=("null",),
+            devices=(_CPU,),
+        )
+        for option in (
+            *("--enable-hierarchical-cache", "--enable-unified-cache-external-linker"),
+            *("--enable-lmcache", "--enable-flexkv", "--disaggregation-mode"),
+        )
+    ),
+    *(
+        Refusal(option, "the engine has it for accelerators alone", devices=(_CPU,))
+        for option in (
+            *("--enable-return-routed-experts", "--expert-distribution-recorder-mode"),
+            "--moe-dense-tp-size",
+        )
+    ),
+    *(
+        Refusal(
+            option,
+            "the engine has it for accelerators alone",
+            allowed=(allowed,),
+            devices=(_CPU,),
+        )
+        for option, allowed in (("--dcp-size", 1), ("--kv-canary", "none"))
+    ),
+    Refusal(
+        "--enable-prefill-delayer",
+        "it belongs to the overlap of steps, which only slows the CPU down",
+        devices=(_CPU,),
     ),
     Refusal("--rl-on-policy-target", "it asks for operators that packed weights do not have"),
     Refusal(

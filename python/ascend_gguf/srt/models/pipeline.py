@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from copy import copy
 from typing import Any
 
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 # They accept hidden states from the stage before, and do nothing with them.
 _ONE_STAGE = ("Llama4ForCausalLM",)
+
+
+def model_class_of(model_config: ModelConfig) -> type[nn.Module]:
+    """The engine's class of a model as the loader builds it; imports the engine's models."""
+    model_config = copy(model_config)
+    model_config.quantization = None  # the engine has another Mixtral for other kinds
+    return get_model_architecture(model_config)[0]
 
 
 def has_stages(model_class: type) -> bool:
