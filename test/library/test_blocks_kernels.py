@@ -343,6 +343,7 @@ def plain_processor(request, monkeypatch) -> Iterator[None]:
         cache.cache_clear()
 
 
+@pytest.mark.slow
 @EVERY_TYPE
 def test_plain_processor(kind, plain_processor):
     weights = matrix(kind, 9)
@@ -351,6 +352,7 @@ def test_plain_processor(kind, plain_processor):
         assert_near(linear(x, weights), x, weights.dequantize())
 
 
+@pytest.mark.slow
 @SOME_TYPES
 @EVERY_DTYPE
 @pytest.mark.parametrize("count", [31, 32, 70])

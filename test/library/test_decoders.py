@@ -268,6 +268,7 @@ def plain_processor(monkeypatch) -> None:
     monkeypatch.setattr(kernels, "kernel", kernel)
 
 
+@pytest.mark.slow
 @EVERY_TYPE
 @EVERY_DTYPE
 def test_bits_on_a_plain_processor(kind, dtype, plain_processor):

@@ -12,6 +12,7 @@ from hard_strings import STRINGS
 from real_models import MODELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_agrees(name):
     try:
