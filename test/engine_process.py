@@ -124,6 +124,11 @@ class Model:
         """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
         return printed_error(self.prompt_logprobs(prompt), expected)
 
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """What a model without text says of each prompt: an embedding, or logits of labels."""
+        answers = self.generate(embed=[list(prompt) for prompt in prompts])
+        return [answer["embedding"] for answer in answers]
+
     def continued(
         self, prompts: Sequence[Sequence[int]], new: int
     ) -> list[tuple[list[int], list[float]]]:

@@ -23,9 +23,21 @@ def serve(arguments: list[str], address: str, probe: str) -> None:
         except EOFError:
             return
         try:
-            connection.send(engine.generate(**request))
+            if "embed" in request:
+                connection.send(_embed(engine, request["embed"]))
+            else:
+                connection.send(engine.generate(**request))
         except Exception as error:
             connection.send(error)
+
+
+def _embed(engine: Any, input_ids: list[list[int]]) -> Any:
+    from sglang.srt.managers.io_struct import EmbeddingReqInput
+
+    # ``Engine.encode`` takes text alone.
+    asked = EmbeddingReqInput(input_ids=input_ids)
+    answers = engine.tokenizer_manager.generate_request(asked, None)
+    return engine.loop.run_until_complete(answers.__anext__())
 
 
 def _probe_each_rank(probe: str) -> None:

@@ -194,14 +194,20 @@ class Model:
             )
         return _logprobs(model, prompt), furthest
 
-    def embedding(self, prompt: Sequence[int], pooling: str = "last") -> np.ndarray:
+    def embedding(
+        self, prompt: Sequence[int], pooling: str = "last", causal: bool = True
+    ) -> np.ndarray:
         """The final hidden state, of length one: float32 ``(hidden,)``.
 
-        ``pooling``: of the ``last`` token, of the first (``cls``), or the ``mean``.
+        Args:
+            pooling: of the ``last`` token, of the first (``cls``), or the ``mean``.
+            causal: a token does not see those that follow it.
         """
         model = self.in_transformers().model
+        nothing_hidden = None if causal else torch.zeros(1, 1, len(prompt), len(prompt))
         with torch.no_grad():
-            states = model(torch.tensor([list(prompt)])).last_hidden_state
+            output = model(torch.tensor([list(prompt)]), attention_mask=nothing_hidden)
+        states = output.last_hidden_state
         pooled = {"last": states[0, -1], "cls": states[0, 0], "mean": states[0].mean(0)}[pooling]
         return torch.nn.functional.normalize(pooled, dim=0).numpy()
 

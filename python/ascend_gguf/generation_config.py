@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from ascend_gguf.errors import GGUFError
+import numpy as np
+
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 
@@ -68,6 +71,32 @@ def ignored_settings(file: GGUFFile) -> list[str]:
     """The keys of sampling settings that the file turns on and the engine does not have."""
     keys = {f"general.sampling.{key}": off for key, off in _WITHOUT.items()}
     return [key for key, off in keys.items() if file.metadata.get(key, off) != off]
+
+
+@lru_cache(maxsize=2)
+def suppressed_tokens(file: GGUFFile) -> tuple[int, ...]:
+    """The tokens that no answer may have; ids that the vocabulary lacks count for nothing.
+
+    Source: ``tokenizer.ggml.suppress_tokens``, which llama.cpp's sampler gives a bias of -inf.
+
+    Raises:
+        GGUFError: it is no array of whole numbers.
+    """
+    key = "tokenizer.ggml.suppress_tokens"
+    ids = file.metadata.get(key)
+    if ids is None:
+        return ()
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+        raise GGUFError(
+            "the value makes no sense",
+            file=file.files[0],
+            key=key,
+            found=f"{ids!r:.80}",
+            expected="an array of token ids",
+            hint=CONVERT_AGAIN,
+        )
+    tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    return tuple(ids[(ids >= 0) & (ids < tokens)].tolist())
 
 
 def _value(file: GGUFFile, key: str, setting: _Setting) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from gguf import GGUFValueType as Type
 
 from ascend_gguf import GGUFError, load_tokenizer, open_gguf
+from ascend_gguf.tokenizer import template_trial
 from ascend_gguf.tokenizer.chat_templates import chat_templates, with_tools
 from rewrite import rewrite
 
@@ -52,6 +54,30 @@ def test_template_that_cannot_be_used(templates, key, says, tmp_path):
     assert message.isprintable()
     # What the user gives in its place has the tokenizer all the same.
     assert load_tokenizer(path, check_template=False).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "1 sec"),
+        # Jinja computes constants when it compiles.
+        ("{{ 9 ** (9 ** 9) }}", "1 seconds"),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(40) }}", "1 seconds"),
+        ("{% set n = namespace(s='ab') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}"
+         "{% endfor %}", "256 MB"),
+        ("{% if tools %}{{ 'a' * 10 ** 9 * messages | length }}{% endif %}", "256 MB"),
+    ],
+)  # fmt: skip
+def test_template_that_does_not_come_to_an_end(template, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
+    path = _written(tmp_path, default=_text(template))
+    start = time.monotonic()
+    with pytest.raises(GGUFError, match="does not come to an end") as error:
+        load_tokenizer(path)
+    assert says in str(error.value) and len(str(error.value).splitlines()) == 1
+    # Also where the user gives another; what was found out is known.
+    assert load_tokenizer(path, check_template=False).chat_template is None
+    assert time.monotonic() - start < 10
 
 
 def test_tools_have_a_template_of_their_own(tmp_path):

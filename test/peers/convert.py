@@ -34,6 +34,9 @@ SIZES = {
     "eos_token_id": 2,
 }
 
+#: The words whose rows are a reranker's head, and one that its converter looks for.
+RERANKER_WORDS = {"yes": 57, "no": 58, "|": 59}
+
 
 def write_checkpoint(folder: Path, peer: Any) -> str:
     """transformers' model with random weights; the name of its class."""
@@ -91,9 +94,9 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
                 self.gguf_writer.add_key_value(key, value, kind)
 
     converter.set_vocab = set_vocab
-    # Some look at how many tokens there are.
-    words = {"model": {"vocab": {str(i): i for i in range(SIZES["vocab_size"])}}}
-    (hf / "tokenizer.json").write_text(json.dumps(words | {"added_tokens": []}))
+    _write_tokenizer(hf, RERANKER_WORDS)
+    if peer.reranker:  # by which the converter knows one
+        (hf / "README.md").write_text("# Qwen3-Reranker")
     options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
     with torch.inference_mode():
         converter(hf, _file_type(path.stem), path, **options).write()
@@ -103,6 +106,16 @@ def _file_type(name: str) -> Any:
     import gguf
 
     return getattr(gguf.LlamaFileType, "ALL_F32" if name == "F32" else f"MOSTLY_{name}")
+
+
+def _write_tokenizer(hf: Path, words: Mapping[str, int]) -> None:
+    """Words by themselves: some converters count tokens, and one asks for certain ones."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {str(i): i for i in set(range(SIZES["vocab_size"])) - set(words.values())}
+    Tokenizer(models.WordLevel(vocabulary | words, "0")).save(str(hf / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (hf / "tokenizer_config.json").write_text(json.dumps(kind))
 
 
 def edit_metadata(path: Path, drop: Sequence[str], add: Mapping[str, Any]) -> None:
@@ -137,11 +150,11 @@ def main(llama_cpp: str, out: str, types: str, *names: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     tests = Path(__file__).parents[1]
     sys.path[:0] = [llama_cpp, f"{llama_cpp}/gguf-py", str(tests)]
-    from peers.table import PEERS
+    from peers.table import PEERS, RERANKERS
 
     logging.disable(logging.WARNING)
     for name in names:
-        peer, folder = PEERS[name], Path(out, name)
+        peer, folder = (PEERS | RERANKERS)[name], Path(out, name)
         try:
             model_class = write_checkpoint(folder / "hf", peer)
             for kind in types.split(","):

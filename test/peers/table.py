@@ -24,6 +24,7 @@ class Peer:
         drop: keys of the metadata, below the architecture's name, to leave out.
         add: the same, to write where the converter does not.
         npu_dtype: in which an NPU computes it.
+        reranker: the converter makes a reranker of it.
     """
 
     model_type: str
@@ -32,6 +33,7 @@ class Peer:
     drop: tuple[str, ...] = ()
     add: Mapping[str, Any] = field(default_factory=dict)
     npu_dtype: str = "float16"
+    reranker: bool = False
 
 
 def _rope(theta: float = 40000.0, **scaling: Any) -> dict[str, Any]:
@@ -149,6 +151,14 @@ def _of_architectures() -> dict[str, Peer]:
 
 
 PEERS: dict[str, Peer] = _of_architectures() | ROWS
+
+#: Their heads are rows of the output matrix, or of the embedding.
+RERANKERS = {
+    "qwen3-reranker": Peer("qwen3", {"head_dim": 64}, reranker=True),
+    "qwen3-reranker-tied": Peer(
+        "qwen3", {"head_dim": 64, "tie_word_embeddings": True}, reranker=True
+    ),
+}
 
 #: A part for every run of the tests: each kind once.
 CHOSEN = (

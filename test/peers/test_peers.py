@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ascend_gguf.architectures import ARCHITECTURES
 from engine_process import EngineProcess
 from fetch import FetchError, llama_cpp
 from hf_models import TINY, Written
-from peers.table import CHOSEN, PEERS
+from peers.convert import RERANKER_WORDS
+from peers.table import CHOSEN, PEERS, RERANKERS
 from random_model import PROMPT
 
 #: In float32 nothing is rounded on the way, neither by the file nor by the engine.
@@ -37,6 +39,9 @@ NAMES = list(PEERS if ALL else CHOSEN)
 #: Of the files.
 TYPES = ("F32", "Q8_0") if ALL else ("Q8_0",)
 
+#: Largest error of the probability of yes.
+RERANKER_LIMITS = {"cpu": ("float32", 1e-5), "npu": ("float16", 5e-3)}
+
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Callable[[str, str], Written]:
@@ -52,7 +57,7 @@ def files(tmp_path_factory) -> Callable[[str, str], Written]:
         if not folder.exists():
             folder.mkdir()
             script = [sys.executable, "-W", "ignore", Path(__file__).with_name("convert.py")]
-            command = [*script, source, folder, ",".join(TYPES), *NAMES]
+            command = [*script, source, folder, ",".join(TYPES), *NAMES, *RERANKERS]
             subprocess.run(command, check=True, capture_output=True)
 
     def written(name: str, kind: str) -> Written:
@@ -92,6 +97,24 @@ def test_on_the_cpu(cpu_engine, files, record_property, name, kind):
 @pytest.mark.parametrize("name", NAMES)
 def test_on_the_simulated_npu(npu_engine, files, record_property, name, kind):
     _check(npu_engine, files(name, kind), PEERS[name].npu_dtype, record_property)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", RERANKERS)
+@pytest.mark.parametrize("device", RERANKER_LIMITS)
+def test_reranker(request, files, device, name, kind):
+    model, engine = files(name, kind), request.getfixturevalue(f"{device}_engine")
+    dtype, limit = RERANKER_LIMITS[device]
+    prompts = [PROMPT, PROMPT[:20]]
+    with engine.load(model.path, dtype=dtype) as served:
+        found = torch.tensor(served.embed(prompts), dtype=torch.float64).softmax(-1)[:, 0]
+    rows = [RERANKER_WORDS["yes"], RERANKER_WORDS["no"]]
+    for prompt, score in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = model.reference(torch.tensor([prompt])).logits[0, -1, rows]
+        error = abs(score - logits.double().softmax(-1)[0]).item()
+        print(f"error of the probability of yes in {dtype}: {error:.1e}")
+        assert error <= limit
 
 
 def test_every_architecture_has_a_peer():

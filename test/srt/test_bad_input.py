@@ -56,7 +56,7 @@ def _token_without_row(source: Path, target: Path) -> None:
 
 
 def _reranker(source: Path, target: Path) -> None:
-    rewrite(source, target, tensors={"cls.output.weight": np.ones((2, 256), np.float32)})
+    rewrite(source, target, tensors={"cls.weight": np.ones((2, 256), np.float32)})
 
 
 def _missing(source: Path, target: Path) -> None:
@@ -108,9 +108,9 @@ SPOILED = {
     ),
     "attends in both directions": (
         _keys(qwen3__attention__causal=(False, Type.BOOL)),
-        ["qwen3.attention.causal", "found False"],
+        ["qwen3.attention.causal", "found False", "--is-embedding"],
     ),
-    "reranker": (_reranker, ["cls.output.weight", "reranker", "llama-server --rerank"]),
+    "reranker": (_reranker, ["cls.weight", "reranker", "original model"]),
     "adapter": (_keys(general__type=("adapter", Type.STRING)), ["LoRA adapter"]),
     "unknown architecture": (_unknown_architecture, ["qwen3-with-wings", "qwen3moe"]),
 }

@@ -12,7 +12,7 @@ import requests
 from openai import BadRequestError, OpenAI
 
 from ascend_gguf import load_tokenizer
-from random_model import read_model
+from random_model import PROMPT, read_model
 from rewrite import rewrite
 from serving import CPU
 
@@ -27,6 +27,8 @@ ENDS = {
     502: "<|eom_id|>",
     503: "<|my_end|>",  # known by its key alone
 }
+#: The file says that no answer has it.
+NEVER = 6
 HELLO = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 TOOL = {
     "type": "function",
@@ -62,7 +64,11 @@ def client(zygote, tmp_path_factory) -> OpenAI:
     for number, text in ENDS.items():
         texts[number] = text
     metadata = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.eos_token_id": 503}
-    keys = {"tokenizer.chat_template.tool_use": (TOOL_TEMPLATE, gguf.GGUFValueType.STRING)}
+    kinds = gguf.GGUFValueType
+    keys = {
+        "tokenizer.chat_template.tool_use": (TOOL_TEMPLATE, kinds.STRING),
+        "tokenizer.ggml.suppress_tokens": ([NEVER, -1, 600], kinds.ARRAY, kinds.INT32),
+    }
     # What some files have beside the text model: it is left out.
     encoder = {"v.patch_embd.weight": np.ones((4, 4), np.float32)}
     path = folder / "model.gguf"
@@ -86,6 +92,14 @@ def test_other_tokens_do_not(client):
     ask = HELLO | {"max_tokens": 5, "logit_bias": {"5": 100}}
     (choice,) = client.chat.completions.create(**ask).choices
     assert (choice.finish_reason, choice.message.content) == ("length", "#" * 5)
+
+
+def test_a_token_that_the_file_suppresses(client):
+    ask = HELLO | {"max_tokens": 5, "logit_bias": {str(NEVER): 100}}
+    for choose in ({}, {"temperature": 1.0, "seed": 1}):
+        (choice,) = client.chat.completions.create(**ask | choose, logprobs=True).choices
+        text = load_tokenizer(MODEL).decode([NEVER])
+        assert text not in [entry.token for entry in choice.logprobs.content]
 
 
 def test_structured_output(client):
@@ -153,16 +167,29 @@ def test_embeddings(zygote, log):
     texts = ["hello world", "hello"]
     with zygote.serve(MODEL, log, *CPU, "--is-embedding", "--dtype", "float32") as server:
         answer = _client(server).embeddings.create(model="default", input=texts)
+        ranking = {"query": "hello", "documents": texts}
+        reply = requests.post(f"{server.url}/v1/rerank", json=ranking, timeout=60)
+    assert reply.status_code == 400 and "the model takes no pairs" in reply.text
     tokenizer, model = load_tokenizer(MODEL), read_model(MODEL)
     for text, found in zip(texts, answer.data, strict=True):
         expected = model.embedding(tokenizer.encode(text))
         assert np.abs(expected - found.embedding).max() < 1e-4
 
 
-@pytest.mark.parametrize(("pooling", "name"), [(1, "mean"), (2, "cls")])
-def test_embeddings_pooled_as_the_file_says(zygote, log, tmp_path, pooling, name):
-    path = tmp_path / "model.gguf"
-    rewrite(MODEL, path, keys={"qwen3.pooling_type": (pooling, gguf.GGUFValueType.UINT32)})
+def _with_pooling(path: Path, pooling: int, causal: bool) -> Path:
+    keys = {
+        "qwen3.pooling_type": (pooling, gguf.GGUFValueType.UINT32),
+        "qwen3.attention.causal": (causal, gguf.GGUFValueType.BOOL),
+    }
+    rewrite(MODEL, path, keys=keys)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pooling", "name", "causal"), [(1, "mean", True), (2, "cls", False), (3, "last", False)]
+)
+def test_embeddings_pooled_as_the_file_says(zygote, log, tmp_path, pooling, name, causal):
+    path = _with_pooling(tmp_path / "model.gguf", pooling, causal)
     # The second begins like the first, which the engine would find in its cache.
     texts = ["hello world and all that is in it", "hello world and all that is not", "hello"]
     arguments = (*CPU, "--is-embedding", "--dtype", "float32", "--chunked-prefill-size", "4")
@@ -175,6 +202,18 @@ def test_embeddings_pooled_as_the_file_says(zygote, log, tmp_path, pooling, name
         together = client.embeddings.create(model="default", input=texts)
     tokenizer, model = load_tokenizer(MODEL), read_model(MODEL)
     for text, alone, beside in zip(texts, found, together.data, strict=True):
-        expected = model.embedding(tokenizer.encode(text), name)
+        expected = model.embedding(tokenizer.encode(text), name, causal)
         assert np.abs(expected - alone).max() < 1e-4
         assert np.abs(expected - beside.embedding).max() < 1e-4
+
+
+def test_embeddings_of_a_model_that_looks_both_ways_on_the_simulated_npu(npu_engine, tmp_path):
+    path = _with_pooling(tmp_path / "model.gguf", 1, False)
+    prompts, model = [PROMPT, PROMPT[:1], PROMPT[:17]], read_model(MODEL)
+    with npu_engine.load(path, "--is-embedding", dtype="float16") as served:
+        embeddings = served.embed(prompts)
+    for prompt, found in zip(prompts, embeddings, strict=True):
+        error = np.abs(model.embedding(prompt, "mean", causal=False) - found).max()
+        print(f"{len(prompt)} tokens: largest error {error:.1e}")
+        assert error < 0.01
+    assert np.abs(model.embedding(PROMPT, "mean") - embeddings[0]).max() > 0.03

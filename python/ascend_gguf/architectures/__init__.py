@@ -18,6 +18,7 @@ from ascend_gguf.architectures import (
 )
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
+from ascend_gguf.architectures.qwen import is_reranker
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -31,6 +32,7 @@ __all__ = [
     "Target",
     "architecture_of",
     "check_kind",
+    "is_reranker",
 ]
 
 #: What is known of each architecture; of several that describe a file, the first counts.

@@ -328,12 +328,12 @@ class Architecture:
         layers = config.num_hidden_layers
         if rule is None and _HEAD.fullmatch(tensor.name):
             raise GGUFError(
-                "the file holds a reranker or classifier, whose head is not served",
+                "the file holds a reranker or classifier of a kind that is not served",
                 file=tensor.file,
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
-                hint="Serve the original model, in Hugging Face's format, or this file with "
-                "llama-server --rerank.",
+                expected="architecture qwen3, pooling_type 4 (rank) and cls.output.weight alone",
+                hint="Serve the original model, in Hugging Face's format.",
             )
         if rule is None or not (
             layer is None or (int(layer) < layers and is_kind(rule.kind, config, int(layer)))

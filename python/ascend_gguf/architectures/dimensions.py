@@ -56,6 +56,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "experts": experts,
     "expert_ffn": _expert_ffn,
     "shared_ffn": _shared_ffn,
+    "labels": lambda c: c.num_labels,
 }
 
 

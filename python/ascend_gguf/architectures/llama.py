@@ -7,6 +7,7 @@ from dataclasses import replace
 from ascend_gguf.architectures.base import Architecture, Rename
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
+    CAUSAL,
     FIELDS,
     FRAME,
     HEAD_SIZE,
@@ -53,6 +54,7 @@ ARCHITECTURES = (
         model_type="llama",
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
+        reads=CAUSAL,
         tensors=BODY + mlp() + MLP_BIAS,
     ),
 )

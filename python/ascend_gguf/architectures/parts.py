@@ -25,6 +25,9 @@ FIELDS: Fields = {
 }
 REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
 
+#: Of models that may attend in both directions, for embeddings: read by what serves these.
+CAUSAL = frozenset({"attention.causal"})
+
 HEAD_SIZE = {"attention.key_length": length("head_dim")}
 WINDOW = {"attention.sliding_window": length("sliding_window")}
 #: Which layers have a window, read by ``layers.sliding_unless``.

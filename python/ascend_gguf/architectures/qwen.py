@@ -1,15 +1,16 @@
-"""Qwen2, Qwen3 and their mixtures of experts."""
+"""Qwen2, Qwen3, their mixtures of experts, and rerankers made of Qwen3."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_gguf.architectures.base import Architecture, length, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
+    CAUSAL,
     FIELDS,
     FRAME,
     HEAD_SIZE,
@@ -23,6 +24,7 @@ from ascend_gguf.architectures.parts import (
     mlp,
     shared_expert,
 )
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _EXPERT_FIELDS = MOE_FIELDS | {
@@ -48,6 +50,38 @@ def _shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, in
 
 _EVERY_LAYER_IS_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
+_HEAD = Rename("cls.output.weight", "labels hidden", "score.weight")
+
+#: ``gguf.PoolingType``.
+_RANK = 4
+
+
+def is_reranker(file: GGUFFile) -> bool:
+    """True for a model whose head gives labels, yes and no, instead of tokens."""
+    if file.architecture != "qwen3" or _HEAD.gguf not in file.tensors:
+        return False
+    pooling = file.arch_field("pooling_type", _RANK)
+    return type(pooling) is int and pooling == _RANK
+
+
+def _labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    head = file.tensors[_HEAD.gguf]
+    count = head.shape[0] if len(head.shape) == 2 else 1
+    names = file.arch_field("classifier.output_labels", None)
+    if names is None:
+        names = [f"LABEL_{i}" for i in range(count)]
+    if not isinstance(names, list) or len(names) != count:
+        raise GGUFError(
+            "the head does not have a row for each label",
+            file=file.files[0],
+            key="qwen3.classifier.output_labels",
+            found=f"{names!r:.80}",
+            expected=f"{count} names, the rows of {_HEAD.gguf}",
+            hint=CONVERT_AGAIN,
+        )
+    return {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+
+
 _BODY = FRAME + NORMS + ATTENTION
 _BIASED_BODY = FRAME + NORMS + attention(biased=True)
 
@@ -57,13 +91,26 @@ ARCHITECTURES = (
         model_type="qwen2",
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
+        reads=CAUSAL,
         tensors=_BIASED_BODY + mlp(),
+    ),
+    Architecture(
+        name="qwen3",
+        model_type="qwen3",
+        mark=is_reranker,
+        fields=FIELDS | HEAD_SIZE,
+        required=REQUIRED,
+        # The output matrix of tokens, where a file has it too, is left out by the model's class.
+        tensors=_BODY + QK_NORM + mlp() + (_HEAD,),
+        derived=(_labels,),
+        causal_lm="Qwen3ForSequenceClassification",
     ),
     Architecture(
         name="qwen3",
         model_type="qwen3",
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
+        reads=CAUSAL,
         tensors=_BODY + QK_NORM + mlp(),
     ),
     Architecture(

@@ -30,7 +30,7 @@ MOST_TOP_LOGPROBS, MOST_PROMPT_LOGPROBS = 1024, 2**20
 MOST_STOPS, LONGEST_STOP = 32, 1024
 
 #: Biases are added in float32 and divided by temperatures.
-_GREATEST_BIAS = 1e30
+GREATEST_BIAS = 1e30
 
 #: What the engine works out itself: a request that says so would skip its checks.
 _INTERNAL = (
@@ -281,7 +281,7 @@ def _checked_bias(bias: Any, limits: Limits) -> dict[str, Real]:
         if not 0 <= token < limits.vocab_size:
             allowed = f"token ids from 0 to {limits.vocab_size - 1}"
             raise RequestError("logit_bias", key, allowed, "not a token of this model")
-        checked[str(token)] = number("logit_bias", value, -_GREATEST_BIAS, _GREATEST_BIAS)
+        checked[str(token)] = number("logit_bias", value, -GREATEST_BIAS, GREATEST_BIAS)
     return checked
 
 

@@ -56,6 +56,12 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    (
+        "entrypoints.openai.serving_rerank",
+        "OpenAIServingRerank._handle_non_streaming_request",
+        HookType.AROUND,
+        None,
+    ),
     ("managers.tokenizer_manager", "TokenizerManager.generate_request", HookType.AROUND, None),
     (
         "managers.tokenizer_manager",

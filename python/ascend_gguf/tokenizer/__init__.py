@@ -7,6 +7,8 @@ The way of a vocabulary through this folder::
     pre_tokenizers.py  ``tokenizer.ggml.pre`` -> how text is cut into words: one table
     bpe.py             byte-level BPE     (``tokenizer.ggml.model`` gpt2)
     sentencepiece.py   SentencePiece BPE  (llama, gemma4)
+    chat_templates.py  the templates of chats; template_trial.py: whether they come to an end
+    reranking.py       the prompt of a reranker
     load.py            all of it as one transformers tokenizer (load_tokenizer)
 
 What a file means is what llama.cpp makes of it; the work is done by the ``tokenizers`` library.

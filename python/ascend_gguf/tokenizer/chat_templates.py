@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
+from ascend_gguf.tokenizer.template_trial import endless
 
 _KEY = "tokenizer.chat_template"
+
+#: A reranker's prompt, which is no template of chats: see :mod:`ascend_gguf.tokenizer.reranking`.
+RERANK_KEY = f"{_KEY}.rerank"
 
 _OTHER_TEMPLATE = "Give another one with --chat-template FILE.jinja."
 
@@ -17,19 +23,21 @@ def chat_templates(file: GGUFFile, check: bool = True) -> str | dict[str, str] |
         check: refuse a template that cannot be used; if false, there is none.
 
     Raises:
-        GGUFError: a template is no text, or does not parse.
+        GGUFError: a template is no text, does not parse, or does not come to an end.
     """
     named = {
         key.removeprefix(f"{_KEY}."): template
         for key, template in file.metadata.items()
-        if key.startswith(f"{_KEY}.")
+        if key.startswith(f"{_KEY}.") and key != RERANK_KEY
     }
     default = file.metadata.get(_KEY)
+    # Of an engine's other processes the first has found it out.
+    tried = check or multiprocessing.parent_process() is None
     try:
         for name, template in named.items():
-            _check(file, f"{_KEY}.{name}", template)
+            _check(file, f"{_KEY}.{name}", template, tried)
         if default is not None:
-            _check(file, _KEY, default)
+            _check(file, _KEY, default, tried)
     except GGUFError:
         if check:
             raise
@@ -55,13 +63,15 @@ def with_tools(templates: dict[str, str]) -> dict[str, str]:
     return {"default, tool_use": both} | templates
 
 
-def _check(file: GGUFFile, key: str, template: object) -> None:
+def _check(file: GGUFFile, key: str, template: object, tried: bool) -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     problem = found = None
     if not isinstance(template, str):
         problem, found = "the chat template is no text", f"{template!r:.80}"
-    else:
+    elif tried and (too_much := endless(template)):
+        problem, found = "the chat template does not come to an end", f"more than {too_much}"
+    elif tried:
         try:
             _compile_jinja_template(template)
         except Exception as error:  # whatever Jinja raises: a few templates end in a RecursionError

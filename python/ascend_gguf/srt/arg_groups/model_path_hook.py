@@ -13,11 +13,15 @@ from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.utils import is_cpu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
-from ascend_gguf.architectures import architecture_of, check_kind
+from ascend_gguf.architectures import architecture_of, check_kind, is_reranker
 from ascend_gguf.architectures.base import is_of_encoder
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError, shown
-from ascend_gguf.generation_config import ignored_settings, load_generation_config
+from ascend_gguf.generation_config import (
+    ignored_settings,
+    load_generation_config,
+    suppressed_tokens,
+)
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
 from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.overrides import apply_overrides
@@ -25,12 +29,14 @@ from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.locate import is_gguf_name
 from ascend_gguf.srt.arg_groups.unsupported_options import refuse_options
-from ascend_gguf.srt.layers.pooler import prepare_pooling
+from ascend_gguf.srt.layers.pooler import attends_both_ways, prepare_pooling
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
 from ascend_gguf.tokenizer import load_tokenizer
+from ascend_gguf.tokenizer.chat_templates import RERANK_KEY
+from ascend_gguf.tokenizer.reranking import rerank_template
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +86,8 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     tokenizer = found.tokenizer_path or found.model_path
     if reads_tokenizer_from(tokenizer) and not found.skip_tokenizer_init:
         load_tokenizer(tokenizer, check_template=not found.chat_template)
+    if check_gguf_file(found.model_path) and not found.chat_template:
+        _check_reranker(open_gguf(found.model_path))
 
 
 def find_model(
@@ -173,6 +181,9 @@ def _check_model(path: str, asked: Any) -> None:
             _apply_overrides(config, asked.json_model_override_args)
         architecture_of(file).name_map(file, config)
         _tell_what_is_left_out(file)
+        if not asked.is_embedding:
+            _refuse_both_ways(file)
+    suppressed_tokens(file)
     if reads_from(path, unless="generation_config.json"):
         load_generation_config(path)
         if ignored := ignored_settings(file):
@@ -182,6 +193,28 @@ def _check_model(path: str, asked: Any) -> None:
         options = checked_options(asked.model_loader_extra_config)
     if asked.dtype in ("float16", "half") and options.get("float16") != "allow":
         _refuse_float16(file)
+
+
+def _refuse_both_ways(file: GGUFFile) -> None:
+    if attends_both_ways(file):
+        raise GGUFError(
+            "the model attends in both directions, which gives embeddings and no text",
+            file=file.files[0],
+            key=f"{file.architecture}.attention.causal",
+            found=False,
+            hint="Serve it with --is-embedding.",
+        )
+
+
+def _check_reranker(file: GGUFFile) -> None:
+    if is_reranker(file) and rerank_template(file) is None:
+        logger.warning(
+            "%s: the reranker has no prompt (%s): a query and a document follow each other. Scores "
+            "are what the model was trained for only if it was trained so; else convert it again "
+            "with a current llama.cpp, or give the prompt with --chat-template FILE.jinja.",
+            file.files[0],
+            RERANK_KEY,
+        )
 
 
 def _tell_what_is_left_out(file: GGUFFile) -> None:

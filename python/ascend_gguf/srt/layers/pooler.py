@@ -1,4 +1,4 @@
-"""What an embedding is made of: the pooling that a file asks for."""
+"""What an embedding is made of: the pooling that a file asks for, and where its tokens look."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.layers.pooler import Pooler, PoolingType
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from torch import nn
 
+from ascend_gguf.architectures import is_reranker
+from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -17,7 +20,7 @@ _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
     1: ("mean", PoolingType.MEAN),
     2: ("cls, the first token", PoolingType.CLS),
     3: ("last", PoolingType.LAST),
-    4: ("rank: a score and no embedding", None),
+    4: ("rank: a score, for which the file has no head", None),
 }
 
 
@@ -26,13 +29,13 @@ _MOST_TOKENS = 4096
 
 
 def pooling_of(file: GGUFFile) -> PoolingType | None:
-    """How a file's embeddings are pooled; None if it does not say.
+    """How a file's embeddings are pooled; None if it does not say, or is a reranker.
 
     Raises:
         GGUFError: the engine does not pool so.
     """
     value = file.arch_field("pooling_type", None)
-    if value is None:
+    if value is None or is_reranker(file):
         return None
     name, pooling = _POOLINGS.get(value, ("unknown", None)) if type(value) is int else ("", None)
     if pooling is None:
@@ -47,13 +50,18 @@ def pooling_of(file: GGUFFile) -> PoolingType | None:
     return pooling
 
 
+def attends_both_ways(file: GGUFFile) -> bool:
+    """True if a token sees those that follow it."""
+    return number(file, "attention.causal", bool) is False
+
+
 def prepare_pooling(server_args: Any, file: GGUFFile) -> None:
-    """Keep a prompt whole where an embedding is made of more than its last token.
+    """Keep a prompt whole where its first tokens count, or see the last ones.
 
     The engine pools what it computes in a step: without what it finds in its cache, and without the
     chunks before.
     """
-    if pooling_of(file) in (PoolingType.MEAN, PoolingType.CLS):
+    if pooling_of(file) in (PoolingType.MEAN, PoolingType.CLS) or attends_both_ways(file):
         # Without chunks the engine sets memory aside for as many tokens as a batch may have.  One
         # prompt may be longer.
         tokens = min(resolving_view(server_args).max_prefill_tokens, _MOST_TOKENS)
@@ -67,7 +75,11 @@ def prepare_pooling(server_args: Any, file: GGUFFile) -> None:
 
 
 def apply_pooling(model: nn.Module, file: GGUFFile) -> None:
-    """Let a model pool as its file says."""
+    """Let a model attend and pool as its file says."""
+    if attends_both_ways(file):
+        for module in model.modules():
+            if isinstance(module, RadixAttention):
+                module.attn_type = AttentionType.ENCODER_ONLY
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, Pooler) and (pooling := pooling_of(file)) is not None:
         pooler.pooling_type = pooling

@@ -8,10 +8,13 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
+from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.runtime_context import get_memory
 
+from ascend_gguf.generation_config import suppressed_tokens
+from ascend_gguf.reader import open_gguf
 from ascend_gguf.requests import Limits, RequestError, check_prompt, check_request
-from ascend_gguf.requests.checks import MOST_AT_ONCE
+from ascend_gguf.requests.checks import GREATEST_BIAS, MOST_AT_ONCE
 from ascend_gguf.requests.values import INT32
 
 # Seconds in which the last step of decoding ends.
@@ -37,6 +40,7 @@ async def generate_request(
         # Who calls the engine from Python waits for nobody else.
         check_request(obj, _limits(self, None if request is None else MOST_AT_ONCE))
         _check_media(self, obj)
+        _check_kind(self, obj)
         async for answer in original(self, obj, request):
             yield answer
     except RequestError as error:
@@ -72,7 +76,15 @@ def _create_tokenized_object(
     sampling = made.sampling_params
     # Repetitions of repetitions are longer than a message may say.
     sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
+    if _serves_gguf(self) and (never := _never(self.model_config.model_path)):
+        sampling.logit_bias = (sampling.logit_bias or {}) | never
     return made
+
+
+@lru_cache(maxsize=2)
+def _never(path: str) -> dict[str, float]:
+    """Biases of tokens that no answer of the model has."""
+    return dict.fromkeys(map(str, suppressed_tokens(open_gguf(path))), -GREATEST_BIAS)
 
 
 def _check_media(manager: Any, obj: Any) -> None:
@@ -81,6 +93,17 @@ def _check_media(manager: Any, obj: Any) -> None:
     for field in ("image_data", "video_data", "audio_data"):
         if getattr(obj, field, None):
             raise RequestError(field, getattr(obj, field), "nothing", "this is a text model")
+
+
+def _check_kind(manager: Any, obj: Any) -> None:
+    if isinstance(obj, GenerateReqInput) and not manager.is_generation:
+        allowed = "/v1/embeddings, or a reranker's /v1/rerank"
+        raise RequestError("request", "generation", allowed, "the model writes no text")
+    # The engine takes any embedding's first number for the score of a pair of texts.
+    if getattr(obj, "is_cross_encoder_request", False):
+        raise RequestError(
+            "query and documents", "pairs", "a reranker's /v1/rerank", "the model takes no pairs"
+        )
 
 
 async def _wait_for_model_update_from_disk(original: Callable, self: Any, obj: Any) -> tuple:

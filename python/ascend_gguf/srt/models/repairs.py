@@ -24,6 +24,7 @@ from ascend_gguf.srt.models import (
     llama,
     llama4,
     mixtral,
+    qwen3_classification,
     qwen3_moe,
 )
 from ascend_gguf.srt.models.rotary import set_rotary_embedding
@@ -48,6 +49,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "llama.Phi3ForCausalLM": llama.attend_in_window,
     "llama4.Llama4Attention": llama4.turn_pairs,
     "mixtral.MixtralModel": mixtral.replace_attention,
+    "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
     "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,
 }

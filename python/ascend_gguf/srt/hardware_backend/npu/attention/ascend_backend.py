@@ -1,7 +1,8 @@
-"""The engine's attention backend for Ascend: windows and capped scores.
+"""The engine's attention backend for Ascend: windows, capped scores, attention in both directions.
 
 The engine's own calls know a window only where sliding layers have a cache of their own
-(``is_hybrid_swa``), and no cap while it replays a graph.
+(``is_hybrid_swa``), no cap while it replays a graph, and the other direction only with some
+settings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch_npu
 from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnBackend
-from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
@@ -44,6 +45,7 @@ def forward_extend(
     new_lens = forward_batch.extend_seq_lens_cpu
     if layer.logit_cap:
         return _attend_capped(self, layer, forward_batch, q, *caches, new_lens)
+    attend = _attend_both_ways if _is_both_ways(layer) else _attend_in_window
     output = torch.empty_like(q)
     lengths = self.forward_metadata.seq_lens_cpu_int.tolist()
     start = 0
@@ -51,7 +53,7 @@ def forward_extend(
         if not new:
             continue
         # As the engine calls it, a request at a time: layout TND is for some sizes of heads only.
-        output[start : start + new] = _attend_in_window(
+        output[start : start + new] = attend(
             self,
             layer,
             q[None, start : start + new],
@@ -98,7 +100,11 @@ def forward_decode(
 def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
     if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention or not serves_gguf():
         return False
-    return bool(layer.logit_cap) or layer.sliding_window_size > -1
+    return bool(layer.logit_cap) or layer.sliding_window_size > -1 or _is_both_ways(layer)
+
+
+def _is_both_ways(layer: RadixAttention) -> bool:
+    return layer.attn_type == AttentionType.ENCODER_ONLY
 
 
 def _save(
@@ -169,6 +175,32 @@ def _attend_in_window(
         sparse_mode=4,  # a band that ends at the last query and the last key
         pre_tokens=layer.sliding_window_size,
         next_tokens=0,
+        softmax_scale=layer.scaling,
+    )
+    return output[0]
+
+
+def _attend_both_ways(
+    backend: AscendAttnBackend,
+    layer: RadixAttention,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    length: int,
+) -> torch.Tensor:
+    """All tokens of one request: ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``."""
+    output, _ = torch_npu.npu_fused_infer_attention_score_v2(
+        query=q,
+        key=k_cache.flatten(2),
+        value=v_cache.flatten(2),
+        num_query_heads=layer.tp_q_head_num,
+        num_key_value_heads=layer.tp_k_head_num,
+        input_layout="BSND",
+        block_table=block_table,
+        block_size=k_cache.shape[1],
+        actual_seq_qlen=[q.shape[1]],
+        actual_seq_kvlen=[length],
         softmax_scale=layer.scaling,
     )
     return output[0]

@@ -1,0 +1,71 @@
+"""The prompt of a reranker: what llama.cpp's server makes of a query and a document.
+
+Source: ``format_prompt_rerank`` of llama.cpp; ``Qwen3Model`` of its converter writes the template.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+from ascend_gguf.tokenizer.chat_templates import RERANK_KEY
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_PLACES = r"\{query\}|\{document\}"
+#: The instruction of Qwen3-Reranker's prompt: the rest of its line.
+_INSTRUCTION = r"(?<=<Instruct>: ).+"
+
+
+def rerank_template(file: GGUFFile) -> str | None:
+    """The text with places for ``{query}`` and ``{document}``; None if the file has none.
+
+    Raises:
+        GGUFError: it is no text, or lacks a place.
+    """
+    template = file.metadata.get(RERANK_KEY)
+    if template is None:
+        return None
+    if not isinstance(template, str) or len(set(re.findall(_PLACES, template))) < 2:
+        raise GGUFError(
+            "the prompt of the reranker lacks a place for the query or the document",
+            file=file.files[0],
+            key=RERANK_KEY,
+            found=f"{template!r:.80}",
+            expected="a text with {query} and {document}",
+            hint=CONVERT_AGAIN,
+        )
+    return template
+
+
+def takes_instruction(template: str | None) -> bool:
+    """True if the template has an instruction that another can stand in for."""
+    return template is not None and re.search(_INSTRUCTION, template) is not None
+
+
+def filled(template: str, query: str, document: str, instruction: str | None = None) -> str:
+    """A template with a query, a document and, if not None, another instruction than its own."""
+    texts = {"{query}": query, "{document}": document}
+    if instruction is None:
+        return re.sub(_PLACES, lambda place: texts[place[0]], template)
+    pattern = f"{_PLACES}|{_INSTRUCTION}"
+    return re.sub(pattern, lambda place: texts.get(place[0], instruction), template)
+
+
+def joined(
+    file: GGUFFile, tokenizer: PreTrainedTokenizerFast, query: str, document: str
+) -> list[int]:
+    """Tokens of a query and a document without a template, between the tokens the file asks for."""
+    ends = [tokenizer.eos_token_id] if getattr(tokenizer, "add_eos_token", False) else []
+    has_separator = file.metadata.get("tokenizer.ggml.add_sep_token") is True
+    return [
+        *([tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []),
+        *tokenizer.encode(query, add_special_tokens=False),
+        *ends,
+        *([tokenizer.sep_token_id] if has_separator and tokenizer.sep_token else []),
+        *tokenizer.encode(document, add_special_tokens=False),
+        *ends,
+    ]
