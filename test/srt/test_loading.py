@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sglang.srt.model_loader.utils import should_async_load
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.runtime_context import get_parallel
 
@@ -86,6 +87,18 @@ def test_every_number_is_in_place(file):
     assert len(parameters) == len(names) == len(file.weights)
     for name, values in file.weights.items():
         assert np.array_equal(parameters[names[name]].numpy(), values), name
+
+
+def test_no_weight_is_left_to_threads(file):
+    """DeepSeek's loader has some, of which one took blocks before their type was in."""
+
+    class AtOnce(Names):
+        def load_weights(self, weights) -> None:
+            weights = list(weights)
+            assert not any(should_async_load(data) for _, data in weights)
+            super().load_weights(weights)
+
+    load(file, AtOnce(shapes_of(file)))
 
 
 def test_nothing_of_the_data_is_mapped(file, monkeypatch):

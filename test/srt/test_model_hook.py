@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ascend_gguf import GGUFError
 from ascend_gguf.srt.arg_groups import model_hook
@@ -48,8 +50,10 @@ def on_an_npu(monkeypatch) -> None:
     monkeypatch.setattr(model_hook, "resolving_view", lambda options: options)
 
 
-def _check(algorithm: str | None = None, **config) -> None:
-    options = SimpleNamespace(model_path="m.gguf", speculative_algorithm=algorithm)
+def _check(algorithm: str | None = None, cache: str = "auto", **config) -> None:
+    options = SimpleNamespace(
+        model_path="m.gguf", speculative_algorithm=algorithm, kv_cache_dtype=cache
+    )
     model_hook._refuse_what_is_left_out(options, SimpleNamespace(**config))
 
 
@@ -74,6 +78,18 @@ def test_sinks_are_refused_in_fused_attention(on_an_npu, monkeypatch):
     with pytest.raises(GGUFError, match="ASCEND_USE_FIA"):
         _check(model_type="gpt_oss")
     _check(model_type="qwen3")
+
+
+def test_a_cache_of_another_dtype_is_refused_on_an_npu(on_an_npu, monkeypatch):
+    for dtype, cache, refused in (
+        (torch.float16, "bfloat16", True),
+        (torch.bfloat16, "bf16", False),
+        (torch.float16, "auto", False),
+    ):
+        config = SimpleNamespace(dtype=dtype)
+        monkeypatch.setattr(model_hook, "model_config_of", lambda _, config=config: config)
+        with pytest.raises(GGUFError, match="--kv-cache-dtype") if refused else nullcontext():
+            _check(cache=cache, model_type="qwen3")
 
 
 LLAMA4 = {"model_type": "llama4_text", "num_experts_per_tok": 2, "num_local_experts": 4}

@@ -103,6 +103,9 @@ NPU_DEFAULTS = {"model_path": "m.gguf", "attention_backend": "ascend", "load_for
         ("quantization", "modelslim"),
         ("enable_fp32_lm_head", True),
         ("dwdp_size", 2),
+        ("page_size", 16),
+        ("cuda_graph_backend_prefill", "full"),
+        ("moe_a2a_backend", "ascend_fuseep"),
     ],
 )
 def test_refused_on_an_npu(monkeypatch, field, value):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.arg_groups.overrides import (
     attention_backends_of,
     declare_resolution,
@@ -85,6 +86,15 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
             file=file,
             hint="Unset ASCEND_USE_FIA.",
         )
+    if is_npu() and options.kv_cache_dtype in ("bf16", "bfloat16"):
+        dtype = model_config_of(server_args).dtype
+        if dtype != torch.bfloat16:
+            raise GGUFError(
+                "attention on an NPU reads keys and values in the model's dtype",
+                file=file,
+                found=f"--kv-cache-dtype {options.kv_cache_dtype}, {dtype}",
+                hint="Leave out --kv-cache-dtype.",
+            )
     if not options.speculative_algorithm:
         return
     hint = "Leave out --speculative-algorithm."

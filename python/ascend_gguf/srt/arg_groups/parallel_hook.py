@@ -47,8 +47,6 @@ def check_ranks(server_args: Any) -> None:
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
-    if options.tp_size > 1 or options.ep_size > 1:
-        _check_shares(options, model_config)
     if is_npu() and options.ep_size > 1 and options.moe_a2a_backend == "none":
         # The engine's dispatcher counts the tokens of all experts for the few that a rank holds.
         raise GGUFError(
@@ -58,6 +56,8 @@ def check_ranks(server_args: Any) -> None:
             hint="Leave out --ep-size, as ranks share each expert then, or give --moe-a2a-backend "
             "deepep.",
         )
+    if options.tp_size > 1 or options.ep_size > 1:
+        _check_shares(options, model_config)
     if is_cpu():
         _check_cores(options)
 

@@ -133,6 +133,13 @@ REFUSALS = (
         allowed=("none",),
         devices=(_CPU,),
     ),
+    Refusal(
+        "--moe-a2a-backend",
+        "experts of a GGUF file are multiplied by kernels of their own",
+        ", or give deepep",
+        allowed=("none", "deepep", "mooncake"),
+        devices=(_NPU,),
+    ),
     *(
         Refusal(option, "batches are halved around an exchange of tokens that GGUF experts lack")
         for option in ("--enable-two-batch-overlap", "--enable-single-batch-overlap")
@@ -186,6 +193,19 @@ REFUSALS = (
             "--decode-attention-backend",
             "--prefill-attention-backend",
         )
+    ),
+    Refusal(
+        "--cuda-graph-backend-prefill",
+        "prompts are not captured in graphs on an NPU",
+        allowed=("disabled",),
+        devices=(_NPU,),
+    ),
+    Refusal(
+        "--page-size",
+        "attention on an NPU reads keys and values in blocks of 128 tokens",
+        ", or give 128",
+        allowed=(128,),
+        devices=(_NPU,),
     ),
     Refusal(
         "--enable-torch-compile",

@@ -21,6 +21,7 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader import loader as engine
 from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
 from sglang.srt.model_loader.utils import set_default_torch_dtype
+from sglang.srt.model_loader.weight_utils import RUNAI_STREAMER_TENSOR_ATTR
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_npu
 from torch import nn
@@ -301,7 +302,10 @@ def _load_weights(
         nonlocal current
         for name, data in _with_progress(weights, path, stream):
             current = name
-            yield name, as_blocks(data)
+            data = as_blocks(data)
+            # Of threads that some models load with, one would take blocks before their type is in.
+            setattr(data, RUNAI_STREAMER_TENSOR_ATTR, True)  # the engine loads such a one at once
+            yield name, data
 
     try:
         with Stream(keep_cached=_fits_page_cache(path)) as stream:
