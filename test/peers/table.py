@@ -124,7 +124,8 @@ ROWS: dict[str, Peer] = {
         sizes=_LATENT | _ONE_GROUP | {"qk_nope_head_dim": 192, "v_head_dim": 256} | _rope(),
     ),
     "llama-bias": Peer("llama", {"attention_bias": True} | _rope(), fuse_qkv=True),
-    "llama-mlp-bias": Peer("llama", {"mlp_bias": True} | _rope()),
+    # No kernel of Ascend turns heads of 80.
+    "llama-mlp-bias": Peer("llama", {"mlp_bias": True, "head_dim": 80} | _rope()),
     "granite-mlp-bias": Peer("granite", _GRANITE | {"mlp_bias": True} | _rope()),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
 }

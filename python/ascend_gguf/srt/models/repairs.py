@@ -27,7 +27,7 @@ from ascend_gguf.srt.models import (
     qwen3_classification,
     qwen3_moe,
 )
-from ascend_gguf.srt.models.rotary import set_rotary_embedding
+from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
 
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
@@ -71,3 +71,4 @@ def repair(model: nn.Module, config: Any) -> None:
             name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("sglang.srt.models.")
             if name in REPAIRS:
                 REPAIRS[name](module, config)
+    avoid_rotary_kernel(model)

@@ -1,10 +1,12 @@
-"""The rotary embedding of an attention, from the configuration alone."""
+"""The rotary embedding of an attention: from the configuration alone, and on an NPU of any size."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.layers.rotary_embedding import get_rope
+from sglang.srt.layers.rotary_embedding import RotaryEmbedding, get_rope
+from sglang.srt.utils import is_npu
+from torch import nn
 
 
 def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None = None) -> None:
@@ -25,3 +27,14 @@ def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None
         rope_scaling=parameters,
         is_neox_style=old.is_neox_style if is_neox_style is None else is_neox_style,
     )
+
+
+def avoid_rotary_kernel(model: nn.Module) -> None:
+    """On an NPU, compute rotary embeddings by operators of torch where its own refuses their sizes.
+
+    ``npu_mrope`` takes multiples of 32, for the head and for the part that is turned.
+    """
+    for module in model.modules() if is_npu() else ():
+        takes_kernel = getattr(type(module), "forward_npu", None) is RotaryEmbedding.forward_npu
+        if takes_kernel and (module.head_size % 32 or module.rotary_dim % 32):
+            module._forward_method = module.forward_native
