@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-Request = tuple[str, dict[str, Any]]
+Request = tuple[str, Any]
 
 
 def complete(**fields: Any) -> Request:
@@ -29,6 +29,15 @@ def generate(sampling: dict | None = None, **fields: Any) -> Request:
 
 def tokens(ids: Any, sampling: dict | None = None, **fields: Any) -> Request:
     return generate(sampling, text=None, input_ids=ids, **fields)
+
+
+def ollama(**options: Any) -> Request:
+    body = {"model": "m", "prompt": "one", "stream": False}
+    return "/api/generate", body | {"options": {"num_predict": 4, "temperature": 0} | options}
+
+
+def vertex(**parameters: Any) -> Request:
+    return "/vertex_generate", {"instances": [{"text": "one"}], "parameters": parameters}
 
 
 def _nested(depth: int) -> str:
@@ -157,8 +166,37 @@ def refused(vocab: int) -> dict[str, list[Request]]:
             generate(text=None, input_embeds=embeds) for embeds in ([[0.1] * 3], [[]], [[1, 2]])
         ],
         "positional_embed_overrides": [
-            generate(positional_embed_overrides=odd) for odd in ({"a": 1}, [1], "x")
+            generate(positional_embed_overrides=odd) for odd in ({"a": 1}, [1], "x", [], [None])
         ],
+        "tokens": [
+            (path, {"model": "m", "tokens": ids})
+            for path in ("/v1/detokenize", "/detokenize")
+            for ids in ([-1], [vocab], [[1], [2**40]], [1, [2]])
+        ],
+        "tool_call_parser": [
+            ("/parse_function_call", {"text": "a", "tools": []} | parser)
+            for parser in ({}, {"tool_call_parser": "nope"})
+        ],
+        "reasoning_parser": [
+            ("/separate_reasoning", {"text": "a", "reasoning_parser": name}) for name in ("", "x")
+        ],
+        "log_requests_level": [("/configure_logging", {"log_requests_level": 9})],
+        "log_level": [("/configure_logging", {"log_level": "nope"})],
+        # This route hands on what it gets, of any type.
+        "extra_key": [vertex(extra_key=5), vertex(cache_salt=["a"], extra_key={})],
+        "routing_key": [vertex(routing_key=7)],
+        "bogus": [vertex(bogus=1)],
+        "received_time": [vertex(received_time="x"), vertex(received_time=[1])],
+        "parameters": [vertex(text="a")],
+        "bootstrap_port": [generate(bootstrap_port=[None])],
+        "return_sampling_mask": [generate(return_sampling_mask=[])],
+        "lora_id": [generate(lora_id=["a"])],
+        "response_format": [chat(response_format=odd) for odd in (1, "x", [])],
+        "chat_template_kwargs": [
+            *(chat(chat_template_kwargs={name: 1}) for name in ("tools", "tokenize", "messages")),
+            chat(chat_template_kwargs=[1]),
+        ],
+        "body": [("/v1/chat/completions", [1]), ("/v1/completions", "x")],
         "text": [generate(text=""), generate(text=[]), generate(text=["a", ""])],
         "long": [tokens([7] * 100000), generate(text="ab " * 100000)],
         "multi_item_delimiter_indices": [tokens([1, 2, 3], multi_item_delimiter_indices=[0, 99])],
@@ -195,6 +233,7 @@ def answered(vocab: int) -> list[Request]:
         complete(echo=True, logprobs=3, prompt=[1, 2, 3]),
         chat(logprobs=True, top_logprobs=3),
         chat(n=2, seed=2**40),
+        ollama(seed=7, num_predict=3),
         ("/abort_request", {"rid": ""}),
         ("/abort_request", {"rid": "nope"}),
     ]

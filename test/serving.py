@@ -21,7 +21,7 @@ from pathlib import Path
 import requests
 
 from demo import free_port
-from zygote import MOST_DECODED, REPLY
+from zygote import MOST_DECODED, REPLY, listen_to_interrupts
 
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
@@ -130,6 +130,7 @@ def launch(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=listen_to_interrupts,
         )
     server = Server(f"http://127.0.0.1:{port}", process.pid, log)
     try:

@@ -15,6 +15,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 
 #: Before each process id: what the engine imports prints too.
 REPLY = "zygote: "
@@ -52,8 +53,14 @@ def _record_routes(folder: str) -> None:
             module.capture_routed_experts_if_allowed = record
 
 
+def listen_to_interrupts() -> None:
+    """As a command in the foreground does: what a shell starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _serve(order: dict) -> None:
     os.setsid()
+    listen_to_interrupts()
     # A test run that is killed takes its servers along.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
@@ -61,6 +68,7 @@ def _serve(order: dict) -> None:
     os.dup2(log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(order["environment"])
+    tempfile.tempdir = None  # as the environment says
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     _allow_forked_npu()

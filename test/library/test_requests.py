@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ascend_gguf.requests import Limits, RequestError, check_prompt, check_request
+from ascend_gguf.requests import Limits, RequestError, check_body, check_prompt, check_request
 from ascend_gguf.requests.grammars import check_grammar
 from ascend_gguf.requests.patterns import check_pattern
+from ascend_gguf.requests.values import shown
 
 LIMITS = Limits(vocab_size=512, hidden_size=4, answers=100)
 
@@ -147,3 +148,45 @@ def test_grammars_that_take_minutes(pattern):
         check_grammar("regex", pattern)
     check_grammar("ebnf", 'root ::= "(a?){0,300}{0,300}"')  # a text, no repetitions
     check_grammar("regex", "(a{0,90}){0,90}" + r"\d{4}-\d{2}" + r"\p{L}+")
+
+
+#: What is wrong with the body of a route, by what the error says.
+_BODIES = {
+    "body": ("/v1/completions", [1]),
+    "tokens: not a token": ("/v1/detokenize", {"tokens": [[1], [100]]}),
+    "tokens: invalid": ("/detokenize", {"tokens": [1, [2]]}),
+    "parser: invalid value .found None": ("/parse", {}),
+    "response_format": ("/v1/chat/completions", {"response_format": 1}),
+    "chat_template_kwargs: not for a request .found 'tools'": (
+        "/v1/chat/completions",
+        {"chat_template_kwargs": {"a": 1, "tools": 2}},
+    ),
+    "log_level": ("/configure_logging", {"log_level": "loud"}),
+    "log_requests_format": ("/configure_logging", {"log_requests_format": 1}),
+}
+
+
+@pytest.mark.parametrize("problem", _BODIES)
+def test_bodies(problem):
+    path, body = _BODIES[problem]
+    with pytest.raises(RequestError, match=problem):
+        check_body(path, body, 100, {"/parse": ("parser", ["json"])})
+
+
+def test_bodies_that_are_served():
+    names = {"/parse": ("parser", ["json"])}
+    for path, body in (
+        ("/v1/detokenize", {"tokens": [0, 99]}),
+        ("/v1/detokenize", {"tokens": []}),
+        ("/parse", {"parser": "json"}),
+        ("/configure_logging", {"log_level": "debug", "log_requests_level": 3}),
+        ("/generate", {"tokens": "anything"}),
+    ):
+        check_body(path, body, 100, names)
+
+
+def test_what_is_nested_deeply_is_shown():
+    nested: list = []
+    for _ in range(5000):
+        nested = [nested]
+    assert "nested deeply" in shown(nested)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from demo import free_port
 from serving import (
     CPU,
     cpu_environment,
@@ -146,3 +147,21 @@ def test_a_port_in_use_is_noticed_before_loading():
     (error,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
     assert f"127.0.0.1:{port}" in error and "--port" in error
     assert "Load weight" not in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_interrupted_while_loading(zygote, log, temporary):
+    """Ctrl-C, which a terminal sends to every process: all are gone, and none has much to say."""
+    command = ("--model-path", str(MODEL), "--port", str(free_port()), *CPU, "--tp-size", "2")
+    environment = cpu_environment(2) | {"TMPDIR": str(temporary)}
+    order = {"arguments": command, "log": str(log), "environment": environment}
+    pid = zygote.fork(order)
+    deadline = time.monotonic() + 60
+    while "Load weight begin" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    shared = _shared_memory(group_members(pid))
+    os.killpg(pid, signal.SIGINT)
+    assert not wait_for_group_to_end(pid)
+    assert "Traceback" not in log.read_text()
+    assert not any(Path(name).exists() for name in shared)
+    assert not list(temporary.iterdir())

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ import requests
 
 from fetch import FetchError
 from real_models import MODELS
-from request_cases import OPERATIONS, Request, answered, generate, refused
+from request_cases import OPERATIONS, Request, answered, chat, complete, generate, refused
 from serving import CPU, NPU_ONE, Server, group_members
 
 TINY = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
@@ -37,6 +38,43 @@ NEARLY_TIED = 0.05
 ROOM = {
     "tiny": ("--max-total-tokens", "16384", "--max-running-requests", "32"),
     "smollm2": ("--max-total-tokens", "4096", "--max-running-requests", "32"),
+}
+
+#: Bodies that fit no route.
+ODD_BODIES = (
+    *(b"", b"{", b"[]", b"null", b"{}", b'{"a": NaN}', b"[" * 3000 + b"]" * 3000),
+    *(b'{"text": "\xff"}', b'{"prompt": "\\ud800", "text": "\\ud800"}'),
+    b'{"text": "' + b"x" * 100_000 + b'"}',
+)
+
+#: Answers of characters that are several tokens each, where a route has a way to ask for them.
+LETTERS = "\u65e5\u00e9\U0001f600" * 2
+_REGEX = {"regex": LETTERS}
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "one"}]}
+_OPTIONS = {"options": {"num_predict": 20, "temperature": 0}}
+
+
+def _of_choice(answer: dict) -> str:
+    (choice,) = answer["choices"] or [{}]
+    part = choice.get("message") or choice.get("delta") or choice
+    return part.get("content") or part.get("text") or ""
+
+
+def _of_ollama(answer: dict) -> str:
+    return answer.get("response") or (answer.get("message") or {}).get("content", "")
+
+
+#: A route that streams, a request, and what reads the text of an answer or a part of one.
+STREAMED = {
+    "generate": (
+        "/generate",
+        {"text": "a", "sampling_params": {"max_new_tokens": 20, "temperature": 0} | _REGEX},
+        lambda answer: answer["text"],
+    ),
+    "completions": (*complete(max_tokens=20, **_REGEX), _of_choice),
+    "chat": (*chat(max_tokens=20, **_REGEX), _of_choice),
+    "ollama": ("/api/generate", {"model": "m", "prompt": "one"} | _OPTIONS, _of_ollama),
+    "ollama chat": ("/api/chat", _CHAT | _OPTIONS, _of_ollama),
 }
 
 #: Memory that a round of all the requests may take, once the server has seen them, and the rounds
@@ -172,6 +210,95 @@ def test_operations(server):
     for case in OPERATIONS:
         _ask(server, case)
     assert _ask(server, generate()).status_code == 200
+
+
+def test_every_route(server):
+    """Whatever a body is, the answer is no error of the server's."""
+    if server.npu:
+        pytest.skip("routes do not know the device, and some take long on the simulated one")
+    paths = requests.get(f"{server.url}/openapi.json", timeout=server.patience).json()["paths"]
+    routes = [
+        (path, method)
+        for path, methods in paths.items()
+        for method in methods
+        if "profile" not in path  # test_operations asks those
+    ]
+    assert len(routes) > 80
+
+    def ask(method: str, path: str, body: bytes) -> str | None:
+        headers = {"content-type": "application/json"}
+        reply = requests.request(
+            method, f"{server.url}{path}", data=body, headers=headers, timeout=server.patience
+        )
+        fine = reply.ok or (reply.status_code < 500 and len(reply.content) < 20000)
+        return (
+            None if fine else f"{method} {path} {body[:40]}: {reply.status_code} {reply.text[:99]}"
+        )
+
+    for number, body in enumerate(ODD_BODIES):
+        # What has no body is asked once: some of it takes a second.
+        now = [route for route in routes if route[1] != "get" or not number]
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, method, path, body) for path, method in now]
+        wrong = [one.result() for one in asked]
+        _ask(server, ("/continue_generation", {}))
+        assert not [line for line in wrong if line]
+    assert _ask(server, generate()).status_code == 200
+
+
+def _parts(server: Server, path: str, body: dict, text_of) -> list[str]:
+    """The texts of a stream's events."""
+    with requests.post(f"{server.url}{path}", json=body | {"stream": True}, stream=True) as reply:
+        lines = [line.removeprefix(b"data: ") for line in reply.iter_lines()]
+    parts = [text_of(json.loads(line)) for line in lines if line.startswith(b"{")]
+    if path != "/generate":
+        return parts
+    return [after.removeprefix(before) for before, after in pairwise(["", *parts])]
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_streams_are_whole(server, kind):
+    """A character of several tokens comes when it is whole, and nothing is left out."""
+    path, body, text_of = STREAMED[kind]
+    whole = text_of(_ask(server, (path, body | {"stream": False})).json())
+    parts = _parts(server, path, body, text_of)
+    assert whole and "".join(parts) == whole
+    if "regex" in json.dumps(body):
+        assert whole == LETTERS and sum(map(bool, parts)) > 1
+
+
+def test_prompts_that_end_inside_a_character(server):
+    tokenize = {"model": "m", "prompt": "a\u00e9", "add_special_tokens": False}
+    *start, end = _ask(server, ("/v1/tokenize", tokenize)).json()["tokens"]
+    forced = {"logit_bias": {str(end): 100}, "temperature": 0}
+    for path, body, text_of in (
+        (
+            "/generate",
+            {"input_ids": start, "sampling_params": forced | {"max_new_tokens": 1}},
+            lambda answer: answer["text"],
+        ),
+        ("/v1/completions", {"model": "m", "prompt": start, "max_tokens": 1} | forced, _of_choice),
+    ):
+        assert text_of(_ask(server, (path, body)).json()) == "\u00e9"
+        assert "".join(_parts(server, path, body, text_of)) == "\u00e9"
+
+
+def test_an_abort_is_of_one_request(server):
+    """Not of all whose names begin alike, as those that count do."""
+    endless = {"max_new_tokens": 2000, "temperature": 0, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        sampling = endless | {"max_new_tokens": 100}
+        ten = pool.submit(_ask, server, generate(sampling, rid="user10"))
+        path, body = generate(endless, rid="user1", stream=True)
+        with requests.post(f"{server.url}{path}", json=body, stream=True) as reply:
+            lines = (line[6:] for line in reply.iter_lines() if line.startswith(b"data: {"))
+            next(lines)
+            _ask(server, ("/abort_request", {"rid": "user1"}))
+            one = json.loads(list(lines)[-1])
+    reasons = [
+        answer["meta_info"]["finish_reason"]["type"] for answer in (one, ten.result().json())
+    ]
+    assert reasons == ["abort", "length"]
 
 
 def test_all_at_once_beside_streams(server):

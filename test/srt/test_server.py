@@ -76,6 +76,16 @@ def test_sixteen_at_once_with_a_shared_prefix(server):
 
 
 def test_stops_when_interrupted(server):
+    """Ctrl-C goes to every process of the terminal."""
     # The last test of the module: there is no server after it.
-    os.kill(server.pid, signal.SIGINT)
+    body = {"text": "a", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+    with requests.post(
+        f"{server.url}/generate", json=body | {"stream": True}, stream=True
+    ) as reply:
+        lines = (line for line in reply.iter_lines() if line.startswith(b"data: {"))
+        next(lines)
+        os.killpg(server.pid, signal.SIGINT)
+        assert b"shutting down" in list(lines)[-1]
     assert wait_for_group_to_end(server.pid) == []
+    log = server.log.read_text()
+    assert "Traceback" not in log[log.index("SIGTERM received") :]

@@ -76,8 +76,9 @@ def check_request(request: Any, limits: Limits) -> None:
     _check_ids_of_logprobs(getattr(request, "token_ids_logprob", None), limits, prompts)
     _check_number_of_answers(request, limits, prompts or 1)
     _check_session(getattr(request, "session_params", None))
-    _check_overrides(getattr(request, "positional_embed_overrides", None))
-    _check_overrides(getattr(request, "embed_overrides", None))
+    lists = 0 if prompts is None else 1
+    for field, depth in (("positional_embed_overrides", lists), ("embed_overrides", lists + 1)):
+        _check_overrides(field, getattr(request, field, None), depth)
 
 
 def check_prompt(request: Any, input_ids: Sequence[int] | None, limits: Limits) -> None:
@@ -147,6 +148,8 @@ def _check_length(field: str, values: list, prompts: int | None) -> None:
 def _count_prompts(request: Any, limits: Limits) -> int | None:
     """The number of prompts in a list; None for a prompt that is not in a list."""
     if request.text is not None:
+        if request.input_ids is not None:
+            raise RequestError("input_ids", request.input_ids, "nothing beside text")
         if isinstance(request.text, str):
             text("text", request.text, limits.characters)
             return None
@@ -239,13 +242,13 @@ def _check_session(session: Any) -> None:
             kinds[name](f"session_params.{name}", value)
 
 
-def _check_overrides(overrides: Any) -> None:
-    """Objects of the engine's own routes; JSON has none that mean anything here."""
-    for item in overrides if isinstance(overrides, list) else [overrides]:
-        if isinstance(item, list):
-            _check_overrides(item)
-        elif isinstance(item, (str, bytes, bool, int, float, Mapping)):
-            raise RequestError("positional_embed_overrides", item, "no value of a JSON request")
+def _check_overrides(field: str, overrides: Any, lists: int) -> None:
+    """Objects of the engine's own routes, in so many lists; JSON has none."""
+    if isinstance(overrides, list) and lists:
+        for item in overrides:
+            _check_overrides(field, item, lists - 1)
+    elif isinstance(overrides, (list, str, bytes, bool, int, float, Mapping)):
+        raise RequestError(field, overrides, "no value of a JSON request")
 
 
 def _checked_sampling(params: Any, limits: Limits) -> dict[str, Any]:
@@ -255,6 +258,8 @@ def _checked_sampling(params: Any, limits: Limits) -> dict[str, Any]:
     if not isinstance(params, Mapping):
         raise RequestError("sampling_params", params, "an object")
     checked = dict(params)
+    if params.get("n", 1) is None:
+        del checked["n"]
     for name in _INTERNAL:
         if name in params:
             raise RequestError("sampling_params", name, "parameters of a request", "no such field")
@@ -337,9 +342,10 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "logprob_start_len": partial(whole_number, low=-1, high=INT32),
     "top_logprobs_num": partial(whole_number, low=0, high=INT32),
     "rid": partial(text, longest=512),
-    "lora_path": text,
+    "lora_path": partial(text, longest=4096),
     "priority": partial(whole_number, low=-INT32, high=INT32),
     "bootstrap_room": partial(whole_number, low=0, high=2**63 - 1),
     "routed_experts_start_len": partial(whole_number, low=0, high=INT32),
+    "received_time": partial(number, low=0, high=1e18),
     "dimensions": partial(whole_number, low=1, high=INT32),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,7 +31,10 @@ def shown(value: object) -> str:
         return f"{value[:_LONGEST_SHOWN]!r}... ({len(value)} characters)"
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a whole number of {value.bit_length()} bits"
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        return f"{type(value).__name__}, nested deeply"
     return text if len(text) <= 2 * _LONGEST_SHOWN else f"{text[: 2 * _LONGEST_SHOWN]}..."
 
 
@@ -79,6 +82,13 @@ def text(field: str, value: Any, longest: int | None = None) -> str:
         found = value[error.start : error.end]
         raise RequestError(field, found, "text of whole characters", "not Unicode") from None
     return value
+
+
+def one_of(field: str, value: Any, names: Collection[str]) -> str:
+    """One of some names."""
+    if isinstance(value, str) and value in names:
+        return value
+    raise RequestError(field, value, ", ".join(names))
 
 
 def token_ids(field: str, value: Any, vocab_size: int) -> None:

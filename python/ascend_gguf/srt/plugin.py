@@ -62,6 +62,22 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    (
+        "entrypoints.openai.serving_base",
+        "OpenAIServingBase.create_error_response",
+        HookType.AROUND,
+        None,
+    ),
+    (
+        "entrypoints.ollama.serving",
+        "OllamaServing._convert_options_to_sampling_params",
+        HookType.AROUND,
+        None,
+    ),
+    *(
+        ("entrypoints.ollama.serving", f"OllamaServing.{name}", HookType.AROUND, "stream_whole")
+        for name in ("_stream_chat_response", "_stream_generate_response")
+    ),
     ("managers.tokenizer_manager", "TokenizerManager.generate_request", HookType.AROUND, None),
     (
         "managers.tokenizer_manager",
@@ -141,6 +157,7 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         HookType.AROUND,
         None,
     ),
+    ("speculative.eagle_utils", "eagle_sample", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
     ("layers.activation", "SiluAndMul.forward_native", HookType.AROUND, "silu_and_mul"),
@@ -219,6 +236,7 @@ _NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
 #: The same, of what the main process alone imports.
 _SERVER_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("entrypoints.http_server", "launch_server", HookType.AROUND, None),
+    ("entrypoints.http_server", "ORJSONRequest.json", HookType.AROUND, "checked_json"),
 )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import multiprocessing.process
 import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -16,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.entrypoints.engine import init_tokenizer_manager
-from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from sglang.srt.managers.io_struct import AbortReq, GenerateReqInput
 from sglang.srt.managers.load_snapshot import shm_path_for
 from sglang.srt.managers.tokenizer_manager import SignalHandler, TokenizerManager
+from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.utils import configure_logger, kill_process_tree
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.requests import RequestError, check_body
+from ascend_gguf.srt.entrypoints.errors import answer_in_one_line, in_one_line
+from ascend_gguf.srt.managers.tokenizer_manager import BadRequest
 
 #: Seconds that requests have to end by themselves once the server is told to stop.
 _GRACE = 4.0
@@ -32,9 +40,22 @@ _GRACE = 4.0
 _FLUSH = 0.5
 _POLL = 0.25
 
+#: Exit status of a command that Ctrl-C ended, as shells have it.
+_INTERRUPTED = 128 + signal.SIGINT
+
 #: Of a temporary folder, for the sockets in a folder of their own to have names: Linux gives a
 #: socket 107 characters.
 _LONGEST_FOLDER = 107 - len("/sglang-12345678/tmp12345678")
+
+#: Fields that name a parser of the engine, by route.
+_PARSERS = {
+    "/parse_function_call": ("tool_call_parser", FunctionCallParser.ToolCallParserEnum),
+    "/separate_reasoning": ("reasoning_parser", ReasoningParser.DetectorMap),
+}
+
+#: Where Vertex AI asks, and what it may ask for.
+_VERTEX = os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate")
+_GENERATE = TypeAdapter(GenerateReqInput)
 
 #: The engine makes an error event of an abort with a status.
 _STOPPED = {
@@ -55,6 +76,7 @@ def launch_server(
 
     Raises:
         GGUFError: nothing can listen at the address.
+        SystemExit: Ctrl-C before the server answers.
     """
     configure_logger(server_args)
     server_args.resolve_once()
@@ -67,17 +89,66 @@ def launch_server(
 
     def init(server_args: Any, port_args: Any) -> Any:
         left.add(Path(shm_path_for(port_args.instance_id)))
+        from sglang.srt.entrypoints.http_server import app
+
+        answer_in_one_line(app)
         manager, *others = init_tokenizer_manager_func(server_args, port_args)
         manager.signal_handler_class = _StopsOnInterrupt
         manager.sigterm_watchdog = lambda: _stop(manager, left)
         return manager, *others
 
-    with _own_temporary_folder():
+    with _own_temporary_folder(), _interrupts_for_this_process_alone():
         try:
             return original(server_args, init, *args, **kwargs)
+        except KeyboardInterrupt:
+            left |= _queues_of_children()
+            kill_process_tree(os.getpid(), include_parent=False)
+            raise SystemExit(_INTERRUPTED) from None
         finally:
             for path in left | _queues_of_children():
                 path.unlink(missing_ok=True)
+
+
+async def checked_json(original: Callable, self: Any) -> Any:
+    """AROUND ``ORJSONRequest.json``, by which each route has its body: the fields are checked.
+
+    Prompts and their parameters are checked where the tokenizer manager takes them.
+
+    Raises:
+        BadRequest: the field, what was found, what is allowed; status 400.
+    """
+    if hasattr(self, "_json"):
+        return self._json
+    body = await original(self)
+    manager = _manager()
+    if manager is not None and manager.model_config.quantization == "gguf":
+        body = self._json = {} if body is None else body
+        path = self.url.path.removeprefix(self.scope.get("root_path", ""))
+        try:
+            check_body(path, body, manager.model_config.vocab_size, _PARSERS)
+            if path == _VERTEX:
+                _check_vertex(body.get("parameters"))
+        except RequestError as error:
+            raise BadRequest(str(error)) from None
+        except ValidationError as error:
+            raise BadRequest(in_one_line(error.errors())) from None
+    return body
+
+
+def _check_vertex(parameters: Any) -> None:
+    """That they are what ``/generate`` takes: the engine makes a request of whatever they are."""
+    if isinstance(parameters, dict):
+        for field in ("text", "input_ids", "input_embeds", "image_data"):
+            if field in parameters:
+                raise RequestError("parameters", field, "in instances alone", "twice")
+        _GENERATE.validate_python({"text": "", **parameters})
+
+
+def _manager() -> TokenizerManager | None:
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    state = get_global_state()
+    return None if state is None else state.tokenizer_manager
 
 
 def check_address(host: str | None, port: int) -> None:
@@ -122,6 +193,30 @@ def _own_temporary_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = os.environ["TMPDIR"] = before
+
+
+@contextlib.contextmanager
+def _interrupts_for_this_process_alone() -> Iterator[None]:
+    """Processes that are started ignore Ctrl-C, which a terminal sends to all of them.
+
+    This one ends them.  They inherit that from their first instruction on, before any Python runs.
+    """
+    start = multiprocessing.process.BaseProcess.start
+
+    def start_ignoring(process: multiprocessing.process.BaseProcess) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return start(process)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            start(process)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    multiprocessing.process.BaseProcess.start = start_ignoring
+    try:
+        yield
+    finally:
+        multiprocessing.process.BaseProcess.start = start
 
 
 class _StopsOnInterrupt(SignalHandler):

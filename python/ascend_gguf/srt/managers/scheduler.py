@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
+from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from sglang.srt.managers import io_struct
@@ -33,13 +34,33 @@ def guard_requests(result: None, self: Any) -> None:
         if (problem := lost_weights()) and list(self._tokenized_requests(recv_req)):
             return _answer(self, recv_req, problem)
         try:
-            return dispatch(recv_req)
+            with _others_kept(self, recv_req):
+                return dispatch(recv_req)
         except Exception as error:
             logger.exception("%s: the engine cannot take it", type(recv_req).__name__)
             message = f"the engine cannot take this request: {error!r}"
             return _answer(self, recv_req, message)
 
     self._request_dispatcher = guarded
+
+
+@contextlib.contextmanager
+def _others_kept(scheduler: Any, recv_req: Any) -> Iterator[None]:
+    """An abort is of one request: the engine takes every other whose name begins alike too."""
+    name = getattr(recv_req, "rid", None)
+    if not isinstance(recv_req, io_struct.AbortReq) or recv_req.abort_all or not name:
+        yield
+        return
+    queued = (*scheduler.waiting_queue, *scheduler.grammar_manager.grammar_queue)
+    others = {*queued, *scheduler.collect_inflight_reqs(), scheduler.chunked_req} - {None}
+    others = [req for req in others if req.rid != name and req.rid.startswith(name)]
+    for req in others:
+        req.rid = f"\0{req.rid}"
+    try:
+        yield
+    finally:
+        for req in others:
+            req.rid = req.rid[1:]
 
 
 def _bound(recv_req: Any) -> None:
@@ -63,19 +84,28 @@ def _answer(scheduler: Any, recv_req: Any, message: str) -> Any:
         scheduler.send_abort_output(
             io_struct.AbortReq(rid=prompt.rid, finished_reason=reason), prompt
         )
-    return None if prompts else _failed(type(recv_req).__name__, message)
+    return None if prompts else _failed(recv_req, message)
 
 
-def _failed(request: str, message: str) -> Any:
-    """The output of a request of this class, with what it has of success and message; or None."""
-    output = getattr(io_struct, f"{request.removesuffix('Input')}Output", None)
+def _failed(recv_req: Any, message: str) -> Any:
+    """The output of such a request, with what it has of success, message and name; or None."""
+    name = type(recv_req).__name__.removesuffix("Input")
+    output = getattr(io_struct, f"{name}Output", None)
     if output is None:
         return None
-    known = {"success": False, "message": message}
-    if dataclasses.is_dataclass(output):
-        fields = {f.name: f.default is f.default_factory for f in dataclasses.fields(output)}
-    else:
-        fields = {f.name: f.required for f in msgspec.structs.fields(output)}
+    known = dict.fromkeys(("message", "error_message", "error"), message)
+    known |= {name: getattr(recv_req, name, None) for name in ("rid", "session_id")}
+    fields = msgspec.structs.fields(output)
     return output(
-        **{name: known.get(name) for name, required in fields.items() if required or name in known}
+        **{
+            field.name: known[field.name] if field.name in known else _empty(field.type)
+            for field in fields
+            if field.required or field.name in (*known, "success")
+        }
     )
+
+
+def _empty(kind: Any) -> Any:
+    """The value of a type that says nothing: False, "", 0, [], {} or None."""
+    plain = get_origin(kind) or kind
+    return plain() if plain in (bool, str, int, float, list, dict) else None

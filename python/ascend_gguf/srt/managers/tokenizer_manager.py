@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
-from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.embed_types import PositionalEmbeds
+from sglang.srt.managers.io_struct import GenerateReqInput, msgpack_encode
+from sglang.srt.managers.utils import MsgpackDecodeError, msgpack_decode_explained
 from sglang.srt.runtime_context import get_memory
 
 from ascend_gguf.generation_config import suppressed_tokens
@@ -47,6 +50,10 @@ async def generate_request(
         raise BadRequest(str(error)) from None
     except _MISUNDERSTOOD as error:
         raise BadRequest(f"the request is not understood: {error!r}") from error
+    finally:
+        # What a stream's route aborts once it has answered, if the request came to have a name.
+        if not hasattr(obj, "is_single") or not (obj.is_single or isinstance(obj.rid, list)):
+            obj.is_single, obj.rid = True, None
 
 
 class BadRequest(ValueError, HTTPException):
@@ -78,6 +85,8 @@ def _create_tokenized_object(
     sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
     if _serves_gguf(self) and (never := _never(self.model_config.model_path)):
         sampling.logit_bias = (sampling.logit_bias or {}) | never
+    if _serves_gguf(self):
+        _check_types(made)
     return made
 
 
@@ -85,6 +94,23 @@ def _create_tokenized_object(
 def _never(path: str) -> dict[str, float]:
     """Biases of tokens that no answer of the model has."""
     return dict.fromkeys(map(str, suppressed_tokens(open_gguf(path))), -GREATEST_BIAS)
+
+
+def _check_types(made: Any) -> None:
+    """What the scheduler would not read ends it: a field of another type than it expects."""
+    plain = copy.copy(made)
+    # Not the client's, or checked already.
+    plain.time_stats = plain.mm_inputs = None
+    if hasattr(plain, "input_embeds"):
+        plain.input_embeds = None
+    if isinstance(plain.positional_embed_overrides, PositionalEmbeds):
+        plain.positional_embed_overrides = None
+    try:
+        msgpack_decode_explained(msgpack_encode(plain))
+    except MsgpackDecodeError as error:
+        problem, _, place = str(error).partition(" - at `$.")
+        field = place.strip("`") or "the request"
+        raise BadRequest(f"{field}: invalid value ({problem})") from None
 
 
 def _check_media(manager: Any, obj: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.runtime_context import get_schedule
+from sglang.srt.runtime_context import get_schedule, get_spec
 
 from ascend_gguf.kernels.sampling import finite_rows
 from ascend_gguf.lazy_zeros import LazyZeros
@@ -47,9 +47,9 @@ def sample(
     """AROUND ``ModelRunner.sample``: a row of logits that are not all finite has no token.
 
     Returns :data:`NO_TOKEN` for it, which ends its request
-    (:mod:`ascend_gguf.srt.managers.schedule_batch`).  Where the next step begins before this one's
-    result is looked at, it gets what was drawn, and the result's copy for the host is marked
-    (:mod:`ascend_gguf.srt.managers.utils`): an accelerator is not waited for.
+    (:mod:`ascend_gguf.srt.managers.schedule_batch`).  Where the next step, or a draft, begins
+    before this one's result is looked at, it gets what was drawn, and the result's copy for the
+    host is marked (:mod:`ascend_gguf.srt.managers.utils`): an accelerator is not waited for.
     """
     if self.model_config.quantization != "gguf":
         return original(self, logits_output, forward_batch)
@@ -61,8 +61,7 @@ def sample(
     # Operators that draw are not made for NaN: one that stops the process stops everybody's.
     logits.masked_fill_(~finite.unsqueeze(-1), 0.0)
     drawn = original(self, logits_output, forward_batch)
-    marked = drawn.masked_fill(~finite, NO_TOKEN)
-    if get_schedule().disable_overlap_schedule:
-        return marked
-    logits_output.marked_token_ids = marked
+    if get_schedule().disable_overlap_schedule and not get_spec().speculative_algorithm:
+        return drawn.masked_fill(~finite, NO_TOKEN)
+    logits_output.without_token = ~finite.unsqueeze(-1)
     return drawn
