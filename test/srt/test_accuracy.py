@@ -112,7 +112,8 @@ def _by_tensor(types: tuple[str, ...]) -> dict[str, str]:
 VARIANTS = {
     "tied": {"tied": True},
     "tied-moe": {"arch": "qwen3moe", "tied": True},
-    "head-size": {"head_size": 32, "heads": 8, "kv_heads": 2},
+    # Rows of no multiple of 16, which operators of NPUs and of the CPU do not take.
+    "head-size": {"head_size": 40, "heads": 8, "kv_heads": 2, "default": "Q8_0"},
     "all-types": {"layers": 4, "types": _by_tensor(ALL_TYPES)},
     "F16": {"default": "F16"},
     "F32": {"default": "F32"},

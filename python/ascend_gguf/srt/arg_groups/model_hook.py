@@ -14,6 +14,7 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
+from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
@@ -25,6 +26,9 @@ from ascend_gguf.srt.models.pipeline import model_class_of
 logger = logging.getLogger(__name__)
 
 _SOURCE = "ascend_gguf.model"
+
+#: What the widths of heads are multiples of in CANN's attention operators.
+HEAD_MULTIPLE = 16
 
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
@@ -39,8 +43,8 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     if check_gguf_file(resolving_view(server_args).model_path):
         check_ranks(server_args)
         _keep_within_chunk(server_args, config)
-        if is_npu() and _caps(config):
-            _do_without_graphs(server_args)
+        if is_npu() and (reason := _attends_by_torch(server_args)):
+            _do_without_graphs(server_args, reason)
         _refuse_what_is_left_out(server_args, config)
         _refuse_routing(server_args, config)
         _refuse_embeddings(server_args)
@@ -150,13 +154,32 @@ def _caps(config: Any) -> bool:
     return bool(getattr(config, "attn_logit_softcapping", None))
 
 
-def _do_without_graphs(server_args: Any) -> None:
-    """No operator of an NPU caps scores, and what does needs to know how long requests are."""
+def _attends_by_torch(server_args: Any) -> str:
+    """Why attention is computed by torch's operators on an NPU, or nothing."""
+    model = model_config_of(server_args)
+    if _caps(model.hf_config):
+        return "This model caps the scores of attention"
+    if model.attention_arch != AttentionArch.MLA and model.head_dim % HEAD_MULTIPLE:
+        return f"This model's heads are {model.head_dim} wide, not a multiple of {HEAD_MULTIPLE}"
+    return ""
+
+
+def _do_without_graphs(server_args: Any, reason: str) -> None:
+    """No operator of an NPU does it, and what does needs to know how long requests are.
+
+    Raises:
+        GGUFError: drafted tokens are to be checked, which the engine does by such operators.
+    """
+    options = resolving_view(server_args)
+    if options.speculative_algorithm:
+        raise GGUFError(
+            f"{reason}, with which SGLang checks no drafted tokens on Ascend",
+            file=options.model_path,
+            hint="Leave out --speculative-algorithm.",
+        )
     logger.warning(
-        "This model caps the scores of attention, which is not captured in graphs on an NPU: "
-        "graphs are off (--disable-cuda-graph)."
+        "%s, which is not captured in graphs on an NPU: graphs are off (--disable-cuda-graph).",
+        reason,
     )
-    graphs = with_phase(
-        resolving_view(server_args).cuda_graph_config, Phase.DECODE, backend=Backend.DISABLED
-    )
+    graphs = with_phase(options.cuda_graph_config, Phase.DECODE, backend=Backend.DISABLED)
     declare_resolution(server_args, _SOURCE, disable_cuda_graph=True, cuda_graph_config=graphs)

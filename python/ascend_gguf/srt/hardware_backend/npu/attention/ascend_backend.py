@@ -1,4 +1,4 @@
-"""The engine's attention backend for Ascend: windows, capped scores, attention in both directions.
+"""The engine's attention backend for Ascend: windows, capped scores, odd heads, both directions.
 
 The engine's own calls know a window only where sliding layers have a cache of their own
 (``is_hybrid_swa``), no cap while it replays a graph, and the other direction only with some
@@ -18,6 +18,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from ascend_gguf.kernels.attention import attend_requests
+from ascend_gguf.srt.arg_groups.model_hook import HEAD_MULTIPLE
 from ascend_gguf.srt.device import serves_gguf
 
 
@@ -43,8 +44,8 @@ def forward_extend(
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
     q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
     new_lens = forward_batch.extend_seq_lens_cpu
-    if layer.logit_cap:
-        return _attend_capped(self, layer, forward_batch, q, *caches, new_lens)
+    if _is_by_torch(layer):
+        return _attend_by_torch(self, layer, forward_batch, q, *caches, new_lens)
     attend = _attend_both_ways if _is_both_ways(layer) else _attend_in_window
     output = torch.empty_like(q)
     lengths = self.forward_metadata.seq_lens_cpu_int.tolist()
@@ -84,9 +85,9 @@ def forward_decode(
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
-    if layer.logit_cap:
+    if _is_by_torch(layer):
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return _attend_capped(self, layer, forward_batch, q, *caches, [1] * len(q))
+        return _attend_by_torch(self, layer, forward_batch, q, *caches, [1] * len(q))
     metadata = self.forward_metadata
     # While a graph is captured it has to be the list that the engine replaces at each replay.
     lengths = metadata.seq_lens_cpu_list
@@ -100,7 +101,12 @@ def forward_decode(
 def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
     if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention or not serves_gguf():
         return False
-    return bool(layer.logit_cap) or layer.sliding_window_size > -1 or _is_both_ways(layer)
+    return _is_by_torch(layer) or layer.sliding_window_size > -1 or _is_both_ways(layer)
+
+
+def _is_by_torch(layer: RadixAttention) -> bool:
+    """No operator of the device caps scores, or takes heads that are no multiple of 16."""
+    return bool(layer.logit_cap) or layer.qk_head_dim % HEAD_MULTIPLE != 0
 
 
 def _is_both_ways(layer: RadixAttention) -> bool:
@@ -122,7 +128,7 @@ def _save(
     return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
 
 
-def _attend_capped(
+def _attend_by_torch(
     backend: AscendAttnBackend,
     layer: RadixAttention,
     forward_batch: ForwardBatch,
@@ -131,7 +137,7 @@ def _attend_capped(
     v_cache: torch.Tensor,
     new_lens: list[int],
 ) -> torch.Tensor:
-    """No operator of the device caps scores: several of torch's do."""
+    """Attention by several operators of torch: eager, as lengths are read on the host."""
     return attend_requests(
         q,
         torch.empty_like(q),
