@@ -45,7 +45,8 @@ def _record_routes(folder: str) -> None:
     from sglang.srt.layers.moe import topk
 
     def record(topk_config, layer_id, topk_ids):
-        if topk_ids.shape[0] > MOST_DECODED:  # else a step of decoding, or its graph
+        is_prompt = topk_ids.shape[0] > MOST_DECODED  # else a step of decoding, or its graph
+        if is_prompt and topk_config.allow_routed_experts_capture:
             np.save(os.path.join(folder, f"{layer_id}.npy"), topk_ids.cpu().numpy())
 
     for module in (topk, sys.modules.get("sglang.srt.hardware_backend.npu.moe.topk")):

@@ -24,6 +24,7 @@ from hf_models import TINY, Written
 from peers.convert import RERANKER_WORDS
 from peers.table import CHOSEN, PEERS, RERANKERS
 from random_model import PROMPT
+from serving import typical_error
 
 #: In float32 nothing is rounded on the way, neither by the file nor by the engine.
 LIMITS = {"float32": 1e-5, "float16": 0.005, "bfloat16": 0.03}
@@ -72,19 +73,9 @@ def _check(engine: EngineProcess, model: Written, dtype: str, record: Callable) 
     tokens, found = engine.score(model.path, PROMPT, ANSWER, dtype=dtype, **ANY_DTYPE)
     errors = np.abs(np.subtract(found, model.logprobs(tokens)))
     # Of the prompt and of the answer, which other code computes.
-    error = max(_typical(part, dtype) for part in np.split(errors, [-ANSWER]))
+    error = max(typical_error(part, dtype) for part in np.split(errors, [-ANSWER]))
     record("error", (f"{model.path.stem} in {dtype}", error))
     assert error <= LIMITS[dtype]
-
-
-def _typical(errors: np.ndarray, dtype: str) -> float:
-    """The mean; in float16 but for the largest, and in bfloat16 the median.
-
-    Single tokens may meet other experts whose logits nearly tie.
-    """
-    if dtype == "bfloat16":
-        return float(np.median(errors))
-    return float(np.mean(np.sort(errors)[:-1] if dtype == "float16" else errors))
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -12,14 +12,13 @@ import pytest
 from engine_process import EngineProcess
 from hf_models import ONE_STAGE, TINY, Written, write_model
 from random_model import PROMPT
-from serving import CPU, NPU_ONE, cpu_environment, mean_error
+from serving import CPU, NPU_ONE, cpu_environment, mean_error, typical_error
 
 #: Tokens of an answer, which other code computes than those of a prompt.
 ANSWER = 12
 
 #: Error of the log-probabilities of a prompt's tokens, of the answer's, and of the answer's when
-#: the prompt is in the cache: the mean, and in bfloat16 the median, as single tokens may meet other
-#: experts whose logits nearly tie.
+#: the prompt is in the cache, as :func:`typical_error` has it.
 LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 
 #: Small random models stay in float16's range, whatever their architecture is known for.
@@ -45,8 +44,8 @@ def _check(model: Written, dtype: str, tokens: Sequence[int], *found: Sequence[f
     expected = model.logprobs(tokens)
     for logprobs in found:
         errors = np.abs(np.subtract(logprobs, expected[-len(logprobs) :]))
-        typical = np.median if dtype == "bfloat16" else np.mean
-        parts = [typical(part) for part in (errors[:-ANSWER], errors[-ANSWER:]) if len(part)]
+        halves = (errors[:-ANSWER], errors[-ANSWER:])
+        parts = [typical_error(half, dtype) for half in halves if len(half)]
         print("absolute error of log-probabilities:", *(f"{part:.2e}" for part in parts))
         assert max(parts) <= LIMITS[dtype]
 

@@ -182,7 +182,7 @@ def test_where_the_device_is_wrong_the_engines_operators_choose_experts(npu_engi
     path = DATA / "qwen3-moe-Q4_K_M.gguf"
     environment = {faults.VARIABLE: faults.TOP_K_RENORM}
     text = check_file(npu_engine, path, tmp_path, "float16", 0.01, environment=environment)
-    assert "this device is wrong with npu_moe_gating_top_k_softmax_v2 for 8 experts" in text
+    assert "chosen by two operators: weights differ from torch's (8 experts, 2 for a token)" in text
 
 
 def test_a_device_that_is_wrong_is_refused_on_demand(npu_zygote, log):
