@@ -571,6 +571,14 @@ def test_arrays_of_other_types(tmp_path, key, value, message):
         load_tokenizer(tmp_path / "model.gguf")
 
 
+def test_a_beginning_with_a_space_in_its_name(tmp_path):
+    """transformers writes what stands around a text as a template, in words."""
+    tokens = {"<unk>": UNKNOWN, "two words": CONTROL, "</s>": CONTROL, "a": NORMAL}
+    path = write(tmp_path / "model.gguf", tokens, "llama", scores=[0.0] * 4)
+    with pytest.raises(GGUFError, match="found 'two words', '</s>', expected names without spaces"):
+        load_tokenizer(path)
+
+
 def test_no_vocabulary(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.write_header_to_file()

@@ -67,14 +67,25 @@ def load_tokenizer(
     # it, which takes longer than all the rest.
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
     tokenizer._tokenizer = backend  # type: ignore[assignment]  # declared as None
-    PreTrainedTokenizerFast.__init__(
-        tokenizer,
-        **named,
-        add_bos_token=add_bos and "bos_token" in named,
-        add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,
-        chat_template=chat_templates(file, check_template),
-        clean_up_tokenization_spaces=False,
-    )
+    template = chat_templates(file, check_template)
+    ends = [named[name] for name in ("bos_token", "eos_token") if name in named]
+    try:
+        PreTrainedTokenizerFast.__init__(
+            tokenizer,
+            **named,
+            add_bos_token=add_bos and "bos_token" in named,
+            add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,
+            chat_template=template,
+            clean_up_tokenization_spaces=False,
+        )
+    except ValueError as error:  # one with a space, or of no characters
+        raise vocabulary.error(
+            "transformers cannot put these tokens around a text",
+            "tokens",
+            found=", ".join(map(repr, ends)),
+            expected="names without spaces",
+            hint=_OTHER_TOKENIZER,
+        ) from error
     return tokenizer
 
 
