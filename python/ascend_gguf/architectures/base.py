@@ -356,8 +356,9 @@ class Architecture:
                 hint="Take a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
-        # A vector may be written as a matrix of one row.
-        if tensor.shape != expected and tensor.shape != (1, *expected[:1]):
+        # A vector may be written as a matrix of one row, where it is taken as it is.
+        one_row = None if rule.undo else (1, *expected[:1])
+        if tensor.shape not in (expected, one_row):
             raise GGUFError(
                 "the shape does not fit the model's configuration",
                 file=tensor.file,
