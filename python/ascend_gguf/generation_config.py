@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -73,7 +72,6 @@ def ignored_settings(file: GGUFFile) -> list[str]:
     return [key for key, off in keys.items() if file.metadata.get(key, off) != off]
 
 
-@lru_cache(maxsize=2)
 def suppressed_tokens(file: GGUFFile) -> tuple[int, ...]:
     """The tokens that no answer may have; ids that the vocabulary lacks count for nothing.
 

@@ -86,17 +86,14 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         None,
     ),
     ("managers.scheduler", "Scheduler.init_request_dispatcher", HookType.AFTER, "guard_requests"),
-    (
-        "managers.scheduler_components.profiler_manager",
-        "SchedulerProfilerManager._profile",
-        HookType.AROUND,
-        "ended_by_an_error",
-    ),
-    (
-        "managers.scheduler_components.profiler_manager",
-        "SchedulerProfilerManager._profile_batch_predicate",
-        HookType.AROUND,
-        "ended_by_an_error",
+    *(
+        (
+            "managers.scheduler_components.profiler_manager",
+            f"SchedulerProfilerManager.{name}",
+            HookType.AROUND,
+            "ended_by_an_error",
+        )
+        for name in ("_profile", "_profile_batch_predicate")
     ),
     ("managers.schedule_batch", "Req._check_str_based_finish", HookType.AROUND, None),
     ("managers.schedule_batch", "Req._check_vocab_boundary_finish", HookType.AROUND, None),

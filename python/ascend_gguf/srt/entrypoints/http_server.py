@@ -32,7 +32,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.requests import RequestError, check_body
 from ascend_gguf.srt.entrypoints.errors import answer_in_one_line, in_one_line
-from ascend_gguf.srt.managers.tokenizer_manager import BadRequest
+from ascend_gguf.srt.managers.tokenizer_manager import BadRequest, has_gguf_model
 
 #: Seconds that requests have to end by themselves once the server is told to stop.
 _GRACE = 4.0
@@ -121,7 +121,7 @@ async def checked_json(original: Callable, self: Any) -> Any:
         return self._json
     body = await original(self)
     manager = _manager()
-    if manager is not None and manager.model_config.quantization == "gguf":
+    if manager is not None and has_gguf_model(manager):
         body = self._json = {} if body is None else body
         path = self.url.path.removeprefix(self.scope.get("root_path", ""))
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
 from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
@@ -16,13 +18,25 @@ def pack_linears(model: nn.Module, quant_config: GGUFConfig) -> None:
     Routers and the like are whole on every rank, and stay as they are.  Call before loading, with
     the model's dtype and device as the default ones.
     """
+    kinds = (ColumnParallelLinear, RowParallelLinear)
+    for module in layers_without_method(model, quant_config, kinds, UnquantizedLinearMethod):
+        _use_gguf_method(module, quant_config)
+
+
+def layers_without_method(
+    model: nn.Module,
+    quant_config: GGUFConfig,
+    kinds: tuple[type[nn.Module], ...],
+    plain_method: type,
+) -> Iterator[nn.Module]:
+    """Layers of some kinds that the model built with the engine's method for plain numbers."""
     for name, module in model.named_modules():
         if (
-            isinstance(module, ColumnParallelLinear | RowParallelLinear)
-            and type(module.quant_method) is UnquantizedLinearMethod
+            isinstance(module, kinds)
+            and type(module.quant_method) is plain_method
             and not is_layer_skipped_gguf(name, quant_config.modules_to_not_convert)
         ):
-            _use_gguf_method(module, quant_config)
+            yield module
 
 
 def _use_gguf_method(

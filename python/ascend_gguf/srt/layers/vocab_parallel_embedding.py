@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
+from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
+from ascend_gguf.srt.layers.linear import layers_without_method
 from ascend_gguf.srt.layers.parameter import stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.gguf import GGUFEmbeddingAscendMethod
 
@@ -34,13 +35,9 @@ def pack_embeddings(model: nn.Module, quant_config: GGUFConfig) -> None:
 
     Call before loading, with the model's dtype and device as the default ones.
     """
-    for name, module in model.named_modules():
-        if (
-            isinstance(module, VocabParallelEmbedding)
-            and type(module.quant_method) is UnquantizedEmbeddingMethod
-            and not is_layer_skipped_gguf(name, quant_config.modules_to_not_convert)
-        ):
-            _use_gguf_method(module, quant_config)
+    kinds = (VocabParallelEmbedding,)
+    for module in layers_without_method(model, quant_config, kinds, UnquantizedEmbeddingMethod):
+        _use_gguf_method(module, quant_config)
 
 
 def _use_gguf_method(module: nn.Module, quant_config: GGUFConfig) -> None:

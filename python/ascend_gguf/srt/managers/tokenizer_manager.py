@@ -35,13 +35,13 @@ async def generate_request(
     Raises:
         ValueError: the field, what was found, what is allowed; the routes' status 400.
     """
-    if not _serves_gguf(self):
+    if not has_gguf_model(self):
         async for answer in original(self, obj, request):
             yield answer
         return
     try:
         # Who calls the engine from Python waits for nobody else.
-        check_request(obj, _limits(self, None if request is None else MOST_AT_ONCE))
+        check_request(obj, limits_of(self, None if request is None else MOST_AT_ONCE))
         _check_media(self, obj)
         _check_kind(self, obj)
         async for answer in original(self, obj, request):
@@ -77,15 +77,15 @@ def _create_tokenized_object(
     **named: Any,
 ) -> Any:
     """AROUND the engine's: the last look at a prompt, now that its tokens are known."""
-    if _serves_gguf(self):
-        check_prompt(obj, input_ids, _limits(self))
+    if has_gguf_model(self):
+        check_prompt(obj, input_ids, limits_of(self))
     made = original(self, obj, input_text, input_ids, *rest, **named)
     sampling = made.sampling_params
     # Repetitions of repetitions are longer than a message may say.
     sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
-    if _serves_gguf(self) and (never := _never(self.model_config.model_path)):
-        sampling.logit_bias = (sampling.logit_bias or {}) | never
-    if _serves_gguf(self):
+    if has_gguf_model(self):
+        if never := _never(self.model_config.model_path):
+            sampling.logit_bias = (sampling.logit_bias or {}) | never
         _check_types(made)
     return made
 
@@ -137,16 +137,16 @@ async def _wait_for_model_update_from_disk(original: Callable, self: Any, obj: A
 
     It calls that busy, and would not flush the cache of the old weights.
     """
-    if obj.flush_cache and not self.is_pause and _serves_gguf(self):
+    if obj.flush_cache and not self.is_pause and has_gguf_model(self):
         await self.flush_cache(timeout_s=_PATIENCE)
     return await original(self, obj)
 
 
-def _serves_gguf(manager: Any) -> bool:
+def has_gguf_model(manager: Any) -> bool:
     return manager.model_config.quantization == "gguf"
 
 
-def _limits(manager: Any, answers: int | None = None) -> Limits:
+def limits_of(manager: Any, answers: int | None = None) -> Limits:
     config = manager.model_config
     characters = None
     if manager.tokenizer is not None and not manager.allow_auto_truncate:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.responses import ORJSONResponse
 
 from ascend_gguf.srt.entrypoints.errors import MISUNDERSTOOD, problem_of
+from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model
 
 
 def create_error_response(
@@ -26,7 +27,7 @@ def create_error_response(
     """
     error = sys.exc_info()[1]
     if status_code == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, MISUNDERSTOOD):
-        if self.tokenizer_manager.model_config.quantization == "gguf":
+        if has_gguf_model(self.tokenizer_manager):
             message, err_type = problem_of(error), "BadRequestError"
             status_code = HTTPStatus.BAD_REQUEST
     return original(self, message, err_type, status_code, param)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ascend_gguf.requests import RequestError
+from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model
 
 #: Kinds of content that a text model does not take, by a part of their names.
 _MEDIA = ("image", "video", "audio")
@@ -21,7 +22,7 @@ def _process_messages(
     Raises:
         RequestError: names the kind of content; HTTP status 400.
     """
-    if not is_multimodal and self.tokenizer_manager.model_config.quantization == "gguf":
+    if not is_multimodal and has_gguf_model(self.tokenizer_manager):
         for message in request.messages:
             content = getattr(message, "content", None)
             for part in content if isinstance(content, list) else ():

@@ -15,7 +15,7 @@ from ascend_gguf.reader import open_gguf
 from ascend_gguf.requests import RequestError
 from ascend_gguf.requests.checks import MOST_AT_ONCE
 from ascend_gguf.requests.values import text
-from ascend_gguf.srt.managers.tokenizer_manager import _limits
+from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model, limits_of
 from ascend_gguf.tokenizer.reranking import filled, joined, rerank_template, takes_instruction
 
 _CLASS = "Qwen3ForSequenceClassification"
@@ -33,8 +33,7 @@ async def _handle_non_streaming_request(
         RequestError: names the field; HTTP status 400.
     """
     manager = self.tokenizer_manager
-    config = manager.model_config
-    if config.quantization != "gguf" or _CLASS not in config.hf_config.architectures:
+    if not has_gguf_model(manager) or _CLASS not in manager.model_config.hf_config.architectures:
         return await original(self, adapted_request, request, raw_request)
     prompts = await asyncio.to_thread(_prompts, manager, request)
     asked = EmbeddingReqInput(input_ids=prompts)
@@ -56,7 +55,7 @@ def _prompts(manager: Any, request: Any) -> list[list[int]]:
     if len(request.documents) > MOST_AT_ONCE:
         allowed = f"{MOST_AT_ONCE} at once"
         raise RequestError("documents", len(request.documents), allowed, "too many")
-    longest = _limits(manager).characters
+    longest = limits_of(manager).characters
     query = text("query", _text("query", request.query), longest)
     tokens_of = _prompt(manager, request.instruct or None)
     prompts = []

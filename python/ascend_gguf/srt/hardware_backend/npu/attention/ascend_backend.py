@@ -46,7 +46,6 @@ def forward_extend(
     new_lens = forward_batch.extend_seq_lens_cpu
     if _is_by_torch(layer):
         return _attend_by_torch(self, layer, forward_batch, q, *caches, new_lens)
-    attend = _attend_both_ways if _is_both_ways(layer) else _attend_in_window
     output = torch.empty_like(q)
     lengths = self.forward_metadata.seq_lens_cpu_int.tolist()
     start = 0
@@ -54,7 +53,7 @@ def forward_extend(
         if not new:
             continue
         # As the engine calls it, a request at a time: layout TND is for some sizes of heads only.
-        output[start : start + new] = attend(
+        output[start : start + new] = _attend_prompt(
             self,
             layer,
             q[None, start : start + new],
@@ -153,7 +152,7 @@ def _attend_by_torch(
     ).flatten(1)
 
 
-def _attend_in_window(
+def _attend_prompt(
     backend: AscendAttnBackend,
     layer: RadixAttention,
     q: torch.Tensor,
@@ -162,40 +161,22 @@ def _attend_in_window(
     block_table: torch.Tensor,
     length: int,
 ) -> torch.Tensor:
-    """The last tokens of one request: ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``."""
-    if q.shape[1] == 1:  # where the operator's modes have no effect
-        mask = _mask(torch.tensor([length], device=q.device), layer, block_table, k_cache.shape[1])
-        return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
-    output, _ = torch_npu.npu_fused_infer_attention_score_v2(
-        query=q,
-        key=k_cache.flatten(2),
-        value=v_cache.flatten(2),
-        num_query_heads=layer.tp_q_head_num,
-        num_key_value_heads=layer.tp_k_head_num,
-        input_layout="BSND",
-        block_table=block_table,
-        block_size=k_cache.shape[1],
-        actual_seq_qlen=[q.shape[1]],
-        actual_seq_kvlen=[length],
-        atten_mask=backend.fia_mask.unsqueeze(0),
-        sparse_mode=4,  # a band that ends at the last query and the last key
-        pre_tokens=layer.sliding_window_size,
-        next_tokens=0,
-        softmax_scale=layer.scaling,
-    )
-    return output[0]
+    """The last tokens of one request, which look in a window, or all of them in both directions.
 
-
-def _attend_both_ways(
-    backend: AscendAttnBackend,
-    layer: RadixAttention,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    length: int,
-) -> torch.Tensor:
-    """All tokens of one request: ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``."""
+    ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``.
+    """
+    band: dict[str, Any] = {}
+    if not _is_both_ways(layer):
+        if q.shape[1] == 1:  # where the operator's modes have no effect
+            lengths = torch.tensor([length], device=q.device)
+            mask = _mask(lengths, layer, block_table, k_cache.shape[1])
+            return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
+        band = {
+            "atten_mask": backend.fia_mask.unsqueeze(0),
+            "sparse_mode": 4,  # a band that ends at the last query and the last key
+            "pre_tokens": layer.sliding_window_size,
+            "next_tokens": 0,
+        }
     output, _ = torch_npu.npu_fused_infer_attention_score_v2(
         query=q,
         key=k_cache.flatten(2),
@@ -208,6 +189,7 @@ def _attend_both_ways(
         actual_seq_qlen=[q.shape[1]],
         actual_seq_kvlen=[length],
         softmax_scale=layer.scaling,
+        **band,
     )
     return output[0]
 
