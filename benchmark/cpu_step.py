@@ -143,7 +143,7 @@ def _print_steps(model: str, rounds: int) -> None:
     from sglang.benchmark import one_batch
     from sglang.srt.server_args import PortArgs, ServerArgs
 
-    from ascend_gguf.kernels.blocks import BlocksLinear
+    from ascend_gguf.cpu.linear import BlocksLinear
 
     arguments = ServerArgs(
         model_path=model,

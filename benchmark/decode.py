@@ -129,10 +129,10 @@ def _copying(nbytes: int, rounds: int) -> str:
 _COMPILE = """
 import time
 import torch
-from ascend_gguf.decoding import OUTPUT_DTYPES
+from ascend_gguf.weights.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES
 start = time.perf_counter()
-from ascend_gguf.decoders.kernel import kernel
+from ascend_gguf.decoders.rows import kernel
 kinds = [kind for kind in BLOCK_TYPES.values() if kind.decoder is not None]
 times = [time.perf_counter()]
 for kind in kinds:

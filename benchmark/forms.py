@@ -17,19 +17,12 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.forms import (
-    Dense,
-    Form,
-    GroupedInt4,
-    GroupedPlanes,
-    Int4,
-    Int8,
-    NearInt8,
-    Piece,
-    Planes,
-    Weight,
-    allocated,
-)
+from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.int4 import Int4
+from ascend_gguf.npu.int8 import Int8, NearInt8
+from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.weights.dense import Dense
+from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
 
 sys.path.append(str(Path(__file__).parents[1] / "test"))
 from random_model import random_blocks  # noqa: E402

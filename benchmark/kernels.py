@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.forms import Blocks, Piece, Weight
+from ascend_gguf.cpu.blocks import Blocks
+from ascend_gguf.cpu.linear import BlocksLinear
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
-from ascend_gguf.kernels.blocks import BlocksLinear
+from ascend_gguf.weights.layout import Piece, Weight
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden.npz"
 

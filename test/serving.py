@@ -111,7 +111,9 @@ def printed_error(found: Sequence[float], expected: Sequence[float]) -> float:
 
 def npu_simulation(*options: str) -> tuple[list[str], dict[str, str]]:
     """The command that runs another on the simulated NPU, and its environment."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    search = os.pathsep.join(map(str, (here, here.parent / "python")))
+    environment = os.environ | {"PYTHONPATH": search}
     return [sys.executable, "-m", "npu_sim", "run", *options, "--"], environment
 
 

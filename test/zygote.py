@@ -91,8 +91,9 @@ def _compile_kernels() -> None:
     """What nearly every server multiplies with: compiled here, so that none has to."""
     import torch
 
+    from ascend_gguf.cpu import gemm as tiled
+    from ascend_gguf.cpu import gemv as fused
     from ascend_gguf.ggml_types import BLOCK_TYPES
-    from ascend_gguf.kernels import fused, tiled
 
     for kind in BLOCK_TYPES.values():
         if kind.name in ("Q4_0", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"):

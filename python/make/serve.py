@@ -6,7 +6,7 @@ go to the engine as they are and win over what is set here.
 ========== ==================================================================================
 cpu        in ``.venv``, which is set up if need be
 npu        with the interpreter that runs this: an SGLang environment on an Ascend machine
-npu --sim  in ``.venv``, on the simulated NPU of test/npu_sim
+npu --sim  in ``.venv``, on the simulated NPU of python/npu_sim
 ========== ==================================================================================
 """
 
@@ -138,7 +138,7 @@ def plan(
         defaults = {"SGLANG_USE_CPU_ENGINE": "0"}
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     if sim:
-        search = [str(setup_env.CHECKOUT / "test"), os.environ.get("PYTHONPATH", "")]
+        search = [str(setup_env.CHECKOUT / "python"), os.environ.get("PYTHONPATH", "")]
         added["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         # Builds the simulator where it is not built yet.
         command = [str(python), "-m", "npu_sim", "run", "--", *command]

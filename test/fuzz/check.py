@@ -13,12 +13,17 @@ from transformers import PreTrainedTokenizerFast
 
 from ascend_gguf import load_config, load_generation_config, load_tokenizer, open_gguf
 from ascend_gguf.architectures import Target, architecture_of
-from ascend_gguf.block_tensor import BlockTensor
+from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.forms import Blocks, Form, GroupedInt4, GroupedPlanes, Int4, Int8, Piece, Planes
-from ascend_gguf.forms import Weight as FormWeight
+from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.int4 import Int4
+from ascend_gguf.npu.int8 import Int8
+from ascend_gguf.npu.nibble_planes import Planes
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.tokenizer import stop_token_ids
+from ascend_gguf.weights.block_tensor import BlockTensor
+from ascend_gguf.weights.layout import Form, Piece
+from ascend_gguf.weights.layout import Weight as FormWeight
 
 _FORMS: tuple[type[Form], ...] = (Int4, Planes, Int8, Blocks)
 _EXPERT_FORMS: tuple[type[Form], ...] = (GroupedInt4, GroupedPlanes, Int8, Blocks)

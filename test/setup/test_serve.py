@@ -113,7 +113,7 @@ def test_simulated_npu(model, monkeypatch):
     python = str(setup_env.PYTHON)
     assert command[:5] == [python, "-m", "npu_sim", "run", "--"]
     assert command[5:8] == [python, "-m", "sglang.launch_server"]
-    assert added["PYTHONPATH"] == f"{setup_env.CHECKOUT / 'test'}{os.pathsep}mine"
+    assert added["PYTHONPATH"] == f"{setup_env.CHECKOUT / 'python'}{os.pathsep}mine"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 from gguf import GGUFValueType as Type
 
 from demo import free_port
-from library.bad_files import BAD_FILES, good_file
 from random_model import write_model
+from reader.bad_files import BAD_FILES, good_file
 from rewrite import rewrite
 from serving import CPU, SMALL, cpu_environment, server_command, wait_for_group_to_end
 

@@ -16,10 +16,10 @@ from sglang.srt.runtime_context import get_parallel
 
 from ascend_gguf import BlockTensor, GGUFError, open_gguf
 from ascend_gguf.architectures import architecture_of
-from ascend_gguf.block_tensor import as_blocks
 from ascend_gguf.config import load_config
 from ascend_gguf.reader.mapping import MappedFile
 from ascend_gguf.srt.model_loader import loader
+from ascend_gguf.weights.block_tensor import as_blocks
 from random_model import Model, write_model
 
 MIXED = {"attn_q.w": "F16", "attn_k.w": "Q8_0", "ffn_down": "Q6_K", "^output.w": "F32"}

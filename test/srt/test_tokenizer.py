@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import gguf
 import pytest
+from library.test_tokenizer import byte_tokens, write_bytes, write_pieces
+from library.test_tokenizer import write as write_vocabulary
 from sglang.srt.managers.detokenizer_manager import DetokenizerManager
 from xgrammar import TokenizerInfo
 
@@ -17,8 +19,6 @@ from ascend_gguf.srt.utils.hf_transformers.common import get_generation_config
 from ascend_gguf.srt.utils.hf_transformers.config import get_config
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import get_tokenizer
 from ascend_gguf.tokenizer.characters import TokenBytes
-from library.test_tokenizer import byte_tokens, write_bytes, write_pieces
-from library.test_tokenizer import write as write_vocabulary
 from rewrite import rewrite
 
 DATA = Path(__file__).parents[1] / "data"

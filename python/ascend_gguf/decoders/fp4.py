@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.decoders.target import Target
-from ascend_gguf.decoders.vectors import Bytes, Vector
+from ascend_gguf.codegen.vectors import Bytes, Vector
+from ascend_gguf.decoders.sink import Target
 
 _BYTES = np.arange(256, dtype=np.uint8)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.decoders.target import Target
-from ascend_gguf.decoders.vectors import Bytes, Vector, floats_of_halves, usual_half
+from ascend_gguf.codegen.vectors import Bytes, Vector, floats_of_halves, usual_half
+from ascend_gguf.decoders.sink import Target
 
 
 def _grid(

@@ -6,8 +6,8 @@ Source: ggml's ``dequantize_row_q4_0`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.decoders.target import Target
-from ascend_gguf.decoders.vectors import Bytes, Vector
+from ascend_gguf.codegen.vectors import Bytes, Vector
+from ascend_gguf.decoders.sink import Target
 
 
 def q4_0(x: Bytes, y: Target) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ascend_gguf.decoders.target import Target
-from ascend_gguf.decoders.vectors import Bytes, floats_of_halves
+from ascend_gguf.codegen.vectors import Bytes, floats_of_halves
+from ascend_gguf.decoders.sink import Target
 
 
 def f32(x: Bytes, y: Target) -> None:

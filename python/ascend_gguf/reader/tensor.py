@@ -77,7 +77,7 @@ class GGUFTensor:
         Raises:
             GGUFError: the type cannot be decoded.
         """
-        from ascend_gguf.decoding import dequantize
+        from ascend_gguf.weights.dequantize import dequantize
 
         if self.type.dtype is not None:
             return self.numbers.to(torch.float32, copy=True)

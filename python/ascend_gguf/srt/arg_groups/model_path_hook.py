@@ -15,6 +15,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of, check_kind, is_reranker
 from ascend_gguf.architectures.base import is_of_encoder
+from ascend_gguf.codegen.threads import wait_briefly
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError, shown
 from ascend_gguf.generation_config import (
@@ -23,7 +24,6 @@ from ascend_gguf.generation_config import (
     suppressed_tokens,
 )
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
-from ascend_gguf.kernels.threads import wait_briefly
 from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 
-from ascend_gguf.kernels import row_ops
+from ascend_gguf.cpu import row_ops
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 
-from ascend_gguf.kernels.row_ops import rms_norm
+from ascend_gguf.cpu.row_ops import rms_norm
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 

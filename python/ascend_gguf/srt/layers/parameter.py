@@ -17,9 +17,10 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.utils import set_weight_attrs
 from torch.nn import Module, Parameter
 
-from ascend_gguf.block_tensor import BlockTensor
-from ascend_gguf.forms import Dense, Form
-from ascend_gguf.resident_tensor import Resident, ResidentTensor
+from ascend_gguf.weights.block_tensor import BlockTensor
+from ascend_gguf.weights.dense import Dense
+from ascend_gguf.weights.layout import Form
+from ascend_gguf.weights.pending import Resident, ResidentTensor
 
 
 def block_names(weight_name: str) -> tuple[str, str]:

@@ -8,13 +8,7 @@ import torch
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from ascend_gguf.kernels.sampling import (
-    filtered,
-    finite_rows,
-    most_probable,
-    sample,
-    sample_seeded,
-)
+from ascend_gguf.cpu.sampling import filtered, finite_rows, most_probable, sample, sample_seeded
 from ascend_gguf.srt.device import serves_gguf, uses_cpu_kernels
 
 

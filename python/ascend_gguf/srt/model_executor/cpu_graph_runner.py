@@ -23,7 +23,7 @@ from sglang.srt.runtime_context import (
     get_parallel,
 )
 
-from ascend_gguf.kernels.graph import Graph, NotCapturable, capture
+from ascend_gguf.cpu.graph import Graph, NotCapturable, capture
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_schedule, get_spec
 
-from ascend_gguf.kernels.sampling import finite_rows
-from ascend_gguf.lazy_zeros import LazyZeros
+from ascend_gguf.cpu.sampling import finite_rows
+from ascend_gguf.memory.lazy_zeros import LazyZeros
 from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
 
 if TYPE_CHECKING:

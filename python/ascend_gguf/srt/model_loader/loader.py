@@ -28,12 +28,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
-from ascend_gguf.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
-from ascend_gguf.huge_pages import use_huge_pages
+from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
-from ascend_gguf.resident_tensor import ResidentTensor
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.hardware_backend.npu.moe.topk import choose_routes
 from ascend_gguf.srt.layers.linear import pack_linears
@@ -56,7 +54,9 @@ from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterato
 from ascend_gguf.srt.models import pipeline
 from ascend_gguf.srt.models.repairs import repair, repair_config
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
-from ascend_gguf.streaming import Stream
+from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
+from ascend_gguf.weights.load_stream import Stream
+from ascend_gguf.weights.pending import ResidentTensor
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.forms.groups import GROUP
-from ascend_gguf.forms.report import Holding, table
+from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.layers.quantization.gguf import Choice
+from ascend_gguf.weights.report import Holding, table
 
 logger = logging.getLogger(__name__)
 

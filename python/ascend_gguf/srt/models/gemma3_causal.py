@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from ascend_gguf.kernels.row_ops import rotate_by
+from ascend_gguf.cpu.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 

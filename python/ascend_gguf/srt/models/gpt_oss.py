@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from sglang.srt.utils import is_cpu, is_npu
 
-from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.srt.models.single_experts import load_single_experts
+from ascend_gguf.weights.block_tensor import BlockTensor
 
 
 def load_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ascend_gguf.kernels.sampling import finite_rows
+from ascend_gguf.cpu.sampling import finite_rows
 from ascend_gguf.srt.device import serves_gguf
 
 

@@ -13,9 +13,10 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from ascend_gguf.kernels import attention, paged_attention
-from ascend_gguf.kernels.graph import host_call
-from ascend_gguf.kernels.paged_attention import Tokens
+from ascend_gguf import torch_attention as attention
+from ascend_gguf.cpu import paged_attention
+from ascend_gguf.cpu.graph import host_call
+from ascend_gguf.cpu.paged_attention import Tokens
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 

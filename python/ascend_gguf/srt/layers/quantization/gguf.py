@@ -29,14 +29,12 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 from torch.nn import Parameter
 
-from ascend_gguf.decoding import dequantize
-from ascend_gguf.forms import Dense, Form, GroupedInt4, GroupedPlanes
-from ascend_gguf.kernels.base import LinearKernel
-from ascend_gguf.kernels.blocks import BlocksExperts, BlocksLinear
-from ascend_gguf.kernels.experts import ACTIVATIONS, apply_experts, swiglu_oai
-from ascend_gguf.kernels.graph import host_call
-from ascend_gguf.kernels.npu_linear import NPUExactLinear, NPULinear, has_operators
-from ascend_gguf.kernels.trust import experts_mismatch, linear_mismatch, shape_class
+from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
+from ascend_gguf.cpu.graph import host_call
+from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
+from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
@@ -48,6 +46,10 @@ from ascend_gguf.srt.layers.parameter import (
     stop_accepting_blocks,
     unpack,
 )
+from ascend_gguf.weights.dense import Dense
+from ascend_gguf.weights.dequantize import dequantize
+from ascend_gguf.weights.layout import Form
+from ascend_gguf.weights.linear_kernel import LinearKernel
 
 if TYPE_CHECKING:
     from sglang.srt.layers.moe.token_dispatcher import CombineInput, DispatchOutput
@@ -221,7 +223,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
             _set_bias_dtype(layer, torch.float32)
 
     def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
-        """For each packed weight its shape class, and what checks it: see ``kernels.trust``."""
+        """For each packed weight its shape class, and what checks it: see ``npu.self_check``."""
         if self.weight is not None:
             check = partial(linear_mismatch, self.kernel, self.weight, hasattr(self, "embedding"))
             yield shape_class(self.kernel, self.weight), check

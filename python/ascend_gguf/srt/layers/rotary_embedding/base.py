@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from ascend_gguf.kernels.row_ops import rotate
+from ascend_gguf.cpu.row_ops import rotate
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 

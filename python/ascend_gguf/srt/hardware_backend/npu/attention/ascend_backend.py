@@ -17,9 +17,9 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from ascend_gguf.kernels.attention import attend_requests
 from ascend_gguf.srt.arg_groups.model_hook import HEAD_MULTIPLE
 from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.torch_attention import attend_requests
 
 
 def forward_extend(

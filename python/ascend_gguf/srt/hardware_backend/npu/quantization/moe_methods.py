@@ -9,8 +9,8 @@ import sglang.srt.layers.quantization.unquant  # noqa: F401
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUWNA16Int4MoEMethod
 
-from ascend_gguf.forms.grouped import Grouped
-from ascend_gguf.forms.planes import doubled, plane_factors
+from ascend_gguf.npu.experts import Grouped
+from ascend_gguf.npu.nibble_planes import doubled, plane_factors
 
 
 class NPUGGUFMoEMethod(NPUWNA16Int4MoEMethod):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 
-from ascend_gguf.block_tensor import BlockTensor
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.srt.layers.quantization.gguf import GGUFMoEAscendMethod
+from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: Shard of an expert -> (the parameter it is part of, the dimension tensor parallelism cuts).
 #: Gate and up are cut along their output.  Down is cut along its *input*, the dimension the cut

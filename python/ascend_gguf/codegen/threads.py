@@ -1,0 +1,96 @@
+"""Running a kernel on the threads that torch computes with.
+
+Those are OpenMP's, started and bound to cores as torch (and an engine) was told to.  They wait for
+work a while without sleeping, so a kernel of some microseconds is worth all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ascend_gguf.codegen.tile_loop import HEAD, Kernel
+from ascend_gguf.thread_pool import in_parallel
+
+# Told of what is run, while someone listens.
+_listener: Callable[[Kernel, array], None] | None = None
+
+
+def run(kernel: Kernel, job: array, most: int | None = None) -> None:
+    """Run a kernel on a job until all of its tiles are done.
+
+    Args:
+        job: 64-bit whole numbers as :mod:`.tile_loop` says, no tile taken.
+        most: threads to use; by default as many as there are tiles, or as torch computes with.
+    """
+    if _listener is not None:
+        _listener(kernel, job)
+    start(kernel, job.buffer_info()[0], most or job[HEAD.index("tiles")])
+
+
+def start(kernel: Kernel, address: int, most: int) -> None:
+    """Call a kernel with an address in each of up to ``most`` threads, and wait for them."""
+    threads = min(torch.get_num_threads(), most)
+    if threads <= 1:
+        kernel(address)
+    elif parallel := _gomp_parallel():
+        parallel(kernel, address, threads, 0)
+    else:
+        in_parallel([functools.partial(kernel, address)] * threads)
+
+
+def wait_briefly() -> None:
+    """Threads of processes started from now on wait for some 100 microseconds, then sleep.
+
+    By default they wait for 10 milliseconds, also for a thread that has no core because of them.
+    What the environment says already stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[Kernel, array], None] | None) -> Iterator[None]:
+    """Inside, ``listener`` is told of every kernel that is run and of its job, which is not its."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+@functools.cache
+def _gomp_parallel() -> Callable[..., None] | None:
+    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP library in use.
+
+    LLVM's and Intel's libraries have it too.
+    """
+    for name in (None, *_loaded_libraries()):
+        function = getattr(ctypes.CDLL(name), "GOMP_parallel", None)
+        if function is not None:
+            function.argtypes = [
+                ctypes.c_void_p,
+                ctypes.c_void_p,
+                ctypes.c_uint,
+                ctypes.c_uint,
+            ]
+            function.restype = None
+            return function
+    return None
+
+
+def _loaded_libraries() -> list[str]:
+    """OpenMP libraries in this process; none where the system does not say."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
+    return sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libomp")))

@@ -1,0 +1,168 @@
+"""Linear layers, embeddings and experts on the host, whose weights are still GGUF blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ascend_gguf.cpu.blocks import Blocks, Part
+from ascend_gguf.cpu.graph import host_call
+from ascend_gguf.cpu.matmul import Product, Step, plan
+from ascend_gguf.weights.dequantize import OUTPUT_DTYPES
+from ascend_gguf.weights.linear_kernel import LinearKernel
+
+# Plans of a layer that are kept: for any more vectors making one is nothing to carrying it out.
+_MOST_KEPT = 64
+
+
+class BlocksLinear(LinearKernel[Blocks]):
+    """Decodes weights while it multiplies with them: see :mod:`~ascend_gguf.cpu.matmul`.
+
+    Args:
+        out_dtype: of results; by default that of vectors.
+    """
+
+    forms = (Blocks,)
+
+    def __init__(self, out_dtype: torch.dtype | None = None) -> None:
+        self._out_dtype = out_dtype
+        self._plans: dict[tuple, _Plan] = {}
+
+    def linear(
+        self, x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        rows, cols = weight.shape
+        vectors = x.reshape(-1, cols)
+        count = vectors.shape[0]
+        out_dtype = self._out_dtype or x.dtype
+        if weight.factors is not None:  # rounded once, with the factor
+            out_dtype = torch.float32
+        out = vectors.new_empty(count, rows, dtype=out_dtype)
+        if count:
+            key = weight, count, x.dtype
+            plan_ = self._plans.get(key)
+            if plan_ is None:
+                plan_ = _Plan(weight, [(0, 0, 0, count)], x.dtype, out_dtype)
+                if count <= _MOST_KEPT:
+                    self._plans[key] = plan_
+            plan_.run(vectors, out)
+        if weight.factors is not None:
+            out = (out * weight.factors).to(self._out_dtype or x.dtype)
+        if bias is not None:
+            out += bias
+        return out.view(*x.shape[:-1], rows)
+
+    def rows(self, weight: Blocks, ids: torch.Tensor) -> torch.Tensor:
+        return host_call(weight.rows, ids.reshape(-1)).view(*ids.shape, weight.shape[1])
+
+
+class BlocksExperts:
+    """A mixture of experts.
+
+    All of a projection's matrices of one type that meet as many tokens are one call of a kernel.
+
+    Args:
+        w13: ``[experts, rows, hidden]``: gate and up projection, gate first.
+        w2: ``[experts, hidden, ffn]``: down projection.
+    """
+
+    forms = (Blocks,)
+
+    def __init__(self, w13: Blocks, w2: Blocks) -> None:
+        self.w13 = w13
+        self.w2 = w2
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        w13_bias: torch.Tensor | None = None,
+        w2_bias: torch.Tensor | None = None,
+        weight_on_input: bool = False,
+    ) -> torch.Tensor:
+        """As :func:`~ascend_gguf.cpu.experts.apply_experts`."""
+        w13, w2 = self.w13, self.w2
+        tokens, k = topk_ids.shape
+        experts = topk_ids.reshape(-1).numpy()
+        # Pairs of a token and an expert, by expert, without those of experts held elsewhere.
+        order = np.argsort(experts, kind="stable")
+        first, stop = np.searchsorted(experts[order], [0, w13.shape[0]])
+        order = order[first:stop]
+        held, starts, counts = np.unique(experts[order], return_index=True, return_counts=True)
+        products = [
+            (expert, start, start, count)
+            for expert, start, count in zip(
+                *(a.tolist() for a in (held, starts, counts)), strict=True
+            )
+        ]
+        pairs = torch.from_numpy(order)
+        token, ids = pairs // k, topk_ids.reshape(-1)[pairs]
+        weights = topk_weights.reshape(-1, 1)[pairs].float()
+
+        rows = x[token]
+        if weight_on_input:
+            rows = (rows.float() * weights).to(x.dtype)
+        dtype = x.dtype if w13.factors is None else torch.float32
+        gate_up = rows.new_empty(len(pairs), w13.shape[1], dtype=dtype)
+        _Plan(w13, products, x.dtype, dtype).run(rows, gate_up)
+        gate_up = _multiplied(gate_up, w13.factors, ids).to(x.dtype)
+        hidden = activation(_biased(gate_up, w13_bias, ids))
+        down = torch.empty(len(pairs), w2.shape[1], dtype=torch.float32)
+        _Plan(w2, products, x.dtype, torch.float32).run(hidden, down)
+        down = _biased(_multiplied(down, w2.factors, ids), w2_bias, ids)
+        out = torch.zeros(tokens, w2.shape[1], dtype=torch.float32)
+        out.index_add_(0, token, down if weight_on_input else down * weights)
+        return out.to(x.dtype)
+
+
+def _multiplied(y: torch.Tensor, factors: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
+    return y if factors is None else y * factors[ids]
+
+
+def _biased(y: torch.Tensor, bias: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
+    return y if bias is None else (y.float() + bias[ids].float()).to(y.dtype)
+
+
+class _Plan:
+    """All parts of a weight multiplied with vectors.
+
+    Args:
+        products: for each an expert (0 for a single matrix), the first of its vectors and of its
+            results, and how many.
+        dtype, out_dtype: of vectors and results.
+    """
+
+    def __init__(
+        self,
+        weight: Blocks,
+        products: Sequence[tuple[int, int, int, int]],
+        dtype: torch.dtype,
+        out_dtype: torch.dtype,
+    ) -> None:
+        if dtype not in OUTPUT_DTYPES:
+            raise ValueError(f"vectors must be one of {OUTPUT_DTYPES}, not {dtype}")
+        rows, self._cols = weight.shape[-2:]
+        self._parts: list[tuple[Part, int, list[Step]]] = []
+        for part in weight.parts:
+            mine = [Product(part.place[e], *rest) for e, *rest in products if e in part.place]
+            matrices = weight.tensors[part.name]
+            steps = plan(part.kind, matrices, mine, dtype, out_dtype, out_stride=rows)
+            self._parts.append((part, part.kind.row_cols(matrices.shape[-1]), steps))
+
+    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``x [m, cols]`` to ``out [m, rows]``."""
+        x = x.contiguous()
+        for part, cols, steps in self._parts:
+            padded = x
+            if (cols, part.cols) != (self._cols, self._cols):
+                # Numbers of covering blocks that are not the weight's meet zeros.
+                padded = F.pad(x[:, : part.cols], (part.skip, cols - part.skip - part.cols))
+            target = out[:, part.first : part.first + part.rows]
+            for step in steps:
+                step.run(padded, target)

@@ -1,1 +1,0 @@
-"""Compute kernels over resident weights, in plain torch."""

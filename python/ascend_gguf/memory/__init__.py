@@ -1,0 +1,1 @@
+"""Memory of the host: huge pages, and zeros that take none until they are touched."""

@@ -1,0 +1,214 @@
+"""Experts for the Ascend grouped product, which takes whole numbers of 4 bits, packed along N.
+
+The numbers of a few rows are made by :mod:`.groups`, a byte each, and then transposed and packed.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from llvmlite import ir
+
+from ascend_gguf.codegen.compile import compiled, host_machine
+from ascend_gguf.codegen.control import loop
+from ascend_gguf.codegen.vectors import I8, I32, I64, LANES, Bytes, Vector, store
+from ascend_gguf.npu.groups import Packing, convert
+from ascend_gguf.npu.int4 import nibbles
+from ascend_gguf.npu.nibble_planes import PLANES, merged
+from ascend_gguf.npu.row_groups import packing_obstacle
+from ascend_gguf.weights.block_tensor import BlockTensor
+from ascend_gguf.weights.layout import Form, Piece, Weight
+
+#: Numbers in an element of ``packed``.
+_EIGHT = 8
+
+# Rows made at once: with 16 elements of ``packed`` a row of them fills a cache line.
+_WORDS = 16
+_ROWS = _WORDS * _EIGHT
+
+# Bytes between made rows.
+_PADDING = 64
+
+#: The most experts, and one more than the longest row, that the operator takes.
+_EXPERTS, _TOO_LONG = 1024, 65536
+
+
+class Grouped(Form):
+    """Base of :class:`GroupedInt4` and :class:`GroupedPlanes`: ``K`` inputs, ``N`` outputs.
+
+    ``packed``: int32 ``[experts, K, N / 8]``, eight numbers each, the first in the lowest bits; of
+    planes ``[experts, 2 * K, N / 8]``.
+    ``scale``: ``dtype [experts, K / group, N]``.
+    ``offset``: as ``scale``; where it is the same everywhere, one tensor for all layers of a shape,
+    as the operator always wants one.
+    """
+
+    #: How numbers are made, a byte each.
+    packing: ClassVar[Packing]
+
+    @classmethod
+    def obstacle(cls, weight: Weight) -> str | None:
+        if weight.experts is None:
+            return "it has no experts"
+        planes = 2 if cls.packing.planes else 1
+        if weight.experts > _EXPERTS or max(planes * weight.cols, weight.rows) >= _TOO_LONG:
+            return f"{weight.shape} is more than the operator takes"
+        if any(piece.row % _EIGHT or len(piece.data) % _EIGHT for piece in weight.pieces):
+            return f"its rows are not multiples of {_EIGHT}"
+        return packing_obstacle(weight, cls.packing)
+
+    @classmethod
+    def allocate(cls, weight: Weight) -> Grouped:
+        experts, rows, cols = weight.shape
+        planes = 2 if cls.packing.planes else 1
+        packed = torch.zeros(
+            experts, planes * cols, rows // _EIGHT, dtype=torch.int32, device="cpu"
+        )
+        scale = torch.zeros(
+            experts, cols // cls.packing.group, rows, dtype=weight.dtype, device="cpu"
+        )
+        form = cls(weight.shape, weight.dtype, {"packed": packed, "scale": scale})
+        constants = {cls.packing.constant_offset(kind) for kind in weight.kinds}
+        constant = constants.pop() if len(constants) == 1 else None
+        if constant is not None:
+            form.shared["offset"] = _constant(constant, scale)
+        else:
+            form.tensors["offset"] = torch.zeros_like(scale)
+        return form
+
+    @property
+    def offset(self) -> torch.Tensor:
+        """The offsets, its own or shared."""
+        return (self.tensors | self.shared)["offset"]
+
+    def to(self, device: torch.device) -> Grouped:
+        super().to(device)
+        for name, tensor in self.shared.items():
+            value = tensor.flatten()[0].item()
+            self.shared[name] = _constant(value, self.tensors["scale"])
+        return self
+
+    def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
+        for row in range(0, len(piece.data), _ROWS):
+            rows = piece.data.rows(row, row + _ROWS)
+            yield functools.partial(self._put, rows, piece.expert, piece.row + row)
+
+    def _put(self, matrix: BlockTensor, expert: int, row: int) -> None:
+        rows, cols = matrix.shape
+        # Rows a power of two apart would share few places of the cache.
+        numbers = torch.empty(rows, cols + _PADDING, dtype=torch.uint8)[:, :cols]
+        scale = torch.empty(rows, cols // self.packing.group, dtype=self.dtype)
+        own = self.tensors.get("offset")
+        offset = None if own is None else torch.empty_like(scale)
+        convert(matrix, self.packing, numbers, scale, offset)
+        target = self.tensors["packed"][expert, :, row // _EIGHT :]
+        transpose = transposer(self.packing.planes, whole=rows == _ROWS)
+        places = [value for t in (numbers, target) for value in (t.data_ptr(), t.stride(0))]
+        transpose(*places, rows // _EIGHT, cols)
+        self.tensors["scale"][expert, :, row : row + rows] = scale.t()
+        if own is not None and offset is not None:
+            own[expert, :, row : row + rows] = offset.t()
+
+    def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
+        words = slice(rows.start // _EIGHT, -(-rows.stop // _EIGHT))
+        values = nibbles(self.tensors["packed"][expert, :, words].cpu(), torch.float32)
+        values = values[:, rows.start % _EIGHT :][:, : rows.stop - rows.start]
+        scale, offset = (
+            tensor[expert, :, rows].cpu().float().unsqueeze(1)
+            for tensor in (self.tensors["scale"], self.offset)
+        )
+        values = values.unflatten(0, (len(scale), -1)) + offset
+        if self.packing.planes:
+            values = merged(values.unflatten(1, (2, 16)), 1)
+        return (values * scale).flatten(0, 1).t()
+
+
+class GroupedInt4(Grouped):
+    """Experts in four bits: Q4_0, Q4_1, Q4_K, IQ3_S and the ternary types."""
+
+    name = "int4, experts"
+    packing = Packing(4, -8, 7, apart=True)
+
+
+class GroupedPlanes(Grouped):
+    """Experts in eight bits: see :class:`.planes.Planes`."""
+
+    name = "planes, experts"
+    packing = replace(PLANES, apart=True)
+
+
+_constants: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDictionary()
+
+
+def _constant(value: float, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of one value everywhere, the same one for all that ask."""
+    key = (value, tuple(like.shape), like.dtype, like.device)
+    constant = _constants.get(key)
+    if constant is None:
+        constant = _constants[key] = torch.full_like(like, value)
+    return constant
+
+
+@functools.cache
+def transposer(planes: bool, whole: bool) -> Callable[..., None]:
+    """Packs rows of bytes along the rows; compiled on first use.
+
+    Arguments: address and bytes from row to row of the numbers ``[rows, cols]``; address and
+    elements from row to row of the result, int32 ``[cols, rows / 8]`` or, of planes, twice as many
+    rows; ``rows / 8``, at most 16 and if ``whole`` exactly so many; ``cols``, a multiple of 16.
+    """
+    module = ir.Module()
+    types = [I8.as_pointer(), I64, I32.as_pointer(), I64, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "transpose")
+    x, x_stride, y, y_stride, words, cols = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    lines = LANES * (2 if planes else 1)
+    # Whole lines of the cache are put together here: rows of the result may share places of it.
+    aside = builder.alloca(I32, I64(lines * _WORDS)) if whole else None
+
+    def line_of(first: ir.Value, line: int) -> ir.Value:
+        return builder.gep(y, [builder.mul(builder.add(first, I64(line)), y_stride)])
+
+    with loop(builder, I64(0), cols, LANES) as col:
+        first_line = builder.mul(col, I64(2)) if planes else col
+        with loop(builder, I64(0), words, 1) as word:
+            top = builder.mul(builder.mul(word, I64(_EIGHT)), x_stride)
+            first = builder.gep(x, [builder.add(col, top)])
+            rows = [
+                Bytes(builder, builder.gep(first, [builder.mul(I64(i), x_stride)])).bytes(0)
+                for i in range(_EIGHT)
+            ]
+            # Of planes the high numbers first.
+            halves = [[(row + 8) >> 4 for row in rows], rows] if planes else [rows]
+            for plane, half in enumerate(halves):
+                for lane, number in enumerate(_eight_in_one(half).each()):
+                    line = LANES * plane + lane
+                    start = (
+                        builder.gep(aside, [I64(line * _WORDS)])
+                        if whole
+                        else line_of(first_line, line)
+                    )
+                    store(builder, builder.gep(start, [word]), 0, number)
+        if whole:
+            for line in range(lines):
+                start = builder.gep(aside, [I64(line * _WORDS)])
+                start = builder.bitcast(start, ir.VectorType(I32, _WORDS).as_pointer())
+                numbers = Vector(builder, builder.load(start, align=4))
+                store(builder, line_of(first_line, line), 0, numbers)
+    builder.ret_void()
+    return compiled(module, host_machine())
+
+
+def _eight_in_one(rows: list[Vector]) -> Vector:
+    """The low 4 bits of each of eight numbers in 32 bits, the first in the lowest."""
+    kept = [row & 15 for row in rows]
+    pairs = [kept[i] | kept[i + 1] << 4 for i in range(0, _EIGHT, 2)]
+    packed = pairs[0].widened(32)
+    for i, pair in enumerate(pairs[1:], start=1):
+        packed = packed | pair.widened(32) << 8 * i
+    return packed

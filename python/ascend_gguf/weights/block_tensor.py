@@ -1,0 +1,202 @@
+"""A matrix that is still in GGUF blocks, seen as numbers.
+
+Engines cut, merge and copy weights by logical rows and columns.  :class:`BlockTensor` lets their
+own weight loaders do that to a matrix nobody has decoded yet: it has the logical shape, slicing it
+is free, and copying it into a parameter decodes exactly the slice that is asked for.  So one piece
+of code serves every kind of layer, every parallel layout and every block type, and a slice that
+cuts through a block is correct by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType, block_type
+from ascend_gguf.reader.pieces import read_rows
+from ascend_gguf.weights import load_stream as streaming
+from ascend_gguf.weights.dequantize import OUTPUT_DTYPES, dequantize
+
+_aten = torch.ops.aten
+
+_PLAIN_TYPES = {
+    kind.dtype: kind.ggml_type
+    for kind in BLOCK_TYPES.values()
+    if kind.dtype is not None and kind.decoder is not None
+}
+
+# What is read from a file and decoded at once, at most: more than a thread loses by calling the
+# interpreter, less than what memory has to spare where the result is copied to another place.
+_WEIGHTS_AT_ONCE = 1 << 22
+_BYTES_AT_ONCE = 1 << 22
+
+
+class BlockTensor(torch.Tensor):
+    """A read-only matrix of weights, stored as GGUF blocks on the host.
+
+    Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined
+    in, on the device ``cpu``.  ``narrow``, slicing with step 1, ``select`` and ``detach`` make
+    views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes first and acts on
+    the numbers, so it is correct, if slower.
+
+    Args:
+        blocks: uint8 ``[..., rows, row_bytes]``, whole rows of blocks; kept by reference.
+        ggml_type: id of the block type (``gguf.GGMLQuantizationType``).
+        columns: the ``(start, stop)`` range of weights of each row to show; all by default.
+        factor: what every weight is multiplied with, beside the scales of its block.
+    """
+
+    _blocks: torch.Tensor
+    _type: BlockType
+    _columns: tuple[int, int]
+    _factor: float
+
+    @staticmethod
+    def __new__(
+        cls,
+        blocks: torch.Tensor,
+        ggml_type: int,
+        columns: tuple[int, int] | None = None,
+        factor: float = 1.0,
+    ) -> BlockTensor:
+        kind = block_type(ggml_type)
+        start, stop = columns or (0, kind.row_cols(blocks.shape[-1]))
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, (*blocks.shape[:-1], stop - start), dtype=torch.float32
+        )
+        self._blocks, self._type, self._columns = blocks, kind, (start, stop)
+        self._factor = factor
+        return self
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """uint8 ``[..., rows, row_bytes]``: whole rows, also where :attr:`columns` is narrower."""
+        return self._blocks
+
+    @property
+    def block_type(self) -> BlockType:
+        """The block type."""
+        return self._type
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The range of weights of each row, ``(start, stop)``."""
+        return self._columns
+
+    @property
+    def factor(self) -> float:
+        """What every weight is multiplied with, beside the scales of its block."""
+        return self._factor
+
+    def rows(self, start: int, stop: int) -> BlockTensor:
+        """Some rows of each matrix: a view."""
+        return self._slice(self.dim() - 2, start, stop)
+
+    def matrices(self) -> list[BlockTensor]:
+        """Itself, or a view of each expert's matrix."""
+        return [self] if self.dim() == 2 else [self._view(blocks) for blocks in self._blocks]
+
+    def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
+        """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
+        _check_shape(out, self)
+        if self.dim() > 2:
+            for i in range(len(self)):
+                self._view(self._blocks[i]).dequantize_into(out[i])
+            return out
+        start, stop = self._columns
+        size, nbytes = self._type.block_size, self._type.type_size
+        first, last = start // size, -(-stop // size)
+        covering = self._blocks[..., first * nbytes : last * nbytes]
+        is_cut = start != first * size or stop != last * size
+        row_bytes = self._blocks.shape[-1]
+        rows = min(
+            _BYTES_AT_ONCE // max(1, row_bytes),
+            _WEIGHTS_AT_ONCE // max(1, self._type.row_cols(row_bytes)),
+        )
+        for place, blocks in read_rows(covering, max(1, rows)):
+            if not is_cut and self._factor == 1:
+                dequantize(blocks, self._type.ggml_type, out=out[place])
+                continue
+            # Off a block boundary: decode the covering blocks, then cut.
+            dtype = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
+            if self._factor != 1:  # rounded once, with the factor
+                dtype = torch.float32
+            values = dequantize(blocks, self._type.ggml_type, dtype)
+            values = values[..., start - first * size : stop - first * size]
+            out[place].copy_(values if self._factor == 1 else values * self._factor)
+        return out
+
+    def dequantize(self) -> torch.Tensor:
+        """The numbers, float32 on the host."""
+        return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
+
+    def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
+        return BlockTensor(blocks, self._type.ggml_type, columns or self._columns, self._factor)
+
+    def _slice(self, dim: int = 0, start: int | None = None, end: int | None = None) -> BlockTensor:
+        dim %= self.dim()
+        size = self.shape[dim]
+        start, end, _ = slice(start, end).indices(size)
+        length = max(0, end - start)
+        if dim < self.dim() - 1:
+            return self._view(self._blocks.narrow(dim, start, length))
+        first = self._columns[0] + start
+        return self._view(self._blocks, (first, first + length))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares none
+        cls,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _aten.copy_.default and not isinstance(args[0], cls):
+            out, source = args[:2]
+            _check_shape(out, source)
+            streaming.run(source, lambda: source.dequantize_into(out), out)
+            return out
+        if func in (_aten.detach.default, _aten.alias.default):
+            return args[0]._view(args[0]._blocks)
+        if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
+            return args[0]._slice(*args[1:4])
+        if func is _aten.select.int:
+            self, dim, index = args
+            if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
+                return self._view(self._blocks.select(dim % self.dim(), index))
+        _refuse_writes(func, args, kwargs)
+        decoded = tree_map_only(cls, cls.dequantize, (args, kwargs))
+        return func(*decoded[0], **decoded[1])
+
+    def __repr__(self) -> str:  # type: ignore[override]  # the default would decode to print
+        return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
+
+
+def as_blocks(data: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """Numbers, ``[..., rows, cols]``, as a :class:`BlockTensor`, to be loaded as blocks are.
+
+    Whatever else a file has, blocks and the ids of types, is returned as it is.
+    """
+    ggml_type = _PLAIN_TYPES.get(data.dtype)
+    is_row_major = data.dim() > 0 and data.stride(-1) == 1
+    if ggml_type is None or isinstance(data, BlockTensor) or not is_row_major:
+        return data
+    return BlockTensor(data.view(torch.uint8), ggml_type, factor=factor)
+
+
+def _check_shape(out: torch.Tensor, source: BlockTensor) -> None:
+    if out.shape != source.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(source.shape)}")
+
+
+def _refuse_writes(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> None:
+    """Refuse an operator that writes to a BlockTensor: it would change a decoded copy unseen."""
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and isinstance(value, BlockTensor):
+            raise RuntimeError(f"a BlockTensor is read-only, and {func} would write to it")

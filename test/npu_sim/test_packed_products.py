@@ -1,0 +1,186 @@
+"""This project's kernels on the simulated NPU: products with packed weights, and trust in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from ascend_gguf import BlockTensor
+from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.int4 import Int4
+from ascend_gguf.npu.int8 import Int8, NearInt8
+from ascend_gguf.npu.linear import NPULinear, has_operators
+from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
+from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from random_model import random_blocks
+
+pytestmark = pytest.mark.npu_sim(memory_gb=2)
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+MATRICES = pytest.mark.parametrize(
+    ("form", "type_name"),
+    [(Int4, "Q4_K"), (Int4, "Q4_0"), (Int4, "IQ3_S"), (Int8, "Q5_K"), (Int8, "Q8_0"),
+     (NearInt8, "Q6_K"), (Planes, "Q6_K"), (Planes, "Q2_K")],
+)  # fmt: skip
+EXPERTS = pytest.mark.parametrize(
+    ("form", "type_name"),
+    [(GroupedInt4, "Q4_K"), (GroupedInt4, "Q4_0"), (GroupedPlanes, "Q6_K"),
+     (GroupedPlanes, "Q8_0"), (GroupedPlanes, "Q5_K")],
+)  # fmt: skip
+
+
+def on_npu(form: type[Form], type_name: str, dtype: torch.dtype, *shape: int) -> Form:
+    *experts, rows, cols = shape
+    blocks, _ = random_blocks(np.random.default_rng(0), type_name, (*shape[:-1], cols))
+    matrices = torch.from_numpy(blocks).view(-1, rows, blocks.shape[-1])
+    ggml_type = GGMLQuantizationType[type_name]
+    pieces = tuple(Piece(i, 0, 0, BlockTensor(m, ggml_type)) for i, m in enumerate(matrices))
+    weight = Weight(experts[0] if experts else None, rows, cols, dtype, pieces)
+    result = allocated(weight, [form])
+    for piece in pieces:
+        result.put(piece)
+    return result.to(torch.device("npu"))
+
+
+def experts_kernel(form: Form):
+    from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
+
+    return NPUGGUFMoEMethod(form, None)
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    limit = 0.002 if dtype == torch.float16 else 0.01
+    assert (found.cpu().float() - expected).norm() <= limit * expected.norm()
+
+
+@DTYPES
+@MATRICES
+def test_products(form, type_name, dtype):
+    weight = on_npu(form, type_name, dtype, 48, 256)
+    x, bias = torch.randn(2, 3, 256).to(dtype), torch.randn(48).to(dtype)
+    expected = x.float() @ weight.dequantize().t()
+    kernel = NPULinear()
+    assert_near(kernel.linear(x.npu(), weight), expected, dtype)
+    assert_near(kernel.linear(x.npu(), weight, bias.npu()), expected + bias.float(), dtype)
+    assert kernel.linear(x[:0].npu(), weight).shape == (0, 3, 48)
+    in_float32 = kernel.linear(x.float().npu(), weight)
+    assert in_float32.dtype == torch.float32
+    assert_near(in_float32, expected, dtype)
+
+
+@DTYPES
+@MATRICES
+def test_rows_of_an_embedding(form, type_name, dtype):
+    weight = on_npu(form, type_name, dtype, 48, 256)
+    ids = torch.tensor([[3, 47], [0, 3]])
+    found = NPULinear().rows(weight, ids.npu())
+    assert found.dtype == dtype and found.shape == (2, 2, 256)
+    assert_near(found, weight.dequantize()[ids], dtype)
+
+
+def test_more_outputs_than_the_operator_takes():
+    from npu_sim.recorder import record
+
+    weight = on_npu(Int4, "Q4_0", torch.float16, 70001, 64)
+    x = torch.randn(2, 64).half()
+    with record(weights=list(weight.tensors.values())) as region:
+        found = NPULinear().linear(x.npu(), weight)
+    assert_near(found, x.float() @ weight.dequantize().t(), torch.float16)
+    assert region.operators["aclnnWeightQuantBatchMatmulV2"] == 2
+    assert region.weight_bytes == weight.nbytes  # each once
+    ids = torch.tensor([0, 35000, 35001, 70000])
+    assert_near(NPULinear().rows(weight, ids.npu()), weight.dequantize()[ids], torch.float16)
+
+
+@DTYPES
+@EXPERTS
+def test_products_of_experts(form, type_name, dtype):
+    weight = on_npu(form, type_name, dtype, 4, 32, 256)
+    counts = torch.tensor([2, 0, 1, 3])
+    x = torch.randn(7, 256).to(dtype)  # the last row is no expert's
+    found = experts_kernel(weight).product(x.npu(), counts.npu())
+    numbers = weight.dequantize()
+    start = 0
+    for expert, count in enumerate(counts.tolist()):
+        rows = slice(start, start + count)
+        if count:
+            assert_near(found[rows], x[rows].float() @ numbers[expert].t(), dtype)
+        start += count
+
+
+@MATRICES
+def test_nothing_of_it_is_left_to_the_host(form, type_name):
+    from npu_sim.recorder import record
+
+    weight, kernel = on_npu(form, type_name, torch.float16, 48, 256), NPULinear()
+    x, ids = torch.ones(2, 256, device="npu").half(), torch.tensor([1, 5], device="npu")
+    graph = torch.npu.NPUGraph()
+    with torch.inference_mode():
+        kernel.linear(x, weight), kernel.rows(weight, ids)
+        with torch.npu.graph(graph):
+            y, rows = kernel.linear(x, weight), kernel.rows(weight, ids)
+    x.fill_(0.5)
+    ids.fill_(7)
+    with record() as region:
+        graph.replay()
+    assert not region.copies and region.graph_replays == 1
+    expected = weight.dequantize()
+    assert_near(y, 0.5 * expected.sum(1).expand(2, -1), torch.float16)
+    assert_near(rows, expected[[7, 7]], torch.float16)
+
+
+@DTYPES
+@MATRICES
+def test_a_device_that_is_right_is_trusted(form, type_name, dtype):
+    weight = on_npu(form, type_name, dtype, 48, 256)
+    assert linear_mismatch(NPULinear(), weight, is_embedding=True) is None
+
+
+@DTYPES
+@EXPERTS
+def test_experts_of_a_device_that_is_right_are_trusted(form, type_name, dtype):
+    weight = on_npu(form, type_name, dtype, 4, 48, 256)
+    assert experts_mismatch(experts_kernel(weight).product, weight) is None
+
+
+def _no_offset(w, scale, offset, group):
+    return _right(w, scale, None, group)
+
+
+def _offset_subtracted(w, scale, offset, group):
+    return _right(w, scale, None if offset is None else -offset, group)
+
+
+def _wrong_group(w, scale, offset, group):
+    return _right(w, scale.flip(-2), offset, group)
+
+
+def _nan(w, scale, offset, group):
+    return _right(w, scale, offset, group) * torch.nan
+
+
+def _right(w, scale, offset, group):
+    from npu_sim.operators.antiquant import dequantise
+
+    return dequantise(w, scale, offset, group)
+
+
+@pytest.mark.parametrize("wrong", [_no_offset, _offset_subtracted, _wrong_group, _nan])
+def test_a_device_that_is_wrong_is_not(monkeypatch, wrong):
+    from npu_sim.operators import grouped_matmul, weight_quant_matmul
+
+    monkeypatch.setattr(weight_quant_matmul, "dequantise", wrong)
+    monkeypatch.setattr(grouped_matmul, "dequantise", wrong)
+    matrix = on_npu(Int4, "Q4_1", torch.float16, 48, 256)
+    problem = linear_mismatch(NPULinear(), matrix, is_embedding=False)
+    assert problem.startswith("int4 48 x 256 in float16: the result differs from the decoded")
+    experts = on_npu(GroupedPlanes, "Q5_1", torch.bfloat16, 4, 48, 256)
+    problem = experts_mismatch(experts_kernel(experts).product, experts)
+    assert problem.startswith("planes, experts 4 x 48 x 256 in bfloat16: the result differs")
+
+
+def test_this_product_has_the_operators():
+    assert has_operators()

@@ -1,0 +1,769 @@
+"""Fused attention: each rule broken once, and values against attention written out position by
+position.
+"""
+
+import math
+
+import pytest
+import torch
+from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+
+from npu_sim.operators.attention import Call, fused_attention, v3, v4, v5
+from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.view import View
+
+NAME = "npu_fused_infer_attention_score"
+BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+INF = 2147483647
+CAUSAL = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+
+
+def reference(q, k, v, scale, visible, sink=None):
+    """q (S, N, D), k and v (L, Nk, .), visible(i, j) -> bool;
+
+    one row and one head at a time, in float64.
+    """
+    s, n, _ = q.shape
+    out = torch.zeros(s, n, v.shape[2], dtype=torch.float64)
+    lse = torch.full((s, n), -math.inf, dtype=torch.float64)
+    for i in range(s):
+        seen = [j for j in range(k.shape[0]) if visible(i, j)]
+        for h in range(n):
+            group = h // (n // k.shape[1])
+            logits = torch.tensor(
+                [(q[i, h].double() @ k[j, group].double()).item() * scale for j in seen]
+                + ([sink[h].item()] if sink is not None else []),
+                dtype=torch.float64,
+            )
+            if not len(logits):
+                continue
+            weights = logits.softmax(0)
+            lse[i, h] = logits.logsumexp(0)
+            for w, j in zip(weights, seen, strict=False):
+                out[i, h] += w * v[j, group].double()
+    return out, lse
+
+
+def case_list(*cases):
+    return pytest.mark.parametrize("case", cases, ids=ids(cases))
+
+
+# ---------------------------------------------------------------- fused
+def call(
+    layout="BSND",
+    b=2,
+    s=4,
+    kv=7,
+    n=4,
+    nk=2,
+    d=16,
+    dv=None,
+    dtype=BF16,
+    paged=0,
+    lengths=None,
+    q_lengths=None,
+    sparse=0,
+    mask=None,
+    heads_first=False,
+    lse=False,
+):
+    """A right call.
+
+    paged: block size, 0 for whole keys.  The dense keys of each sequence are under 'sequences',
+    queries under 'queries'.
+    """
+    generator = torch.Generator().manual_seed(7)
+    dv = dv or d
+    rand = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    lengths = lengths or [kv] * b
+    keys, values = (
+        [rand(length, nk, d) for length in lengths],
+        [rand(length, nk, dv) for length in lengths],
+    )
+    table = None
+    if paged:
+        per = max(-(-length // paged) for length in lengths)
+        blocks = b * per + 1
+        table = torch.randperm(blocks, generator=generator)[: b * per].view(b, per).to(I32)
+        pages = [torch.full((blocks, paged, nk, w), torch.nan).to(dtype) for w in (d, dv)]
+        for i in range(b):
+            for page, whole in zip(pages, (keys[i], values[i]), strict=False):
+                for j in range(lengths[i]):
+                    page[table[i, j // paged], j % paged] = whole[j]
+        key, value = (
+            p.transpose(1, 2).contiguous() if heads_first else p.flatten(2) for p in pages
+        )
+    elif layout == "TND":
+        key, value = torch.cat(keys), torch.cat(values)
+    else:
+        most = max(lengths)
+        key, value = (
+            torch.stack(
+                [
+                    torch.cat((w, torch.full((most - len(w), *w.shape[1:]), torch.nan).to(dtype)))
+                    for w in ws
+                ]
+            )
+            for ws in (keys, values)
+        )
+        key, value = (
+            {"BSH": lambda x: x.flatten(2), "BSND": lambda x: x}.get(
+                layout, lambda x: x.transpose(1, 2).contiguous()
+            )(key),
+            {"BSH": lambda x: x.flatten(2), "BSND": lambda x: x}.get(
+                layout, lambda x: x.transpose(1, 2).contiguous()
+            )(value),
+        )
+    if layout == "TND":
+        counts = q_lengths or [s] * b
+        queries = [rand(c, n, d) for c in counts]
+        query, q_len = torch.cat(queries), torch.tensor(counts).cumsum(0).tolist()
+        out, lse_shape = torch.full((sum(counts), n, dv), torch.nan).to(dtype), (sum(counts), n, 1)
+        kv_len = lengths if paged else torch.tensor(lengths).cumsum(0).tolist()
+    else:
+        whole = rand(b, s, n, d)
+        counts = q_lengths or [s] * b
+        queries = [whole[i, : counts[i]] for i in range(b)]
+        query = {"BSH": whole.flatten(2), "BSND": whole}.get(
+            layout, whole.transpose(1, 2).contiguous()
+        )
+        shape = {"BSH": (b, s, n * dv), "BSND": (b, s, n, dv), "BNSD_BSND": (b, s, n, dv)}.get(
+            layout, (b, n, s, dv)
+        )
+        out, lse_shape, q_len, kv_len = (
+            torch.full(shape, torch.nan).to(dtype),
+            (b, n, s, 1),
+            q_lengths,
+            lengths,
+        )
+    return dict(
+        query=query,
+        keys=[key],
+        values=[value],
+        mask=mask,
+        q_lengths=q_len,
+        kv_lengths=kv_len,
+        block_table=table,
+        heads=n,
+        scale=d**-0.5,
+        before=INF,
+        after=INF,
+        layout=layout,
+        kv_heads=nk,
+        sparse=sparse,
+        inner_precise=0,
+        block_size=paged,
+        want_lse=lse,
+        out=out,
+        lse=torch.empty(lse_shape if lse else 1),
+        sink=None,
+        sequences=list(zip(keys, values, strict=False)),
+        queries=queries,
+    )
+
+
+def fused(sequences=None, queries=None, **arguments):
+    fused_attention(Call(NAME, **arguments))
+
+
+def one(name, change):
+    return {name: lambda c: [change(c[name][0])]}
+
+
+PAGED, TND, TNDP, DECODE = (
+    dict(paged=128),
+    dict(layout="TND", d=128),
+    dict(layout="TND", d=128, paged=16),
+    dict(s=1, paged=16),
+)
+SPARSE = dict(sparse=3, mask=CAUSAL)
+FUSED = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("two keys", {"keys": lambda c: c["keys"] * 2}, "key", "one tensor each"),
+    Case(
+        "float32",
+        {"query": lambda c: c["query"].float()},
+        "query",
+        "dtype is one of float16, bfloat16",
+    ),
+    Case("TND float16", {}, "query", "is bfloat16 in layout TND", A2, TND | dict(dtype=F16)),
+    Case("key dtype", one("keys", lambda k: k.half()), "key", "dtype equals that of query"),
+    Case("value dtype", one("values", lambda k: k.half()), "value", "dtype equals that of query"),
+    Case(
+        "out dtype",
+        {"out": lambda c: c["out"].half()},
+        "attention_out",
+        "dtype equals that of query",
+    ),
+    Case(
+        "query strided",
+        {"query": lambda c: c["query"].transpose(1, 2).contiguous().transpose(1, 2)},
+        "query",
+        "must be contiguous",
+    ),
+    Case(
+        "key strided",
+        one("keys", lambda k: k.transpose(1, 2).contiguous().transpose(1, 2)),
+        "key",
+        "must be contiguous",
+    ),
+    Case("key in NZ", one("keys", lambda k: View(k, 29)), "key", "storage format is ND"),
+    Case("257 heads", {"heads": 257}, "num_heads", "it is in [1, 256]"),
+    Case("heads not divided", {"kv_heads": 3}, "num_key_value_heads", "divides num_heads"),
+    Case(
+        "65 queries a head",
+        {"heads": 130, "kv_heads": 2},
+        "num_key_value_heads",
+        "at most 64 times",
+    ),
+    Case("query dims", {"query": lambda c: c["query"][0]}, "query", "has 4 dimensions"),
+    Case(
+        "BSH width",
+        {"query": lambda c: c["query"][..., :62].contiguous()},
+        "query",
+        "multiple of 4",
+        A2,
+        dict(layout="BSH"),
+    ),
+    Case("heads of the query", {"heads": 2}, "query", "number of heads is 2"),
+    Case(
+        "BNSD_BSND decode",
+        {},
+        "input_layout",
+        "more than one query",
+        A2,
+        dict(layout="BNSD_BSND", s=1),
+    ),
+    Case(
+        "batch",
+        {"query": torch.zeros(1, dtype=BF16).expand(65537, 1, 4, 16).contiguous()},
+        "query",
+        "B is in [1, 65536]",
+    ),
+    Case("D too large", {}, "query", "D is in [1, 512]", A2, dict(d=528)),
+    Case("D not in sixteens", {}, "query", "D is a multiple of 16", A2, dict(d=24)),
+    Case(
+        "N D too large",
+        {},
+        "query",
+        "N * D is less than 65535",
+        A2,
+        dict(n=128, nk=2, d=512, s=2, b=1),
+    ),
+    Case(
+        "T too large",
+        {"query": torch.zeros(65537, 4, 128, dtype=BF16)},
+        "query",
+        "T is in [1, 65536]",
+        A2,
+        TND,
+    ),
+    Case(
+        "TND without lengths",
+        {"q_lengths": None},
+        "actual_seq_lengths",
+        "is required in layout TND",
+        A2,
+        TND,
+    ),
+    Case(
+        "TND lengths decreasing",
+        {"q_lengths": [8, 4]},
+        "actual_seq_lengths",
+        "do not decrease",
+        A2,
+        TND,
+    ),
+    Case(
+        "TND lengths beyond T",
+        {"q_lengths": [4, 9]},
+        "actual_seq_lengths",
+        "end within T = 8",
+        A2,
+        TND,
+    ),
+    Case(
+        "three query lengths for four",
+        {"q_lengths": [1, 1, 1]},
+        "actual_seq_lengths",
+        "has 1 or at least 4 values",
+        A2,
+        dict(b=4),
+    ),
+    Case("query length beyond S", {"q_lengths": [5, 1]}, "actual_seq_lengths", "lie in [0, S = 4]"),
+    Case(
+        "TND head of 64",
+        {},
+        "query",
+        "in layout TND are 128, 192, 256",
+        A2,
+        dict(layout="TND", d=64),
+    ),
+    Case(
+        "TND 192 with grouped heads",
+        {},
+        "value",
+        "not 192 with grouped heads",
+        A2,
+        dict(layout="TND", d=192),
+    ),
+    Case(
+        "table dtype",
+        {"block_table": lambda c: c["block_table"].long()},
+        "block_table",
+        "dtype is one of int32",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "table 1-D",
+        {"block_table": lambda c: c["block_table"][0]},
+        "block_table",
+        "has 2 dimensions",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "table batch",
+        {"block_table": lambda c: c["block_table"][:1]},
+        "block_table",
+        "the batch is 2",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "pages without lengths",
+        {"kv_lengths": None},
+        "actual_seq_lengths_kv",
+        "is required with block_table",
+        A2,
+        PAGED,
+    ),
+    Case("prefill pages of 64", {}, "block_size", "128, 256, 384 or 512", A2, dict(paged=64)),
+    Case("decode pages of 24", {}, "block_size", "multiple of 16", A2, dict(s=1, paged=24)),
+    Case("decode pages of 1024", {"block_size": 1024}, "block_size", "up to 512", A2, DECODE),
+    Case("TND pages of 2048", {"block_size": 2048}, "block_size", "up to 1024", A2, TNDP),
+    Case(
+        "4-D pages with BSND",
+        one("keys", lambda k: k[:, None]),
+        "key",
+        "has 3 dimensions",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "value blocks", one("values", lambda v: v[:1]), "value", "number of blocks is 3", A2, PAGED
+    ),
+    Case(
+        "value dims",
+        one("values", lambda v: v.unflatten(2, (2, 128))),
+        "value",
+        "same number of dimensions",
+        A2,
+        TNDP,
+    ),
+    Case(
+        "pages too wide",
+        {
+            "kv_heads": 128,
+            "heads": 128,
+            "query": torch.zeros(2, 1, 128, 512, dtype=BF16),
+            "keys": [torch.zeros(3, 16, 65536, dtype=BF16)],
+            "values": [torch.zeros(3, 16, 65536, dtype=BF16)],
+        },
+        "key",
+        "at most 65535",
+        A2,
+        DECODE,
+    ),
+    Case(
+        "block size of the pages",
+        one("keys", lambda k: k[:, :16].contiguous()),
+        "key",
+        "the block size is 128",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "page width",
+        one("keys", lambda k: k[..., :31].contiguous()),
+        "key",
+        "multiple of 2",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "4-D page shape",
+        one("keys", lambda k: k[:, :1].contiguous()),
+        "key",
+        "shape is (blocks, 2, 16, D)",
+        A2,
+        TNDP | dict(heads_first=True),
+    ),
+    Case(
+        "page elements",
+        {
+            "keys": [torch.zeros(1, dtype=BF16)[:0].view(0, 16, 32).expand(0, 16, 32)],
+            "values": [torch.zeros(0, 16, 32, dtype=BF16)],
+        },
+        "block_table",
+        "values lie in [0, -1]",
+        A2,
+        DECODE,
+    ),
+    Case(
+        "page head size",
+        one("keys", lambda k: k[..., :16].contiguous()),
+        "key",
+        "D is 16",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "value page width",
+        one("values", lambda v: torch.cat((v, v), -1)),
+        "value",
+        "shape equals that of key",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "three key lengths for four",
+        {"kv_lengths": [7, 7, 7]},
+        "actual_seq_lengths_kv",
+        "has 1 or at least 4 values",
+        A2,
+        dict(b=4, paged=128),
+    ),
+    Case(
+        "key length beyond the table",
+        {"kv_lengths": [7, 129]},
+        "actual_seq_lengths_kv",
+        "what the block table holds",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "block out of range",
+        {"block_table": lambda c: c["block_table"] + 3},
+        "block_table",
+        "values lie in [0, 2]",
+        A2,
+        PAGED,
+    ),
+    Case(
+        "TND without key lengths",
+        {"kv_lengths": None},
+        "actual_seq_lengths_kv",
+        "is required in layout TND",
+        A2,
+        TND,
+    ),
+    Case(
+        "TND key lengths count",
+        {"kv_lengths": [14]},
+        "actual_seq_lengths_kv",
+        "number of values is 2",
+        A2,
+        TND,
+    ),
+    Case(
+        "TND key lengths beyond",
+        {"kv_lengths": [7, 15]},
+        "actual_seq_lengths_kv",
+        "end within 14",
+        A2,
+        TND,
+    ),
+    Case("TND key heads", {"kv_heads": 4}, "key", "shape is (T, 4, D)", A2, TND),
+    Case(
+        "BSH key dims",
+        one("keys", lambda k: k[0]),
+        "key",
+        "has 3 dimensions",
+        A2,
+        dict(layout="BSH"),
+    ),
+    Case("BSND key dims", one("keys", lambda k: k[0]), "key", "has 4 dimensions"),
+    Case(
+        "BNSD key dims",
+        one("keys", lambda k: k[0]),
+        "key",
+        "has 4 dimensions",
+        A2,
+        dict(layout="BNSD"),
+    ),
+    Case(
+        "key batch",
+        {
+            "keys": lambda c: [torch.cat((c["keys"][0],) * 2)],
+            "values": lambda c: [torch.cat((c["values"][0],) * 2)],
+        },
+        "key",
+        "the batch is 2",
+    ),
+    Case("key heads", {"kv_heads": 4}, "key", "number of heads is 4"),
+    Case(
+        "value shape",
+        one("values", lambda v: v[:, :3].contiguous()),
+        "value",
+        "shape equals that of key",
+    ),
+    Case(
+        "three whole key lengths for four",
+        {"kv_lengths": [7, 7, 7]},
+        "actual_seq_lengths_kv",
+        "has 1 or at least 4 values",
+        A2,
+        dict(b=4),
+    ),
+    Case(
+        "key length beyond the keys",
+        {"kv_lengths": [7, 8]},
+        "actual_seq_lengths_kv",
+        "lie in [0, 7]",
+    ),
+    Case(
+        "mask float",
+        {"mask": CAUSAL.float()},
+        "atten_mask",
+        "dtype is one of bool, int8, uint8",
+        A2,
+        SPARSE,
+    ),
+    Case("mask strided", {"mask": ~CAUSAL.t()}, "atten_mask", "must be contiguous", A2, SPARSE),
+    Case("inner_precise", {"inner_precise": 4}, "inner_precise", "it is in [0, 3]"),
+    Case(
+        "inner_precise decode",
+        {"inner_precise": 2},
+        "inner_precise",
+        "it where S is 1 is in [0, 1]",
+        A2,
+        DECODE,
+    ),
+    Case(
+        "decode mask too short",
+        {"mask": torch.zeros(2, 8, dtype=torch.bool)},
+        "atten_mask",
+        "at least 16",
+        A2,
+        DECODE,
+    ),
+    Case("sparse_mode", {"sparse": 5}, "sparse_mode", "is one of 0, 1, 2, 3, 4"),
+    Case(
+        "causal without mask",
+        {"mask": None},
+        "atten_mask",
+        "is required with sparse_mode 2, 3 and 4",
+        A2,
+        SPARSE,
+    ),
+    Case(
+        "causal mask shape",
+        {"mask": CAUSAL[:1024, :1024].contiguous()},
+        "atten_mask",
+        "shape is (2048, 2048)",
+        A2,
+        SPARSE,
+    ),
+    Case(
+        "causal mask upside down",
+        {"mask": ~CAUSAL},
+        "atten_mask",
+        "one above the diagonal",
+        A2,
+        SPARSE,
+    ),
+    Case(
+        "more queries than keys",
+        {},
+        "actual_seq_lengths",
+        "no sequence has more queries than keys",
+        A2,
+        dict(kv=3, **SPARSE),
+    ),
+    Case("all masked without mask", {"sparse": 1}, "atten_mask", "is required with sparse_mode 1"),
+    Case("mask shape", {"mask": torch.zeros(4, 6, dtype=torch.bool)}, "atten_mask", "K >= 7"),
+    Case(
+        "TND mask",
+        {"mask": torch.zeros(4, 7, dtype=torch.bool)},
+        "atten_mask",
+        "takes none with sparse_mode 0",
+        A2,
+        TND,
+    ),
+    Case("out shape", {"out": lambda c: c["out"][:1]}, "attention_out", "shape is (2, 4, 4, 16)"),
+    Case("sink dtype", {"sink": torch.zeros(4)}, "learnable_sink", "dtype is one of"),
+    Case("sink shape", {"sink": torch.zeros(2, dtype=BF16)}, "learnable_sink", "shape is (4,)"),
+)
+
+
+@case_list(*FUSED)
+def test_fused_refuses(case):
+    refused(fused, call, case, NAME)
+
+
+def test_pages_of_more_elements_than_int32_counts():
+    huge = torch.empty(2**20, 128, 16, dtype=BF16)  # 4 GiB of addresses, none of it touched
+    c = call(s=1, paged=128, n=2, nk=1)
+    refused(
+        fused, lambda: c, Case("", {"keys": [huge], "values": [huge]}, "key", "fits in int32"), NAME
+    )
+
+
+def visible_of(sparse, mask, s, kv, before=INF, after=INF):
+    last = kv - s
+    return {
+        0: (lambda i, j: mask is None or not mask[i, j]),
+        1: (lambda i, j: not mask[i, j]),
+        2: (lambda i, j: j <= i),
+        3: (lambda i, j: j <= i + last),
+        4: (lambda i, j: i + last - before <= j <= i + last + after),
+    }[sparse]
+
+
+def outputs(c):
+    """One (S, N, Dv) a sequence."""
+    n, out, start = c["heads"], c["out"], 0
+    found = []
+    for i, q in enumerate(c["queries"]):
+        s = q.shape[0]
+        if c["layout"] == "TND":
+            found.append(out[start : start + s])
+            start += s
+        elif c["layout"] == "BNSD":
+            found.append(out[i].transpose(0, 1)[:s])
+        else:
+            found.append(out[i].unflatten(-1, (n, -1))[:s] if c["layout"] == "BSH" else out[i, :s])
+    return found
+
+
+def check(c, sparse=0, mask=None, before=INF, after=INF, sink=None):
+    worst = 2e-2 if c["query"].dtype == BF16 else 3e-3
+    for found, q, (k, v) in zip(outputs(c), c["queries"], c["sequences"], strict=False):
+        expected, _ = reference(
+            q,
+            k,
+            v,
+            c["scale"],
+            visible_of(sparse, mask, q.shape[0], k.shape[0], before, after),
+            sink,
+        )
+        assert (found.double() - expected).abs().max() <= worst * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD", "BNSD_BSND"])
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("paged", [0, 128])
+def test_prefill_values(layout, dtype, paged):
+    c = call(
+        layout=layout,
+        dtype=dtype,
+        paged=paged,
+        lengths=[9, 5],
+        q_lengths=[4, 3],
+        heads_first=layout.startswith("BNSD"),
+        **SPARSE,
+    )
+    fused(**c)
+    check(c, 3)
+    assert not c["out"].isnan().any()  # rows behind the shorter sequence are zero
+
+
+@pytest.mark.parametrize("layout", ["BSH", "BSND", "BNSD"])
+@pytest.mark.parametrize("soc", [A2, A3, A5])
+def test_decode_values(layout, soc):
+    c = call(layout=layout, s=1, paged=16, lengths=[20, 33])
+    with on(soc):
+        fused(**c)
+    check(c)
+    c = call(layout=layout, s=1, kv=9)
+    mask = torch.rand(9) > 0.5
+    mask[0] = False
+    with on(soc):
+        fused(**c | {"mask": mask.expand(2, 9).contiguous()})
+    check(c, 0, mask.expand(1, 9))
+
+
+@pytest.mark.parametrize("paged,heads_first", [(0, False), (16, False), (128, True)])
+@pytest.mark.parametrize("d,dv", [(128, 128), (192, 128)])
+def test_tnd_values(paged, heads_first, d, dv):
+    c = call(
+        layout="TND",
+        d=d,
+        dv=dv,
+        paged=paged,
+        heads_first=heads_first,
+        lengths=[18, 5],
+        q_lengths=[2, 5],
+        **SPARSE,
+        lse=True,
+    )
+    fused(**c)
+    check(c, 3)
+    start = 0
+    for q, (k, v) in zip(c["queries"], c["sequences"], strict=False):
+        _, lse = reference(q, k, v, c["scale"], visible_of(3, None, q.shape[0], k.shape[0]))
+        assert torch.allclose(
+            c["lse"][start : start + q.shape[0], :, 0].double(), lse, rtol=1e-4, atol=1e-3
+        )
+        start += q.shape[0]
+
+
+def test_masks():
+    c = call()
+    fused(**c)
+    check(c)
+    mask = torch.rand(4, 7) > 0.6
+    mask[:, 0] = False
+    for sparse in (0, 1):
+        c = call(sparse=sparse, mask=mask)
+        fused(**c)
+        check(c, sparse, mask)
+    c = call(sparse=0, mask=torch.zeros(4, 7, dtype=torch.bool)) | {"before": 1, "after": 2}
+    fused(**c)
+    check(c, 0, torch.tensor([[not (i - 1 <= j <= i + 2) for j in range(7)] for i in range(4)]))
+    c = call(sparse=2, mask=CAUSAL)
+    fused(**c)
+    check(c, 2)
+    c = call(sparse=4, mask=CAUSAL.to(torch.int8)) | {"before": 2, "after": 0}
+    fused(**c)
+    check(c, 4, before=2, after=0)
+
+
+def test_sink_and_lse_and_single_lengths():
+    sink = torch.randn(4).to(BF16)
+    c = call(lse=True) | {"sink": sink, "kv_lengths": [7], "q_lengths": [4]}
+    fused(**c)
+    check(c, sink=sink)
+    _, lse = reference(c["queries"][1], *c["sequences"][1], c["scale"], lambda i, j: True, sink)
+    assert torch.allclose(c["lse"][1, :, :, 0].t().double(), lse, rtol=1e-4, atol=1e-3)
+
+
+def test_fused_entry_points_and_what_is_missing():
+    c = call(s=1, paged=16)
+    # the 32 optional arguments of v3 before the number of heads
+    head = [
+        c["query"],
+        c["keys"],
+        c["values"],
+        None,
+        None,
+        None,
+        c["kv_lengths"],
+        *[None] * 7,
+        c["block_table"],
+        *[None] * 12,
+    ]
+    numbers = [c["heads"], c["scale"], INF, INF, "BSND", c["kv_heads"], 0, 0, 16, 0, False, 0, 0]
+    for entry, more, tail in ((v3, [], []), (v4, [None] * 2, [0]), (v5, [None] * 4, [0, 0])):
+        c["out"].fill_(torch.nan)
+        entry(*head, *more, *numbers, *tail, c["out"], c["lse"])
+        check(c)
+        broken = [*head[:3], torch.zeros(1), *head[4:]]  # pse_shift
+        with pytest.raises(OperatorMissing, match=NAME):
+            entry(*broken, *more, *numbers, *tail, c["out"], c["lse"])
+    with pytest.raises(OperatorMissing, match="NTD"):
+        fused(**call() | {"layout": "NTD"})
+    with pytest.raises(OperatorMissing, match="int8"):
+        fused(**call() | {"keys": [torch.zeros(2, 7, 2, 16, dtype=torch.int8)]})

@@ -1,0 +1,516 @@
+"""npu_grouped_matmul: each rule broken once, and values."""
+
+import pytest
+import torch
+from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+
+from npu_sim.operators.grouped_matmul import grouped_matmul, v4, v5, weight_nz
+from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.view import View, int4_pack
+
+NAME = "npu_grouped_matmul"
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def call(
+    kind="int4",
+    dtype=BF16,
+    group=32,
+    experts=3,
+    k=64,
+    n=128,
+    counts=(2, 0, 5),
+    transposed=False,
+    many=False,
+    nz=False,
+):
+    """A right call, and float64 weights under 'values'.  kind: plain, int8 or int4."""
+    generator = torch.Generator().manual_seed(2)
+    m = sum(counts)
+    arguments = dict(
+        bias=None,
+        scale=None,
+        offset=None,
+        antiquant_scale=None,
+        antiquant_offset=None,
+        per_token_scale=None,
+        group_list=torch.tensor(counts).cumsum(0),
+        split_item=2,
+        group_type=0,
+        group_list_type=0,
+        act_type=0,
+        nz=nz,
+    )
+    if kind == "plain":
+        stored = torch.randn(experts, k, n, generator=generator).to(dtype)
+        values = stored.double()
+    else:
+        ints = (
+            torch.randint(-8, 8, (experts, k, n), generator=generator)
+            if kind == "int4"
+            else torch.randint(-128, 128, (experts, k, n), generator=generator)
+        )
+        groups = k // group if group else 1
+        s = (torch.rand(experts, groups, n, generator=generator) * 0.1).to(dtype)
+        o = torch.randint(-8, 8, (experts, groups, n), generator=generator).to(dtype)
+        wide = lambda v: v.double().repeat_interleave(k // groups, 1)  # noqa: E731
+        values = (ints.double() + wide(o)) * wide(s)
+        s, o = (v if group else v[:, 0] for v in (s, o))
+        arguments |= dict(
+            antiquant_scale=list(s) if many else [s], antiquant_offset=list(o) if many else [o]
+        )
+        stored = ints.to(torch.int32) if kind == "int4" else ints.to(torch.int8)
+    if transposed:
+        stored = stored.transpose(1, 2).contiguous()
+    if kind == "int4":
+        stored = int4_pack(stored)
+    if transposed:
+        stored = stored.transpose(1, 2)
+    weight = [View(w, 29 if nz else 2) for w in (stored.unbind(0) if many else [stored])]
+    return arguments | dict(
+        x=[torch.randn(m, k, generator=generator).to(dtype)],
+        weight=weight,
+        y=[torch.full((m, n), torch.nan).to(dtype)],
+        values=values,
+    )
+
+
+def operator(values=None, **arguments):
+    grouped_matmul(**arguments)
+
+
+def one(name, change):
+    """Changes the single tensor of a list argument."""
+    return {name: lambda c: [change(c[name][0])]}
+
+
+def weight(change):
+    return {"weight": lambda c: [View(change(w.t), w.format) for w in c["weight"]]}
+
+
+PLAIN, INT8, INT8C = dict(kind="plain"), dict(kind="int8"), dict(kind="int8", group=0)
+CASES = [
+    Case("no x", {"x": []}, "x", "not empty"),
+    Case("no weight", {"weight": []}, "weight", "1 to 128 tensors"),
+    Case("129 weights", {"weight": lambda c: c["weight"] * 129}, "weight", "1 to 128 tensors"),
+    Case("group_type 1", {"group_type": 1}, "group_type", "is one of -1, 0, 2"),
+    Case("split_item 5", {"split_item": 5}, "split_item", "is one of 0, 1, 2, 3"),
+    Case(
+        "group_type -1 with one output",
+        {"group_type": -1},
+        "group_type",
+        "is not -1 where split_item is 2 or 3",
+    ),
+    Case("group_type 2 on 310P", {"group_type": 2}, "group_type", "310P takes 0 only", P310),
+    Case(
+        "scale with floating-point x",
+        {"scale": [torch.ones(3, 128)]},
+        "scale",
+        "must not be given with floating-point x",
+    ),
+    Case(
+        "per_token_scale with floating-point x",
+        {"per_token_scale": [torch.ones(7)]},
+        "per_token_scale",
+        "must not be given",
+    ),
+    Case("act_type 3", {"act_type": 3}, "act_type", "is one of 0, 1, 2, 4, 5"),
+    Case("act_type 5", {"act_type": 5}, "act_type", "need int8 x"),
+    Case(
+        "x float32 with int4",
+        one("x", lambda t: t.float()),
+        "x",
+        "dtype is one of float16, bfloat16",
+    ),
+    Case(
+        "x float32 on 950",
+        {},
+        "x",
+        "dtype is one of float16, bfloat16",
+        A5,
+        dict(kind="plain", dtype=F32),
+    ),
+    Case("x bfloat16 on 310P", {}, "x", "dtype is one of float16", P310, PLAIN),
+    Case("weight int64", weight(lambda w: w.long()), "weight", "dtype is one of"),
+    Case(
+        "weight dtype beside x", weight(lambda w: w.half()), "weight", "dtype is one of", A2, PLAIN
+    ),
+    Case(
+        "weights of two dtypes",
+        {
+            "weight": lambda c: [
+                c["weight"][0],
+                View(torch.zeros(64, 128, dtype=torch.int8)),
+                c["weight"][2],
+            ]
+        },
+        "weight",
+        "has one dtype",
+        A2,
+        dict(many=True),
+    ),
+    Case("y dtype", one("y", lambda t: t.half()), "y", "dtype equals that of x"),
+    Case("x in NZ", one("x", lambda t: View(t, 29)), "x", "storage format is ND"),
+    Case(
+        "weight in NZ through the ND entry",
+        {"weight": lambda c: [View(c["weight"][0].t, 29)]},
+        "weight",
+        "every tensor is ND",
+    ),
+    Case(
+        "weight in ND through the NZ entry",
+        {"nz": True},
+        "weight",
+        "every tensor is FRACTAL_NZ",
+        A2,
+        PLAIN,
+    ),
+    Case("x 3-D", one("x", lambda t: t[None]), "x", "has 2 dimensions"),
+    Case("x transposed", one("x", lambda t: t.t().contiguous().t()), "x", "is not transposed"),
+    Case("weight 2-D", weight(lambda w: w[0]), "weight", "has 3 dimensions"),
+    Case(
+        "weight strided",
+        weight(lambda w: torch.zeros(3, 64, 32, dtype=torch.int32)[..., ::2]),
+        "weight",
+        "contiguous or a transposed view",
+    ),
+    Case(
+        "some weights transposed",
+        {
+            "weight": lambda c: [
+                c["weight"][0],
+                View(torch.zeros(128, 64, dtype=BF16).t()),
+                c["weight"][2],
+            ]
+        },
+        "weight",
+        "every tensor is transposed, or none",
+        A2,
+        dict(kind="plain", many=True),
+    ),
+    Case("K mismatch", one("x", lambda t: t[:, :32].contiguous()), "weight", "its K is 32"),
+    Case(
+        "weights of two N",
+        {
+            "weight": lambda c: [
+                c["weight"][0],
+                View(torch.zeros(64, 64, dtype=BF16)),
+                c["weight"][2],
+            ]
+        },
+        "weight",
+        "its N is 128",
+        A2,
+        dict(kind="plain", many=True),
+    ),
+    Case(
+        "K at the inner limit",
+        {
+            "x": [torch.zeros(7, 65536, dtype=BF16)],
+            "weight": [View(torch.zeros(3, 65536, 1, dtype=BF16))],
+        },
+        "x",
+        "less than 65536",
+        A2,
+        PLAIN,
+    ),
+    Case(
+        "N at the inner limit",
+        {
+            "x": [torch.zeros(7, 1, dtype=BF16)],
+            "weight": [View(torch.zeros(3, 1, 65536, dtype=BF16))],
+        },
+        "weight",
+        "less than 65536",
+        A2,
+        PLAIN,
+    ),
+    Case("N on 310P", {}, "weight", "multiple of 16", P310, dict(kind="plain", dtype=F16, n=40)),
+    Case("NZ unaligned", {}, "weight", "tiles of 16 x 16", A2, dict(kind="plain", n=40, nz=True)),
+    Case("NZ int4", {}, "weight", "not with antiquant", A2, dict(nz=True)),
+    Case("NZ int8", {}, "weight", "not with antiquant", A2, dict(kind="int8", group=0, nz=True)),
+    Case(
+        "NZ float32", {}, "weight", "not with antiquant", A2, dict(kind="plain", dtype=F32, nz=True)
+    ),
+    Case("two outputs", {"y": lambda c: c["y"] * 2}, "y", "number of tensors is 1"),
+    Case("y shape", one("y", lambda t: t[:3]), "y", "shape is (7, 128)"),
+    Case(
+        "bias of another list length",
+        {"bias": [torch.ones(128)] * 2},
+        "bias",
+        "number of tensors is 1",
+    ),
+    Case(
+        "bias bfloat16",
+        {"bias": [torch.ones(3, 128, dtype=BF16)]},
+        "bias",
+        "dtype is torch.float32",
+    ),
+    Case(
+        "bias float32 with float16",
+        {"bias": [torch.ones(3, 128)]},
+        "bias",
+        "dtype is torch.float16",
+        A2,
+        dict(dtype=F16),
+    ),
+    Case("bias shape", {"bias": [torch.ones(128)]}, "bias", "shape is (3, 128)"),
+    Case("no group_list", {"group_list": None}, "group_list", "is required"),
+    Case(
+        "group_list int32",
+        {"group_list": lambda c: c["group_list"].int()},
+        "group_list",
+        "dtype is one of int64",
+    ),
+    Case("group_list_type 7", {"group_list_type": 7}, "group_list_type", "is one of 0, 1"),
+    Case(
+        "group_list 2-D",
+        {"group_list": lambda c: c["group_list"][None]},
+        "group_list",
+        "has 1 dimensions",
+    ),
+    Case(
+        "1025 groups",
+        {"group_list": torch.zeros(1025, dtype=torch.int64)},
+        "group_list",
+        "at most 1024 groups",
+    ),
+    Case(
+        "group_list of another length",
+        {"group_list": lambda c: c["group_list"][:2]},
+        "group_list",
+        "shape is (3,)",
+    ),
+    Case(
+        "negative count",
+        {"group_list": torch.tensor([3, -1, 5]), "group_list_type": 1},
+        "group_list",
+        "not negative",
+    ),
+    Case("decreasing", {"group_list": torch.tensor([5, 3, 7])}, "group_list", "do not decrease"),
+    Case("beyond M", {"group_list": torch.tensor([2, 3, 9])}, "group_list", "ends at M = 7"),
+    Case(
+        "counts beyond M",
+        {"group_list": torch.tensor([2, 3, 9]), "group_list_type": 1},
+        "group_list",
+        "ends at M = 7",
+    ),
+    Case(
+        "scale with plain weights",
+        {"antiquant_scale": [torch.ones(3, 128, dtype=BF16)]},
+        "antiquant_scale",
+        "must not be given with floating-point weights",
+        A2,
+        PLAIN,
+    ),
+    Case(
+        "offset with plain weights",
+        {"antiquant_offset": [torch.ones(3, 128, dtype=BF16)]},
+        "antiquant_offset",
+        "must not be given with floating-point weights",
+        A2,
+        PLAIN,
+    ),
+    Case("antiquant on 310P", {}, "weight", "dtype is one of float16", P310, dict(dtype=F16)),
+    Case("no scale", {"antiquant_scale": None}, "antiquant_scale", "is required"),
+    Case("no offset", {"antiquant_offset": None}, "antiquant_offset", "is required"),
+    Case(
+        "empty offset list",
+        {"antiquant_offset": []},
+        "antiquant_offset",
+        "zeros where there is none",
+    ),
+    Case(
+        "two scales",
+        {"antiquant_scale": lambda c: c["antiquant_scale"] * 2},
+        "antiquant_scale",
+        "number of tensors is 1",
+    ),
+    Case(
+        "scale float32",
+        one("antiquant_scale", lambda t: t.float()),
+        "antiquant_scale",
+        "dtype equals that of x",
+    ),
+    Case(
+        "offset float16",
+        one("antiquant_offset", lambda t: t.half()),
+        "antiquant_offset",
+        "dtype equals that of x",
+    ),
+    Case(
+        "scale in NZ",
+        one("antiquant_scale", lambda t: View(t, 29)),
+        "antiquant_scale",
+        "storage format is ND",
+    ),
+    Case("int8 per group", {}, "antiquant_scale", "int8 weights are per channel", A2, INT8),
+    Case(
+        "groups do not divide K",
+        one("antiquant_scale", lambda t: torch.ones(3, 3, 128, dtype=BF16)),
+        "antiquant_scale",
+        "divides K = 64",
+    ),
+    Case(
+        "scale shape per group",
+        one("antiquant_scale", lambda t: t[:2]),
+        "antiquant_scale",
+        "shape is (3, 2, 128)",
+    ),
+    Case(
+        "groups differ",
+        one("antiquant_offset", lambda t: t[:, :1]),
+        "antiquant_offset",
+        "groups of 32",
+    ),
+    Case(
+        "scale shape per channel",
+        one("antiquant_scale", lambda t: t[:2]),
+        "antiquant_scale",
+        "shape is (3, 128)",
+        A2,
+        INT8C,
+    ),
+    Case(
+        "offset per channel beside groups",
+        one("antiquant_offset", lambda t: t[:, 0]),
+        "antiquant_offset",
+        "per group where antiquant_scale is",
+    ),
+    Case(
+        "odd group transposed",
+        {},
+        "antiquant_scale",
+        "group length is even",
+        A2,
+        dict(k=24, group=3, transposed=True),
+    ),
+    Case(
+        "groups of 16",
+        {},
+        "antiquant_scale",
+        "groups shorter than 32 (found 16): not documented",
+        A2,
+        dict(group=16),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_refuses(case):
+    refused(operator, call, case, NAME)
+
+
+def check(c, counts, bias=None):
+    out, start = c["y"][0].double(), 0
+    for e, count in enumerate(counts):
+        expected = c["x"][0][start : start + count].double() @ c["values"][e]
+        if bias is not None:
+            expected += bias[e].double()
+        tolerance = {BF16: 2e-2, F16: 3e-3, F32: 1e-5}[c["x"][0].dtype]
+        assert (
+            not count
+            or (out[start : start + count] - expected).abs().max()
+            <= tolerance * expected.abs().max()
+        )
+        start += count
+
+
+@pytest.mark.parametrize("soc", [A2, A3, A5])
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("kind,group", [("plain", 0), ("int8", 0), ("int4", 0), ("int4", 32)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+def test_values(soc, dtype, kind, group, transposed, many):
+    counts = (2, 0, 5)
+    c = call(kind=kind, dtype=dtype, group=group, transposed=transposed, many=many, counts=counts)
+    bias = torch.randn(3, 128).to(F16 if dtype == F16 else F32)
+    with on(soc):
+        operator(**c | {"bias": list(bias) if many else [bias]})
+    check(c, counts, bias)
+
+
+def test_counts_and_rows_behind_the_last_group():
+    c = call(counts=(2, 1, 5))
+    operator(**c | {"group_list": torch.tensor([2, 1, 3]), "group_list_type": 1})
+    check(c, (2, 1, 3))
+    assert c["y"][0][6:].isnan().all()  # not computed, not written
+
+
+def test_float32_plain_and_310p():
+    c = call(kind="plain", dtype=F32)
+    operator(**c)
+    check(c, (2, 0, 5))
+    c = call(kind="plain", dtype=F16)
+    with on(P310):
+        operator(**c)
+    check(c, (2, 0, 5))
+
+
+def test_two_int4_planes_make_int8_groups():
+    """w = 16 h + l: [x, x] @ [h; l - 8] with scales 16 s and s and offset 8 on the second plane is
+    per-group int8, exactly.
+    """
+    experts, k, n, group = 2, 64, 64, 32
+    w = torch.randint(-128, 128, (experts, k, n))
+    high, low = w >> 4, (w & 15) - 8
+    s = (torch.rand(experts, k // group, n) * 0.05 + 0.01).to(F16)
+    zero, eight = torch.zeros_like(s), torch.full_like(s, 8)
+    x = torch.randn(5, k).to(F16)
+    y = torch.empty(5, n, dtype=F16)
+    operator(
+        x=[torch.cat((x, x), 1)],
+        weight=[int4_pack(torch.cat((high, low), 1).to(torch.int32))],
+        bias=None,
+        scale=None,
+        offset=None,
+        antiquant_scale=[torch.cat((s * 16, s), 1)],
+        antiquant_offset=[torch.cat((zero, eight), 1)],
+        per_token_scale=None,
+        group_list=torch.tensor([2, 5]),
+        split_item=2,
+        group_type=0,
+        group_list_type=0,
+        act_type=0,
+        y=[y],
+        nz=False,
+    )
+    dense = w.double() * s.double().repeat_interleave(group, 1)
+    expected = torch.cat((x[:2].double() @ dense[0], x[2:].double() @ dense[1]))
+    assert (y.double() - expected).abs().max() <= 4e-3 * expected.abs().max()
+
+
+def test_entry_points():
+    c = call()
+    head = [
+        c[a]
+        for a in (
+            "x",
+            "weight",
+            "bias",
+            "scale",
+            "offset",
+            "antiquant_scale",
+            "antiquant_offset",
+            "per_token_scale",
+            "group_list",
+        )
+    ] + [None] * 3
+    attributes = [2, 0, 0, 0]
+    v4(*head, *attributes, c["y"], None, None)
+    check(c, (2, 0, 5))
+    c["y"][0].zero_()
+    v5(*head, *attributes, None, c["y"], None, None)
+    check(c, (2, 0, 5))
+    c = call(kind="plain", nz=True)
+    head[0], head[1], head[5], head[6] = c["x"], c["weight"], None, None
+    weight_nz(*head, *attributes, None, 0, c["y"], None, None)
+    check(c, (2, 0, 5))
+
+
+@pytest.mark.parametrize(
+    "change", [{"group_type": 2}, {"split_item": 0}, {"group_type": -1, "split_item": 0}]
+)
+def test_missing_is_named(change):
+    with pytest.raises(OperatorMissing, match=NAME):
+        operator(**call() | change)

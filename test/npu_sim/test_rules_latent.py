@@ -1,0 +1,252 @@
+"""Operators around attention over latent vectors, and its rope parts: each rule broken once, and
+values against the formulas.
+"""
+
+import pytest
+import test_rules_attention as attention
+import torch
+from rule_cases import P310, Case, ids, refused
+from test_rules_rope_cache import TOLERANCE, angles, turned
+
+from npu_sim.operators.attention import Call, fused_attention
+from npu_sim.operators.latent import kv_rmsnorm_rope_cache, transpose_batchmatmul
+from npu_sim.operators.rules import OperatorMissing
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+# ---------------------------------------------------------------- npu_kv_rmsnorm_rope_cache
+def kv_call(dtype=BF16, tokens=3):
+    cos, sin = (torch.cat((x, x), -1).to(dtype) for x in angles(tokens, 1, 1, 64))
+    return dict(
+        kv=torch.randn(tokens, 1, 1, 576).to(dtype),
+        gamma=torch.randn(512).to(dtype),
+        cos=cos,
+        sin=sin,
+        index=torch.tensor([17, -1, 4]),
+        k_cache=torch.zeros(2, 16, 1, 64, dtype=dtype),
+        ckv_cache=torch.zeros(2, 16, 1, 512, dtype=dtype),
+        k_scale=None,
+        ckv_scale=None,
+        k_offset=None,
+        ckv_offset=None,
+        epsilon=1e-5,
+        mode=b"PA_BNSD",
+        outputs=True,
+        k_out=torch.empty(tokens, 1, 1, 64, dtype=dtype),
+        ckv_out=torch.empty(tokens, 1, 1, 512, dtype=dtype),
+    )
+
+
+KV = [
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("float32", {"kv": torch.zeros(3, 1, 1, 576)}, "kv", "dtype is one of"),
+    Case("3-D", {"kv": lambda c: c["kv"][0]}, "kv", "has 4 dimensions"),
+    Case("two heads", {"kv": torch.zeros(3, 2, 1, 576).to(BF16)}, "kv", "N is 1"),
+    Case("D", {"kv": torch.zeros(3, 1, 1, 96).to(BF16)}, "kv", "D is 576"),
+    Case("gamma dtype", {"gamma": torch.zeros(512)}, "gamma", "dtype equals that of kv"),
+    Case("gamma shape", {"gamma": torch.zeros(64).to(BF16)}, "gamma", "shape is (512,)"),
+    Case("cos shape", {"cos": lambda c: c["cos"][:2]}, "cos", "shape is (3, 1, 1, 64)"),
+    Case("sin shape", {"sin": lambda c: c["sin"][:2]}, "sin", "shape is (3, 1, 1, 64)"),
+    Case("index int32", {"index": lambda c: c["index"].int()}, "index", "dtype is one of int64"),
+    Case("index shape", {"index": lambda c: c["index"][:2]}, "index", "shape is (3,)"),
+    Case("index beyond", {"index": lambda c: c["index"] + 15}, "index", "values lie in"),
+    Case("index twice", {"index": torch.tensor([4, 2, 4])}, "index", "no two rows"),
+    Case("cache 3-D", {"k_cache": lambda c: c["k_cache"][0]}, "k_cache", "has 4 dimensions"),
+    Case("cache dtype", {"k_cache": lambda c: c["k_cache"].half()}, "k_cache", "dtype equals"),
+    Case("cache shape", {"ckv_cache": lambda c: c["ckv_cache"][:1]}, "ckv_cache", "shape is"),
+    Case(
+        "cache not contiguous",
+        {"ckv_cache": torch.zeros(2, 16, 1, 1024).to(BF16)[..., ::2]},
+        "ckv_cache",
+        "contiguous",
+    ),
+    Case(
+        "block size",
+        {
+            "k_cache": torch.zeros(2, 12, 1, 64).to(BF16),
+            "ckv_cache": torch.zeros(2, 12, 1, 512).to(BF16),
+        },
+        "k_cache",
+        "the block size",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", KV, ids=ids(KV))
+def test_kv_refuses(case):
+    refused(kv_rmsnorm_rope_cache, kv_call, case, "npu_kv_rmsnorm_rope_cache")
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_kv_values(dtype):
+    c = kv_call(dtype)
+    kv_rmsnorm_rope_cache(**c)
+    low, high = c["kv"].double().split([512, 64], -1)
+    low = low / (low.square().mean(-1, keepdim=True) + 1e-5).sqrt() * c["gamma"].double()
+    high = turned(c["kv"][..., 512:], c["cos"][..., :32], c["sin"][..., :32], False)
+    high = torch.cat((high[..., 0::2], high[..., 1::2]), -1)
+    for rows, cache, out in ((low, c["ckv_cache"], c["ckv_out"]), (high, c["k_cache"], c["k_out"])):
+        assert (out.double() - rows).abs().max() <= 6 * TOLERANCE[dtype]
+        for row, place in ((0, 17), (2, 4)):
+            assert (cache[place // 16, place % 16] == out[row, 0]).all()
+            cache[place // 16, place % 16] = 0
+        assert not cache.any()  # the row with index -1 went nowhere
+
+
+def test_kv_what_is_missing():
+    for change in ({"mode": b"PA_NZ"}, {"k_scale": torch.ones(1)}):
+        with pytest.raises(OperatorMissing, match="npu_kv_rmsnorm_rope_cache"):
+            kv_rmsnorm_rope_cache(**(kv_call() | change))
+
+
+# ---------------------------------------------------------------- npu_transpose_batchmatmul
+def product_call(dtype=BF16):
+    return dict(
+        x1=torch.randn(5, 4, 32).to(dtype),
+        x2=torch.randn(4, 32, 16).to(dtype),
+        bias=None,
+        scale=None,
+        perm_x1=[1, 0, 2],
+        perm_x2=[0, 1, 2],
+        perm_y=[1, 0, 2],
+        _math=0,
+        split=1,
+        out=torch.empty(5, 4, 16, dtype=dtype),
+    )
+
+
+PRODUCT = [
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("bias", {"bias": torch.zeros(16)}, "bias", "is reserved"),
+    Case("int8", {"x1": torch.ones(5, 4, 32, dtype=torch.int8)}, "input", "dtype is one of"),
+    Case("weight dtype", {"x2": lambda c: c["x2"].half()}, "weight", "dtype equals"),
+    Case("input 2-D", {"x1": lambda c: c["x1"][0]}, "input", "has 3 dimensions"),
+    Case("weight 2-D", {"x2": lambda c: c["x2"][0]}, "weight", "has 3 dimensions"),
+    Case("perm_x1", {"perm_x1": [2, 0, 1]}, "perm_x1", "is one of"),
+    Case("perm_x2", {"perm_x2": [1, 0, 2]}, "perm_x2", "is one of"),
+    Case("perm_y", {"perm_y": [0, 1, 2]}, "perm_y", "is one of"),
+    Case("batch", {"x2": lambda c: c["x2"][:2]}, "weight", "the batch is 4"),
+    Case("K", {"x2": lambda c: c["x2"][:, :8]}, "weight", "K is 32"),
+    Case(
+        "B",
+        {"x1": torch.zeros(1, 65536, 1).to(BF16), "x2": torch.zeros(65536, 1, 1).to(BF16)},
+        "input",
+        "B",
+    ),
+    Case("N", {"x2": torch.zeros(4, 32, 65536).to(BF16)}, "weight", "N"),
+    Case(
+        "K too large",
+        {"x1": torch.zeros(5, 4, 65536).to(BF16), "x2": torch.zeros(4, 65536, 1).to(BF16)},
+        "input",
+        "K",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", PRODUCT, ids=ids(PRODUCT))
+def test_product_refuses(case):
+    refused(transpose_batchmatmul, product_call, case, "npu_transpose_batchmatmul")
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_product_values(dtype):
+    c = product_call(dtype)
+    transpose_batchmatmul(**c)
+    expected = torch.einsum("mbk,bkn->mbn", c["x1"].double(), c["x2"].double())
+    assert (c["out"].double() - expected).abs().max() <= 20 * TOLERANCE[dtype]
+
+
+def test_product_what_is_missing():
+    with pytest.raises(OperatorMissing, match="npu_transpose_batchmatmul"):
+        transpose_batchmatmul(**(product_call() | {"split": 2}))
+
+
+# ---------------------------------------------------------------- rope parts of fused attention
+def _with_parts(c):
+    c["q_rope"] = torch.randn(*c["query"].shape[:-1], 64).to(BF16)
+    c["k_rope"] = torch.randn(*c["keys"][0].shape[:-1], 64).to(BF16)
+    return c
+
+
+def pages_call(size=512, kv_heads=1, paged=16):
+    return _with_parts(attention.call(s=1, n=4, nk=kv_heads, d=size, paged=paged))
+
+
+def tnd_call(size=128, kv_heads=4):
+    return _with_parts(attention.call("TND", n=4, nk=kv_heads, d=size))
+
+
+def with_rope(sequences=None, queries=None, **arguments):
+    fused_attention(Call(attention.NAME, **arguments))
+
+
+ROPE = [
+    Case("no queries'", {"q_rope": None}, "query_rope", "is given with key_rope"),
+    Case("no keys'", {"k_rope": None}, "key_rope", "is given with query_rope"),
+    Case("dtype", {"q_rope": lambda c: c["q_rope"].half()}, "query_rope", "dtype equals"),
+    Case(
+        "not contiguous",
+        {"q_rope": torch.zeros(2, 1, 4, 128).to(BF16)[..., ::2]},
+        "query_rope",
+        "contiguous",
+    ),
+    Case("dimensions", {"q_rope": lambda c: c["q_rope"][0]}, "query_rope", "has 4 dimensions"),
+    Case("width", {"q_rope": torch.zeros(2, 1, 4, 32).to(BF16)}, "query_rope", "shape is"),
+    Case("keys' width", {"k_rope": lambda c: c["k_rope"][:1]}, "key_rope", "shape is"),
+    Case(
+        "heads",
+        {
+            "heads": 3,
+            "query": lambda c: c["query"][:, :, :3].contiguous(),
+            "q_rope": lambda c: c["q_rope"][:, :, :3].contiguous(),
+            "out": lambda c: c["out"][:, :, :3].contiguous(),
+        },
+        "num_heads",
+        "is one of",
+    ),
+]
+ROPE_PAGES = [
+    Case("D", {}, "query", "D with rope parts over pages", base=dict(size=128)),
+    Case("two heads", {}, "num_key_value_heads", "over pages", base=dict(kv_heads=2)),
+    Case("block size", {}, "block_size", "is one of", base=dict(paged=32)),
+    Case("no pages", {}, "block_table", "latent vectors", base=dict(paged=0)),
+]
+ROPE_TND = [
+    Case("keys' width", {"k_rope": lambda c: c["k_rope"][:1]}, "key_rope", "shape is"),
+    Case("D", {}, "query", "D with rope parts in layout TND", base=dict(size=256)),
+    Case("heads", {}, "num_key_value_heads", "in layout TND", base=dict(kv_heads=2)),
+]
+
+
+@pytest.mark.parametrize("case", ROPE + ROPE_PAGES, ids=ids(ROPE + ROPE_PAGES))
+def test_rope_over_pages_refuses(case):
+    refused(with_rope, pages_call, case, attention.NAME)
+
+
+@pytest.mark.parametrize("case", ROPE_TND, ids=ids(ROPE_TND))
+def test_rope_of_sequences_refuses(case):
+    refused(with_rope, tnd_call, case, attention.NAME)
+
+
+@pytest.mark.parametrize("build", [pages_call, tnd_call])
+def test_rope_values(build):
+    c = build()
+    with_rope(**c)
+    for i, (keys, values) in enumerate(c["sequences"]):
+        if build is pages_call:
+            q = torch.cat((c["query"], c["q_rope"]), -1)[i]
+            rope = c["k_rope"][c["block_table"][i].long()].flatten(0, 1)[: len(keys), None]
+            found = c["out"][i]
+        else:
+            q = torch.cat((c["query"], c["q_rope"]), -1)[4 * i : 4 * i + 4]
+            rope = c["k_rope"][7 * i : 7 * i + 7]
+            found = c["out"][4 * i : 4 * i + 4]
+        k = torch.cat((keys, rope), -1)
+        expected, _ = attention.reference(q, k, values, c["scale"], lambda i, j: True)
+        assert (found.double() - expected).abs().max() <= 2e-2
+
+
+def test_rope_what_is_missing():
+    with pytest.raises(OperatorMissing, match="rope parts"):
+        with_rope(**(pages_call() | {"sparse": 4}))

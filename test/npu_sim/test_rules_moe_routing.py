@@ -1,0 +1,765 @@
+"""Gating, routing to experts and back: each rule broken once, and values."""
+
+import pytest
+import torch
+from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+
+from npu_sim.operators import moe_routing as moe
+from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.view import View
+
+BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+T, K, E, H = 6, 2, 8, 16
+
+
+def distinct(tokens=T, experts=E):
+    return torch.stack([torch.randperm(experts) for _ in range(tokens)]).float()
+
+
+def case_list(*cases):
+    return pytest.mark.parametrize("case", cases, ids=ids(cases))
+
+
+# ---------------------------------------------------------------- gating
+def softmax_call(dtype=F32):
+    x = distinct().to(dtype)
+    return dict(
+        x=x,
+        finished=None,
+        k=K,
+        y=torch.empty(T, K, dtype=dtype),
+        expert_idx=torch.empty(T, K, dtype=I32),
+        row_idx=torch.empty(T, K, dtype=I32),
+    )
+
+
+SOFTMAX = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
+    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 to 3 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case("k 0", {"k": 0}, "k", "is in [1, min(experts, 1024)]"),
+    Case("k above the experts", {"k": 9}, "k", "is in [1, min(experts, 1024)]"),
+    Case("finished dtype", {"finished": torch.ones(T)}, "finished", "dtype is one of bool"),
+    Case(
+        "finished shape",
+        {"finished": torch.ones(T, 1, dtype=torch.bool)},
+        "finished",
+        f"shape is ({T},)",
+    ),
+)
+
+
+@case_list(*SOFTMAX)
+def test_gating_top_k_softmax_refuses(case):
+    refused(moe.gating_top_k_softmax, softmax_call, case, "npu_moe_gating_top_k_softmax")
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_gating_top_k_softmax_values(dtype):
+    c = softmax_call(dtype)
+    c["finished"] = torch.arange(T) == 3
+    moe.gating_top_k_softmax(**c)
+    for t in range(T):
+        p = c["x"][t].double().softmax(0)
+        order = sorted(range(E), key=lambda e: -p[e].item())[:K]
+        assert c["expert_idx"][t].tolist() == ([E] * K if t == 3 else order)
+        assert torch.allclose(c["y"][t].double(), p[order], rtol=1e-2 if dtype == BF16 else 1e-3)
+        assert c["row_idx"][t].tolist() == [t, t + T]
+    c = softmax_call()
+    moe.gating_top_k_softmax(**c | {"x": torch.zeros(T, E)})
+    assert c["expert_idx"].tolist() == [[0, 1]] * T  # ties by number
+
+
+def softmax_v2_call(dtype=F32):
+    c = softmax_call(dtype)
+    del c["row_idx"]
+    return c | {"renorm": 1, "output_softmax": False, "softmax": torch.empty(T, E)}
+
+
+SOFTMAX_V2 = (
+    *SOFTMAX,
+    Case("on A5", {}, "product", "exists on", A5),
+    Case("renorm 2", {"renorm": 2}, "renorm", "is one of 0, 1"),
+)
+
+
+@case_list(*SOFTMAX_V2)
+def test_gating_top_k_softmax_v2_refuses(case):
+    name = "npu_moe_gating_top_k_softmax_v2"
+    refused(moe.gating_top_k_softmax_v2, softmax_v2_call, case, name)
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+def test_gating_top_k_softmax_v2_values(renorm):
+    c = softmax_v2_call() | {"renorm": renorm, "output_softmax": True}
+    moe.gating_top_k_softmax_v2(**c)
+    plain = softmax_call() | {"x": c["x"]}
+    moe.gating_top_k_softmax(**plain)
+    expected = plain["y"] / plain["y"].sum(-1, keepdim=True) if renorm else plain["y"]
+    assert torch.allclose(c["y"], expected)
+    assert torch.equal(c["expert_idx"], plain["expert_idx"])
+    if not renorm:
+        assert torch.allclose(c["softmax"], c["x"].softmax(-1))
+
+
+def gate_call(dtype=F32, **changes):
+    return (
+        dict(
+            x=distinct().to(dtype) / 4,
+            bias=None,
+            k=K,
+            k_group=1,
+            group_count=1,
+            group_select_mode=0,
+            renorm=0,
+            norm_type=1,
+            out_flag=False,
+            factor=1.0,
+            eps=1e-20,
+            y=torch.empty(T, K, dtype=dtype),
+            expert_idx=torch.empty(T, K, dtype=I32),
+            norm_out=torch.empty(T, E),
+        )
+        | changes
+    )
+
+
+GATE = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
+    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case("2049 experts", {"x": torch.ones(1, 2049)}, "x", "at most 2048 experts"),
+    Case("bias dtype", {"bias": torch.ones(E, dtype=F16)}, "bias", "dtype equals that of x"),
+    Case("bias shape", {"bias": torch.ones(1, E)}, "bias", f"shape is ({E},)"),
+    Case("group_count", {"group_count": 3}, "group_count", "divides the 8 experts"),
+    Case("k_group", {"k_group": 2}, "k_group", "it is in [1, 1]"),
+    Case("k above what the groups have", {"group_count": 2, "k": 5}, "k", "it is in [1, 4]"),
+    Case("group_select_mode", {"group_select_mode": 2}, "group_select_mode", "is one of 0, 1"),
+    Case("groups of 2", {"group_count": 4}, "group_count", "more than 2 experts"),
+    Case(
+        "padded groups",
+        {"x": torch.ones(1, 300), "group_count": 75, "k_group": 75},
+        "group_count",
+        "at most 2048 in all",
+    ),
+    Case("norm_type", {"norm_type": 2}, "norm_type", "is one of 0, 1"),
+    Case("renorm", {"renorm": 2}, "renorm", "is one of 0, 1"),
+)
+
+
+@case_list(*GATE)
+def test_gating_top_k_refuses(case):
+    refused(moe.gating_top_k, gate_call, case, "npu_moe_gating_top_k")
+
+
+@pytest.mark.parametrize("norm_type,renorm", [(1, 0), (0, 0), (0, 1)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_gating_top_k_values(norm_type, renorm, bias, groups, mode):
+    b = torch.randn(E) if bias else None
+    c = gate_call(
+        bias=b,
+        group_count=groups,
+        norm_type=norm_type,
+        renorm=renorm,
+        group_select_mode=mode,
+        factor=2.5,
+        out_flag=True,
+    )
+    moe.gating_top_k(**c)
+    for t in range(T):
+        x = c["x"][t].double()
+        norm = x.sigmoid() if norm_type else x.softmax(0)
+        choice = norm + (b.double() if bias else 0)
+        allowed = range(E)
+        if groups == 2:
+            score = [
+                choice[g * 4 : g * 4 + 4]
+                .sort(descending=True)
+                .values[: 2 if mode else 1]
+                .sum()
+                .item()
+                for g in range(2)
+            ]
+            best = score.index(max(score))
+            allowed = range(best * 4, best * 4 + 4)
+        order = sorted(allowed, key=lambda e: -choice[e].item())[:K]
+        weights = norm[order]
+        if norm_type or renorm:
+            weights = weights / weights.sum()
+        assert c["expert_idx"][t].tolist() == order
+        assert torch.allclose(c["y"][t].double(), weights * 2.5, rtol=1e-5)
+        assert torch.allclose(c["norm_out"][t].double(), norm, rtol=1e-5)
+
+
+def test_gating_entry_points():
+    c = gate_call()
+    values = list(c.values())
+    moe.gating_top_k_v1(*values)
+    first = c["expert_idx"].clone()
+    moe.gating_top_k_v2(*values[:2], None, None, *values[2:])
+    assert torch.equal(first, c["expert_idx"])
+    with pytest.raises(OperatorMissing, match="npu_moe_gating_top_k"):
+        moe.gating_top_k_v2(*values[:2], torch.zeros(T), None, *values[2:])
+
+
+# ---------------------------------------------------------------- routing there
+def experts():
+    generator = torch.Generator().manual_seed(4)
+    return torch.stack([torch.randperm(E, generator=generator)[:K] for _ in range(T)]).to(I32)
+
+
+def older_call(dtype=BF16):
+    return dict(
+        x=torch.randn(T, H).to(dtype),
+        row_idx=torch.arange(T * K, dtype=I32).view(K, T).t().contiguous(),
+        expert_idx=experts(),
+        active_num=T,
+        expanded_x=torch.empty(T * K, H, dtype=dtype),
+        expanded_row_idx=torch.empty(T * K, dtype=I32),
+        expanded_expert_idx=torch.empty(T * K, dtype=I32),
+    )
+
+
+OLDER = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int8", {"x": torch.ones(T, H, dtype=torch.int8)}, "x", "dtype is one of"),
+    Case("x 3-D", {"x": torch.ones(1, T, H, dtype=BF16)}, "x", "has 2 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case(
+        "x too large", {"x": torch.zeros(1, 1, dtype=BF16).expand(T, 2**24)}, "x", "fewer than 2^24"
+    ),
+    Case(
+        "experts int64",
+        {"expert_idx": lambda c: c["expert_idx"].long()},
+        "expert_idx",
+        "dtype is one of int32",
+    ),
+    Case(
+        "rows int64", {"row_idx": lambda c: c["row_idx"].long()}, "row_idx", "dtype is one of int32"
+    ),
+    Case(
+        "experts of other tokens",
+        {"expert_idx": lambda c: c["expert_idx"][:2]},
+        "expert_idx",
+        f"shape is ({T}, K)",
+    ),
+    Case(
+        "rows shape",
+        {"row_idx": lambda c: c["row_idx"].flatten()},
+        "row_idx",
+        f"shape is ({T}, {K})",
+    ),
+    Case(
+        "row out of range",
+        {"row_idx": lambda c: c["row_idx"] + 1},
+        "row_idx",
+        f"values lie in [0, {T * K - 1}]",
+    ),
+    Case("active_num", {"active_num": -1}, "active_num", "is not negative"),
+)
+COUNT = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case(
+        "int64",
+        {"sorted_experts": torch.tensor([0, 1])},
+        "sorted_expert_for_source_row",
+        "dtype is one of int32",
+    ),
+    Case(
+        "2-D",
+        {"sorted_experts": torch.zeros(1, 2, dtype=I32)},
+        "sorted_expert_for_source_row",
+        "has 1 dimensions",
+    ),
+    Case(
+        "too many",
+        {"sorted_experts": torch.zeros(1, dtype=I32).expand(2**24)},
+        "sorted_expert_for_source_row",
+        "fewer than 2^24",
+    ),
+    Case("num_expert", {"num_expert": 2049}, "num_expert", "it is in [1, 2048]"),
+    Case(
+        "expert out of range",
+        {"sorted_experts": torch.tensor([0, 8], dtype=I32)},
+        "sorted_expert_for_source_row",
+        "values lie in [0, 7]",
+    ),
+    Case(
+        "not sorted",
+        {"sorted_experts": torch.tensor([1, 0], dtype=I32)},
+        "sorted_expert_for_source_row",
+        "does not decrease",
+    ),
+)
+
+
+def count_call():
+    return dict(
+        sorted_experts=torch.tensor([0, 0, 2, 5], dtype=I32),
+        num_expert=E,
+        out=torch.empty(E, dtype=I32),
+    )
+
+
+@case_list(*OLDER)
+def test_init_routing_refuses(case):
+    refused(moe.init_routing, older_call, case, "npu_moe_init_routing")
+
+
+@case_list(*COUNT)
+def test_compute_expert_tokens_refuses(case):
+    refused(moe.compute_expert_tokens, count_call, case, "npu_moe_compute_expert_tokens")
+
+
+def routed(expert_idx, first=0, last=E):
+    """(token, slot) in the order of the rows."""
+    pairs = [(int(e), t, j) for t, row in enumerate(expert_idx) for j, e in enumerate(row)]
+    return [(t, j) for e, t, j in sorted(p for p in pairs if first <= p[0] < last)]
+
+
+def test_older_interface_values():
+    c = older_call()
+    moe.init_routing(**c)
+    # rows of one expert are in the order of expert_idx, token by token
+    order = routed(c["expert_idx"])
+    for i, (t, j) in enumerate(order):
+        assert torch.equal(c["expanded_x"][i], c["x"][t])
+        assert c["expanded_row_idx"][j * T + t] == i
+        assert c["expanded_expert_idx"][i] == c["expert_idx"][t, j]
+    counts = torch.empty(E, dtype=I32)
+    moe.compute_expert_tokens(c["expanded_expert_idx"], E, counts)
+    assert counts.tolist() == [
+        sum(int(e <= i) for e in c["expert_idx"].flatten()) for i in range(E)
+    ]
+
+
+def init_call(dtype=BF16, **changes):
+    first, last = changes.get("active_range") or (0, E)
+    return (
+        dict(
+            x=torch.randn(T, H).to(dtype),
+            expert_idx=experts(),
+            scale=None,
+            offset=None,
+            active_num=T * K,
+            expert_capacity=-1,
+            expert_num=E,
+            drop_pad_mode=0,
+            count_type=1,
+            count_flag=True,
+            quant_mode=-1,
+            active_range=[0, E],
+            row_idx_type=0,
+            expanded_x=torch.empty(T * K, H, dtype=dtype),
+            expanded_row_idx=torch.empty(T * K, dtype=I32),
+            counts=torch.empty(last - first, dtype=torch.int64),
+            expanded_scale=torch.empty(T * K),
+        )
+        | changes
+    )
+
+
+INIT = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int32", {"x": torch.ones(T, H, dtype=I32)}, "x", "dtype is one of"),
+    Case("x 3-D", {"x": torch.ones(1, T, H, dtype=BF16)}, "x", "has 2 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case(
+        "experts int64",
+        {"expert_idx": lambda c: c["expert_idx"].long()},
+        "expert_idx",
+        "dtype is one of int32",
+    ),
+    Case(
+        "experts of other tokens",
+        {"expert_idx": lambda c: c["expert_idx"][:2]},
+        "expert_idx",
+        f"shape is ({T}, K)",
+    ),
+    Case("drop_pad_mode", {"drop_pad_mode": 1}, "drop_pad_mode", "it is 0"),
+    Case("cumulated counts", {"count_type": 0}, "expert_tokens_num_type", "is one of 1, 2"),
+    Case("no counts", {"count_flag": False}, "expert_tokens_num_flag", "is True"),
+    Case("static quantisation", {"quant_mode": 0}, "quant_mode", "is one of -1, 1"),
+    Case("row_idx_type", {"row_idx_type": 2}, "row_idx_type", "is one of 0, 1"),
+    Case("active_num", {"active_num": -2}, "active_num", "is -1 or more"),
+    Case("no experts", {"expert_num": 0}, "expert_num", "it is in [1, 10240]"),
+    Case(
+        "5121 experts as pairs",
+        {"expert_num": 5121, "count_type": 2},
+        "expert_num",
+        "it is in [1, 5120]",
+    ),
+    Case(
+        "range beyond the experts",
+        {"active_range": [0, 9]},
+        "active_expert_range",
+        "lies in [0, expert_num = 8]",
+    ),
+    Case(
+        "expert -1",
+        {"expert_idx": lambda c: c["expert_idx"] - 1},
+        "expert_idx",
+        "values lie in [0, 7]",
+    ),
+    Case(
+        "expert beyond",
+        {"expert_idx": lambda c: c["expert_idx"] + 1},
+        "expert_idx",
+        "values lie in [0, 7]",
+    ),
+    Case("offset", {"offset": torch.ones(T)}, "offset", "must not be given"),
+    Case(
+        "int8 quantised again",
+        {"x": torch.ones(T, H, dtype=torch.int8), "quant_mode": 1},
+        "quant_mode",
+        "is -1 with int8 x",
+    ),
+    Case("scale dtype", {"scale": torch.ones(T, dtype=F16)}, "scale", "dtype is one of float32"),
+    Case("scale shape", {"scale": torch.ones(T, 1)}, "scale", f"shape is ({T},)"),
+)
+
+
+@case_list(*INIT)
+def test_init_routing_v2_refuses(case):
+    refused(moe.init_routing_v3, init_call, case, "npu_moe_init_routing_v2")
+
+
+@pytest.mark.parametrize("soc", [A2, A3, A5])
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("first,last", [(0, E), (2, 6)])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_init_routing_v2_values(soc, dtype, first, last, kind):
+    c = init_call(dtype, active_range=[first, last], row_idx_type=kind, scale=torch.rand(T))
+    c["expanded_x"].zero_()
+    with on(soc):
+        moe.init_routing_v3(**c)
+    order = routed(c["expert_idx"], first, last)
+    for i, (t, j) in enumerate(order):
+        assert (
+            torch.equal(c["expanded_x"][i], c["x"][t]) and c["expanded_scale"][i] == c["scale"][t]
+        )
+        if kind == 0:
+            assert c["expanded_row_idx"][t * K + j] == i
+        else:
+            assert c["expanded_row_idx"][i] == t * K + j
+    if kind == 0:
+        assert (c["expanded_row_idx"] == -1).sum() == T * K - len(order)
+    assert c["expanded_x"][len(order) :].isnan().all()  # undefined
+    assert c["counts"].tolist() == [
+        sum(int(e == i) for e in c["expert_idx"].flatten()) for i in range(first, last)
+    ]
+
+
+def test_init_routing_v2_missing_is_named():
+    for change in ({"quant_mode": 1}, {"count_type": 2}):
+        with pytest.raises(OperatorMissing, match="npu_moe_init_routing_v2"):
+            moe.init_routing_v3(**init_call(**change))
+
+
+# ---------------------------------------------------------------- and back
+def final_call(dtype=BF16, mode=2, **changes):
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(T * K, generator=generator).to(I32)
+    return (
+        dict(
+            rows=torch.randn(T * K, H, generator=generator).to(dtype),
+            row_idx=order,
+            skip1=None,
+            skip2=None,
+            bias=None,
+            scales=torch.rand(T, K, generator=generator).to(dtype),
+            experts=experts(),
+            drop_pad_mode=mode,
+            k=1,
+            y=torch.empty(T, H, dtype=dtype),
+        )
+        | changes
+    )
+
+
+FINAL = (
+    Case("mode", {"drop_pad_mode": 4}, "drop_pad_mode", "it is in [0, 3]"),
+    Case("mode on 310P", {}, "drop_pad_mode", "is 2 on 310P", P310, dict(dtype=F16, mode=0)),
+    Case(
+        "rows int",
+        {"rows": torch.ones(T * K, H, dtype=I32)},
+        "expanded_permuted_rows",
+        "dtype is one of",
+    ),
+    Case(
+        "rows 3-D",
+        {"rows": torch.ones(1, T * K, H, dtype=BF16)},
+        "expanded_permuted_rows",
+        "has 2 dimensions",
+    ),
+    Case(
+        "NZ",
+        {"rows": lambda c: View(c["rows"], 29)},
+        "expanded_permuted_rows",
+        "storage format is ND",
+    ),
+    Case(
+        "index int64",
+        {"row_idx": lambda c: c["row_idx"].long()},
+        "expanded_src_to_dst_row",
+        "dtype is one of int32",
+    ),
+    Case(
+        "index 2-D",
+        {"row_idx": lambda c: c["row_idx"].view(T, K)},
+        "expanded_src_to_dst_row",
+        "has 1 dimensions",
+    ),
+    Case(
+        "scales float32 beside float16",
+        {"scales": torch.ones(T, K)},
+        "scales",
+        "float32 beside bfloat16",
+        A2,
+        dict(dtype=F16),
+    ),
+    Case("scales 1-D", {"scales": torch.ones(T * K, dtype=BF16)}, "scales", "has 2 dimensions"),
+    Case(
+        "index length",
+        {"row_idx": lambda c: c["row_idx"][:3]},
+        "expanded_src_to_dst_row",
+        f"shape is ({T * K},)",
+    ),
+    Case("out shape", {"y": torch.empty(T, 4, dtype=BF16)}, "out", f"shape is ({T}, {H})"),
+    Case(
+        "index -1",
+        {"row_idx": lambda c: c["row_idx"] - 1},
+        "expanded_src_to_dst_row",
+        f"values lie in [0, {T * K - 1}]",
+    ),
+    Case(
+        "index beyond the rows",
+        {"rows": lambda c: c["rows"][:4]},
+        "expanded_src_to_dst_row",
+        "values lie in [0, 3]",
+    ),
+    Case("skip2 alone", {"skip2": torch.ones(T, H, dtype=BF16)}, "skip2", "together with skip1"),
+    Case("skip dtype", {"skip1": torch.ones(T, H)}, "skip1", "dtype equals"),
+    Case("skip shape", {"skip1": torch.ones(1, H, dtype=BF16)}, "skip1", f"shape is ({T}, {H})"),
+    Case(
+        "experts int64",
+        {"experts": lambda c: c["experts"].long()},
+        "export_for_source_row",
+        "dtype is one of int32",
+    ),
+    Case(
+        "experts shape",
+        {"experts": lambda c: c["experts"][:1]},
+        "export_for_source_row",
+        f"shape is ({T}, {K})",
+    ),
+    Case("bias dtype", {"bias": torch.ones(E, H)}, "bias", "dtype equals"),
+    Case(
+        "bias alone",
+        {"bias": torch.ones(E, H, dtype=BF16), "experts": None},
+        "bias",
+        "together with export_for_source_row",
+    ),
+    Case("bias shape", {"bias": torch.ones(E, 3, dtype=BF16)}, "bias", f"shape is (E, {H})"),
+    Case(
+        "expert without bias",
+        {"bias": torch.ones(3, H, dtype=BF16)},
+        "export_for_source_row",
+        "values lie in [0, 2]",
+    ),
+)
+
+
+@case_list(*FINAL)
+def test_finalize_routing_refuses(case):
+    refused(moe.finalize_routing, final_call, case, "npu_moe_finalize_routing")
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("mode", [0, 2])
+@pytest.mark.parametrize("full", [False, True])
+def test_finalize_routing_values(dtype, mode, full):
+    extra = (
+        dict(
+            bias=torch.randn(E, H).to(dtype),
+            skip1=torch.randn(T, H).to(dtype),
+            skip2=torch.randn(T, H).to(dtype),
+        )
+        if full
+        else {}
+    )
+    c = final_call(dtype, mode, **extra)
+    moe.finalize_routing(**c)
+    for t in range(T):
+        expected = torch.zeros(H, dtype=torch.float64)
+        for j in range(K):
+            row = c["rows"][int(c["row_idx"][j * T + t if mode == 0 else t * K + j])].double()
+            if full:
+                row = row + c["bias"][int(c["experts"][t, j])].double()
+            expected += row * c["scales"][t, j].double()
+        if full:
+            expected += c["skip1"][t].double() + c["skip2"][t].double()
+        assert (c["y"][t].double() - expected).abs().max() <= {BF16: 2e-2, F16: 3e-3, F32: 1e-5}[
+            dtype
+        ] * 4
+
+
+def test_finalize_entry_points():
+    c = final_call(scales=torch.rand(T, K))  # float32 beside bfloat16
+    head = [c[n] for n in ("rows", "row_idx", "skip1", "skip2", "bias", "scales", "experts")]
+    moe.finalize_v2(*head, 2, c["y"])
+    first = c["y"].clone()
+    moe.finalize_v4(*head, *[None] * 4, 2, None, None, None, 1, c["y"])
+    assert torch.equal(first, c["y"])
+    head[5] = None  # without scales k says how many experts a token has
+    moe.finalize_v4(*head, *[None] * 4, 2, None, None, None, K, c["y"])
+    assert torch.allclose(
+        c["y"][0].float(), c["rows"][c["row_idx"][:K].long()].float().sum(0), atol=0.05
+    )
+    with pytest.raises(OperatorMissing, match="npu_moe_finalize_routing"):
+        moe.finalize_routing(**final_call(mode=3))
+
+
+def permute_call(dtype=BF16):
+    return dict(
+        tokens=torch.randn(T, H).to(dtype),
+        indices=experts(),
+        num_out=T * K,
+        padded=False,
+        permuted=torch.empty(T * K, H, dtype=dtype),
+        sorted_indices=torch.empty(T * K, dtype=I32),
+    )
+
+
+def unpermute_call(dtype=BF16):
+    return dict(
+        permuted=torch.randn(T * K, H).to(dtype),
+        sorted_indices=torch.randperm(T * K).to(I32),
+        probs=torch.rand(T, K).to(dtype),
+        padded=False,
+        restore_shape=None,
+        out=torch.empty(T, H, dtype=dtype),
+    )
+
+
+PERMUTE = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("int8", {"tokens": torch.ones(T, H, dtype=torch.int8)}, "tokens", "dtype is one of"),
+    Case("3-D", {"tokens": torch.ones(1, T, H, dtype=BF16)}, "tokens", "has 2 dimensions"),
+    Case("NZ", {"tokens": lambda c: View(c["tokens"], 29)}, "tokens", "storage format is ND"),
+    Case("indices float", {"indices": torch.ones(T, K)}, "indices", "dtype is one of int32, int64"),
+    Case(
+        "indices 3-D", {"indices": lambda c: c["indices"][None]}, "indices", "has 1 to 2 dimensions"
+    ),
+    Case(
+        "indices of other tokens",
+        {"indices": lambda c: c["indices"][:2]},
+        "indices",
+        f"the first dimension is {T}",
+    ),
+    Case(
+        "too many",
+        {
+            "tokens": torch.zeros(1, 1, dtype=BF16).expand(16777215, 1),
+            "indices": torch.zeros(1, dtype=I32).expand(16777215),
+        },
+        "indices",
+        "fewer than 16777215",
+    ),
+    Case(
+        "negative",
+        {"indices": lambda c: c["indices"] - 1},
+        "indices",
+        "values lie in [0, 16777214]",
+    ),
+    Case("padded", {"padded": True}, "padded_mode", "is False"),
+)
+UNPERMUTE = (
+    Case("bfloat16 on 310P", {}, "permuted_tokens", "dtype is one of float16, float32", P310),
+    Case(
+        "int", {"permuted": torch.ones(T * K, H, dtype=I32)}, "permuted_tokens", "dtype is one of"
+    ),
+    Case(
+        "3-D",
+        {"permuted": torch.ones(1, T * K, H, dtype=BF16)},
+        "permuted_tokens",
+        "has 2 dimensions",
+    ),
+    Case(
+        "NZ",
+        {"permuted": lambda c: View(c["permuted"], 29)},
+        "permuted_tokens",
+        "storage format is ND",
+    ),
+    Case(
+        "indices int64",
+        {"sorted_indices": lambda c: c["sorted_indices"].long()},
+        "sorted_indices",
+        "dtype is one of int32",
+    ),
+    Case(
+        "indices 2-D",
+        {"sorted_indices": lambda c: c["sorted_indices"][None]},
+        "sorted_indices",
+        "has 1 dimensions",
+    ),
+    Case("padded", {"padded": True}, "padded_mode", "is False"),
+    Case("probs int", {"probs": torch.ones(T, K, dtype=I32)}, "probs", "dtype is one of"),
+    Case("probs 1-D", {"probs": torch.ones(T, dtype=BF16)}, "probs", "has 2 dimensions"),
+    Case("513 experts a token", {"probs": torch.ones(1, 513, dtype=BF16)}, "probs", "at most 512"),
+    Case(
+        "probs of another size",
+        {"probs": torch.ones(T, 1, dtype=BF16)},
+        "probs",
+        "one value for each",
+    ),
+    Case(
+        "index beyond",
+        {"sorted_indices": lambda c: c["sorted_indices"] + 1},
+        "sorted_indices",
+        f"values lie in [0, {T * K - 1}]",
+    ),
+)
+
+
+@case_list(*PERMUTE)
+def test_token_permute_refuses(case):
+    refused(moe.token_permute, permute_call, case, "npu_moe_token_permute")
+
+
+@case_list(*UNPERMUTE)
+def test_token_unpermute_refuses(case):
+    refused(moe.token_unpermute, unpermute_call, case, "npu_moe_token_unpermute")
+
+
+def test_permute_and_back():
+    c = permute_call()
+    moe.token_permute(**c)
+    order = routed(c["indices"])
+    for i, (t, j) in enumerate(order):
+        assert torch.equal(c["permuted"][i], c["tokens"][t]) and c["sorted_indices"][t * K + j] == i
+    probs = torch.rand(T, K)
+    out = torch.empty(T, H, dtype=BF16)
+    moe.token_unpermute(c["permuted"], c["sorted_indices"], probs, False, None, out)
+    assert torch.allclose(
+        out.float(), c["tokens"].float() * probs.sum(1, keepdim=True), rtol=2e-2, atol=2e-2
+    )
+    moe.token_unpermute(
+        c["permuted"],
+        c["sorted_indices"][: T * K],
+        None,
+        False,
+        None,
+        torch.empty(T * K, H, dtype=BF16),
+    )
+    one = permute_call() | {
+        "indices": torch.arange(T),
+        "permuted": torch.empty(T, H, dtype=BF16),
+        "sorted_indices": torch.empty(T, dtype=I32),
+    }
+    moe.token_permute(**one)
+    assert torch.equal(one["permuted"], one["tokens"])
