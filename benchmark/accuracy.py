@@ -1,8 +1,8 @@
-"""Accuracy: word problems solved and the error of probabilities, by type, form and device.
+"""Accuracy: word problems solved and the error of probabilities, by type, layout and device.
 
-The models of test/counting are asked the problems of test/data/counting through the API: served in
-both forms on the CPU and on the simulated NPU, by llama.cpp's server where it is given, and by the
-engine alone on the simulated NPU.
+The models of test/counting are asked the problems of test/data/counting through the API: served
+in both layouts on the CPU and on the simulated NPU, by llama.cpp's server where it is given, and by
+the engine alone on the simulated NPU.
 
 error  mean absolute error of the log-probabilities of the right answers' tokens, against
        transformers in float32 with the same file's numbers
@@ -98,10 +98,10 @@ def _all_ways(
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[Served]]]:
     """The cells that name a way to serve a file, and the server."""
     for device, arguments in {"cpu": CPU, "NPU": NPU}.items():
-        for form in ("packed", "dense") if "F16" not in path.stem else ("dense",):
-            config = ("--model-loader-extra-config", json.dumps({"weights": form}))
+        for layout in ("packed", "dense") if "F16" not in path.stem else ("dense",):
+            config = ("--model-loader-extra-config", json.dumps({"weights": layout}))
             yield (
-                f"ascend-gguf | {form} | {device}",
+                f"ascend-gguf | {layout} | {device}",
                 _ours(zygotes[device], path, log, *arguments, *config),
             )
     if "moe" in path.stem:

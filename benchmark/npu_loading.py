@@ -40,7 +40,7 @@ WEIGHTS = ("dense", "packed")
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="npu_loading", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="for each form (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="for each layout (%(default)s)")
     options = parser.parse_args(arguments)
     print("| Q4_K_M | GB | dense: seconds | packed: seconds | packed : dense |")
     print("| --- | ---: | ---: | ---: | ---: |")

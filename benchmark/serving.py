@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("model", type=Path, nargs="?", help="a GGUF file")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server")
     parser.add_argument("--rounds", type=int, default=5, help="for each server (%(default)s)")
-    parser.add_argument("--weights", default="packed,dense", help="forms of ours (%(default)s)")
+    parser.add_argument("--weights", default="packed,dense", help="layouts of ours (%(default)s)")
     parser.add_argument("--log", type=Path, help="keep the servers' logs in this folder")
     options = parser.parse_args(arguments)
     if options.model is None:
@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
         logs = options.log or Path(folder)
         logs.mkdir(exist_ok=True)
         servers, asked = [], (options.model, _tokens(options.model), logs)
-        for form in options.weights.split(","):
-            servers.append(stack.enter_context(_ours(form, *asked)))
+        for layout in options.weights.split(","):
+            servers.append(stack.enter_context(_ours(layout, *asked)))
         if options.llama_server:
             servers.append(stack.enter_context(_llama(options.llama_server, *asked)))
         _print_table(servers, options.rounds)

@@ -16,21 +16,21 @@ from torch import nn
 from ascend_gguf.srt import device
 from ascend_gguf.srt.hardware_backend.npu.moe import topk as routing
 from ascend_gguf.srt.model_executor.model_runner_components import weight_updater
-from ascend_gguf.srt.model_loader import resident
+from ascend_gguf.srt.model_loader.layouts import holdings
 
 
 def bytes_by_form(model_runner: Any) -> dict[str, int]:
-    """Bytes of this rank's weights, by the name of the form that holds them."""
+    """Bytes of this rank's weights, by the name of the layout that holds them."""
     found: dict[str, int] = {}
-    for holding in resident.holdings(model_runner.model):
-        found[holding.form] = found.get(holding.form, 0) + holding.nbytes
+    for holding in holdings(model_runner.model):
+        found[holding.layout] = found.get(holding.layout, 0) + holding.nbytes
     return found
 
 
-def forms(model_runner: Any) -> dict[str, str]:
-    """The form of embeddings, output matrices and attention's layers, by their paths."""
+def layouts(model_runner: Any) -> dict[str, str]:
+    """The layout of embeddings, output matrices and attention's layers, by their paths."""
     return {
-        name: module.gguf_forms["weight"].name if vars(module).get("gguf_forms") else "dense"
+        name: module.gguf_layouts["weight"].name if vars(module).get("gguf_layouts") else "dense"
         for name, module in model_runner.model.named_modules()
         if isinstance(module, VocabParallelEmbedding | nn.Embedding)
         or name.endswith((".qkv_proj", ".o_proj"))

@@ -91,14 +91,13 @@ def _compile_kernels() -> None:
     """What nearly every server multiplies with: compiled here, so that none has to."""
     import torch
 
-    from ascend_gguf.cpu import gemm as tiled
-    from ascend_gguf.cpu import gemv as fused
+    from ascend_gguf.cpu import gemm, gemv
     from ascend_gguf.ggml_types import BLOCK_TYPES
 
     for kind in BLOCK_TYPES.values():
         if kind.name in ("Q4_0", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"):
-            fused.kernel(kind, torch.float32, torch.float32, 1)
-            tiled.kernel(kind, torch.float32, torch.float32)
+            gemv.kernel(kind, torch.float32, torch.float32, 1)
+            gemm.kernel(kind, torch.float32, torch.float32)
 
 
 def main() -> None:

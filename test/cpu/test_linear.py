@@ -11,19 +11,16 @@ import torch
 from llvmlite import binding as llvm
 
 from ascend_gguf import BlockTensor, dequantize
+from ascend_gguf.codegen import compile as codegen_compile
 from ascend_gguf.codegen import threads, vectors
-from ascend_gguf.cpu import gemm as tiled
-from ascend_gguf.cpu import gemv as fused
-from ascend_gguf.cpu import launch as job
-from ascend_gguf.cpu import matmul as multiply
+from ascend_gguf.cpu import gemm, gemv, matmul
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.experts import apply_experts, silu_and_mul
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.cpu.matmul import Product, plan
-from ascend_gguf.decoders import rows as decoder_kernels
-from ascend_gguf.decoders import sink as target
+from ascend_gguf.decoders import sink
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
-from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from random_model import random_blocks
 
 COLS = 512
@@ -50,14 +47,16 @@ def vectors_of(count: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(count, cols, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
-def form_of(*pieces: Piece, experts: int | None = None, dtype=torch.bfloat16, rows=None) -> Blocks:
+def layout_of(
+    *pieces: Piece, experts: int | None = None, dtype=torch.bfloat16, rows=None
+) -> Blocks:
     rows = rows or max(piece.row + len(piece.data) for piece in pieces)
     weight = Weight(experts, rows, pieces[0].data.shape[1], dtype, pieces)
     # All of it plain numbers it would rather not hold, but can.
-    form = Blocks.allocate(weight) if weight.kinds <= PLAIN_KINDS else allocated(weight, [Blocks])
+    layout = Blocks.allocate(weight) if weight.kinds <= PLAIN_KINDS else allocated(weight, [Blocks])
     for piece in pieces:
-        form.put(piece)
-    return form
+        layout.put(piece)
+    return layout
 
 
 def linear(x: torch.Tensor, *parts: BlockTensor, bias=None) -> torch.Tensor:
@@ -65,7 +64,7 @@ def linear(x: torch.Tensor, *parts: BlockTensor, bias=None) -> torch.Tensor:
     for part in parts:
         pieces.append(Piece(0, row, 0, part))
         row += len(part)
-    return BlocksLinear().linear(x, form_of(*pieces), bias)
+    return BlocksLinear().linear(x, layout_of(*pieces), bias)
 
 
 def assert_near(ours: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> None:
@@ -95,7 +94,7 @@ def test_any_number_of_vectors(kind, dtype, count):
 @EVERY_TYPE
 def test_weights_are_not_rounded_for_few_vectors(kind):
     """Bfloat16 vectors meet exact weights: only float32 sums are off."""
-    count = multiply.most_fused(kind, torch.bfloat16)
+    count = matmul.most_gemv_vectors(kind, torch.bfloat16)
     weights, x = matrix(kind, 16), vectors_of(count, COLS, torch.bfloat16)
     out = torch.empty(len(x), 16)
     blocks = weights.blocks.unsqueeze(0)
@@ -167,26 +166,26 @@ def test_columns_cut_inside_blocks(kind, count):
         assert_near(linear(vectors, part), vectors, whole.dequantize()[:, start:stop])
 
 
-# The form
+# The layout
 
 
 def test_bytes_are_the_files():
     parts = [matrix(KINDS[name], 8) for name in ("Q4_K", "Q4_K", "Q6_K", "F32")]
-    form = form_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(parts)))
-    assert form.nbytes == sum(part.blocks.nbytes for part in parts)
-    assert len(form.parts) == 3  # neighbours of one type are one
-    assert torch.equal(form.dequantize(), torch.cat([part.dequantize() for part in parts]))
+    layout = layout_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(parts)))
+    assert layout.nbytes == sum(part.blocks.nbytes for part in parts)
+    assert len(layout.parts) == 3  # neighbours of one type are one
+    assert torch.equal(layout.dequantize(), torch.cat([part.dequantize() for part in parts]))
 
 
 def test_rows_of_no_piece_are_zero():
     """The rows that pad a vocabulary, in the middle and at the end."""
     first, second = (matrix(KINDS["Q6_K"], 4, seed=i) for i in range(2))
-    form = form_of(Piece(0, 0, 0, first), Piece(0, 8, 0, second), rows=16)
+    layout = layout_of(Piece(0, 0, 0, first), Piece(0, 8, 0, second), rows=16)
     expected = torch.zeros(16, COLS)
     expected[0:4], expected[8:12] = first.dequantize(), second.dequantize()
-    assert torch.equal(form.dequantize(), expected)
+    assert torch.equal(layout.dequantize(), expected)
     x = vectors_of(2, COLS, torch.float32)
-    assert_near(BlocksLinear().linear(x, form), x, expected)
+    assert_near(BlocksLinear().linear(x, layout), x, expected)
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -194,13 +193,13 @@ def test_columns_of_no_piece_are_zero(count):
     """The blocks that cover the others hold further numbers of the file."""
     part = matrix(KINDS["Q4_K"], 8)[:, 32:352]
     piece = Piece(0, 0, 0, part)
-    form = allocated(Weight(None, 8, 384, torch.float32, [piece]), [Blocks])
-    form.put(piece)
+    layout = allocated(Weight(None, 8, 384, torch.float32, [piece]), [Blocks])
+    layout.put(piece)
     expected = torch.nn.functional.pad(part.dequantize(), (0, 64))
-    assert torch.equal(form.dequantize(), expected)
-    assert torch.equal(BlocksLinear().rows(form, torch.arange(8)), expected)
+    assert torch.equal(layout.dequantize(), expected)
+    assert torch.equal(BlocksLinear().rows(layout, torch.arange(8)), expected)
     x = vectors_of(count, 384, torch.float32)
-    assert_near(BlocksLinear().linear(x, form), x, expected)
+    assert_near(BlocksLinear().linear(x, layout), x, expected)
 
 
 @EVERY_TYPE
@@ -212,26 +211,26 @@ def test_blocks_of_zeros_are_zero(kind):
 @pytest.mark.parametrize("expert", [0, 2])
 def test_not_numbers_are_found(expert):
     pieces = [Piece(e, 0, 0, matrix(KINDS["Q6_K"], 5, seed=e)) for e in range(3)]
-    assert not form_of(*pieces, experts=3).has_nan()
+    assert not layout_of(*pieces, experts=3).has_nan()
     blocks = pieces[expert].data.blocks
     blocks[-1, -1] = 0x7E  # the upper byte of the last block's scale
-    assert form_of(*pieces, experts=3).has_nan()
+    assert layout_of(*pieces, experts=3).has_nan()
 
 
 @EVERY_DTYPE
 def test_rows(dtype):
     parts = [matrix(KINDS[name], 8, seed=i) for i, name in enumerate(("Q4_K", "Q6_K", "F16"))]
     cut = [part[:, 64:400] for part in parts]
-    form = form_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(cut)), dtype=dtype)
+    layout = layout_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(cut)), dtype=dtype)
     ids = torch.tensor([[0, 23, 8], [7, 15, 0]])
     expected = torch.cat([part.dequantize()[:, 64:400] for part in parts]).to(dtype)
-    rows = BlocksLinear().rows(form, ids)
+    rows = BlocksLinear().rows(layout, ids)
     assert rows.dtype is dtype
     assert torch.equal(rows, expected[ids])
-    assert BlocksLinear().rows(form, ids[:0]).shape == (0, 3, 336)
+    assert BlocksLinear().rows(layout, ids[:0]).shape == (0, 3, 336)
     for id_ in (-1, 24):
         with pytest.raises(IndexError, match="of 24"):
-            BlocksLinear().rows(form, torch.tensor([0, id_]))
+            BlocksLinear().rows(layout, torch.tensor([0, id_]))
 
 
 @EVERY_DTYPE
@@ -247,13 +246,13 @@ def test_factors(dtype, count):
             strict=True,
         )
     ]
-    form = form_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(parts)), dtype=dtype)
+    layout = layout_of(*(Piece(0, 8 * i, 0, part) for i, part in enumerate(parts)), dtype=dtype)
     expected = torch.cat([part.dequantize() for part in parts])
     assert torch.equal(expected[:8], matrix(KINDS["Q4_K"], 8, seed=0).dequantize() * factors[0])
-    assert torch.equal(form.dequantize(), expected)
-    assert torch.equal(BlocksLinear().rows(form, torch.arange(24)), expected.to(dtype))
+    assert torch.equal(layout.dequantize(), expected)
+    assert torch.equal(BlocksLinear().rows(layout, torch.arange(24)), expected.to(dtype))
     x = torch.randn(count, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
-    y, exact = BlocksLinear().linear(x, form), x.double() @ expected.double().t()
+    y, exact = BlocksLinear().linear(x, layout), x.double() @ expected.double().t()
     limit = 1e-5 if dtype is torch.float32 else 1e-2
     assert y.dtype is dtype and (y - exact).norm() < limit * exact.norm()
 
@@ -261,19 +260,19 @@ def test_factors(dtype, count):
 def test_what_it_cannot_hold():
     part, numbers = matrix(KINDS["Q4_K"], 4), matrix(KINDS["F32"], 4)
 
-    def obstacle(*pieces: Piece, experts: int | None = None) -> str | None:
-        return Blocks.obstacle(Weight(experts, 8, COLS, torch.float32, pieces))
+    def unsupported_reason(*pieces: Piece, experts: int | None = None) -> str | None:
+        return Blocks.unsupported_reason(Weight(experts, 8, COLS, torch.float32, pieces))
 
-    assert obstacle(Piece(0, 0, 0, part), Piece(0, 4, 0, numbers)) is None
-    assert obstacle(Piece(0, 0, 0, numbers)) == "all of it is plain numbers"
-    assert obstacle(Piece(0, 0, 0, numbers), experts=1) is None
-    assert obstacle(Piece(0, 0, 256, part[:, 256:])) == "its rows come in parts"
+    assert unsupported_reason(Piece(0, 0, 0, part), Piece(0, 4, 0, numbers)) is None
+    assert unsupported_reason(Piece(0, 0, 0, numbers)) == "all of it is plain numbers"
+    assert unsupported_reason(Piece(0, 0, 0, numbers), experts=1) is None
+    assert unsupported_reason(Piece(0, 0, 256, part[:, 256:])) == "its rows come in parts"
     odd, few = matrix(KINDS["F16"], 4, 48), matrix(KINDS["F16"], 4, 64)[:, :48]
     weight = Weight(1, 4, 48, torch.float32, [Piece(0, 0, 0, odd)])
-    assert "not a multiple of 32" in Blocks.obstacle(weight)
-    assert form_of(Piece(0, 0, 0, few)).dequantize().shape == (4, 48)
+    assert "not a multiple of 32" in Blocks.unsupported_reason(weight)
+    assert layout_of(Piece(0, 0, 0, few)).dequantize().shape == (4, 48)
     lacking = Piece(0, 0, 0, part), Piece(1, 0, 0, part), Piece(1, 4, 0, part)
-    assert obstacle(*lacking, experts=2) == "an expert lacks rows that others have"
+    assert unsupported_reason(*lacking, experts=2) == "an expert lacks rows that others have"
 
 
 # Threads
@@ -303,10 +302,10 @@ def test_threads_do_not_change_bits(openmp, dtype, count, two_threads, monkeypat
 
 def test_results_in_another_dtype():
     x, weights = vectors_of(3, COLS, torch.bfloat16), matrix(KINDS["Q4_K"], 500)
-    form = form_of(Piece(0, 0, 0, weights))
-    exact = BlocksLinear(torch.float32).linear(x, form)
+    layout = layout_of(Piece(0, 0, 0, weights))
+    exact = BlocksLinear(torch.float32).linear(x, layout)
     assert exact.dtype is torch.float32
-    assert torch.equal(exact.bfloat16(), BlocksLinear().linear(x, form))
+    assert torch.equal(exact.bfloat16(), BlocksLinear().linear(x, layout))
     expected = x.double() @ weights.dequantize().double().T
     assert (exact - expected).norm() < 2**-10 * expected.norm()
 
@@ -315,11 +314,11 @@ def test_one_layer_in_two_threads_of_python(two_threads):
     """What a layer plans is kept; carrying it out shares nothing."""
     from concurrent.futures import ThreadPoolExecutor
 
-    layer, form = BlocksLinear(), form_of(Piece(0, 0, 0, matrix(KINDS["Q4_K"], 500)))
+    layer, layout = BlocksLinear(), layout_of(Piece(0, 0, 0, matrix(KINDS["Q4_K"], 500)))
     inputs = [vectors_of(2, COLS, torch.float32) + i for i in range(32)]
-    alone = [layer.linear(x, form) for x in inputs]
+    alone = [layer.linear(x, layout) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda x: layer.linear(x, form), inputs))
+        together = list(pool.map(lambda x: layer.linear(x, layout), inputs))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -331,16 +330,16 @@ def plain_processor(request, monkeypatch) -> Iterator[None]:
     """Compiles for the least of x86-64, and for registers of other shapes."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("runs code for x86-64")
-    decoder_kernels.host_machine()  # makes LLVM ready
+    codegen_compile.host_machine()  # makes LLVM ready
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    for module in (vectors, target, multiply):
+    for module in (vectors, sink, matmul):
         monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
-    monkeypatch.setattr(tiled, "_registers", lambda: request.param)
+    monkeypatch.setattr(gemm, "_registers", lambda: request.param)
     triple = llvm.Target.from_default_triple()
     monkeypatch.setattr(
-        job, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
+        codegen_compile, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
     )
-    caches = (fused.kernel, tiled.kernel)
+    caches = (gemv.kernel, gemm.kernel)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -363,8 +362,8 @@ def test_plain_processor(kind, plain_processor):
 @pytest.mark.parametrize("count", [31, 32, 70])
 def test_where_torch_is_better(kind, dtype, count, monkeypatch):
     """As on a processor with instructions for products of matrices; chunks of a few rows."""
-    monkeypatch.setattr(multiply, "torch_is_better", lambda dtype: True)
-    monkeypatch.setattr(multiply, "_CHUNK_BYTES", 10 * COLS * 4)
+    monkeypatch.setattr(matmul, "torch_is_better", lambda dtype: True)
+    monkeypatch.setattr(matmul, "_CHUNK_BYTES", 10 * COLS * 4)
     weights, x = matrix(kind, 37), vectors_of(count, COLS, dtype)
     assert_near(linear(x, weights), x, weights.dequantize())
 
@@ -387,15 +386,15 @@ def mixture(dtype: torch.dtype, tokens: int, types: list[str]) -> tuple[Blocks, 
     generator = torch.Generator().manual_seed(tokens)
     scores = torch.randn(tokens, EXPERTS, generator=generator).softmax(-1)
     topk_weights, topk_ids = scores.topk(K)
-    forms = [form_of(*pieces, experts=EXPERTS, dtype=dtype) for pieces in (w13, w2)]
-    return *forms, {
+    layouts = [layout_of(*pieces, experts=EXPERTS, dtype=dtype) for pieces in (w13, w2)]
+    return *layouts, {
         "x": (0.05 * vectors_of(tokens, HIDDEN, torch.float32)).to(dtype),
         "topk_weights": topk_weights,
         "topk_ids": topk_ids.to(torch.int32),
     }
 
 
-def check_experts(w13: Form, w2: Form, arguments: dict, **options) -> None:
+def check_experts(w13: Layout, w2: Layout, arguments: dict, **options) -> None:
     x = arguments.pop("x")
     expected = apply_experts(
         x.float(),

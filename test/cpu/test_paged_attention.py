@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascend_gguf.cpu import paged_attention
-from ascend_gguf.cpu import prefill_attention as block_attention
+from ascend_gguf.cpu import paged_attention, prefill_attention
 from ascend_gguf.cpu.paged_attention import Tokens, takes
 
 #: dtype -> the relative rounding of a result.
@@ -85,7 +84,7 @@ def test_takes() -> None:
 # Blocks of tokens
 
 NEEDS_BFLOAT = pytest.mark.skipif(
-    not block_attention.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
+    not prefill_attention.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
 )
 #: Query heads, key heads, head size, size of a value.
 BLOCK_SHAPES = [
@@ -160,15 +159,15 @@ def test_threads_do_not_change_bits(blocks_always) -> None:
 
 def test_which_tokens_are_a_block() -> None:
     requests, lengths = np.array([3, 3, 3, 0, 0, 3]), np.array([5, 6, 7, 1, 2, 9])
-    found = block_attention.blocks(requests, lengths, window=1 << 40, most=2)
+    found = prefill_attention.blocks(requests, lengths, window=1 << 40, most=2)
     assert found.tolist() == [[5, 1, 0, 9], [2, 1, 0, 7], [0, 2, 0, 6], [3, 2, 0, 2]]
-    assert block_attention.blocks(requests, lengths, window=1, most=8)[1].tolist() == [0, 3, 3, 7]
+    assert prefill_attention.blocks(requests, lengths, window=1, most=8)[1].tolist() == [0, 3, 3, 7]
 
 
 @NEEDS_BFLOAT
 def test_what_is_taken_in_blocks() -> None:
     bfloats, floats = torch.empty(1, 1, 64).bfloat16(), torch.empty(1, 1, 64)
-    assert block_attention.takes(bfloats, bfloats)
-    assert not block_attention.takes(floats, floats)
-    assert not block_attention.takes(bfloats, floats)
-    assert not block_attention.takes(bfloats[..., :48], bfloats)
+    assert prefill_attention.takes(bfloats, bfloats)
+    assert not prefill_attention.takes(floats, floats)
+    assert not prefill_attention.takes(bfloats, floats)
+    assert not prefill_attention.takes(bfloats[..., :48], bfloats)

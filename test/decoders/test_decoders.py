@@ -19,8 +19,8 @@ from llvmlite import binding as llvm
 
 from ascend_gguf import dequantize
 from ascend_gguf.codegen import vectors
-from ascend_gguf.decoders import rows as kernels
-from ascend_gguf.decoders import sink as target
+from ascend_gguf.codegen.compile import compiled, host_machine
+from ascend_gguf.decoders import rows, sink
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.weights import dequantize as decoding
 
@@ -259,15 +259,15 @@ def plain_processor(monkeypatch) -> None:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("runs code for x86-64")
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    for module in (vectors, target):
+    for module in (vectors, sink):
         monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
-    kernels.host_machine()  # makes LLVM ready
+    host_machine()  # makes LLVM ready
 
-    def kernel(kind: BlockType, dtype: torch.dtype) -> kernels.Kernel:
+    def kernel(kind: BlockType, dtype: torch.dtype) -> rows.Kernel:
         machine = llvm.Target.from_default_triple().create_target_machine(cpu="x86-64", opt=3)
-        return kernels.compiled(kernels.module_of(kind, dtype), machine)
+        return compiled(rows.module_of(kind, dtype), machine)
 
-    monkeypatch.setattr(kernels, "kernel", kernel)
+    monkeypatch.setattr(rows, "kernel", kernel)
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_every_rounding_on_a_plain_processor(dtype, plain_processor):
 def test_code_for_arm(monkeypatch):
     """Compiles; calls nothing; multiplies and adds apart, as bit equality demands."""
     monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", True)
-    for module in (vectors, target):
+    for module in (vectors, sink):
         monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -299,7 +299,7 @@ def test_code_for_arm(monkeypatch):
     machine = triple.create_target_machine(cpu="tsv110", opt=3)
     for kind in DECODABLE:
         assembly = machine.emit_assembly(
-            llvm.parse_assembly(str(kernels.module_of(kind, torch.bfloat16)))
+            llvm.parse_assembly(str(rows.module_of(kind, torch.bfloat16)))
         )
         assert "fmul" in assembly or kind.block_size == 1 or kind.name == "Q1_0"
         assert re.findall(r"\b(bl\s|fml[as]|fmadd|fmsub|fnmadd)", assembly) == [], kind.name

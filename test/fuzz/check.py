@@ -15,18 +15,18 @@ from ascend_gguf import load_config, load_generation_config, load_tokenizer, ope
 from ascend_gguf.architectures import Target, architecture_of
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8
-from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.layout import Form, Piece
-from ascend_gguf.weights.layout import Weight as FormWeight
+from ascend_gguf.weights.layout import Layout, Piece
+from ascend_gguf.weights.layout import Weight as LayoutWeight
 
-_FORMS: tuple[type[Form], ...] = (Int4, Planes, Int8, Blocks)
-_EXPERT_FORMS: tuple[type[Form], ...] = (GroupedInt4, GroupedPlanes, Int8, Blocks)
+_LAYOUTS: tuple[type[Layout], ...] = (Int4, NibblePlanes, Int8, Blocks)
+_EXPERT_LAYOUTS: tuple[type[Layout], ...] = (GroupedInt4, GroupedNibblePlanes, Int8, Blocks)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: Rows of a tensor that are decoded and laid out.
@@ -123,10 +123,10 @@ def _layouts(path: Path, source: random.Random, made: dict) -> None:
 def _lay_out(rows: BlockTensor, source: random.Random) -> None:
     many = source.random() < 0.3
     piece = Piece(0, 0, 0, rows)
-    weight = FormWeight(1 if many else None, *rows.shape, source.choice(_DTYPES), [piece])
-    form = source.choice(_EXPERT_FORMS if many else _FORMS)
-    if form.obstacle(weight) is None:
-        made = form.allocate(weight)
+    weight = LayoutWeight(1 if many else None, *rows.shape, source.choice(_DTYPES), [piece])
+    layout = source.choice(_EXPERT_LAYOUTS if many else _LAYOUTS)
+    if layout.unsupported_reason(weight) is None:
+        made = layout.allocate(weight)
         made.put(piece)
         made.sample(slice(0, len(rows)))
 

@@ -1,4 +1,4 @@
-"""Weights in their resident forms are the weights of the file."""
+"""Weights in their layouts are the weights of the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
-from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.weights.dense import Dense
-from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 
 with np.load(Path(__file__).parents[1] / "data" / "golden.npz") as _file:
     GOLDEN = {name: _file[name] for name in _file.files}
@@ -26,7 +26,7 @@ QUANTIZED = [
 ]
 INT4 = {"Q4_0", "Q4_1", "Q4_K", "IQ3_S", "IQ1_S", "Q1_0", "TQ1_0", "TQ2_0"}
 IN_GROUPS_OF_16 = {"Q2_K", "Q3_K", "Q6_K", "IQ1_M", "IQ2_XS", "IQ2_S", "NVFP4"}
-FORMS = [Int4, Int8, NearInt8, Planes, GroupedInt4, GroupedPlanes]
+LAYOUTS = [Int4, Int8, NearInt8, NibblePlanes, GroupedInt4, GroupedNibblePlanes]
 EVERY_TYPE = pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 
 #: Added by ``NearInt8``, root mean square, of that of the weights.
@@ -58,33 +58,35 @@ def weight(matrices: list[BlockTensor], dtype=torch.float32, experts: int | None
     return Weight(experts, rows, matrices[0].shape[1], dtype, tuple(pieces))
 
 
-def converted(form: type[Form], whole: Weight) -> Form:
-    result = allocated(whole, [form])
+def converted(layout: type[Layout], whole: Weight) -> Layout:
+    result = allocated(whole, [layout])
     for piece in whole.pieces:
         result.put(piece)
     return result
 
 
-def one(form: type[Form], matrix: BlockTensor, dtype=torch.float32) -> Weight:
-    grouped = form in (GroupedInt4, GroupedPlanes)
+def one(layout: type[Layout], matrix: BlockTensor, dtype=torch.float32) -> Weight:
+    grouped = layout in (GroupedInt4, GroupedNibblePlanes)
     return weight([matrix], dtype, experts=1 if grouped else None)
 
 
 HELD = pytest.mark.parametrize(
-    ("kind", "form"),
+    ("kind", "layout"),
     [
-        pytest.param(kind, form, id=f"{kind.name}-{form.__name__}")
+        pytest.param(kind, layout, id=f"{kind.name}-{layout.__name__}")
         for kind in QUANTIZED
-        for form in (Int4, Int8, Planes, GroupedInt4, GroupedPlanes)
-        if form.obstacle(one(form, golden(kind))) is None
+        for layout in (Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes)
+        if layout.unsupported_reason(one(layout, golden(kind))) is None
     ],
 )
 
 
 @EVERY_TYPE
 def test_types_say_what_holds_them(kind):
-    held = {form for form in FORMS if form.obstacle(one(form, golden(kind))) is None}
-    expected = {Planes, GroupedPlanes}
+    held = {
+        layout for layout in LAYOUTS if layout.unsupported_reason(one(layout, golden(kind))) is None
+    }
+    expected = {NibblePlanes, GroupedNibblePlanes}
     if kind.name in INT4:
         expected |= {Int4, GroupedInt4}
     if kind.name not in IN_GROUPS_OF_16:
@@ -95,14 +97,14 @@ def test_types_say_what_holds_them(kind):
 
 
 @HELD
-def test_every_weight_is_exact_but_for_its_scale(kind, form):
+def test_every_weight_is_exact_but_for_its_scale(kind, layout):
     """With scales of float32: bit for bit where nothing is added, else to float32's last places."""
     matrix = golden(kind)
     found, expected = (
-        converted(form, one(form, matrix)).dequantize().view(matrix.shape),
+        converted(layout, one(layout, matrix)).dequantize().view(matrix.shape),
         matrix.dequantize(),
     )
-    if form.packing.constant_offset(kind) == 0:
+    if layout.packing.constant_offset(kind) == 0:
         assert torch.equal(found, expected)
     else:
         in_a_group = found.view(len(found), -1, 16), expected.view(len(found), -1, 16)
@@ -112,11 +114,11 @@ def test_every_weight_is_exact_but_for_its_scale(kind, form):
 
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)])
 @HELD
-def test_the_rest_is_rounding_of_scales_and_offsets(kind, form, dtype, unit):
+def test_the_rest_is_rounding_of_scales_and_offsets(kind, layout, dtype, unit):
     # Not the extremes: they overflow float16.
     matrix = golden(kind)[8:]
     found, expected = (
-        converted(form, one(form, matrix, dtype)).dequantize().view(matrix.shape),
+        converted(layout, one(layout, matrix, dtype)).dequantize().view(matrix.shape),
         matrix.dequantize(),
     )
     largest = expected.abs().amax(-1, keepdim=True)
@@ -146,7 +148,7 @@ def q4_1(d: float, m: float) -> BlockTensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("form", [Int4, Int8, Planes, GroupedInt4, GroupedPlanes])
+@pytest.mark.parametrize("layout", [Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes])
 @pytest.mark.parametrize(
     ("d", "m"),
     [
@@ -154,9 +156,9 @@ def q4_1(d: float, m: float) -> BlockTensor:
         (6e-8, 0.5), (6e-8, -2.0), (1e-4, 1.0), (-1e-5, 60.0), (6e-8, 0.0), (2.0, 60000.0),
     ],
 )  # fmt: skip
-def test_scales_of_every_kind(form, dtype, d, m):
+def test_scales_of_every_kind(layout, dtype, d, m):
     matrix = q4_1(d, m)
-    found = converted(form, one(form, matrix, dtype)).dequantize().view(matrix.shape)
+    found = converted(layout, one(layout, matrix, dtype)).dequantize().view(matrix.shape)
     expected = matrix.dequantize()
     unit = {torch.float32: 2.0**-19, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
     limit = 3 * unit * expected.abs().max() + (1e-6 if dtype == torch.float16 else 0)
@@ -169,28 +171,28 @@ def test_no_weight_becomes_nan_where_the_file_has_zeros():
         nbytes = 256 // kind.block_size * kind.type_size
         zeros = BlockTensor(torch.zeros(8, nbytes, dtype=torch.uint8), kind.ggml_type)
         expected = zeros.dequantize()
-        for form in FORMS:
-            whole = one(form, zeros, torch.float16)
-            if form.obstacle(whole) is None:
-                assert torch.equal(converted(form, whole).dequantize().view(8, 256), expected)
+        for layout in LAYOUTS:
+            whole = one(layout, zeros, torch.float16)
+            if layout.unsupported_reason(whole) is None:
+                assert torch.equal(converted(layout, whole).dequantize().view(8, 256), expected)
 
 
-@pytest.mark.parametrize("form", [Int4, Int8, Planes, GroupedInt4, GroupedPlanes])
+@pytest.mark.parametrize("layout", [Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes])
 @pytest.mark.parametrize("columns", [(0, 96), (32, 160), (64, 256), (224, 512)], ids=str)
-def test_columns_cut_inside_a_block(form, columns):
+def test_columns_cut_inside_a_block(layout, columns):
     matrix = golden(block_type(GGMLQuantizationType.Q4_K), cols=512)
     cut = matrix[:, slice(*columns)]
-    found = converted(form, one(form, cut, torch.float16)).dequantize()
-    whole = converted(form, one(form, matrix, torch.float16)).dequantize()
+    found = converted(layout, one(layout, cut, torch.float16)).dequantize()
+    whole = converted(layout, one(layout, matrix, torch.float16)).dequantize()
     assert torch.equal(found, whole[..., slice(*columns)])
 
 
 @pytest.mark.parametrize("names", [("Q4_K", "Q6_K", "Q4_K"), ("Q8_0", "Q4_1", "IQ3_S")], ids=str)
-@pytest.mark.parametrize("form", [NearInt8, Planes])
-def test_parts_of_different_types(form, names):
+@pytest.mark.parametrize("layout", [NearInt8, NibblePlanes])
+def test_parts_of_different_types(layout, names):
     parts = [golden(block_type(GGMLQuantizationType[name]))[:16] for name in names]
-    found = converted(form, weight(parts, torch.float16)).dequantize()
-    alone = [converted(form, weight([part], torch.float16)).dequantize() for part in parts]
+    found = converted(layout, weight(parts, torch.float16)).dequantize()
+    alone = [converted(layout, weight([part], torch.float16)).dequantize() for part in parts]
     assert torch.equal(found, torch.cat(alone))
 
 
@@ -198,7 +200,7 @@ def test_parts_of_different_types(form, names):
 def test_experts_of_different_types(names):
     experts = [golden(block_type(GGMLQuantizationType[name]))[:16] for name in names]
     whole = weight(experts, torch.float32, experts=3)
-    found = converted(GroupedPlanes, whole).dequantize()
+    found = converted(GroupedNibblePlanes, whole).dequantize()
     for i, expert in enumerate(experts):
         torch.testing.assert_close(found[i], expert.dequantize(), rtol=2e-6, atol=1e-7)
 
@@ -211,74 +213,79 @@ def test_rows_of_experts_in_any_pieces():
     assert torch.equal(found[0], matrix.dequantize())
 
 
-@pytest.mark.parametrize("form", [GroupedInt4, GroupedPlanes])
+@pytest.mark.parametrize("layout", [GroupedInt4, GroupedNibblePlanes])
 @pytest.mark.parametrize("rows", [120, 128, 136, 392])
-def test_many_rows_of_experts(form, rows):
+def test_many_rows_of_experts(layout, rows):
     matrix = golden(block_type(GGMLQuantizationType.Q4_0))
     matrix = BlockTensor(matrix.blocks.repeat(20, 1)[:rows], GGMLQuantizationType.Q4_0)
-    assert torch.equal(converted(form, one(form, matrix)).dequantize()[0], matrix.dequantize())
+    assert torch.equal(converted(layout, one(layout, matrix)).dequantize()[0], matrix.dequantize())
 
 
 def test_rows_of_no_piece_are_zero():
     matrix = golden(block_type(GGMLQuantizationType.Q4_K))[:16]
     whole = Weight(None, 24, 256, torch.float16, (Piece(0, 0, 0, matrix),))
-    for form in (Int4, Int8, Planes, Dense):
-        assert not converted(form, whole).dequantize()[16:].any()
+    for layout in (Int4, Int8, NibblePlanes, Dense):
+        assert not converted(layout, whole).dequantize()[16:].any()
 
 
 def test_a_sample_is_some_rows():
     matrix = golden(block_type(GGMLQuantizationType.Q4_K))[:40]
-    for form in (Int4, Int8, Planes, GroupedInt4, GroupedPlanes, Dense):
-        result = converted(form, one(form, matrix, torch.float16))
+    for layout in (Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes, Dense):
+        result = converted(layout, one(layout, matrix, torch.float16))
         everything = result.dequantize().view(40, 256)
         for rows in (slice(0, 40), slice(3, 21), slice(8, 16), slice(39, 40)):
             assert torch.equal(result.sample(rows), everything[rows])
 
 
 @pytest.mark.parametrize(
-    ("form", "name", "bits"),
+    ("layout", "name", "bits"),
     [
         (Int4, "Q4_0", 4.5), (Int4, "Q4_K", 5), (Int4, "TQ2_0", 4.5), (Int8, "Q8_0", 8.5),
-        (Int8, "Q5_K", 9), (NearInt8, "Q6_K", 8.5), (Planes, "Q6_K", 9), (Planes, "Q2_K", 10),
+        (Int8, "Q5_K", 9), (NearInt8, "Q6_K", 8.5), (NibblePlanes, "Q6_K", 9),
+        (NibblePlanes, "Q2_K", 10),
         (GroupedInt4, "Q4_0", 4.5), (GroupedInt4, "Q4_K", 5), (GroupedInt4, "IQ3_S", 4.5),
-        (GroupedPlanes, "Q8_0", 9), (GroupedPlanes, "Q6_K", 9), (Dense, "Q4_K", 16),
+        (GroupedNibblePlanes, "Q8_0", 9), (GroupedNibblePlanes, "Q6_K", 9), (Dense, "Q4_K", 16),
     ],
 )  # fmt: skip
-def test_bits_of_a_weight(form, name, bits):
+def test_bits_of_a_weight(layout, name, bits):
     matrix = golden(block_type(GGMLQuantizationType[name]))[:16]
-    assert allocated(one(form, matrix, torch.bfloat16), [form]).bits_per_weight == bits
+    assert allocated(one(layout, matrix, torch.bfloat16), [layout]).bits_per_weight == bits
 
 
 def test_constant_offsets_are_one_tensor_for_all_layers():
     matrix = golden(block_type(GGMLQuantizationType.Q8_0))[:16]
-    first, second = (converted(GroupedPlanes, one(GroupedPlanes, matrix)) for _ in range(2))
+    first, second = (
+        converted(GroupedNibblePlanes, one(GroupedNibblePlanes, matrix)) for _ in range(2)
+    )
     assert first.offset is second.offset
     assert first.nbytes == first.tensors["packed"].nbytes + first.tensors["scale"].nbytes
 
 
-def obstacle(form: type[Form], matrix: BlockTensor, experts: int | None = None) -> str | None:
-    return form.obstacle(weight([matrix] * (experts or 1), torch.float16, experts))
+def unsupported_reason(
+    layout: type[Layout], matrix: BlockTensor, experts: int | None = None
+) -> str | None:
+    return layout.unsupported_reason(weight([matrix] * (experts or 1), torch.float16, experts))
 
 
 def test_obstacles_say_what_is_in_the_way():
     numbers = BlockTensor(torch.zeros(8, 512, dtype=torch.uint8), GGMLQuantizationType.F16)
     q4_k = golden(block_type(GGMLQuantizationType.Q4_K))[:16]
     q6_k = golden(block_type(GGMLQuantizationType.Q6_K))[:16]
-    assert obstacle(Int4, numbers) == "a part is plain numbers"
-    assert obstacle(Int4, q6_k) == "Q6_K does not fit 4 bits"
-    assert obstacle(Int8, q6_k) == "Q6_K has a scale for 16 weights"
-    assert "not on multiples of 32" in obstacle(Int4, q4_k[:, 16:144])
-    assert "32 columns are not a multiple of 32 from 64" in obstacle(Int4, q4_k[:, :32])
-    assert obstacle(GroupedInt4, q4_k[:12], 2) == "its rows are not multiples of 8"
-    assert obstacle(GroupedInt4, q4_k) == "it has no experts"
-    assert obstacle(Int4, q4_k, 2) == "it has experts"
+    assert unsupported_reason(Int4, numbers) == "a part is plain numbers"
+    assert unsupported_reason(Int4, q6_k) == "Q6_K does not fit 4 bits"
+    assert unsupported_reason(Int8, q6_k) == "Q6_K has a scale for 16 weights"
+    assert "not on multiples of 32" in unsupported_reason(Int4, q4_k[:, 16:144])
+    assert "32 columns are not a multiple of 32 from 64" in unsupported_reason(Int4, q4_k[:, :32])
+    assert unsupported_reason(GroupedInt4, q4_k[:12], 2) == "its rows are not multiples of 8"
+    assert unsupported_reason(GroupedInt4, q4_k) == "it has no experts"
+    assert unsupported_reason(Int4, q4_k, 2) == "it has experts"
 
 
 def test_the_first_form_that_fits_is_taken():
     matrix = golden(block_type(GGMLQuantizationType.Q6_K))[:16]
-    form = allocated(weight([matrix], torch.float16), [Int4, Int8, Planes, Dense])
-    assert type(form) is Planes
-    assert set(form.obstacles) == {"int4", "int8"}
+    layout = allocated(weight([matrix], torch.float16), [Int4, Int8, NibblePlanes, Dense])
+    assert type(layout) is NibblePlanes
+    assert set(layout.unsupported) == {"int4", "int8"}
     with pytest.raises(ValueError, match="int4: Q6_K does not fit 4 bits; int8: Q6_K has a scale"):
         allocated(weight([matrix], torch.float16), [Int4, Int8])
 

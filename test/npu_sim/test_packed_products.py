@@ -8,47 +8,47 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
 from ascend_gguf.npu.linear import NPULinear, has_operators
-from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
-from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from random_model import random_blocks
 
 pytestmark = pytest.mark.npu_sim(memory_gb=2)
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 MATRICES = pytest.mark.parametrize(
-    ("form", "type_name"),
+    ("layout", "type_name"),
     [(Int4, "Q4_K"), (Int4, "Q4_0"), (Int4, "IQ3_S"), (Int8, "Q5_K"), (Int8, "Q8_0"),
-     (NearInt8, "Q6_K"), (Planes, "Q6_K"), (Planes, "Q2_K")],
+     (NearInt8, "Q6_K"), (NibblePlanes, "Q6_K"), (NibblePlanes, "Q2_K")],
 )  # fmt: skip
 EXPERTS = pytest.mark.parametrize(
-    ("form", "type_name"),
-    [(GroupedInt4, "Q4_K"), (GroupedInt4, "Q4_0"), (GroupedPlanes, "Q6_K"),
-     (GroupedPlanes, "Q8_0"), (GroupedPlanes, "Q5_K")],
+    ("layout", "type_name"),
+    [(GroupedInt4, "Q4_K"), (GroupedInt4, "Q4_0"), (GroupedNibblePlanes, "Q6_K"),
+     (GroupedNibblePlanes, "Q8_0"), (GroupedNibblePlanes, "Q5_K")],
 )  # fmt: skip
 
 
-def on_npu(form: type[Form], type_name: str, dtype: torch.dtype, *shape: int) -> Form:
+def on_npu(layout: type[Layout], type_name: str, dtype: torch.dtype, *shape: int) -> Layout:
     *experts, rows, cols = shape
     blocks, _ = random_blocks(np.random.default_rng(0), type_name, (*shape[:-1], cols))
     matrices = torch.from_numpy(blocks).view(-1, rows, blocks.shape[-1])
     ggml_type = GGMLQuantizationType[type_name]
     pieces = tuple(Piece(i, 0, 0, BlockTensor(m, ggml_type)) for i, m in enumerate(matrices))
     weight = Weight(experts[0] if experts else None, rows, cols, dtype, pieces)
-    result = allocated(weight, [form])
+    result = allocated(weight, [layout])
     for piece in pieces:
         result.put(piece)
     return result.to(torch.device("npu"))
 
 
-def experts_kernel(form: Form):
+def experts_kernel(layout: Layout):
     from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 
-    return NPUGGUFMoEMethod(form, None)
+    return NPUGGUFMoEMethod(layout, None)
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -58,8 +58,8 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype)
 
 @DTYPES
 @MATRICES
-def test_products(form, type_name, dtype):
-    weight = on_npu(form, type_name, dtype, 48, 256)
+def test_products(layout, type_name, dtype):
+    weight = on_npu(layout, type_name, dtype, 48, 256)
     x, bias = torch.randn(2, 3, 256).to(dtype), torch.randn(48).to(dtype)
     expected = x.float() @ weight.dequantize().t()
     kernel = NPULinear()
@@ -73,8 +73,8 @@ def test_products(form, type_name, dtype):
 
 @DTYPES
 @MATRICES
-def test_rows_of_an_embedding(form, type_name, dtype):
-    weight = on_npu(form, type_name, dtype, 48, 256)
+def test_rows_of_an_embedding(layout, type_name, dtype):
+    weight = on_npu(layout, type_name, dtype, 48, 256)
     ids = torch.tensor([[3, 47], [0, 3]])
     found = NPULinear().rows(weight, ids.npu())
     assert found.dtype == dtype and found.shape == (2, 2, 256)
@@ -97,8 +97,8 @@ def test_more_outputs_than_the_operator_takes():
 
 @DTYPES
 @EXPERTS
-def test_products_of_experts(form, type_name, dtype):
-    weight = on_npu(form, type_name, dtype, 4, 32, 256)
+def test_products_of_experts(layout, type_name, dtype):
+    weight = on_npu(layout, type_name, dtype, 4, 32, 256)
     counts = torch.tensor([2, 0, 1, 3])
     x = torch.randn(7, 256).to(dtype)  # the last row is no expert's
     found = experts_kernel(weight).product(x.npu(), counts.npu())
@@ -112,10 +112,10 @@ def test_products_of_experts(form, type_name, dtype):
 
 
 @MATRICES
-def test_nothing_of_it_is_left_to_the_host(form, type_name):
+def test_nothing_of_it_is_left_to_the_host(layout, type_name):
     from npu_sim.recorder import record
 
-    weight, kernel = on_npu(form, type_name, torch.float16, 48, 256), NPULinear()
+    weight, kernel = on_npu(layout, type_name, torch.float16, 48, 256), NPULinear()
     x, ids = torch.ones(2, 256, device="npu").half(), torch.tensor([1, 5], device="npu")
     graph = torch.npu.NPUGraph()
     with torch.inference_mode():
@@ -134,15 +134,15 @@ def test_nothing_of_it_is_left_to_the_host(form, type_name):
 
 @DTYPES
 @MATRICES
-def test_a_device_that_is_right_is_trusted(form, type_name, dtype):
-    weight = on_npu(form, type_name, dtype, 48, 256)
+def test_a_device_that_is_right_is_trusted(layout, type_name, dtype):
+    weight = on_npu(layout, type_name, dtype, 48, 256)
     assert linear_mismatch(NPULinear(), weight, is_embedding=True) is None
 
 
 @DTYPES
 @EXPERTS
-def test_experts_of_a_device_that_is_right_are_trusted(form, type_name, dtype):
-    weight = on_npu(form, type_name, dtype, 4, 48, 256)
+def test_experts_of_a_device_that_is_right_are_trusted(layout, type_name, dtype):
+    weight = on_npu(layout, type_name, dtype, 4, 48, 256)
     assert experts_mismatch(experts_kernel(weight).product, weight) is None
 
 
@@ -177,7 +177,7 @@ def test_a_device_that_is_wrong_is_not(monkeypatch, wrong):
     matrix = on_npu(Int4, "Q4_1", torch.float16, 48, 256)
     problem = linear_mismatch(NPULinear(), matrix, is_embedding=False)
     assert problem.startswith("int4 48 x 256 in float16: the result differs from the decoded")
-    experts = on_npu(GroupedPlanes, "Q5_1", torch.bfloat16, 4, 48, 256)
+    experts = on_npu(GroupedNibblePlanes, "Q5_1", torch.bfloat16, 4, 48, 256)
     problem = experts_mismatch(experts_kernel(experts).product, experts)
     assert problem.startswith("planes, experts 4 x 48 x 256 in bfloat16: the result differs")
 

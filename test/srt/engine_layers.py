@@ -79,11 +79,11 @@ def numbers(layer: torch.nn.Module, name: str = "weight") -> torch.Tensor:
         return getattr(layer, name).data
     method = layer.quant_method
     if name == "weight":
-        form = method.weight
+        layout = method.weight
     else:
-        form = getattr(method.experts, name.removesuffix("_weight"))
-    assert {f"{name}_{part}" for part in form.tensors} <= dict(layer.named_parameters()).keys()
-    return form.dequantize()
+        layout = getattr(method.experts, name.removesuffix("_weight"))
+    assert {f"{name}_{part}" for part in layout.tensors} <= dict(layer.named_parameters()).keys()
+    return layout.dequantize()
 
 
 def assert_only_weights(layer: torch.nn.Module, **expected: torch.Tensor) -> None:

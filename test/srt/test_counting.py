@@ -1,4 +1,4 @@
-"""Word problems solved through the API: every type, form and device, dense and mixture of experts.
+"""Word problems solved through the API: every type, layout and device, dense and MoE.
 
 The models of test/counting can count, so a swapped expert or a broken tokenizer is a wrong answer
 here.  They are so sure that they bear a wrong scale: that shows in how far they diverge from F16.
@@ -37,7 +37,7 @@ DEVICES = {"cpu": CPU, "npu": NPU}
 
 #: Every value of every column with every value of each other one, for both kinds of model.
 SERVED = [
-    # type, form, device, ranks
+    # type, layout, device, ranks
     ("Q4_K_M", "packed", "cpu", 1),
     ("Q4_K_M", "dense", "npu", 2),
     ("Q4_K_M", "packed", "npu", 1),
@@ -58,13 +58,13 @@ def _original(kind: str) -> np.ndarray:
     return np.load(DATA / f"{kind}-F16.npz")["right"][:ASKED]
 
 
-@pytest.mark.parametrize(("type_", "form", "device", "ranks"), SERVED)
+@pytest.mark.parametrize(("type_", "layout", "device", "ranks"), SERVED)
 @pytest.mark.parametrize("kind", ["dense", "moe"])
-def test_problems_solved(zygotes, log, kind, type_, form, device, ranks):
+def test_problems_solved(zygotes, log, kind, type_, layout, device, ranks):
     original = _original(kind).mean()
     arguments = (
         *DEVICES[device],
-        *("--model-loader-extra-config", json.dumps({"weights": form})),
+        *("--model-loader-extra-config", json.dumps({"weights": layout})),
         *("--tp-size", str(ranks)),
     )
     environment = cpu_environment(ranks) if device == "cpu" and ranks > 1 else None

@@ -40,12 +40,12 @@ def written(tmp_path_factory):
 
 
 def _check(engine: EngineProcess, model: Written, dense: int, limit: float, dtype: str) -> None:
-    with engine.load(model.path, dtype=dtype, probe="probes:forms") as served:
+    with engine.load(model.path, dtype=dtype, probe="probes:layouts") as served:
         ((tokens, logprobs),) = served.continued([PROMPT], 4)
     error = mean_error(logprobs, model.logprobs(tokens))
     print(f"mean absolute error of log-probabilities: {error:.2e}; {served.probes}")
     assert error <= limit
-    matrices = [form for name, form in served.probes[0].items() if "self_attn" not in name]
+    matrices = [layout for name, layout in served.probes[0].items() if "self_attn" not in name]
     assert matrices.count("dense") == dense
 
 
@@ -70,7 +70,7 @@ WITHOUT_METHOD = (
 
 @pytest.mark.parametrize("name", WITHOUT_METHOD)
 def test_of_other_classes(cpu_engine, tiny_model, name):
-    with cpu_engine.load(tiny_model(name).path, probe="probes:forms") as served:
+    with cpu_engine.load(tiny_model(name).path, probe="probes:layouts") as served:
         assert set(served.probes[0].values()) == {"blocks"}
 
 

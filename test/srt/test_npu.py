@@ -172,8 +172,8 @@ def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
         error = server.mean_error(reference["input_ids"], reference["token_logprobs"])
     assert error <= LIMITS["float16"]
     text = log.read_text()
-    for form in ("int4", "int4, experts"):
-        assert f"held as numbers, as this device is wrong with {form} " in text
+    for layout in ("int4", "int4, experts"):
+        assert f"held as numbers, as this device is wrong with {layout} " in text
     # What has no offsets is right, and stays packed.
     assert "device is wrong with planes" not in text
 

@@ -63,7 +63,7 @@ def weights_of(
 
 
 def numbers_of(name: str, types: dict[str, int], weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The numbers of a weight, float32, in whichever form it came."""
+    """The numbers of a weight, float32, in whichever layout it came."""
     if name in weights:
         return weights[name].float()
     module = name.removesuffix(".weight")

@@ -15,13 +15,13 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor, GGUFError, open_gguf
+from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.reader.mapping import MappedFile
-from ascend_gguf.reader.pieces import read
-from ascend_gguf.weights import load_stream as streaming
+from ascend_gguf.weights import load_stream
 from ascend_gguf.weights.load_stream import Stream, run
 from random_model import ALL_TYPES, random_blocks
 
-#: More than is done at once (see streaming._FEW_WEIGHTS).
+#: More than is done at once (see load_stream._FEW_WEIGHTS).
 ROWS, COLS = 400, 768
 
 
@@ -152,7 +152,7 @@ def test_reading_ahead_and_giving_back(pair, keep_cached, monkeypatch):
     with Stream(keep_cached=keep_cached):
         for source in pair:
             torch.empty(source.shape).copy_(source)
-    extents = [streaming.locate(s.blocks)[1:] + (s.blocks.nbytes,) for s in pair]
+    extents = [load_stream.locate(s.blocks)[1:] + (s.blocks.nbytes,) for s in pair]
     ahead = [advice[:2] for advice in advised if advice[2] == os.POSIX_FADV_WILLNEED]
     back = [advice[:2] for advice in advised if advice[2] == os.POSIX_FADV_DONTNEED]
     assert ahead == extents
@@ -265,7 +265,7 @@ def test_streams_of_streams(pair):
 
 
 def test_not_too_far_ahead(pair, monkeypatch):
-    monkeypatch.setattr(streaming, "_MOST_SLICES_AHEAD", 3)
+    monkeypatch.setattr(load_stream, "_MOST_SLICES_AHEAD", 3)
     started, release = [], threading.Event()
 
     def work() -> None:
@@ -287,7 +287,7 @@ def test_not_too_far_ahead(pair, monkeypatch):
 
 
 def test_not_too_many_bytes_ahead(pair, monkeypatch):
-    monkeypatch.setattr(streaming, "_MOST_BYTES_AHEAD", pair[1].blocks.nbytes)
+    monkeypatch.setattr(load_stream, "_MOST_BYTES_AHEAD", pair[1].blocks.nbytes)
     ahead, release = [], threading.Event()
     with Stream(1) as stream:
         threading.Timer(0.2, lambda: (ahead.append(stream.submitted), release.set())).start()

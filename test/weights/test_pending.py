@@ -13,10 +13,10 @@ from ascend_gguf import BlockTensor
 from ascend_gguf.npu.experts import GroupedInt4
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8
-from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.load_stream import Stream
-from ascend_gguf.weights.pending import Resident, ResidentTensor
+from ascend_gguf.weights.pending import PendingPieces, PendingWeight
 from random_model import random_blocks
 
 CPU = torch.device("cpu")
@@ -27,19 +27,19 @@ def matrix(type_name: str, rows: int, cols: int = 256, seed: int = 0) -> BlockTe
     return BlockTensor(torch.from_numpy(blocks), GGMLQuantizationType[type_name])
 
 
-def parameter(*shape: int, forms=(Int4, Int8, Planes, Dense)) -> torch.nn.Parameter:
-    resident = Resident(shape, torch.float16, CPU, forms)
-    return torch.nn.Parameter(ResidentTensor(resident), requires_grad=False)
+def parameter(*shape: int, layouts=(Int4, Int8, NibblePlanes, Dense)) -> torch.nn.Parameter:
+    pending = PendingPieces(shape, torch.float16, CPU, layouts)
+    return torch.nn.Parameter(PendingWeight(pending), requires_grad=False)
 
 
 def test_it_looks_like_the_weight():
     weight = parameter(24, 256)
-    assert isinstance(weight, torch.nn.Parameter) and isinstance(weight.data, ResidentTensor)
+    assert isinstance(weight, torch.nn.Parameter) and isinstance(weight.data, PendingWeight)
     assert weight.shape == (24, 256) and weight.dtype == torch.float16 and weight.device == CPU
     assert weight.data.narrow(0, 8, 4).shape == (4, 256)
     assert weight[3:].data.shape == (21, 256)
     assert parameter(3, 16, 64).data[1].narrow(1, 32, 32).shape == (16, 32)
-    assert "ResidentTensor(shape=(24, 256))" in repr(weight.data)
+    assert "PendingWeight(shape=(24, 256))" in repr(weight.data)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
@@ -47,62 +47,62 @@ def test_parts_in_any_order(order):
     weight = parameter(24, 256)
     parts = [(0, matrix("Q4_K", 8)), (8, matrix("Q4_0", 12)), (20, matrix("Q4_1", 4))]
     for i in order:
-        assert weight.resident.form is None
+        assert weight.pending.layout is None
         row, part = parts[i]
         weight.data.narrow(0, row, len(part)).copy_(part)
-    assert type(weight.resident.form) is Int4
+    assert type(weight.pending.layout) is Int4
     expected = torch.cat([part.dequantize() for _, part in parts])
-    torch.testing.assert_close(weight.resident.form.dequantize(), expected, rtol=2e-3, atol=2e-2)
+    torch.testing.assert_close(weight.pending.layout.dequantize(), expected, rtol=2e-3, atol=2e-2)
 
 
 @pytest.mark.parametrize(
-    ("types", "form"),
-    [(("Q4_K", "Q4_0"), Int4), (("Q4_K", "Q8_0"), Int8), (("Q6_K", "Q4_K"), Planes),
+    ("types", "layout"),
+    [(("Q4_K", "Q4_0"), Int4), (("Q4_K", "Q8_0"), Int8), (("Q6_K", "Q4_K"), NibblePlanes),
      (("F16", "Q4_K"), Dense), (("F32", "BF16"), Dense)],
 )  # fmt: skip
-def test_the_form_holds_all_parts(types, form):
+def test_the_form_holds_all_parts(types, layout):
     weight = parameter(32, 256)
     parts = [matrix(type_name, 16) for type_name in types]
     for row, part in zip((0, 16), parts, strict=True):
         weight.data[row : row + 16].copy_(part)
-    assert type(weight.resident.form) is form
+    assert type(weight.pending.layout) is layout
     expected = torch.cat([part.dequantize() for part in parts])
-    torch.testing.assert_close(weight.resident.form.dequantize(), expected, rtol=2e-3, atol=2e-2)
+    torch.testing.assert_close(weight.pending.layout.dequantize(), expected, rtol=2e-3, atol=2e-2)
 
 
 def test_columns_of_this_rank():
     whole, weight = matrix("Q4_K", 16, 512), parameter(16, 224)
     weight.data.copy_(whole.narrow(1, 288, 224))
-    assert type(weight.resident.form) is Int4
-    found = weight.resident.form.dequantize()
+    assert type(weight.pending.layout) is Int4
+    found = weight.pending.layout.dequantize()
     torch.testing.assert_close(found, whole.dequantize()[:, 288:], rtol=2e-3, atol=2e-2)
 
 
 def test_columns_cut_off_a_group_stay_numbers():
     whole, weight = matrix("Q4_K", 16), parameter(16, 112)
     weight.data.copy_(whole.narrow(1, 112, 112))
-    form = weight.resident.form
-    assert type(form) is Dense
-    assert "not on multiples of 32" in form.obstacles["int4"]
-    assert torch.equal(form.tensors["weight"], whole.dequantize()[:, 112:224].half())
+    layout = weight.pending.layout
+    assert type(layout) is Dense
+    assert "not on multiples of 32" in layout.unsupported["int4"]
+    assert torch.equal(layout.tensors["weight"], whole.dequantize()[:, 112:224].half())
 
 
 def test_columns_that_come_in_parts_are_numbers():
     left, right, weight = matrix("Q4_0", 8, 64), matrix("Q4_0", 8, 64, 1), parameter(8, 128)
     weight.data.narrow(1, 0, 64).copy_(left)
     weight.data.narrow(1, 64, 64).copy_(right)
-    assert type(weight.resident.form) is Dense
+    assert type(weight.pending.layout) is Dense
     expected = torch.cat([left.dequantize(), right.dequantize()], dim=1).half()
-    assert torch.equal(weight.resident.form.tensors["weight"], expected)
+    assert torch.equal(weight.pending.layout.tensors["weight"], expected)
 
 
 @pytest.mark.parametrize("fill", [lambda t: t.zero_(), lambda t: t.fill_(0)])
 def test_padding(fill):
     weight, part = parameter(64, 256), matrix("Q4_K", 40)
     weight[:40].data.copy_(part)
-    assert weight.resident.form is None
+    assert weight.pending.layout is None
     fill(weight[40:].data)
-    assert not weight.resident.form.dequantize()[40:].any()
+    assert not weight.pending.layout.dequantize()[40:].any()
     fill(weight[64:].data)  # of no rows: the loader of a vocabulary without padding
 
 
@@ -113,26 +113,26 @@ def test_a_rank_that_has_padding_alone():
     weight.data.narrow(0, 32, 32).zero_()
     weight.data.narrow(0, 32, 0).copy_(nothing)
     weight.data[:32].copy_(part)
-    assert not weight.resident.form.dequantize()[32:].any()
+    assert not weight.pending.layout.dequantize()[32:].any()
     whole = parameter(64, 256)
     whole.data.zero_()
-    assert not whole.resident.form.dequantize().any()
+    assert not whole.pending.layout.dequantize().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_numbers_that_a_model_made(dtype):
     weight, numbers = parameter(16, 256), torch.randn(16, 256).to(dtype)
     weight.data.copy_(numbers)
-    assert torch.equal(weight.resident.form.dequantize(), numbers.to(torch.float16).float())
+    assert torch.equal(weight.pending.layout.dequantize(), numbers.to(torch.float16).float())
 
 
 def test_experts():
-    weight = parameter(3, 32, 256, forms=(GroupedInt4, Dense))
+    weight = parameter(3, 32, 256, layouts=(GroupedInt4, Dense))
     parts = {(e, row): matrix("Q4_K", 16, seed=e + row) for e in range(3) for row in (16, 0)}
     for (expert, row), part in parts.items():
-        assert weight.resident.form is None
+        assert weight.pending.layout is None
         weight.data[expert].narrow(0, row, 16).copy_(part)
-    found = weight.resident.form.dequantize()
+    found = weight.pending.layout.dequantize()
     for (expert, row), part in parts.items():
         expected = part.dequantize()
         torch.testing.assert_close(found[expert, row : row + 16], expected, rtol=2e-3, atol=2e-2)
@@ -143,19 +143,19 @@ def test_a_piece_that_comes_twice_before_the_rest():
     for _ in range(2):
         weight.data[:8].copy_(part[:8])
     weight.data[8:].copy_(part[8:])
-    assert weight.resident.form is not None
+    assert weight.pending.layout is not None
 
 
 def test_threads_of_a_stream_convert():
-    weights = [parameter(3, 512, 512, forms=(GroupedInt4, Dense)) for _ in range(4)]
+    weights = [parameter(3, 512, 512, layouts=(GroupedInt4, Dense)) for _ in range(4)]
     parts = [matrix("Q4_K", 512, 512, seed=i) for i in range(3)]
     with Stream(threads=3):
         for weight in weights:
             for expert, part in enumerate(parts):
                 weight.data[expert].copy_(part)
-    first, *others = (weight.resident.form for weight in weights)
-    for form in others:
-        for name, tensor in form.tensors.items():
+    first, *others = (weight.pending.layout for weight in weights)
+    for layout in others:
+        for name, tensor in layout.tensors.items():
             assert torch.equal(tensor, first.tensors[name])
 
 
@@ -164,7 +164,7 @@ def test_what_is_no_number_is_seen():
     blocks[5, 1] = 0x7E  # the scale of its first block
     weight = parameter(16, 256)
     weight.data.copy_(BlockTensor(blocks, GGMLQuantizationType.Q8_0))
-    assert weight.resident.has_nan
+    assert weight.pending.has_nan
 
 
 def test_wrong_shapes_and_more_than_all_are_refused():

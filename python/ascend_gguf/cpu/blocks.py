@@ -11,10 +11,10 @@ import torch
 from ascend_gguf.cpu.matmul import Product, plan
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.memory.lazy_zeros import Neighbours
-from ascend_gguf.reader.pieces import read_rows
+from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.dequantize import dequantize
-from ascend_gguf.weights.layout import Form, Piece, Weight
+from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 # Where the blocks of all weights lie.
 _memory = Neighbours()
@@ -56,7 +56,7 @@ class Part:
         return {expert: i for i, expert in enumerate(self.experts)}
 
 
-class Blocks(Form):
+class Blocks(Layout):
     """For each :class:`Part` a tensor, uint8 ``[matrices, rows, row_bytes]``: rows as in the file.
 
     Where columns are cut inside a block, the blocks that cover them.  Where weights are multiplied
@@ -70,7 +70,7 @@ class Blocks(Form):
         self.parts = parts
 
     @classmethod
-    def obstacle(cls, weight: Weight) -> str | None:
+    def unsupported_reason(cls, weight: Weight) -> str | None:
         if not weight.pieces:
             return "all of it is padding"
         if any(piece.col for piece in weight.pieces):
@@ -81,7 +81,7 @@ class Blocks(Form):
         is_plain = not any(kind.is_quantized for kind in weight.kinds)
         if is_plain and weight.experts is None:
             return "all of it is plain numbers"
-        if any(len(layout) != (weight.experts or 1) for _, layout in _row_ranges(weight)):
+        if any(len(places) != (weight.experts or 1) for _, places in _row_ranges(weight)):
             return "an expert lacks rows that others have"
         return None
 
@@ -90,10 +90,10 @@ class Blocks(Form):
         parts, tensors = [], {}
         ranges = _row_ranges(weight)
         stops = [first for first, _ in ranges[1:]] + [weight.rows]
-        for (first, layout), stop in zip(ranges, stops, strict=True):
-            for what in dict.fromkeys(layout.values()):
+        for (first, places), stop in zip(ranges, stops, strict=True):
+            for what in dict.fromkeys(places.values()):
                 kind, skip, cols, nbytes = what
-                experts = tuple(e for e, found in layout.items() if found == what)
+                experts = tuple(e for e, found in places.items() if found == what)
                 part = Part(kind, first, stop - first, skip, cols, experts)
                 # Rows of no piece stay zero: so are weights in blocks of zeros, of any type.
                 tensors[part.name] = _memory.zeros((len(experts), part.rows, nbytes))
@@ -182,23 +182,23 @@ def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:
 
 #: Expert -> the block type of some rows, how many numbers come before them, how many they have,
 #: and bytes in a row.
-_Layout = dict[int, tuple[BlockType, int, int, int]]
+_Places = dict[int, tuple[BlockType, int, int, int]]
 
 
-def _row_ranges(weight: Weight) -> list[tuple[int, _Layout]]:
+def _row_ranges(weight: Weight) -> list[tuple[int, _Places]]:
     """The first row of each range of rows that are of a piece each, and what those are.
 
-    A range ends where the next begins.  Neighbours with the same layout are one.
+    A range ends where the next begins.  Neighbours with the same places are one.
     """
-    layouts: dict[int, _Layout] = {}
+    by_row: dict[int, _Places] = {}
     for piece in sorted(weight.pieces, key=lambda piece: (piece.row, piece.expert)):
         kind, skip, blocks = _covering(piece)
         what = kind, skip, piece.data.shape[-1], blocks.shape[-1]
-        layouts.setdefault(piece.row, {})[piece.expert] = what
-    ranges: list[tuple[int, _Layout]] = []
-    for row, layout in layouts.items():
-        if not ranges or layout != ranges[-1][1]:
-            ranges.append((row if ranges else 0, layout))
+        by_row.setdefault(piece.row, {})[piece.expert] = what
+    ranges: list[tuple[int, _Places]] = []
+    for row, places in by_row.items():
+        if not ranges or places != ranges[-1][1]:
+            ranges.append((row if ranges else 0, places))
     return ranges
 
 

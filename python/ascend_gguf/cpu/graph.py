@@ -176,8 +176,8 @@ class _Capture(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if obstacle := _obstacle(func, args):
-            raise NotCapturable(f"{func}: {obstacle}")
+        if unsupported_reason := _obstacle(func, args):
+            raise NotCapturable(f"{func}: {unsupported_reason}")
         with self.suspended():
             out = func(*args, **kwargs)
         self.keep((args, kwargs, out))

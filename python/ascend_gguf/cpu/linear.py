@@ -25,7 +25,7 @@ class BlocksLinear(LinearKernel[Blocks]):
         out_dtype: of results; by default that of vectors.
     """
 
-    forms = (Blocks,)
+    layouts = (Blocks,)
 
     def __init__(self, out_dtype: torch.dtype | None = None) -> None:
         self._out_dtype = out_dtype
@@ -69,7 +69,7 @@ class BlocksExperts:
         w2: ``[experts, hidden, ffn]``: down projection.
     """
 
-    forms = (Blocks,)
+    layouts = (Blocks,)
 
     def __init__(self, w13: Blocks, w2: Blocks) -> None:
         self.w13 = w13

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ascend_gguf.codegen.vectors import BFLOAT_INSTRUCTIONS, host_features
-from ascend_gguf.cpu import gemm as tiled
-from ascend_gguf.cpu import gemv as fused
+from ascend_gguf.cpu import gemm, gemv
 from ascend_gguf.cpu.launch import Job, Kernel
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.weights.dequantize import dequantize
@@ -62,8 +61,8 @@ def plan(
 ) -> list[Step]:
     """How to do ``out[j] = matrices[i] @ x[k]`` for some ``i``, ``j`` and ``k``.
 
-    Up to :func:`most_fused` vectors meet exact weights; for more, weights are rounded to bfloat16
-    if the vectors are bfloat16.  Sums are float32.  Except where torch multiplies, the
+    Up to :func:`most_gemv_vectors` vectors meet exact weights; for more, weights are rounded to
+    bfloat16 if the vectors are bfloat16.  Sums are float32.  Except where torch multiplies, the
     number of threads does not change a bit.
 
     Args:
@@ -75,7 +74,7 @@ def plan(
     steps: list[Step] = []
     by_columns: dict[int, list[Product]] = {}
     for product in products:
-        if product.columns <= most_fused(kind, dtype):
+        if product.columns <= most_gemv_vectors(kind, dtype):
             by_columns.setdefault(product.columns, []).append(product)
         elif product.columns >= TORCH_COLUMNS and torch_is_better(dtype):
             steps.append(_TorchStep(kind, matrices, product))
@@ -84,15 +83,15 @@ def plan(
     rows, cols = matrices.shape[1], kind.row_cols(matrices.shape[2])
     for columns, some in by_columns.items():
         if columns:
-            work_dtype = _work_dtype(dtype, fused.products_of(kind).all_coded)
-            kernel = fused.kernel(kind, work_dtype, out_dtype, columns)
+            work_dtype = _work_dtype(dtype, gemv.products_of(kind).all_coded)
+            kernel = gemv.kernel(kind, work_dtype, out_dtype, columns)
             tile_rows = _tile_rows(rows * len(some), cols, _MOST_WEIGHTS)
-            scratch = fused.scratch(kind, cols, columns)
+            scratch = gemv.scratch(kind, cols, columns)
         else:
             work_dtype = _work_dtype(dtype)
-            kernel = tiled.kernel(kind, work_dtype, out_dtype)
+            kernel = gemm.kernel(kind, work_dtype, out_dtype)
             tile_rows = _tile_rows(rows * len(some), cols, _TILE_BYTES // work_dtype.itemsize)
-            scratch = tiled.scratch(cols, tile_rows, work_dtype)
+            scratch = gemm.scratch(cols, tile_rows, work_dtype)
         steps.append(
             _KernelStep(
                 kind, matrices, some, kernel, work_dtype, out_dtype, out_stride, tile_rows, scratch
@@ -101,9 +100,9 @@ def plan(
     return steps
 
 
-def most_fused(kind: BlockType, dtype: torch.dtype) -> int:
+def most_gemv_vectors(kind: BlockType, dtype: torch.dtype) -> int:
     """The most vectors of a dtype for which weights of a type are decoded in registers."""
-    is_coded = fused.products_of(kind).all_coded
+    is_coded = gemv.products_of(kind).all_coded
     is_same = _work_dtype(dtype, is_coded) == _work_dtype(dtype)
     return FUSED_COLUMNS if is_same else FUSED_FLOAT_COLUMNS
 
@@ -125,7 +124,7 @@ def _tile_rows(rows: int, cols: int, most_weights: int) -> int:
     """How many of all rows a thread takes at a time."""
     share = rows // (4 * torch.get_num_threads())  # a few for each, so that none waits for long
     weights = min(max(share * cols, _LEAST_WEIGHTS), most_weights)
-    return max(weights // cols // tiled.ROWS, 1) * tiled.ROWS
+    return max(weights // cols // gemm.ROWS, 1) * gemm.ROWS
 
 
 class _KernelStep:

@@ -23,7 +23,7 @@ from ascend_gguf.codegen.floats import (
 )
 from ascend_gguf.codegen.program import Program, float_bits, float_of, pointer
 from ascend_gguf.codegen.vectors import F32, I32, I64, LANES, STORED, Vector, fetch
-from ascend_gguf.cpu import prefill_attention as block_attention
+from ascend_gguf.cpu import prefill_attention
 
 # Keys whose scores are computed before their values are looked at; a multiple of LANES.
 _KEYS = 64
@@ -58,12 +58,12 @@ class Tokens:
         return self.requests.shape[0]
 
     def blocks(self, window: int, most: int) -> np.ndarray | None:
-        """As :func:`.block_attention.blocks`, where there are so few that they are faster."""
+        """As :func:`.prefill_attention.blocks`, where there are so few that they are faster."""
         if self._one_each or not len(self):
             return None
         key = window, most
         if key not in self._blocks:
-            found = block_attention.blocks(
+            found = prefill_attention.blocks(
                 self.requests.numpy(), self.lengths.numpy(), window, most
             )
             self._blocks[key] = found if len(self) >= _BLOCK_TOKENS * len(found) else None
@@ -116,11 +116,11 @@ def attend(
         tokens.lengths.data_ptr(),
     )
     wide_slots, window = slots.dtype == torch.int64, 1 << 40 if window is None else window
-    if block_attention.takes(query, keys):
-        together = _most_dividing(group, block_attention.ROWS)
-        found = tokens.blocks(window, block_attention.tokens_together(together))
+    if prefill_attention.takes(query, keys):
+        together = _most_dividing(group, prefill_attention.ROWS)
+        found = tokens.blocks(window, prefill_attention.tokens_together(together))
         if found is not None:
-            program = block_attention.program(wide_slots, together, head_size, value_size)
+            program = prefill_attention.program(wide_slots, together, head_size, value_size)
             program.run(
                 len(found) * heads // together,
                 *cache,

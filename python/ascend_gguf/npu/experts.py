@@ -20,9 +20,9 @@ from ascend_gguf.codegen.vectors import I8, I32, I64, LANES, Bytes, Vector, stor
 from ascend_gguf.npu.groups import Packing, convert
 from ascend_gguf.npu.int4 import nibbles
 from ascend_gguf.npu.nibble_planes import PLANES, merged
-from ascend_gguf.npu.row_groups import packing_obstacle
+from ascend_gguf.npu.row_groups import packing_unsupported_reason
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.layout import Form, Piece, Weight
+from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 #: Numbers in an element of ``packed``.
 _EIGHT = 8
@@ -38,8 +38,8 @@ _PADDING = 64
 _EXPERTS, _TOO_LONG = 1024, 65536
 
 
-class Grouped(Form):
-    """Base of :class:`GroupedInt4` and :class:`GroupedPlanes`: ``K`` inputs, ``N`` outputs.
+class Grouped(Layout):
+    """Base of :class:`GroupedInt4` and :class:`GroupedNibblePlanes`: ``K`` inputs, ``N`` outputs.
 
     ``packed``: int32 ``[experts, K, N / 8]``, eight numbers each, the first in the lowest bits; of
     planes ``[experts, 2 * K, N / 8]``.
@@ -52,7 +52,7 @@ class Grouped(Form):
     packing: ClassVar[Packing]
 
     @classmethod
-    def obstacle(cls, weight: Weight) -> str | None:
+    def unsupported_reason(cls, weight: Weight) -> str | None:
         if weight.experts is None:
             return "it has no experts"
         planes = 2 if cls.packing.planes else 1
@@ -60,7 +60,7 @@ class Grouped(Form):
             return f"{weight.shape} is more than the operator takes"
         if any(piece.row % _EIGHT or len(piece.data) % _EIGHT for piece in weight.pieces):
             return f"its rows are not multiples of {_EIGHT}"
-        return packing_obstacle(weight, cls.packing)
+        return packing_unsupported_reason(weight, cls.packing)
 
     @classmethod
     def allocate(cls, weight: Weight) -> Grouped:
@@ -72,14 +72,14 @@ class Grouped(Form):
         scale = torch.zeros(
             experts, cols // cls.packing.group, rows, dtype=weight.dtype, device="cpu"
         )
-        form = cls(weight.shape, weight.dtype, {"packed": packed, "scale": scale})
+        layout = cls(weight.shape, weight.dtype, {"packed": packed, "scale": scale})
         constants = {cls.packing.constant_offset(kind) for kind in weight.kinds}
         constant = constants.pop() if len(constants) == 1 else None
         if constant is not None:
-            form.shared["offset"] = _constant(constant, scale)
+            layout.shared["offset"] = _constant(constant, scale)
         else:
-            form.tensors["offset"] = torch.zeros_like(scale)
-        return form
+            layout.tensors["offset"] = torch.zeros_like(scale)
+        return layout
 
     @property
     def offset(self) -> torch.Tensor:
@@ -135,8 +135,8 @@ class GroupedInt4(Grouped):
     packing = Packing(4, -8, 7, apart=True)
 
 
-class GroupedPlanes(Grouped):
-    """Experts in eight bits: see :class:`.planes.Planes`."""
+class GroupedNibblePlanes(Grouped):
+    """Experts in eight bits: see :class:`.planes.NibblePlanes`."""
 
     name = "planes, experts"
     packing = replace(PLANES, apart=True)

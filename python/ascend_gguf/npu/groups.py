@@ -1,8 +1,8 @@
 """From GGUF blocks to whole numbers in groups, with a scale and perhaps an offset each.
 
 A weight is ``scale * (number + offset)``.  The whole numbers of a type are kept, moved to fit
-(:class:`Packing`), and its scale is rounded once, to the dtype of the form: but for that the form
-is exact.  Where a group spans two scales of the type, it gets a new one (:meth:`Groups._nearest`).
+(:class:`Packing`), and its scale is rounded once, to the dtype of the layout: but for that it is
+exact.  Where a group spans two scales of the type, it gets a new one (:meth:`Groups._nearest`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ascend_gguf.codegen.vectors import (
 from ascend_gguf.decoders.rows import decoder_of
 from ascend_gguf.decoders.sink import Scaled, Target
 from ascend_gguf.ggml_types import BlockType, Numbers
-from ascend_gguf.reader.pieces import read_rows
+from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.dequantize import WEIGHTS_PER_PIECE
 
@@ -97,7 +97,7 @@ class Packing:
             return ((low + high + 1) // 2 if numbers.has_offset else 0), step
         return low - step * self.low, step
 
-    def obstacle(self, kind: BlockType) -> str | None:
+    def unsupported_reason(self, kind: BlockType) -> str | None:
         """Why a type cannot be kept so, as a clause; None if it can."""
         numbers = kind.numbers
         if numbers is None:
@@ -274,7 +274,7 @@ class Groups(Target):
             self._exact(halves)
 
     def _round(self, value: Vector) -> tuple[Vector, Vector]:
-        """In the form's dtype, and that in float32."""
+        """In the layout's dtype, and that in float32."""
         bits = stored(value, self._dtype, self._usual)
         return bits, restored(bits, self._dtype)
 

@@ -13,7 +13,7 @@ import torch
 from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import Planes, doubled
+from ascend_gguf.npu.nibble_planes import NibblePlanes, doubled
 from ascend_gguf.npu.row_groups import RowGroups
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
@@ -21,7 +21,7 @@ from ascend_gguf.weights.linear_kernel import LinearKernel
 class NPULinear(LinearKernel[RowGroups]):
     """``npu_weight_quant_batchmatmul`` with the transposed view of weights stored by rows."""
 
-    forms: ClassVar[tuple[type[RowGroups], ...]] = (Int4, Int8, NearInt8, Planes)
+    layouts: ClassVar[tuple[type[RowGroups], ...]] = (Int4, Int8, NearInt8, NibblePlanes)
 
     def linear(
         self, x: torch.Tensor, weight: RowGroups, bias: torch.Tensor | None = None
@@ -33,7 +33,7 @@ class NPULinear(LinearKernel[RowGroups]):
         shape = (*x.shape[:-1], weight.shape[0])
         if not len(rows):
             return x.new_empty(shape)
-        if isinstance(weight, Planes):
+        if isinstance(weight, NibblePlanes):
             rows = doubled(rows, weight.factors)
         if bias is not None and bias.dtype == torch.bfloat16:
             bias = bias.float()
@@ -72,9 +72,9 @@ def _decoded(
 
 
 class NPUExactLinear(NPULinear):
-    """Without forms that are only nearly right, at the price of one more operator for some."""
+    """Without layouts that are only nearly right, at the price of one more operator for some."""
 
-    forms = (Int4, Int8, Planes)
+    layouts = (Int4, Int8, NibblePlanes)
 
 
 def has_operators() -> bool:

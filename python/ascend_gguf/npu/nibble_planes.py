@@ -12,7 +12,7 @@ from ascend_gguf.npu.row_groups import RowGroups
 PLANES = Packing(8, -136, 119, group=16, planes=True)
 
 
-class Planes(RowGroups):
+class NibblePlanes(RowGroups):
     """A matrix as ``(high + offset) * scale + (low + offset) * scale / 16``, both from -8 to 7.
 
     It stands for a matrix of four bits with twice the columns, to be multiplied with an input of
@@ -29,7 +29,7 @@ class Planes(RowGroups):
     packing = PLANES
     packed_dtype = torch.int32
 
-    def to(self, device: torch.device) -> Planes:
+    def to(self, device: torch.device) -> NibblePlanes:
         super().to(device)
         #: For :func:`doubled`.
         self.factors = plane_factors(self.dtype, device)

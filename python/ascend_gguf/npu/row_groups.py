@@ -14,18 +14,18 @@ from typing import ClassVar
 import torch
 
 from ascend_gguf.npu.groups import GROUP, Packing, conversions
-from ascend_gguf.weights.layout import Form, Piece, Weight
+from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 #: The most rows or columns that the Ascend operators take.
 _LONGEST = 65535
 
 
-def packing_obstacle(weight: Weight, packing: Packing) -> str | None:
+def packing_unsupported_reason(weight: Weight, packing: Packing) -> str | None:
     """Why whole numbers in groups along the columns cannot hold the weight."""
     for piece in weight.pieces:
-        obstacle = packing.obstacle(piece.kind)
-        if obstacle is not None:
-            return obstacle
+        unsupported_reason = packing.unsupported_reason(piece.kind)
+        if unsupported_reason is not None:
+            return unsupported_reason
         if any(column % GROUP for column in piece.data.columns):
             return f"its columns are cut at {piece.data.columns}, not on multiples of {GROUP}"
         if piece.data.shape[-1] != weight.cols:
@@ -36,8 +36,8 @@ def packing_obstacle(weight: Weight, packing: Packing) -> str | None:
     return None
 
 
-class RowGroups(Form):
-    """Base of :class:`.int4.Int4`, :class:`.int8.Int8` and :class:`.planes.Planes`."""
+class RowGroups(Layout):
+    """Base of :class:`.int4.Int4`, :class:`.int8.Int8` and :class:`.planes.NibblePlanes`."""
 
     #: How numbers are kept.
     packing: ClassVar[Packing]
@@ -45,10 +45,10 @@ class RowGroups(Form):
     packed_dtype: ClassVar[torch.dtype]
 
     @classmethod
-    def obstacle(cls, weight: Weight) -> str | None:
+    def unsupported_reason(cls, weight: Weight) -> str | None:
         if weight.experts is not None:
             return "it has experts"
-        return packing_obstacle(weight, cls.packing)
+        return packing_unsupported_reason(weight, cls.packing)
 
     @classmethod
     def allocate(cls, weight: Weight) -> RowGroups:

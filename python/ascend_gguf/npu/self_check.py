@@ -1,6 +1,6 @@
 """Whether a device multiplies as its documentation says, with the weights it will multiply with.
 
-What a release of CANN does with a shape or a form is only known once it has run there.
+What a release of CANN does with a shape or a layout is only known once it has run there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from ascend_gguf.weights.layout import Form
+from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
 #: The largest error, of the length of the right answer.  Rounding to bfloat16 makes less than a
@@ -20,13 +20,13 @@ _LARGEST = 0.05
 _ROWS = 32
 
 
-def shape_class(kernel: object, weight: Form) -> Hashable:
+def shape_class(kernel: object, weight: Layout) -> Hashable:
     """What weights have in common that one check speaks for."""
     tensors = tuple(sorted((n, t.dtype, t.shape) for n, t in weight.tensors.items()))
     return type(kernel), weight.name, weight.dtype, weight.shape, str(tensors)
 
 
-def linear_mismatch(kernel: LinearKernel, weight: Form, is_embedding: bool) -> str | None:
+def linear_mismatch(kernel: LinearKernel, weight: Layout, is_embedding: bool) -> str | None:
     """What is wrong with a product of the device, and with rows of an embedding; None if nothing.
 
     Multiplies three random vectors once and compares a few outputs with decoded weights.
@@ -46,7 +46,7 @@ def linear_mismatch(kernel: LinearKernel, weight: Form, is_embedding: bool) -> s
 
 
 def experts_mismatch(
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], weight: Form
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], weight: Layout
 ) -> str | None:
     """As :func:`linear_mismatch`; ``product`` takes ``x [n, cols]`` and rows of each expert."""
     device = next(iter(weight.tensors.values())).device
@@ -73,7 +73,7 @@ def _ends(rows: int) -> list[slice]:
     return [slice(0, min(rows, _ROWS)), slice(max(0, rows - _ROWS), rows)]
 
 
-def _name(weight: Form) -> str:
+def _name(weight: Layout) -> str:
     return str(weight.dtype).removeprefix("torch.")
 
 

@@ -16,8 +16,8 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType, block_type
-from ascend_gguf.reader.pieces import read_rows
-from ascend_gguf.weights import load_stream as streaming
+from ascend_gguf.reader.chunked_read import read_rows
+from ascend_gguf.weights import load_stream
 from ascend_gguf.weights.dequantize import OUTPUT_DTYPES, dequantize
 
 _aten = torch.ops.aten
@@ -158,7 +158,7 @@ class BlockTensor(torch.Tensor):
         if func is _aten.copy_.default and not isinstance(args[0], cls):
             out, source = args[:2]
             _check_shape(out, source)
-            streaming.run(source, lambda: source.dequantize_into(out), out)
+            load_stream.run(source, lambda: source.dequantize_into(out), out)
             return out
         if func in (_aten.detach.default, _aten.alias.default):
             return args[0]._view(args[0]._blocks)

@@ -1,4 +1,4 @@
-"""Plain numbers: the form that holds every weight."""
+"""Plain numbers: the layout that holds every weight."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from functools import partial
 import torch
 
 from ascend_gguf.weights.dequantize import WEIGHTS_PER_PIECE
-from ascend_gguf.weights.layout import Form, Piece, Weight
+from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 
-class Dense(Form):
+class Dense(Layout):
     """``weight``: ``dtype`` of the weight's shape."""
 
     name = "dense"
 
     @classmethod
-    def obstacle(cls, weight: Weight) -> str | None:
+    def unsupported_reason(cls, weight: Weight) -> str | None:
         return None
 
     @classmethod

@@ -1,7 +1,7 @@
-"""What a resident form is: the way a layer's weights lie on the device once they are loaded.
+"""What a pending layout is: the way a layer's weights lie on the device once they are loaded.
 
 A weight is ``[rows, cols]``, outputs by inputs, or ``[experts, rows, cols]``.  It arrives in
-:class:`Piece` s, slices of tensors of the file; the first of a kernel's forms that can hold all
+:class:`Piece` s, slices of tensors of the file; the first of a kernel's layouts that can hold all
 of them is allocated once and filled piece by piece, straight from the blocks.
 """
 
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight as the file gives it: all that a form needs to know to hold it.
+    """A weight as the file gives it: all that a layout needs to know to hold it.
 
     Attributes:
         experts: number of matrices, or None for a single one, without that dimension.
@@ -68,18 +68,18 @@ class Weight:
         return {piece.kind for piece in self.pieces}
 
 
-class Form(abc.ABC):
+class Layout(abc.ABC):
     """A weight in place.
 
     A subclass says in its docstring which tensors it holds, with shapes and dtypes.
 
     Attributes:
-        name: what the log calls the form.
+        name: what the log calls the layout.
         shape: of the weight, ``[rows, cols]`` or ``[experts, rows, cols]``.
         dtype: what the model computes in.
         tensors: what lies on the device, by name.
         shared: more of them, that other weights have too.
-        obstacles: of the forms that would have been preferred, by name: what was in the way.
+        unsupported: of the layouts that would have been preferred, by name: what was in the way.
     """
 
     name: ClassVar[str]
@@ -91,24 +91,24 @@ class Form(abc.ABC):
         self.dtype = dtype
         self.tensors = tensors
         self.shared: dict[str, torch.Tensor] = {}
-        self.obstacles: dict[str, str] = {}
+        self.unsupported: dict[str, str] = {}
 
     @classmethod
     @abc.abstractmethod
-    def obstacle(cls, weight: Weight) -> str | None:
-        """Why this form cannot hold the weight, as a clause for the log; None if it can."""
+    def unsupported_reason(cls, weight: Weight) -> str | None:
+        """Why this layout cannot hold the weight, as a clause for the log; None if it can."""
 
     @classmethod
     @abc.abstractmethod
-    def allocate(cls, weight: Weight) -> Form:
-        """A form of all zeros for the weight, on the host."""
+    def allocate(cls, weight: Weight) -> Layout:
+        """A layout of all zeros for the weight, on the host."""
 
     @abc.abstractmethod
     def tasks(self, piece: Piece) -> Iterable[Callable[[], object]]:
-        """What puts a piece into place, each part of it worth a thread; the form is on the host."""
+        """What puts a piece into place, each part of it worth a thread.  It is on the host."""
 
     def put(self, piece: Piece) -> None:
-        """Convert a piece into place.  The form is on the host."""
+        """Convert a piece into place.  The layout is on the host."""
         in_parallel(self.tasks(piece))
 
     @abc.abstractmethod
@@ -125,7 +125,7 @@ class Form(abc.ABC):
         """Whether some of the weights are not numbers."""
         return any(bool(t.isnan().any()) for t in self.tensors.values() if t.is_floating_point())
 
-    def to(self, device: torch.device) -> Form:
+    def to(self, device: torch.device) -> Layout:
         """Move the tensors, and return self."""
         for name, tensor in self.tensors.items():
             self.tensors[name] = tensor.to(device)
@@ -147,18 +147,18 @@ class Form(abc.ABC):
         return 8 * self.nbytes / torch.Size(self.shape).numel()
 
 
-def allocated(weight: Weight, forms: Sequence[type[Form]]) -> Form:
-    """The first of ``forms`` that can hold the weight, all zeros, on the host.
+def allocated(weight: Weight, layouts: Sequence[type[Layout]]) -> Layout:
+    """The first of ``layouts`` that can hold the weight, all zeros, on the host.
 
     Raises:
-        ValueError: none of the forms can; names the obstacle of each.
+        ValueError: none of the layouts can; names the unsupported_reason of each.
     """
-    obstacles: dict[str, str] = {}
-    for form in forms:
-        obstacle = form.obstacle(weight)
-        if obstacle is None:
-            empty = form.allocate(weight)
-            empty.obstacles = obstacles
+    unsupported: dict[str, str] = {}
+    for layout in layouts:
+        unsupported_reason = layout.unsupported_reason(weight)
+        if unsupported_reason is None:
+            empty = layout.allocate(weight)
+            empty.unsupported = unsupported
             return empty
-        obstacles[form.name] = obstacle
-    raise ValueError("; ".join(f"{name}: {why}" for name, why in obstacles.items()))
+        unsupported[layout.name] = unsupported_reason
+    raise ValueError("; ".join(f"{name}: {why}" for name, why in unsupported.items()))

@@ -1,6 +1,6 @@
-"""What a kernel is: it multiplies with weights in the forms it names.
+"""What a kernel is: it multiplies with weights in the layouts it names.
 
-A layer on a device has one kernel, and its weight the first of the kernel's forms that can hold
+A layer on a device has one kernel, and its weight the first of the kernel's layouts that can hold
 it.  Dense weights are not a kernel's business: engines have code of their own for them.
 """
 
@@ -11,20 +11,20 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
-from ascend_gguf.weights.layout import Form
+from ascend_gguf.weights.layout import Layout
 
-#: The base of the forms that a kernel multiplies with.
-F = TypeVar("F", bound=Form)
+#: The base of the layouts that a kernel multiplies with.
+F = TypeVar("F", bound=Layout)
 
 
 class LinearKernel(abc.ABC, Generic[F]):
     """``x @ weight.T`` and rows of ``weight``, ``[out, in]``.
 
     Attributes:
-        forms: what it can multiply with, narrowest first; without ``Dense``.
+        layouts: what it can multiply with, narrowest first; without ``Dense``.
     """
 
-    forms: ClassVar[tuple[type[Form], ...]]
+    layouts: ClassVar[tuple[type[Layout], ...]]
 
     @abc.abstractmethod
     def linear(self, x: torch.Tensor, weight: F, bias: torch.Tensor | None = None) -> torch.Tensor:

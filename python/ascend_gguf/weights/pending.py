@@ -1,10 +1,10 @@
-"""A parameter that takes a weight in pieces and keeps it in a form of its own.
+"""A parameter that takes a weight in pieces and keeps it in a layout of its own.
 
 The mirror image of :class:`~ascend_gguf.BlockTensor`: engines' weight loaders narrow a parameter
 to the rows, or the expert, that a tensor of the file fills, and copy it there.  A
-:class:`ResidentTensor` has the parameter's logical shape and no memory; what is copied into it is
+:class:`PendingWeight` has the parameter's logical shape and no memory; what is copied into it is
 kept as views, and as soon as every weight has come it is converted, once, to the first of its
-forms that can hold all of its parts.
+layouts that can hold all of its parts.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.weights import load_stream as streaming
+from ascend_gguf.weights import load_stream
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
-from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 
 _aten = torch.ops.aten
 
 
-class Resident:
-    """What all views of one :class:`ResidentTensor` share.
+class PendingPieces:
+    """What all views of one :class:`PendingWeight` share.
 
     Attributes:
-        form: the converted weight, on the device; None until then.
+        layout: the converted weight, on the device; None until then.
         has_nan: whether the file has something there that is no number.
     """
 
@@ -36,13 +36,13 @@ class Resident:
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
-        forms: Sequence[type[Form]],
+        layouts: Sequence[type[Layout]],
     ) -> None:
         self.shape = tuple(shape)
         self.dtype = dtype
         self.device = device
-        self.forms = tuple(forms)
-        self.form: Form | None = None
+        self.layouts = tuple(layouts)
+        self.layout: Layout | None = None
         self.has_nan = False
         self._pieces: dict[tuple[int, int, int], Piece] = {}
         self._zeros: dict[tuple[int, int, int], int] = {}
@@ -71,24 +71,24 @@ class Resident:
         pieces = tuple(self._pieces.values())
         self._pieces.clear()
         weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
-        form = allocated(weight, self.forms)
+        layout = allocated(weight, self.layouts)
         if not pieces:  # a rank that has padding alone
-            self.form = form.to(self.device)
+            self.layout = layout.to(self.device)
         self._to_convert = len(pieces)
         for piece in pieces:
-            streaming.run(piece.data, partial(self._convert, form, piece))
+            load_stream.run(piece.data, partial(self._convert, layout, piece))
 
-    def _convert(self, form: Form, piece: Piece) -> None:
-        form.put(piece)
+    def _convert(self, layout: Layout, piece: Piece) -> None:
+        layout.put(piece)
         with self._lock:
             self._to_convert -= 1
             is_last = self._to_convert == 0
         if is_last:
-            self.has_nan = form.has_nan()
-            self.form = form.to(self.device)
+            self.has_nan = layout.has_nan()
+            self.layout = layout.to(self.device)
 
 
-class ResidentTensor(torch.Tensor):
+class PendingWeight(torch.Tensor):
     """A weight to be: shape ``[rows, cols]`` or ``[experts, rows, cols]``.
 
     Reports the dtype and the device of the layer.  ``narrow``, slicing with step 1, ``select`` of
@@ -97,45 +97,45 @@ class ResidentTensor(torch.Tensor):
     else is defined on it.
 
     Args:
-        resident: what receives the pieces.
+        pending: what receives the pieces.
         start: the expert, row and column of the first weight shown.
         shape: of what is shown; all by default.
     """
 
-    resident: Resident
+    pending: PendingPieces
     _start: tuple[int, int, int]
 
     @staticmethod
     def __new__(
         cls,
-        resident: Resident,
+        pending: PendingPieces,
         start: tuple[int, int, int] = (0, 0, 0),
         shape: Sequence[int] | None = None,
-    ) -> ResidentTensor:
+    ) -> PendingWeight:
         self = torch.Tensor._make_wrapper_subclass(
             cls,
-            resident.shape if shape is None else tuple(shape),
-            dtype=resident.dtype,
-            device=resident.device,
+            pending.shape if shape is None else tuple(shape),
+            dtype=pending.dtype,
+            device=pending.device,
         )
-        self.resident, self._start = resident, start
+        self.pending, self._start = pending, start
         return self
 
     def _slice(
         self, dim: int = 0, start: int | None = None, end: int | None = None
-    ) -> ResidentTensor:
+    ) -> PendingWeight:
         dim %= self.dim()
         start, end, _ = slice(start, end).indices(self.shape[dim])
         shape = list(self.shape)
         shape[dim] = max(0, end - start)
         return self._moved(dim - self.dim(), start, shape)
 
-    def _moved(self, axis: int, by: int, shape: Sequence[int]) -> ResidentTensor:
+    def _moved(self, axis: int, by: int, shape: Sequence[int]) -> PendingWeight:
         """A view that begins ``by`` further along an axis, counted from the end."""
         first = list(self._start)
         first[axis] += by
         expert, row, col = first
-        return ResidentTensor(self.resident, (expert, row, col), shape)
+        return PendingWeight(self.pending, (expert, row, col), shape)
 
     def _take(self, data: torch.Tensor) -> None:
         if data.shape != self.shape:
@@ -149,7 +149,7 @@ class ResidentTensor(torch.Tensor):
             raise TypeError(f"a weight that has not been loaded takes no {data.dtype}")
         expert, row, col = self._start
         for i, matrix in enumerate(data.matrices()):
-            self.resident.take(Piece(expert + i, row, col, matrix))
+            self.pending.take(Piece(expert + i, row, col, matrix))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares none
@@ -165,12 +165,12 @@ class ResidentTensor(torch.Tensor):
             return self
         if func is _aten.zero_.default or (func is _aten.fill_.Scalar and args[1] == 0):
             if self.numel():
-                self.resident.take_zeros(*self._start, self.numel())
+                self.pending.take_zeros(*self._start, self.numel())
             return self
         if func is _aten.zeros_like.default:
             return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
         if func in (_aten.detach.default, _aten.alias.default):
-            return cls(self.resident, self._start, self.shape)
+            return cls(self.pending, self._start, self.shape)
         if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
             return self._slice(*args[1:4])
         if func is _aten.select.int and self.dim() == 3 and args[1] == 0:
@@ -178,4 +178,4 @@ class ResidentTensor(torch.Tensor):
         raise NotImplementedError(f"{func} on a weight that has not been loaded")
 
     def __repr__(self) -> str:  # type: ignore[override]  # the default would ask for numbers
-        return f"ResidentTensor(shape={tuple(self.shape)})"
+        return f"PendingWeight(shape={tuple(self.shape)})"

@@ -1,4 +1,4 @@
-"""What a model's weights take, form by form, for the log."""
+"""What a model's weights take, layout by layout, for the log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One weight in place: the name of its form, how many numbers it stands for, its bytes."""
+    """One weight in place: the name of its layout, how many numbers it stands for, its bytes."""
 
-    form: str
+    layout: str
     weights: int
     nbytes: int
 
 
 def table(holdings: Iterable[Holding], file_bytes: int, dense_bits: int) -> str:
-    """A line a form, and one for the whole.
+    """A line a layout, and one for the whole.
 
     Args:
         holdings: every weight.
@@ -27,9 +27,9 @@ def table(holdings: Iterable[Holding], file_bytes: int, dense_bits: int) -> str:
     """
     by_form: dict[str, list[Holding]] = {}
     for holding in holdings:
-        by_form.setdefault(holding.form, []).append(holding)
-    lines = [f"{'form':<16}{'tensors':>8}{'weights':>16}{'MiB':>12}{'bits a weight':>15}"]
-    lines += [_line(form, held) for form, held in by_form.items()]
+        by_form.setdefault(holding.layout, []).append(holding)
+    lines = [f"{'layout':<16}{'tensors':>8}{'weights':>16}{'MiB':>12}{'bits a weight':>15}"]
+    lines += [_line(layout, held) for layout, held in by_form.items()]
     everything = [holding for held in by_form.values() for holding in held]
     nbytes = sum(holding.nbytes for holding in everything)
     dense = sum(holding.weights for holding in everything) * dense_bits // 8
@@ -40,8 +40,8 @@ def table(holdings: Iterable[Holding], file_bytes: int, dense_bits: int) -> str:
     return "\n".join(lines)
 
 
-def _line(form: str, held: list[Holding]) -> str:
+def _line(layout: str, held: list[Holding]) -> str:
     weights = sum(holding.weights for holding in held)
     nbytes = sum(holding.nbytes for holding in held)
     bits = 8 * nbytes / weights if weights else 0.0
-    return f"{form:<16}{len(held):>8}{weights:>16,}{nbytes / _MIB:>12.1f}{bits:>15.3f}"
+    return f"{layout:<16}{len(held):>8}{weights:>16,}{nbytes / _MIB:>12.1f}{bits:>15.3f}"

@@ -147,11 +147,11 @@ def _settle_draft_format(server_args: Any) -> None:
     model, draft = map(check_gguf_file, (found.model_path, found.speculative_draft_model_path))
     if not model and not draft:
         return
-    settled = {
+    finalized = {
         "speculative_draft_model_quantization": "gguf" if draft else "unquant",
         "speculative_draft_load_format": "gguf" if draft else "auto",
     }
-    unsaid = {name: value for name, value in settled.items() if getattr(found, name) is None}
+    unsaid = {name: value for name, value in finalized.items() if getattr(found, name) is None}
     declare_resolution(server_args, "ascend_gguf.draft", **unsaid)
 
 

@@ -19,8 +19,8 @@ from torch.nn import Module, Parameter
 
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.dense import Dense
-from ascend_gguf.weights.layout import Form
-from ascend_gguf.weights.pending import Resident, ResidentTensor
+from ascend_gguf.weights.layout import Layout
+from ascend_gguf.weights.pending import PendingPieces, PendingWeight
 
 
 def block_names(weight_name: str) -> tuple[str, str]:
@@ -80,59 +80,59 @@ def _shard_key(shard: tuple, named: dict[str, Any]) -> tuple:
     return tuple(v for v in values if not (isinstance(v, str) and "qweight" in v))
 
 
-def make_resident(layer: Module, weight_name: str, forms: Sequence[type[Form]]) -> None:
-    """Let the parameter take its form once it is loaded: the first of ``forms`` that can hold it.
+def make_pending(layer: Module, weight_name: str, layouts: Sequence[type[Layout]]) -> None:
+    """Let the parameter take its layout once it is loaded: the first of ``layouts`` that can.
 
     Call with the parameter on the device ``meta`` and the layer's device as the default one.
     """
     shell = getattr(layer, weight_name)
-    resident = Resident(shell.shape, shell.dtype, torch.empty(0).device, forms)
-    parameter = Parameter(ResidentTensor(resident), requires_grad=False)
+    pending = PendingPieces(shell.shape, shell.dtype, torch.empty(0).device, layouts)
+    parameter = Parameter(PendingWeight(pending), requires_grad=False)
     vars(parameter).update(vars(shell))
     setattr(layer, weight_name, parameter)
 
 
 def unpack(layer: Module, weight_name: str) -> None:
-    """Put the numbers of a form in its place, as the parameter ``NAME``."""
-    form = layer.gguf_forms.pop(weight_name)
-    device = next(iter(form.tensors.values())).device
-    for name in form.tensors:
+    """Put the numbers of a layout in its place, as the parameter ``NAME``."""
+    layout = layer.gguf_layouts.pop(weight_name)
+    device = next(iter(layout.tensors.values())).device
+    for name in layout.tensors:
         delattr(layer, f"{weight_name}_{name}")
-    numbers = form.dequantize().to(form.dtype).to(device)
+    numbers = layout.dequantize().to(layout.dtype).to(device)
     layer.register_parameter(weight_name, Parameter(numbers, requires_grad=False))
 
 
-def settle(layer: Module, weight_name: str) -> Form | None:
-    """Put what a resident parameter became in its place.
+def finalize(layer: Module, weight_name: str) -> Layout | None:
+    """Put what a pending parameter became in its place.
 
     Returns:
-        None where the layer now has a plain parameter of numbers, else the form, whose tensors
+        None where the layer now has a plain parameter of numbers, else the layout, whose tensors
         are the layer's parameters ``NAME_packed`` and so on, in place of ``NAME``.  It is also
-        ``layer.gguf_forms[NAME]``; ``layer.gguf_obstacles[NAME]`` says what kept numbers from
+        ``layer.gguf_layouts[NAME]``; ``layer.gguf_unsupported[NAME]`` says what kept numbers from
         being packed.
     """
     parameter = getattr(layer, weight_name)
-    if not isinstance(parameter.data, ResidentTensor):
+    if not isinstance(parameter.data, PendingWeight):
         return None
-    form = parameter.data.resident.form
+    layout = parameter.data.pending.layout
     delattr(layer, weight_name)
-    if isinstance(form, Dense):
-        numbers = Parameter(form.tensors["weight"], requires_grad=False)
+    if isinstance(layout, Dense):
+        numbers = Parameter(layout.tensors["weight"], requires_grad=False)
         vars(numbers).update(vars(parameter))
         layer.register_parameter(weight_name, numbers)
-        vars(layer).setdefault("gguf_obstacles", {})[weight_name] = form.obstacles
+        vars(layer).setdefault("gguf_unsupported", {})[weight_name] = layout.unsupported
         return None
-    for name, tensor in form.tensors.items():
+    for name, tensor in layout.tensors.items():
         layer.register_parameter(f"{weight_name}_{name}", Parameter(tensor, requires_grad=False))
-    vars(layer).setdefault("gguf_forms", {})[weight_name] = form
-    return form
+    vars(layer).setdefault("gguf_layouts", {})[weight_name] = layout
+    return layout
 
 
 def remove_weight(layer: Module, weight_name: str) -> None:
-    """Remove a weight in whatever form it is, its bias among experts, and what takes blocks."""
+    """Remove a weight in whatever layout it is, its bias among experts, and what takes blocks."""
     stop_accepting_blocks(layer, weight_name)
     for name in list(layer._parameters):
         if name == weight_name or name.startswith(f"{weight_name}_"):
             delattr(layer, name)
-    for record in ("gguf_forms", "gguf_obstacles"):
+    for record in ("gguf_layouts", "gguf_unsupported"):
         vars(layer).get(record, {}).pop(weight_name, None)

@@ -47,7 +47,7 @@ from ascend_gguf.srt.layers.vocab_parallel_embedding import (
     pack_embeddings,
     tie_output,
 )
-from ascend_gguf.srt.model_loader import resident
+from ascend_gguf.srt.model_loader import layouts
 from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
@@ -56,7 +56,7 @@ from ascend_gguf.srt.models.repairs import repair, repair_config
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.weights.load_stream import Stream
-from ascend_gguf.weights.pending import ResidentTensor
+from ascend_gguf.weights.pending import PendingWeight
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def load_model(
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += _loaded_as_numbers(name_map)
-    quant_config.choice = resident.choose(self.options, path)
+    quant_config.choice = layouts.choose(self.options, path)
     pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():
@@ -135,7 +135,7 @@ def load_model(
         load_weights(model, path, name_map, self.options, target_device)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))
-    resident.report(model, path, model_config.dtype)
+    layouts.report(model, path, model_config.dtype)
     model.gguf_source = Source.of(path, name_map, self.options, quant_config)
     return model
 
@@ -166,7 +166,7 @@ def load_weights(
             with engine.device_loading_context(module, device):
                 quant_method.process_weights_after_loading(module)
     loaded = time.perf_counter()
-    resident.verify(model, path, options.get("on_mismatch", "dense"))
+    layouts.verify(model, path, options.get("on_mismatch", "dense"))
     logger.info(
         "Loaded the weights in %.2f s, and checked products with them in %.2f s",
         loaded - start,
@@ -347,15 +347,15 @@ def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
         if parameter.is_floating_point() and parameter.numel()
     }
     for parameter in targets.values():
-        if not isinstance(parameter, ResidentTensor):
+        if not isinstance(parameter, PendingWeight):
             use_huge_pages(parameter)
             _first_column(parameter).fill_(torch.nan)
     return targets
 
 
 def _is_missing(parameter: torch.Tensor) -> bool:
-    if isinstance(parameter, ResidentTensor):
-        return parameter.resident.form is None or parameter.resident.has_nan
+    if isinstance(parameter, PendingWeight):
+        return parameter.pending.layout is None or parameter.pending.has_nan
     return bool(_first_column(parameter).isnan().any())
 
 

@@ -11,7 +11,7 @@ from ascend_gguf.architectures import Placement, Target
 from ascend_gguf.architectures.base import scale_name
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
-from ascend_gguf.reader.pieces import read
+from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 
 # Experts packed in one tensor, where the name map says nothing of them: the names that

@@ -13,7 +13,7 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from ascend_gguf import torch_attention as attention
+from ascend_gguf import torch_attention
 from ascend_gguf.cpu import paged_attention
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.paged_attention import Tokens
@@ -129,7 +129,7 @@ def _attend_with_extras(
     new_lens: torch.Tensor,
 ) -> torch.Tensor:
     """The engine's arguments; ``new_lens`` says how many rows of ``query`` each request has."""
-    return attention.attend_requests(
+    return torch_attention.attend_requests(
         query,
         output,
         k_cache,

@@ -32,23 +32,23 @@ from torch.nn import Parameter
 from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
-from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
-    make_resident,
+    finalize,
+    make_pending,
     register_block_parameters,
     remove_weight,
-    settle,
     stop_accepting_blocks,
     unpack,
 )
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.dequantize import dequantize
-from ascend_gguf.weights.layout import Form
+from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKern
     return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
 
 
-def expert_forms(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Form], ...]:
-    """The packed forms of experts on this device, narrowest first; none: they become numbers."""
+def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
+    """The packed layouts of experts on this device, narrowest first; none: they become numbers."""
     if is_npu():
-        return (GroupedInt4, GroupedPlanes) if _packs_on_npu(quant_config, dtype) else ()
-    return BlocksExperts.forms if _packs(quant_config) else ()
+        return (GroupedInt4, GroupedNibblePlanes) if _packs_on_npu(quant_config, dtype) else ()
+    return BlocksExperts.layouts if _packs(quant_config) else ()
 
 
 def _packs_on_npu(quant_config: GGUFConfig, dtype: torch.dtype) -> bool:
@@ -160,13 +160,13 @@ class GGUFLinearAscendMethod(LinearMethodBase):
     """A linear layer whose weight comes as GGUF blocks.
 
     Before loading: ``weight`` ``[out, in]`` of ``params_dtype``, and the empty ``qweight`` and
-    ``qweight_type`` that receive blocks for it.  After: the tensors of its form, as the parameters
+    ``qweight_type`` that receive blocks for it.  After: the tensors of its layout, parameters
     ``weight_*``, or ``weight`` itself where it is held as numbers.
     """
 
     #: What holds and applies numbers.
     dense_method: type[QuantizeMethodBase] = UnquantizedLinearMethod
-    #: What multiplies with packed forms.
+    #: What multiplies with packed layouts.
     kernel_of = staticmethod(linear_kernel)
 
     def __init__(self, quant_config: GGUFConfig):
@@ -174,7 +174,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         self.dense = self.dense_method()
         self.kernel: LinearKernel | None = None
         #: The weight, once it is loaded; None where it is held as numbers.
-        self.weight: Form | None = None
+        self.weight: Layout | None = None
         #: Creates the weights of a layer, once more.
         self._create: Callable[[torch.nn.Module], None] | None = None
 
@@ -201,7 +201,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         with nullcontext() if self.kernel is None else torch.device("meta"):
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         if self.kernel is not None:
-            make_resident(layer, "weight", (*self.kernel.forms, Dense))
+            make_pending(layer, "weight", (*self.kernel.layouts, Dense))
         accept_blocks(layer)
         if getattr(layer, "bias", None) is not None:
             _set_bias_dtype(layer, dtype)
@@ -214,7 +214,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         stop_accepting_blocks(layer)
-        self.weight = settle(layer, "weight")
+        self.weight = finalize(layer, "weight")
         if self.weight is None:
             self.dense.process_weights_after_loading(layer)
             return
@@ -229,7 +229,7 @@ class GGUFLinearAscendMethod(LinearMethodBase):
             yield shape_class(self.kernel, self.weight), check
 
     def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
-        """Give up the packed form if the weight is of one of these classes."""
+        """Give up the packed layout if the weight is of one of these classes."""
         if self.weight is None or shape_class(self.kernel, self.weight) not in shape_classes:
             return
         dtype, self.weight = self.weight.dtype, None
@@ -264,7 +264,7 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
     Before loading: ``w13_weight`` ``[experts, 2 * ffn, hidden]`` (gate, then up) and ``w2_weight``
     ``[experts, hidden, ffn]`` of ``params_dtype``, with ``ffn`` this rank's share, and the empty
     ``*_qweight`` and ``*_qweight_type`` that receive blocks for them.  After: of each weight the
-    tensors of its form, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the weight
+    tensors of its layout, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the weight
     itself where it is held as numbers.
     """
 
@@ -299,14 +299,14 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
     def _create_experts(
         self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, attributes: dict
     ) -> None:
-        forms = expert_forms(self.quant_config, dtype)
-        # Biases are no packed form's affair: they need their memory.
-        is_shell = forms and not attributes.get("with_bias")
+        layouts = expert_layouts(self.quant_config, dtype)
+        # Biases are no packed layout's affair: they need their memory.
+        is_shell = layouts and not attributes.get("with_bias")
         with torch.device("meta") if is_shell else nullcontext():
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         for name in self.weight_names:
-            if forms:
-                make_resident(layer, name, (*forms, Dense))
+            if layouts:
+                make_pending(layer, name, (*layouts, Dense))
             # The layer's own loader: it keeps this rank's experts, then calls _load_gguf_weight.
             register_block_parameters(layer, name, layer.weight_loader, layer.weight_loader)
 
@@ -323,28 +323,28 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         layer.materialize_gguf_weights()
-        forms = {}
+        layouts = {}
         for name in self.weight_names:
             stop_accepting_blocks(layer, name)
-            forms[name] = settle(layer, name)
+            layouts[name] = finalize(layer, name)
             _fit_bias(layer, f"{name}_bias")
-        if not is_npu() and None in forms.values():  # both are packed, or neither
-            for name in [name for name, form in forms.items() if form is not None]:
+        if not is_npu() and None in layouts.values():  # both are packed, or neither
+            for name in [name for name, layout in layouts.items() if layout is not None]:
                 unpack(layer, name)
-                forms[name] = None
-        if not any(forms.values()):
+                layouts[name] = None
+        if not any(layouts.values()):
             self.dense.process_weights_after_loading(layer)
             return
         if not is_npu():
-            self.experts = BlocksExperts(*forms.values())
+            self.experts = BlocksExperts(*layouts.values())
             return
-        for name, form in forms.items():
+        for name, layout in layouts.items():
             prefix = name.removesuffix("_weight")
-            if form is None:
+            if layout is None:
                 kernel = getattr(layer, f"{prefix}_kernel")
                 kernel.process_weights_after_loading(layer, prefix)
             else:
-                kernel = NPUGGUFMoEMethod(form, getattr(layer, f"{name}_bias", None))
+                kernel = NPUGGUFMoEMethod(layout, getattr(layer, f"{name}_bias", None))
                 setattr(layer, f"{prefix}_kernel", kernel)
         NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
 
@@ -352,17 +352,17 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         """As of :class:`GGUFLinearAscendMethod`; nothing on the host."""
         if self.experts is not None:
             return
-        for name, form in getattr(layer, "gguf_forms", {}).items():
+        for name, layout in getattr(layer, "gguf_layouts", {}).items():
             kernel = getattr(layer, f"{name.removesuffix('_weight')}_kernel")
-            yield shape_class(kernel, form), partial(experts_mismatch, kernel.product, form)
+            yield shape_class(kernel, layout), partial(experts_mismatch, kernel.product, layout)
 
     def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
         """As of :class:`GGUFLinearAscendMethod`."""
         if self.experts is not None:
             return
-        for name, form in list(getattr(layer, "gguf_forms", {}).items()):
+        for name, layout in list(getattr(layer, "gguf_layouts", {}).items()):
             prefix = name.removesuffix("_weight")
-            if shape_class(getattr(layer, f"{prefix}_kernel"), form) in shape_classes:
+            if shape_class(getattr(layer, f"{prefix}_kernel"), layout) in shape_classes:
                 unpack(layer, name)
                 kernel = NPUUnquantMoEMethod()
                 setattr(layer, f"{prefix}_kernel", kernel)

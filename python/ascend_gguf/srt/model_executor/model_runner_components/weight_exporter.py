@@ -79,11 +79,11 @@ def _values(model: nn.Module, name: str, most: int) -> torch.Tensor:
 def _rows_of(
     module: nn.Module, parameter: str, first: int, count: int, expert: int | None = None
 ) -> torch.Tensor:
-    """Rows of a parameter in whatever form it is, float32 on the host."""
-    form = vars(module).get("gguf_forms", {}).get(parameter)
-    if form is not None:
-        last = min(form.shape[-2], first + count)
-        return form.sample(slice(first, last), expert or 0)
+    """Rows of a parameter in whatever layout it is, float32 on the host."""
+    layout = vars(module).get("gguf_layouts", {}).get(parameter)
+    if layout is not None:
+        last = min(layout.shape[-2], first + count)
+        return layout.sample(slice(first, last), expert or 0)
     values = module._parameters[parameter]
     if values is None:
         raise KeyError(parameter)

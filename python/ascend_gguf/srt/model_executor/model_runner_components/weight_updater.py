@@ -23,7 +23,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.arg_groups.model_path_hook import find_model
 from ascend_gguf.srt.device import set_lost_weights
 from ascend_gguf.srt.layers.quantization.gguf import GGUFLinearAscendMethod, GGUFMoEAscendMethod
-from ascend_gguf.srt.model_loader import resident
+from ascend_gguf.srt.model_loader import layouts
 from ascend_gguf.srt.model_loader.loader import load_weights, name_map_of
 from ascend_gguf.srt.model_loader.source import Source, check_numbers
 
@@ -145,11 +145,11 @@ def _replace(self: WeightUpdater, new: Source) -> str | None:
     name_map = name_map_of(new.path, self.model_config.hf_config)
 
     def load() -> None:
-        new.quant_config.choice = resident.choose(new.options, new.path)
+        new.quant_config.choice = layouts.choose(new.options, new.path)
         with set_default_torch_dtype(self.model_config.dtype), device:
             _give_up(model)
             load_weights(model, new.path, name_map, new.options, device)
-        resident.report(model, new.path, self.model_config.dtype)
+        layouts.report(model, new.path, self.model_config.dtype)
 
     problem = _of_any_rank(load)
     if problem is None:

@@ -1,4 +1,4 @@
-"""Experts in packed forms, for the engine's own runner on Ascend NPUs."""
+"""Experts in packed layouts, for the engine's own runner on Ascend NPUs."""
 
 from __future__ import annotations
 

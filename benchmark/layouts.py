@@ -1,4 +1,4 @@
-"""Converting blocks to the forms of an Ascend NPU, beside decoding them.
+"""Converting blocks to the layouts of an Ascend NPU, beside decoding them.
 
 Billions of weights a second of processor time, to bfloat16 or with scales of it; one thread,
 medians of rounds in which all take turns.
@@ -17,49 +17,49 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.npu.experts import GroupedInt4, GroupedPlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import Planes
+from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.weights.dense import Dense
-from ascend_gguf.weights.layout import Form, Piece, Weight, allocated
+from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 
 sys.path.append(str(Path(__file__).parents[1] / "test"))
 from random_model import random_blocks  # noqa: E402
 
-FORMS = (Dense, Int4, Int8, NearInt8, Planes, GroupedInt4, GroupedPlanes)
+LAYOUTS = (Dense, Int4, Int8, NearInt8, NibblePlanes, GroupedInt4, GroupedNibblePlanes)
 TYPES = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_S", "Q3_K", "Q2_K", "MXFP4")
 ROWS, COLS = 4096, 2048
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="forms", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="layouts", description=__doc__.splitlines()[0])
     parser.add_argument("--types", nargs="+", default=TYPES, help="block types (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="for each form (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="for each layout (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print("| type | " + " | ".join(form.name for form in FORMS) + " |")
-    print("| --- |" + " ---: |" * len(FORMS))
+    print("| type | " + " | ".join(layout.name for layout in LAYOUTS) + " |")
+    print("| --- |" + " ---: |" * len(LAYOUTS))
     for name in options.types:
         speeds = _speeds(name, options.rounds)
-        cells = (f"{speeds[form]:.2f}" if form in speeds else "" for form in FORMS)
+        cells = (f"{speeds[layout]:.2f}" if layout in speeds else "" for layout in LAYOUTS)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _speeds(name: str, rounds: int) -> dict[type[Form], float]:
+def _speeds(name: str, rounds: int) -> dict[type[Layout], float]:
     blocks, _ = random_blocks(np.random.default_rng(0), name, (ROWS, COLS))
     piece = Piece(0, 0, 0, BlockTensor(torch.from_numpy(blocks), GGMLQuantizationType[name]))
-    forms = {}
-    for form in FORMS:
-        experts = 1 if form in (GroupedInt4, GroupedPlanes) else None
+    layouts = {}
+    for layout in LAYOUTS:
+        experts = 1 if layout in (GroupedInt4, GroupedNibblePlanes) else None
         weight = Weight(experts, ROWS, COLS, torch.bfloat16, (piece,))
-        if form.obstacle(weight) is None:
-            forms[form] = allocated(weight, [form])
-            forms[form].put(piece)  # compiles, and touches the memory
-    times: dict[type[Form], list[float]] = {form: [] for form in forms}
+        if layout.unsupported_reason(weight) is None:
+            layouts[layout] = allocated(weight, [layout])
+            layouts[layout].put(piece)  # compiles, and touches the memory
+    times: dict[type[Layout], list[float]] = {layout: [] for layout in layouts}
     for _ in range(rounds):
-        for form, target in forms.items():
+        for layout, target in layouts.items():
             start = time.process_time()
             target.put(piece)
-            times[form].append(time.process_time() - start)
-    return {form: ROWS * COLS / statistics.median(t) / 1e9 for form, t in times.items()}
+            times[layout].append(time.process_time() - start)
+    return {layout: ROWS * COLS / statistics.median(t) / 1e9 for layout, t in times.items()}

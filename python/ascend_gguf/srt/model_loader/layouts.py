@@ -1,4 +1,4 @@
-"""Before and after a model's weights are loaded: the form they shall take, and those they took."""
+"""The layouts of a model's weights: chosen before loading, checked and reported after."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose(options: dict[str, Any], path: str) -> Choice:
 def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
     """Multiply once with a packed weight of each shape, and compare with decoded weights.
 
-    Where the device is wrong, weights of that form and shape become numbers, or loading stops.
+    Where the device is wrong, weights of that layout and shape become numbers, or loading stops.
 
     Raises:
         GGUFError: the device is wrong, and ``on_mismatch`` is ``stop``.
@@ -62,9 +62,9 @@ def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
 def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:
     """Log what the weights take, and which could not stay packed and why."""
     for name, module in model.named_modules():
-        for weight, obstacles in vars(module).get("gguf_obstacles", {}).items():
-            if obstacles and set(obstacles.values()) != {"a part is plain numbers"}:
-                why = "; ".join(f"not {form}: {reason}" for form, reason in obstacles.items())
+        for weight, unsupported in vars(module).get("gguf_unsupported", {}).items():
+            if unsupported and set(unsupported.values()) != {"a part is plain numbers"}:
+                why = "; ".join(f"not {layout}: {reason}" for layout, reason in unsupported.items())
                 logger.info("%s.%s is held as numbers (%s)", name, weight, why)
     file_bytes = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
     lines = table(holdings(model), file_bytes, 8 * dtype.itemsize)
@@ -75,16 +75,16 @@ def holdings(model: nn.Module) -> Iterator[Holding]:
     """Every weight of a model in place; tensors that several of them share count once."""
     counted, shared = set(), {}
     for module in model.modules():
-        for form in vars(module).get("gguf_forms", {}).values():
-            places = {tensor.data_ptr() for tensor in form.tensors.values()}
+        for layout in vars(module).get("gguf_layouts", {}).values():
+            places = {tensor.data_ptr() for tensor in layout.tensors.values()}
             if not places <= counted:  # an output matrix may be the embedding
-                yield Holding(form.name, torch.Size(form.shape).numel(), form.nbytes)
+                yield Holding(layout.name, torch.Size(layout.shape).numel(), layout.nbytes)
             counted |= places
-            shared |= {tensor.data_ptr(): tensor for tensor in form.shared.values()}
+            shared |= {tensor.data_ptr(): tensor for tensor in layout.shared.values()}
     for tensor in shared.values():
         yield Holding("shared offsets", 0, tensor.nbytes)
     for parameter in model.parameters():
         if parameter.data_ptr() not in counted:
             counted.add(parameter.data_ptr())
-            form = "dense" if parameter.dim() > 1 else "vectors"
-            yield Holding(form, parameter.numel(), parameter.nbytes)
+            layout = "dense" if parameter.dim() > 1 else "vectors"
+            yield Holding(layout, parameter.numel(), parameter.nbytes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ascend_gguf import torch_attention as attention
+from ascend_gguf import torch_attention
 from ascend_gguf.torch_attention import attend, attend_requests
 
 SCALE = 0.3
@@ -61,7 +61,7 @@ def test_sinks_take_a_share():
 @pytest.mark.parametrize("window", [None, 2])
 def test_requests_over_a_cache(monkeypatch, window):
     """A few queries at a time give what all at once give, each request its own slots."""
-    monkeypatch.setattr(attention, "_QUERIES", 3)
+    monkeypatch.setattr(torch_attention, "_QUERIES", 3)
     torch.manual_seed(1)
     lengths, new = [9, 4], [7, 4]
     q, caches = torch.randn(12, 4, 8), (torch.randn(40, 2, 8), torch.randn(40, 2, 8))
