@@ -12,7 +12,7 @@ import pytest
 from ascend_gguf import load_config
 from random_model import PROMPT, write_model
 from serving import NPU, Zygote, npu_simulation
-from srt.test_accuracy import VARIANTS
+from srt.models.test_accuracy import VARIANTS
 
 #: number in docs/engine.md and variant of a file -> further arguments of the server
 CASES = {

@@ -16,9 +16,9 @@ from openai import OpenAI
 from npu_sim.operators import faults
 from random_model import PROMPT, read_model, write_model
 from serving import NPU, NPU_ONE
-from srt.test_accuracy import VARIANTS, check_file
+from srt.models.test_accuracy import VARIANTS, check_file
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 
 #: Mean absolute error of the log-probabilities of a prompt's tokens.  Packed scales and offsets are

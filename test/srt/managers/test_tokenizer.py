@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import gguf
 import pytest
-from library.test_tokenizer import byte_tokens, write_bytes, write_pieces
-from library.test_tokenizer import write as write_vocabulary
+from tokenizer.test_tokenizer import byte_tokens, write_bytes, write_pieces
+from tokenizer.test_tokenizer import write as write_vocabulary
 from sglang.srt.managers.detokenizer_manager import DetokenizerManager
 from xgrammar import TokenizerInfo
 
@@ -21,7 +21,7 @@ from ascend_gguf.srt.utils.hf_transformers.tokenizer import get_tokenizer
 from ascend_gguf.tokenizer.characters import TokenBytes
 from rewrite import rewrite
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from random_model import PROMPT
 from serving import CPU, NPU_ONE, mean_error
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 RANK, ALPHA = 8, 16
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -15,7 +15,7 @@ from request_cases import Request, chat, complete, generate, tokens
 from rewrite import rewrite
 from serving import CPU, NPU, Server
 
-MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "qwen3-dense-Q4_K_M.gguf"
 
 #: The token, and its text, whose row of the embedding is infinite in float16.
 GREAT, TEXT = 5, "#"

@@ -19,7 +19,7 @@ from reader.bad_files import BAD_FILES, good_file
 from rewrite import rewrite
 from serving import CPU, SMALL, cpu_environment, server_command, wait_for_group_to_end
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def _lacks_tensor(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from serving import (
     wait_for_group_to_end,
 )
 
-MODEL = Path(__file__).parents[1] / "data" / "counting" / "moe-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "counting" / "moe-Q4_K_M.gguf"
 LONG = {"temperature": 0, "max_new_tokens": 1900, "ignore_eos": True}
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 

@@ -15,7 +15,7 @@ from ascend_gguf.srt.arg_groups import model_hook
 from hf_models import TINY, write_model
 from serving import CPU
 
-MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "qwen3-dense-Q4_K_M.gguf"
 DRAFT = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", str(MODEL))
 
 

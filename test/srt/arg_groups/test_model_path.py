@@ -14,7 +14,7 @@ from ascend_gguf import load_config, load_tokenizer
 from rewrite import rewrite
 from serving import CPU
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 MODEL = DATA / "qwen3-moe-Q4_K_M.gguf"
 
 

@@ -16,7 +16,7 @@ from random_model import PROMPT, read_model
 from rewrite import rewrite
 from serving import CPU
 
-MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "qwen3-dense-Q4_K_M.gguf"
 
 #: The tokens that stand for yes and no: of a tied model the head is their rows of the embedding.
 LABELS = (57, 58)

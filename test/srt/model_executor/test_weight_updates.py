@@ -16,7 +16,7 @@ from random_model import PROMPT, Model, write_model
 from rewrite import rewrite
 from serving import CPU, NPU_ONE, Server, cpu_environment
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 #: A mixture of experts with a shared expert and biases, each version of other weights and types.
 VERSIONS = {

@@ -14,9 +14,9 @@ from engine_process import EngineFailed, EngineProcess
 from hf_models import ONE_STAGE, TINY, Written, write_model
 from random_model import write_model as write_random_model
 from serving import CPU, cpu_environment, mean_error, stop_group, tail, wait_for_group_to_end
-from srt.test_architectures import ANSWER, LIMITS, score_right
+from srt.models.test_architectures import ANSWER, LIMITS, score_right
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 
 #: Six heads, three key heads, and a vocabulary that no number of ranks below divides.

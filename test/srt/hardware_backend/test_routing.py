@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hf_models import TINY, Written, write_model
-from srt.test_architectures import ANY_DTYPE, score_right
+from srt.models.test_architectures import ANY_DTYPE, score_right
 
 #: Groups of two experts, and sigmoids that are not divided by their sum.
 SMALL_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "norm_topk_prob": False}

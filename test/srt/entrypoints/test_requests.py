@@ -24,7 +24,7 @@ from real_models import MODELS
 from request_cases import OPERATIONS, Request, answered, chat, complete, generate, refused
 from serving import CPU, NPU_ONE, Server, group_members
 
-TINY = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+TINY = Path(__file__).parents[2] / "data" / "qwen3-dense-Q4_K_M.gguf"
 
 #: Answers that go on while the requests come.
 STREAMS = 16

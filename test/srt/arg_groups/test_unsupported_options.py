@@ -13,7 +13,7 @@ from ascend_gguf.srt.arg_groups import unsupported_options
 from ascend_gguf.srt.arg_groups.unsupported_options import REFUSALS, refuse_options
 from serving import CPU
 
-MODEL = Path(__file__).parents[1] / "data" / "qwen3-moe-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "qwen3-moe-Q4_K_M.gguf"
 
 #: Options as they are typed, and the one that the message names if there are several.
 ON_THE_CPU = (

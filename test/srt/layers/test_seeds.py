@@ -11,7 +11,7 @@ import requests
 
 from serving import CPU, NPU, Server
 
-MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
+MODEL = Path(__file__).parents[2] / "data" / "qwen3-dense-Q4_K_M.gguf"
 PROMPT = list(range(40, 60))
 SAMPLING = {
     "temperature": {"temperature": 1.5},

@@ -10,7 +10,7 @@ import pytest
 
 from serving import NPU, launch
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 #: Mean absolute error of log-probabilities in float16.
 LIMIT = 0.005

@@ -22,7 +22,7 @@ from sglang.srt.plugins import load_plugins
 from random_model import PROMPT
 from serving import CPU, Server
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture(scope="module", autouse=True)

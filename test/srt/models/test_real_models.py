@@ -33,7 +33,7 @@ CHUNK = ("--chunked-prefill-size", "512", "--max-total-tokens", "8192")
 BYTES = {"cpu": 1.1, "npu": 1.25}
 
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "accuracy.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "accuracy.md"
 #: What it calls them.
 TITLES = {
     "smollm2-135m-Q4_1": "SmolLM2",

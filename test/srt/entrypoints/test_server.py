@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from serving import CPU, cpu_environment, launch, wait_for_group_to_end
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 MODEL = DATA / "qwen3-moe-Q4_K_M.gguf"
 
 #: Greedy answers of two runs are only equal where no two tokens are a rounding apart.

@@ -14,7 +14,7 @@ from random_model import ALL_TYPES, PROMPT, Spec, read_model, write_model
 from serving import mean_error
 from shared_data import shared_path
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 #: Mean absolute error of the log-probabilities of a prompt's tokens.
 LIMITS = {"float32": 0.001, "bfloat16": 0.02}
