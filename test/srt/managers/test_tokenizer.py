@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import gguf
 import pytest
-from tokenizer.test_tokenizer import byte_tokens, write_bytes, write_pieces
-from tokenizer.test_tokenizer import write as write_vocabulary
 from sglang.srt.managers.detokenizer_manager import DetokenizerManager
 from xgrammar import TokenizerInfo
 
@@ -20,6 +18,8 @@ from ascend_gguf.srt.utils.hf_transformers.config import get_config
 from ascend_gguf.srt.utils.hf_transformers.tokenizer import get_tokenizer
 from ascend_gguf.tokenizer.characters import TokenBytes
 from rewrite import rewrite
+from tokenizer.test_tokenizer import byte_tokens, write_bytes, write_pieces
+from tokenizer.test_tokenizer import write as write_vocabulary
 
 DATA = Path(__file__).parents[2] / "data"
 
