@@ -79,7 +79,8 @@ class Score:
         tokens: the prompt and what followed.
         logprobs: log p of each token but the first; those of the prompt from prefill, those of what
             followed from decode.
-        cached_logprobs: log p of what followed, from prefill behind the prompt in the KV cache.
+        cached_logprobs: log p of what followed but its first token, from prefill behind the prompt
+            in the KV cache.
         cached_tokens: how much of the prompt was found in the cache then.
         probes: what ``probe`` returned in each rank.
         log: what the engine wrote.
@@ -145,7 +146,8 @@ class Model:
     def score(self, prompt: Sequence[int], continue_tokens: int) -> Score:
         """A prompt and its continuation, and the latter again behind the cached prompt."""
         ((tokens, logprobs),) = self.continued([prompt], continue_tokens)
-        again = self._generate(tokens, 1, start=len(prompt) - 1)
+        # A recurrent state is kept of whole prompts alone.
+        again = self._generate(tokens, 1, start=len(prompt))
         return Score(
             tokens,
             logprobs,

@@ -32,8 +32,8 @@ def test_gives_what_a_server_gives(zygote, log, score):
 def test_prefill_decode_and_cached_prompt(score):
     assert mean_error(score.logprobs[: len(PROMPT) - 1], REFERENCE["token_logprobs"]) <= 1e-4
     assert len(score.logprobs) == len(score.tokens) - 1 == len(PROMPT) - 1 + NEW
-    assert score.cached_tokens == len(PROMPT) - 1
-    assert mean_error(score.cached_logprobs, score.logprobs[-NEW:]) <= 1e-4
+    assert score.cached_tokens == len(PROMPT)
+    assert mean_error(score.cached_logprobs, score.logprobs[1 - NEW :]) <= 1e-4
     assert "Decode steps of 1 are replayed." in score.log
 
 

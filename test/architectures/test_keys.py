@@ -29,6 +29,11 @@ VALUES: dict[str, Any] = {
     "attention.kv_lora_rank": 32,
     "rope.dimension_count": 16,
     "logit_scale": 0.5,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 64,
     "expert_count": 8,
     "expert_used_count": 2,
     "expert_feed_forward_length": 48,
@@ -204,6 +209,18 @@ LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
         {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192},
     ),
+    "qwen35": (
+        ("rope.dimension_count",),
+        {
+            "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+            "full_attention_interval": 4,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
+    "qwen35moe": (
+        ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
+        {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192},
+    ),
     "qwen3moe": (("expert_feed_forward_length",), {"moe_intermediate_size": 96}),
 }
 
@@ -243,3 +260,48 @@ def test_groups_that_experts_cannot_be_chosen_in(tmp_path, count, used, chosen):
 def test_all_groups_are_one(tmp_path):
     config = load_config(_grouped(tmp_path / "m.gguf", 4, 4, 3))
     assert (config.n_group, config.topk_group) == (1, 1)
+
+
+(QWEN35,) = (a for a in ARCHITECTURES if a.name == "qwen35")
+_FULL, _LINEAR = "full_attention", "linear_attention"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"full_attention_interval": 2}, [_LINEAR, _FULL] * 2),
+        (
+            {"attention.recurrent_layers": [True, True, False, True]},
+            [_LINEAR] * 2 + [_FULL, _LINEAR],
+        ),
+        # The list counts, where a file has both.
+        (
+            {"full_attention_interval": 4, "attention.recurrent_layers": [False] * 4},
+            [_FULL] * 4,
+        ),
+        ({"attention.recurrent_layers": [True] * 4}, [_LINEAR] * 4),
+    ],
+    ids=str,
+)
+def test_layers_with_a_state(tmp_path, keys, expected):
+    config = load_config(write(tmp_path / "m.gguf", QWEN35, **keys))
+    assert config.layer_types == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.recurrent_layers", [True, False, True, True], "every n-th layer"),
+        ("attention.recurrent_layers", [True, False], "every n-th layer"),
+        ("attention.recurrent_layers", [2, 2, 2, 0], "every n-th layer"),
+        ("rope.dimension_sections", [4, 2, 1, 1], "without positions"),
+        ("rope.dimension_sections", [4, 2], "without positions"),
+        ("ssm.inner_size", 128, "of such sizes"),
+        ("ssm.group_count", 3, "of such sizes"),
+    ],
+    ids=str,
+)
+def test_linear_attention_that_the_engine_does_not_have(tmp_path, key, value, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", QWEN35, **{key: value}))
+    assert len(str(error.value).splitlines()) == 1

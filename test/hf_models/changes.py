@@ -39,6 +39,14 @@ SIZES = frozenset(
         "leading_dense_block_count",
         "interleave_moe_layer_step",
         "nextn_predict_layers",
+        "ssm.conv_kernel",
+        "ssm.state_size",
+        "ssm.group_count",
+        "ssm.time_step_rank",
+        "ssm.inner_size",
+        # Which layers have which tensors.
+        "full_attention_interval",
+        "attention.recurrent_layers",
         # Of these, one is enough for a file without experts or without groups to differ.
         "context_length",
         "expert_gating_func",

@@ -246,3 +246,52 @@ def bailing_metadata(config: Any) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "expert_shared_feed_forward_length": config.moe_intermediate_size * config.n_shared_experts,
     }
+
+
+def tiled_heads(tensor: torch.Tensor, config: Any) -> torch.Tensor:
+    """Rows of value heads, grouped by key heads, so that those of one key head are apart."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    order = torch.arange(values).view(keys, values // keys).T.flatten()
+    return tensor.view(values, -1, *tensor.shape[1:])[order].reshape(tensor.shape)
+
+
+def qwen35(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
+    if name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+        tensor = tensor.squeeze()
+        tensor = torch.cat([tensor[:keys], tiled_heads(tensor[keys:], config)])
+    elif re.search(r"in_proj_[zba]\.weight$|A_log$|dt_bias$", name):
+        tensor = tiled_heads(tensor, config)
+    elif name.endswith("out_proj.weight"):
+        tensor = tiled_heads(tensor.T, config).T
+    elif name.endswith("norm.weight") and "linear_attn" not in name:
+        tensor = tensor + 1
+    if name.endswith("A_log"):
+        tensor = -tensor.exp()
+    name = name.replace("dt_bias", "dt_proj.bias")
+    if re.search(r"experts\.\w+_proj$", name):
+        name += ".weight"
+    if "experts.gate_up_proj" in name:
+        gate, up = tensor.chunk(2, dim=1)
+        yield name.replace("gate_up", "gate"), gate
+        yield name.replace("gate_up", "up"), up
+    else:
+        yield name, tensor
+
+
+def qwen35_metadata(config: Any) -> dict[str, Any]:
+    found = partial_rope_metadata(config) | {
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": config.linear_key_head_dim,
+        "ssm.group_count": config.linear_num_key_heads,
+        "ssm.time_step_rank": config.linear_num_value_heads,
+        "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
+        "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+        "rope.dimension_sections": [11, 11, 10, 0],
+    }
+    if config.model_type == "qwen3_5_moe_text":
+        found |= {
+            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+        }
+    return found

@@ -29,6 +29,8 @@ from hf_models.conversion import (
     phi3_factors,
     phi3_metadata,
     plus_one,
+    qwen35,
+    qwen35_metadata,
     window_pattern_metadata,
 )
 from hf_models.tiny import Tiny
@@ -104,6 +106,17 @@ _MLA_YARN = {
     "beta_slow": 1.0,
     "mscale": 0.707,
     "mscale_all_dim": 0.707,
+}
+
+_NO_KERNELS = {
+    "npu": "the engine's kernels for linear attention on Ascend are not in the simulation"
+}
+_DELTA_NET = {
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "rope_parameters": _PARTIAL,
 }
 
 _llama = partial(Tiny, convert=llama, metadata=llama_metadata)
@@ -285,6 +298,28 @@ TINY: dict[str, Tiny] = {
         hunyuan_metadata,
     ),
     "hunyuan-dense": Tiny("hunyuan-dense", "hunyuan_v1_dense", {"head_dim": 64}),
+    # Two value heads for a key head.
+    "qwen3.5": Tiny(
+        "qwen35",
+        "qwen3_5_text",
+        _DELTA_NET
+        | {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_conv_kernel_dim": 3}
+        | {"tie_word_embeddings": True},
+        qwen35_metadata,
+        qwen35,
+        refused=_NO_KERNELS,
+    ),
+    "qwen3.5-moe": Tiny(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        _DELTA_NET
+        | _EXPERTS
+        | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "num_experts": 4}
+        | {"shared_expert_intermediate_size": 96},
+        qwen35_metadata,
+        qwen35,
+        refused=_NO_KERNELS,
+    ),
 }
 
 #: Models that the engine runs on one stage of a pipeline only.

@@ -25,6 +25,7 @@ class Peer:
         add: the same, to write where the converter does not.
         npu_dtype: in which an NPU computes it.
         reranker: the converter makes a reranker of it.
+        refused: the devices that it does not run on.
     """
 
     model_type: str
@@ -34,6 +35,7 @@ class Peer:
     add: Mapping[str, Any] = field(default_factory=dict)
     npu_dtype: str = "float16"
     reranker: bool = False
+    refused: tuple[str, ...] = ()
 
 
 def _rope(theta: float = 40000.0, **scaling: Any) -> dict[str, Any]:
@@ -134,7 +136,9 @@ ROWS: dict[str, Peer] = {
 def _of_architectures() -> dict[str, Peer]:
     """Each of :data:`hf_models.TINY`, and with whatever the converter can fuse."""
     plain = _QWEN | {
-        name: Peer(tiny.model_type, tiny.sizes, npu_dtype=tiny.npu_dtype)
+        name: Peer(
+            tiny.model_type, tiny.sizes, npu_dtype=tiny.npu_dtype, refused=tuple(tiny.refused)
+        )
         for name, tiny in TINY.items()
         # transformers has no model of it: there is nothing to convert.
         if tiny.arch != "bailingmoe2"
@@ -178,4 +182,6 @@ CHOSEN = (
     "llama-bias",
     "llama-mlp-bias",
     "hunyuan-dense",
+    "qwen3.5",
+    "qwen3.5-moe-fused",
 )

@@ -6,6 +6,7 @@ from ascend_gguf.architectures import (
     bailing,
     cohere,
     deepseek,
+    delta_net,
     gemma,
     glm,
     gpt_oss,
@@ -46,6 +47,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         post_norm,
         cohere,
         deepseek,
+        delta_net,
         bailing,
         glm,
         gpt_oss,
@@ -58,7 +60,8 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
 #: Architectures of files that are known, but not run: on "cpu" and "npu", why.
 REFUSED = {
     "qwen3next": {
-        "cpu": "the engine's kernels for linear attention come with no released package for CPUs",
+        "cpu": "the engine merges projections of this model that a file holds apart, in types of "
+        "their own",
         "npu": "the engine's kernels for linear attention on Ascend are not in the simulation",
     },
 }

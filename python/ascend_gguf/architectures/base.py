@@ -261,11 +261,20 @@ class Architecture:
         """Every key, below the name, that the model's configuration follows."""
         return frozenset(self.fields) | self.reads | rope.KEYS | {"nextn_predict_layers"}
 
-    def rename(self, tensor_name: str) -> Rename | None:
-        """The rule for a tensor of the file, the block's number filled in; None if unknown."""
+    def rename(self, tensor_name: str, config: Any = None) -> Rename | None:
+        """The rule for a tensor of the file, the block's number filled in; None if unknown.
+
+        Args:
+            config: the model's, where blocks of another kind may have a tensor of the same name.
+        """
         layer, pattern = _split_layer(tensor_name)
-        rule = self._by_name.get(pattern)
-        return rule.of_layer(layer) if rule and layer is not None else rule
+        rules = self._by_name.get(pattern, ())
+        if layer is None or not rules:
+            return rules[0] if rules else None
+        number = int(layer)
+        if config is not None and len(rules) > 1 and number < config.num_hidden_layers:
+            rules = [rule for rule in rules if is_kind(rule.kind, config, number)] or rules
+        return rules[0].of_layer(layer)
 
     def name_map(self, file: GGUFFile, config: Any) -> dict[str, Target]:
         """The place in the model of every tensor that it takes from ``file``, by GGUF name.
@@ -323,7 +332,7 @@ class Architecture:
         return True
 
     def _checked_rule(self, tensor: GGUFTensor, config: Any) -> Rename:
-        rule = self.rename(tensor.name)
+        rule = self.rename(tensor.name, config)
         layer, _ = _split_layer(tensor.name)
         layers = config.num_hidden_layers
         if rule is None and _HEAD.fullmatch(tensor.name):
@@ -379,8 +388,11 @@ class Architecture:
                     yield rule.of_layer(layer)
 
     @cached_property
-    def _by_name(self) -> dict[str, Rename]:
-        return {rule.gguf: rule for rule in self.tensors}
+    def _by_name(self) -> dict[str, list[Rename]]:
+        found: dict[str, list[Rename]] = {}
+        for rule in self.tensors:
+            found.setdefault(rule.gguf, []).append(rule)
+        return found
 
 
 def _is_left_out(tensor: GGUFTensor, config: Any) -> bool:

@@ -57,6 +57,11 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "expert_ffn": _expert_ffn,
     "shared_ffn": _shared_ffn,
     "labels": lambda c: c.num_labels,
+    "linear_k": lambda c: c.linear_num_key_heads * c.linear_key_head_dim,
+    "linear_v": lambda c: c.linear_num_value_heads * c.linear_value_head_dim,
+    "linear_heads": lambda c: c.linear_num_value_heads,
+    "linear_head": lambda c: c.linear_value_head_dim,
+    "conv": lambda c: c.linear_conv_kernel_dim,
 }
 
 

@@ -6,42 +6,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Derivation, Rename, per_layer, scale
+from ascend_gguf.architectures.base import Architecture, Derivation, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     EMBEDDING,
     FIELDS,
     HEAD_SIZE,
+    OFFSET_OUTPUT_NORM,
     OUTPUT,
     PATTERN,
     REQUIRED,
     WINDOW,
     mlp,
+    offset_norm,
 )
-from ascend_gguf.architectures.transforms import minus_one
 from ascend_gguf.reader import GGUFFile
-
-
-def _norm(gguf: str, hf: str, shape: str = "hidden") -> Rename:
-    # These models multiply by one more than the weight; files hold the sum.
-    return per_layer(gguf, shape, hf, undo=minus_one, numbers=True)
-
 
 _BODY = (
     EMBEDDING,
-    Rename("output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, numbers=True),
-    _norm("attn_norm.weight", "input_layernorm.weight"),
-    _norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
-    _norm("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
-    _norm("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+    OFFSET_OUTPUT_NORM,
+    offset_norm("attn_norm.weight", "input_layernorm.weight"),
+    offset_norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    offset_norm("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    offset_norm("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
     *ATTENTION,
     *mlp(),
 )
 
 _QK_NORM = (
-    _norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head"),
-    _norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
+    offset_norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head"),
+    offset_norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
 # Embeddings are multiplied by the root of their size, and each block adds what a norm of great

@@ -65,7 +65,7 @@ _OTHER_MODELS = {
         (
             *("mamba", "mamba2", "jamba", "falcon-h1", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
             *("arwkv7", "nemotron_h", "nemotron_h_moe", "granitehybrid", "lfm2", "lfm2moe"),
-            *("kimi-linear", "qwen35", "qwen35moe"),
+            *("kimi-linear",),
         ),
         _RECURRENT,
     ),

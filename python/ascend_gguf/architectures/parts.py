@@ -12,7 +12,7 @@ from ascend_gguf.architectures.base import (
     per_layer,
     scale,
 )
-from ascend_gguf.architectures.transforms import Transform, of_parts
+from ascend_gguf.architectures.transforms import Transform, minus_one, of_parts
 
 FIELDS: Fields = {
     "block_count": "num_hidden_layers",
@@ -52,38 +52,60 @@ NORMS_AROUND_ATTENTION = (
 )
 
 
+def offset_norm(gguf: str, hf: str, shape: str = "hidden", kind: str = "") -> Rename:
+    """A norm that multiplies by one more than its weight: files hold the sum."""
+    return per_layer(gguf, shape, hf, undo=minus_one, numbers=True, kind=kind)
+
+
+#: The norm before the output matrix, of the same kind.
+OFFSET_OUTPUT_NORM = Rename(
+    "output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, numbers=True
+)
+
+
 def attention(
-    q: Transform | None = None, k: Transform | None = None, biased: bool = False
+    q: Transform | None = None,
+    k: Transform | None = None,
+    biased: bool = False,
+    q_rows: str = "q",
+    kind: str = "",
 ) -> tuple[Rename, ...]:
     """Projections of attention: q, k and v apart or as one tensor, each with a bias or without.
 
     Args:
         q, k: what conversion did to the rows of queries and keys, undone.
         biased: q, k and v of this architecture always have a bias.
+        q_rows: the dimension of the query projection's rows, where it has more than queries.
+        kind: the kind of block that has them.
     """
+    parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
-        *_qkv("weight", (" hidden", q, k), optional=False),
-        *_qkv("bias", ("", q, k), optional=not biased),
-        per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight"),
+        *_qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
+        *_qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
+        per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight", kind=kind),
     )
 
 
 def _qkv(
-    kind: str, of_rows: tuple[str, Transform | None, Transform | None], optional: bool
+    which: str,
+    parts: dict[str, str],
+    of_rows: tuple[str, Transform | None, Transform | None],
+    optional: bool,
+    kind: str,
 ) -> tuple[Rename, ...]:
     columns, *undos = of_rows
-    parts = {"q": "q", "k": "kv", "v": "kv"}
-    names = {part: f"self_attn.{part}_proj.{kind}" for part in parts}
-    fused, rows = f"attn_qkv.{kind}", " ".join(parts.values())
+    names = {part: f"self_attn.{part}_proj.{which}" for part in parts}
+    fused, rows = f"attn_qkv.{which}", " ".join(parts.values())
     return (
         *(
             per_layer(
-                f"attn_{part}.{kind}",
+                f"attn_{part}.{which}",
                 size + columns,
                 names[part],
                 optional=optional,
                 unless=fused,
                 undo=undo,
+                kind=kind,
             )
             for (part, size), undo in zip(parts.items(), (*undos, None), strict=True)
         ),
@@ -94,6 +116,7 @@ def _qkv(
             optional=True,
             rows=rows,
             undo=of_parts(rows, *undos, None),
+            kind=kind,
         ),
     )
 

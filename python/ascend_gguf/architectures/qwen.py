@@ -33,14 +33,14 @@ _EXPERT_FIELDS = MOE_FIELDS | {
 }
 _EXPERT_REQUIRED = REQUIRED - {"feed_forward_length"} | {"expert_count", "expert_used_count"}
 
-_SHARED_FIELDS = {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")}
-_SHARED_EXPERT = (
+SHARED_FIELDS = {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")}
+SHARED_EXPERT = (
     per_layer("ffn_gate_inp_shexp.weight", "hidden", "mlp.shared_expert_gate.weight"),
     *shared_expert("mlp.shared_expert"),
 )
 
 
-def _shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     """``shared_expert_intermediate_size`` of files before June 2024: that of a dense model."""
     if "shared_expert_intermediate_size" in attributes:
         return {}
@@ -116,13 +116,13 @@ ARCHITECTURES = (
     Architecture(
         name="qwen2moe",
         model_type="qwen2_moe",
-        fields=FIELDS | _EXPERT_FIELDS | _SHARED_FIELDS,
+        fields=FIELDS | _EXPERT_FIELDS | SHARED_FIELDS,
         required=_EXPERT_REQUIRED,
         fixed=SOFTMAX_ROUTER | {"expert_weights_norm": (False,)},
-        tensors=_BIASED_BODY + experts() + _SHARED_EXPERT,
+        tensors=_BIASED_BODY + experts() + SHARED_EXPERT,
         # llama.cpp weighs this architecture's experts by the plain softmax.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": False},
-        derived=(expert_width, _shared_width),
+        derived=(expert_width, shared_width),
     ),
     Architecture(
         name="qwen3moe",

@@ -58,3 +58,42 @@ def of_parts(rows: str, *undos: Transform | None) -> Transform | None:
 def minus_one(numbers: torch.Tensor, config: Any) -> torch.Tensor:
     """The weight of a norm that multiplies by ``1 + weight``, where the file holds the sum."""
     return numbers - 1
+
+
+def grouped_heads(width: str) -> Transform:
+    """Value heads of linear attention from ggml's order to that of the model.
+
+    Several value heads share a key head.  The model has those of one key head side by side; in a
+    file the first of every key head come first, then the second ones.
+
+    Args:
+        width: the dimension of a head's rows, or ``1``.
+    """
+
+    def undo(rows: torch.Tensor, config: Any) -> torch.Tensor:
+        keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+        tiled = rows.reshape(values // keys, keys, size(width, config), *rows.shape[1:])
+        return tiled.transpose(0, 1).reshape(rows.shape)
+
+    return undo
+
+
+def then(*undos: Transform) -> Transform:
+    """Several transforms, one after the other."""
+
+    def undo(tensor: torch.Tensor, config: Any) -> torch.Tensor:
+        for act in undos:
+            tensor = act(tensor, config)
+        return tensor
+
+    return undo
+
+
+def log_of_minus(numbers: torch.Tensor, config: Any) -> torch.Tensor:
+    """The logarithm of a decay, where the file holds minus the decay."""
+    return (-numbers).log()
+
+
+def with_channel(numbers: torch.Tensor, config: Any) -> torch.Tensor:
+    """``[channels, kernel]`` of a convolution by channel as ``[channels, 1, kernel]``."""
+    return numbers.unsqueeze(1)

@@ -1,13 +1,17 @@
 """Stand-in for sgl_kernel: its CPU build is not on the package index.
 
-The one function that the engine calls on a CPU whatever its instruction set, when cached tokens
-move, is written with torch in ``_torch_versions``.  Everything else is missing by name.  So is
+What the engine calls on a CPU whatever its instruction set is written with torch: in
+``_torch_versions`` a copy, when cached tokens move, and in ``ascend_gguf.cpu.delta_net`` what
+linear attention needs.  Everything else is missing by name.  So is
 ``torch.ops.sgl_kernel.convert_weight_packed``, which tells the engine to keep to plain torch.
 """
 
 from ascend_gguf_standins import stand_in_for
 
+from ._linear_attention import provide
 from ._torch_versions import copy_all_layer_kv_cache_cpu
+
+provide()
 
 __all__ = ["copy_all_layer_kv_cache_cpu"]
 

@@ -44,6 +44,7 @@ def runner_of(forward: Callable[[ForwardBatch], torch.Tensor]) -> object:
         SimpleNamespace(
             spec_algorithm=None,
             attn_backend=SimpleNamespace(init_forward_metadata=lambda batch: None),
+            req_to_token_pool=None,
             kv_index_translator=SimpleNamespace(bind_runner_slots=lambda batch: None),
             model=SimpleNamespace(forward=lambda ids, positions, batch: run(batch)),
             _prepare_eager_forward_batch=lambda batch: None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -130,9 +129,3 @@ def test_long_prompts_together_on_the_simulated_npu(npu_engine, tiny_model, name
         answers = loaded.continued(prompts, ANSWER)
     for tokens, found in answers:
         assert mean_error(found, model.logprobs(tokens)) <= LIMITS["float16"]
-
-
-def test_no_linear_attention_on_the_cpu():
-    """Why ``qwen3next`` is refused there: the row of docs/models.md goes when this fails."""
-    with pytest.raises(AttributeError, match="sgl_kernel.*delta_rule"):
-        import_module("sglang.srt.layers.attention.linear.gdn_backend")

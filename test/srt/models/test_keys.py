@@ -29,7 +29,13 @@ RIGHT = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 COUNTS = 3e-4
 
 #: Sizes that no shape follows: of the cache, of blocks left out, and what tells files apart.
-NO_SIZE_OF_A_TENSOR = {"context_length", "nextn_predict_layers", "expert_gating_func"}
+NO_SIZE_OF_A_TENSOR = {
+    "context_length",
+    "nextn_predict_layers",
+    "expert_gating_func",
+    "full_attention_interval",
+    "attention.recurrent_layers",
+}
 
 #: Keys that transformers' model leaves out.  Three normalise queries and keys after turning them,
 #: so that what they are multiplied by is lost; DeepSeek's norms of latents have an epsilon of
@@ -92,6 +98,7 @@ def followed(model: Written) -> frozenset[str]:
     """Keys that the project's table says the model follows, but for those of sizes."""
     keys = architecture_of(open_gguf(model.path)).obeyed - SIZES
     keys -= {"attention.causal"}  # of embeddings: test_features.py
+    keys -= {"rope.dimension_sections"}  # of pictures: text has one position in all of them
     latent = {"rope.dimension_count"} if "kv_lora_rank" in model.reference.config else set()
     return keys - latent
 

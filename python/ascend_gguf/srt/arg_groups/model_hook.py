@@ -14,7 +14,9 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
+from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
@@ -48,6 +50,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         _refuse_what_is_left_out(server_args, config)
         _refuse_routing(server_args, config)
         _refuse_embeddings(server_args)
+        _keep_state_in_dtype(server_args)
     kind = getattr(config, "model_type", None)
     if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None
@@ -78,6 +81,13 @@ def _keep_within_chunk(server_args: Any, config: Any) -> None:
     )
     model_config.context_len = chunk
     declare_resolution(server_args, _SOURCE, context_length=chunk)
+
+
+def _keep_state_in_dtype(server_args: Any) -> None:
+    """What a convolution remembers is in the model's dtype, unless the environment says another."""
+    model = model_config_of(server_args)
+    if mambaish_config(model) is not None and not envs.SGLANG_MAMBA_CONV_DTYPE.is_set():
+        envs.SGLANG_MAMBA_CONV_DTYPE.set(str(model.dtype).removeprefix("torch."))
 
 
 def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:

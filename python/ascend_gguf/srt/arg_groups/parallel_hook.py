@@ -145,6 +145,9 @@ def _uneven(
     experts = max((tensor.shape[0] for tensor in widths.get("ffn_down_exps", ())), default=0)
     if experts % ep_size:
         yield f"{experts} experts"
+    state_heads = getattr(model_config.hf_config, "linear_num_key_heads", 0)
+    if state_heads % tp_size:
+        yield f"{state_heads} key heads of linear attention"
     pads = is_cpu()
     if pads and _NOT_PADDED.isdisjoint(model_config.hf_config.architectures):
         return

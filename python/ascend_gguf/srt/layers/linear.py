@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
 from sglang.srt.layers.quantization.gguf import GGUFConfig, is_layer_skipped_gguf
@@ -55,3 +55,12 @@ def _use_gguf_method(
         dtype,
         weight_loader=module.weight_loader,
     )
+
+
+def wrap_loader(layer: nn.Module, wrap: Callable[[Callable], Callable]) -> None:
+    """Load a layer's weight, blocks or numbers, by what ``wrap`` makes of its weight loader."""
+    method = layer.quant_method
+    if isinstance(method, GGUFLinearAscendMethod):
+        method.wrap_loader(layer, wrap)
+    else:
+        layer.weight.weight_loader = wrap(layer.weight_loader)

@@ -6,8 +6,12 @@ import dataclasses
 import logging
 
 import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.hybrid_linear_attn_backend import HybridLinearAttnBackend
+from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
@@ -73,7 +77,7 @@ class GGUFGraphRunner:
             and model_runner.spec_algorithm.is_none()
             and not model_runner.is_draft_worker
             and not model_runner.model_config.is_encoder_decoder
-            and type(model_runner.attn_backend) is TorchNativeAttnBackend
+            and _is_known(model_runner.attn_backend)
             # They look at each batch before the step.
             and not hasattr(model_runner.model, "prepare_for_forward")
             and not hasattr(model_runner.model, "prepare_forward_batch")
@@ -146,7 +150,11 @@ class _Step:
         elif self._is_proven:
             self.graph.replay()
         else:
+            states = _states(self._model_runner, batch)
+            before = [(pool, slots, pool[:, slots]) for pool, slots in states]
             expected = self.forward().next_token_logits
+            for pool, slots, kept in before:
+                pool[:, slots] = kept
             self.graph.replay()
             if not torch.equal(expected, self._output.next_token_logits):
                 raise NotCapturable("a replay gave other numbers")
@@ -159,6 +167,26 @@ class _Step:
         batch, runner = self._batch, self._model_runner
         runner.attn_backend.init_forward_metadata(batch)
         return runner.model.forward(batch.input_ids, batch.positions, batch)
+
+
+def _is_known(backend: AttentionBackend) -> bool:
+    """Whether attention, linear attention beside it included, is of the kind that is captured."""
+    if type(backend) is HybridLinearAttnBackend:
+        return _is_known(backend.full_attn_backend) and _is_known(backend.linear_attn_backend)
+    return type(backend) in (TorchNativeAttnBackend, GDNAttnBackend)
+
+
+def _states(
+    model_runner: ModelRunner, batch: ForwardBatch
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a step changes, not only adds to: ``[layers, slots, ...]``, and the requests' slots."""
+    requests = model_runner.req_to_token_pool
+    if not isinstance(requests, HybridReqToTokenPool):
+        return []
+    slots = requests.get_mamba_indices(batch.req_pool_indices)
+    slots = requests.translate_mamba_indices(slots).long()
+    cache = requests.mamba_pool.mamba_cache
+    return [(pool, slots) for pool in (*cache.conv, cache.temporal)]
 
 
 def _is_plain(batch: ForwardBatch) -> bool:

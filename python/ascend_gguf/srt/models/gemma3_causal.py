@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from ascend_gguf.cpu.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.srt.models.output_matrix import load_output_matrix
 
 
 class ScaledEmbedding(VocabParallelEmbedding):
@@ -38,20 +38,7 @@ def repair_embedding(model: Any, config: Any) -> None:
     model.logits_processor.register_forward_pre_hook(
         lambda module, inputs: (*inputs[:2], model.lm_head, *inputs[3:])
     )
-    model.load_weights = partial(_load_weights, model, model.load_weights)
-
-
-def _load_weights(
-    self: torch.nn.Module, original: Callable, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Any:
-    def others() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, data in weights:
-            if name == "lm_head.weight":
-                self.lm_head.weight.weight_loader(self.lm_head.weight, data)
-            else:
-                yield name, data
-
-    return original(others())
+    load_output_matrix(model, config)
 
 
 def apply_rotary_pos_emb(

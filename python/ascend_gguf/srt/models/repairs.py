@@ -24,9 +24,11 @@ from ascend_gguf.srt.models import (
     llama,
     llama4,
     mixtral,
+    qwen3_5,
     qwen3_classification,
     qwen3_moe,
 )
+from ascend_gguf.srt.models.output_matrix import load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
 
 #: ``model_type`` to a function of the configuration.
@@ -49,6 +51,8 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "llama.Phi3ForCausalLM": llama.attend_in_window,
     "llama4.Llama4Attention": llama4.turn_pairs,
     "mixtral.MixtralModel": mixtral.replace_attention,
+    "qwen3_5.Qwen3_5GatedDeltaNet": qwen3_5.repair_delta_net,
+    "qwen3_5_text.Qwen3_5ForCausalLM": load_output_matrix,
     "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
     "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,

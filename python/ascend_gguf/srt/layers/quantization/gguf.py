@@ -206,6 +206,13 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         if getattr(layer, "bias", None) is not None:
             _set_bias_dtype(layer, dtype)
 
+    def wrap_loader(self, layer: torch.nn.Module, wrap: Callable[[Callable], Callable]) -> None:
+        """Load the weight by what ``wrap`` makes of its weight loader, also when it comes anew."""
+        attributes = dict(self._create.keywords["attributes"])
+        attributes["weight_loader"] = wrap(attributes["weight_loader"])
+        self._create = partial(self._create, attributes=attributes)
+        self.give_up_weights(layer)
+
     def give_up_weights(self, layer: torch.nn.Module) -> None:
         """Give up the weight, and be ready to load it once more."""
         self.weight = None

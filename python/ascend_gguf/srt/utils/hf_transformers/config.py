@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.utils.hf_transformers.common import check_gguf_file
+from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY, check_gguf_file
+from transformers import PretrainedConfig
 
 from ascend_gguf.config import load_config
 from ascend_gguf.overrides import apply_overrides
@@ -36,8 +37,16 @@ def get_config(
             model, trust_remote_code, revision, model_override_args, model_config_parser, **kwargs
         )
     if reads_config_from(model):
-        config = load_config(model)
+        config = _with_state(load_config(model))
     else:  # a config.json beside the file
         config = original(model, trust_remote_code, revision, {}, model_config_parser, **kwargs)
     apply_overrides(config, model_override_args or {})
     return config
+
+
+def _with_state(config: PretrainedConfig) -> PretrainedConfig:
+    """Of a model with a recurrent state the engine's configuration, which knows its size."""
+    kind = _CONFIG_REGISTRY.get(config.model_type)
+    if not hasattr(kind, "mamba2_cache_params"):
+        return config
+    return kind(**config.to_dict())

@@ -1,0 +1,205 @@
+"""Qwen3.5: a gated delta net in most layers, and full attention in every n-th."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Fields, Rename, length, per_layer
+from ascend_gguf.architectures.layers import expert_width
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import (
+    EMBEDDING,
+    FIELDS,
+    HEAD_SIZE,
+    MOE_FIELDS,
+    OFFSET_OUTPUT_NORM,
+    OUTPUT,
+    REQUIRED,
+    SOFTMAX_ROUTER,
+    attention,
+    experts,
+    mlp,
+    offset_norm,
+)
+from ascend_gguf.architectures.qwen import SHARED_EXPERT, SHARED_FIELDS, shared_width
+from ascend_gguf.architectures.transforms import (
+    grouped_heads,
+    log_of_minus,
+    of_parts,
+    then,
+    with_channel,
+)
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+
+_STATE: Fields = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+}
+_STATE_KEYS = frozenset(
+    {
+        "ssm.inner_size",
+        "full_attention_interval",
+        "attention.recurrent_layers",
+        "rope.dimension_count",
+        "rope.dimension_sections",
+    }
+)
+
+
+def _heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``linear_value_head_dim``, and that every key head has as many value heads."""
+    inner = number(file, "ssm.inner_size", required=True)
+    keys, values = attributes["linear_num_key_heads"], attributes["linear_num_value_heads"]
+    size = attributes["linear_key_head_dim"]
+    if values % keys or inner != values * size:
+        raise GGUFError(
+            "the heads of linear attention cannot be of such sizes",
+            file=file.path,
+            key=f"{file.architecture}.ssm.inner_size",
+            found=f"{inner}, {keys} key heads, {values} value heads",
+            expected=f"value heads times ssm.state_size, {size}, and a multiple of the key heads",
+            hint=CONVERT_AGAIN,
+        )
+    return {"linear_value_head_dim": size}
+
+
+def _layer_types(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """``layer_types`` and ``full_attention_interval``: every fourth where the file does not say."""
+    layers = attributes["num_hidden_layers"]
+    interval = number(file, "full_attention_interval")
+    interval = 4 if interval is None else interval
+    recurrent = file.arch_field("attention.recurrent_layers", None)
+    if recurrent is not None:
+        interval = _interval(file, np.atleast_1d(recurrent), layers)
+    types = [
+        "full_attention" if (layer + 1) % interval == 0 else "linear_attention"
+        for layer in range(layers)
+    ]
+    return {"layer_types": types, "full_attention_interval": interval}
+
+
+def _interval(file: GGUFFile, recurrent: np.ndarray, layers: int) -> int:
+    """Which layers have full attention, as every n-th: the engine's models know no other."""
+    blocks = file.metadata.get(f"{file.architecture}.block_count")
+    if len(recurrent) in (layers, blocks) and np.isin(recurrent, (0, 1)).all():
+        full = np.flatnonzero(recurrent[:layers] == 0) + 1
+        interval = int(full[0]) if len(full) else layers + 1
+        if np.array_equal(full, np.arange(interval, layers + 1, interval)):
+            return interval
+    raise GGUFError(
+        "the model needs full attention in every n-th layer",
+        file=file.path,
+        key=f"{file.architecture}.attention.recurrent_layers",
+        found=f"{len(recurrent)} values: {recurrent.tolist()[:8]}",
+        expected=f"for each of {layers} layers true, but false for every n-th",
+        hint=CONVERT_AGAIN,
+    )
+
+
+def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Text has one position in all sections of the rotary embedding, but none in the fourth."""
+    sections = file.arch_field("rope.dimension_sections", None)
+    if sections is not None:
+        values = np.atleast_1d(sections)
+        if len(values) not in (3, 4) or values[3:].any() or values.dtype.kind not in "iu":
+            raise GGUFError(
+                "the rotary embedding has a part without positions",
+                file=file.path,
+                key=f"{file.architecture}.rope.dimension_sections",
+                found=values.tolist(),
+                expected="three sizes, or a fourth that is zero",
+                hint=CONVERT_AGAIN,
+            )
+    return rope.partial(file, attributes)
+
+
+def _partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    # The engine reads it from the configuration itself.
+    return rope.partial_factor(file, attributes)
+
+
+_GROUPED = grouped_heads("linear_head")
+_GROUPED_NUMBERS = grouped_heads("1")
+_QKV = of_parts("linear_k linear_k linear_v", None, None, _GROUPED)
+_NET = "linear_attn"
+
+
+def _linear(gguf: str, shape: str, hf: str, **options: Any) -> Rename:
+    return per_layer(gguf, shape, f"{_NET}.{hf}", kind="linear", **options)
+
+
+#: The matrix of the output takes heads in the file's order (``srt/models/qwen3_5.py``): its columns
+#: cannot be moved, as a head may be half a block.
+_DELTA_NET = (
+    _linear("attn_qkv.weight", "2*linear_k+linear_v hidden", "in_proj_qkv.weight", undo=_QKV),
+    _linear("attn_gate.weight", "linear_v hidden", "in_proj_z.weight", undo=_GROUPED),
+    _linear("ssm_beta.weight", "linear_heads hidden", "in_proj_b.weight", undo=_GROUPED_NUMBERS),
+    _linear("ssm_alpha.weight", "linear_heads hidden", "in_proj_a.weight", undo=_GROUPED_NUMBERS),
+    _linear(
+        "ssm_conv1d.weight",
+        "2*linear_k+linear_v conv",
+        "conv1d.weight",
+        undo=then(_QKV, with_channel),
+        numbers=True,
+    ),
+    _linear("ssm_dt.bias", "linear_heads", "dt_bias", undo=_GROUPED_NUMBERS, numbers=True),
+    _linear(
+        "ssm_a", "linear_heads", "A_log", undo=then(_GROUPED_NUMBERS, log_of_minus), numbers=True
+    ),
+    _linear("ssm_norm.weight", "linear_head", "norm.weight"),
+    _linear("ssm_out.weight", "hidden linear_v", "out_proj.weight"),
+)
+
+_BODY = (
+    EMBEDDING,
+    OFFSET_OUTPUT_NORM,
+    OUTPUT,
+    offset_norm("attn_norm.weight", "input_layernorm.weight"),
+    offset_norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    # Beside each query is what its result is gated by.
+    *attention(q_rows="2*q", kind="full"),
+    offset_norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head", kind="full"),
+    offset_norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head", kind="full"),
+    *_DELTA_NET,
+)
+_FIELDS = FIELDS | HEAD_SIZE | _STATE
+_DERIVED = (_heads, _layer_types, _partial)
+
+ARCHITECTURES = (
+    Architecture(
+        name="qwen35",
+        model_type="qwen3_5_text",
+        fields=_FIELDS,
+        required=REQUIRED | frozenset(_STATE),
+        reads=_STATE_KEYS,
+        tensors=_BODY + mlp(),
+        rope=_rope,
+        derived=_DERIVED,
+    ),
+    Architecture(
+        name="qwen35moe",
+        model_type="qwen3_5_moe_text",
+        fields=_FIELDS
+        | MOE_FIELDS
+        | SHARED_FIELDS
+        | {
+            "expert_count": "num_experts",
+            "expert_feed_forward_length": length("moe_intermediate_size"),
+        },
+        required=(REQUIRED | frozenset(_STATE)) - {"feed_forward_length"}
+        | {"expert_count", "expert_used_count"},
+        reads=_STATE_KEYS,
+        fixed=SOFTMAX_ROUTER,
+        tensors=_BODY + experts() + SHARED_EXPERT,
+        constants={"norm_topk_prob": True},
+        rope=_rope,
+        derived=(*_DERIVED, expert_width, shared_width),
+    ),
+)

@@ -1,0 +1,287 @@
+"""Gated delta net on the CPU: a short convolution, a recurrent state, and what is around them.
+
+The state ``S`` of a head is a matrix that maps keys to values.  A token with key ``k``, value
+``v``, decay ``exp(g)`` and rate ``beta`` changes it, and its query ``q`` reads it::
+
+    S = exp(g) S;    S = S + beta (v - S k) k^T;    output = S q
+
+Source: Yang et al., Gated Delta Networks, arXiv 2412.06464.  Everything is computed in float32.
+Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_kernel`` for AMX alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+#: Tokens of a prompt that are solved together.
+CHUNK = 64
+#: Added to the square of the length of queries and keys.
+_EPS = 1e-6
+
+
+def causal_conv1d_fn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    activation: str | None,
+    conv_states: torch.Tensor,
+    has_initial_state: torch.Tensor,
+    cache_indices: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens_cpu: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """The convolution of prompts, channel by channel.
+
+    Args:
+        x: ``[channels, tokens]``, the tokens of all requests.
+        weight: ``[channels, width]``.
+        activation: ``silu``, ``swish`` or None.
+        conv_states: ``[slots, channels, width - 1]``, the inputs before; those of these requests
+            are replaced.
+        has_initial_state: ``[requests]``; without one, nothing came before.
+        cache_indices: ``[requests]``, their slots.
+        query_start_loc: ``[requests + 1]``, where their tokens begin.
+
+    Returns:
+        ``[channels, tokens]`` of the dtype of ``x``.
+    """
+    slots = cache_indices.long()
+    before = conv_states[slots].to(x.dtype)
+    before *= has_initial_state.view(-1, 1, 1)
+    out = torch.empty_like(x)
+    for request, tokens in enumerate(_requests(query_start_loc)):
+        padded = torch.cat((before[request], x[:, tokens]), dim=-1)
+        out[:, tokens] = _convolve(padded[None], weight, bias, activation)[0]
+        before[request] = padded[:, padded.shape[1] - before.shape[2] :]
+    conv_states[slots] = before.to(conv_states.dtype)
+    return out
+
+
+def causal_conv1d_update(
+    x: torch.Tensor,
+    conv_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    *,
+    conv_state_indices: torch.Tensor,
+) -> torch.Tensor:
+    """As :func:`causal_conv1d_fn`, of one token a request: ``x`` is ``[requests, channels]``."""
+    slots = conv_state_indices.long()
+    padded = torch.cat((conv_states[slots].to(x.dtype), x.unsqueeze(-1)), dim=-1)
+    conv_states[slots] = padded[..., 1:].to(conv_states.dtype)
+    return _convolve(padded, weight, bias, activation).squeeze(-1)
+
+
+def _convolve(
+    padded: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+) -> torch.Tensor:
+    windows = padded.float().unfold(-1, weight.shape[-1], 1)
+    out = (windows * weight.float().unsqueeze(-2)).sum(-1)
+    if bias is not None:
+        out = out + bias.float().unsqueeze(-1)
+    if activation in ("silu", "swish"):
+        out = F.silu(out)
+    return out.to(padded.dtype)
+
+
+def gates(
+    A_log: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dt_bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``g`` and ``beta`` ``[1, tokens, heads]`` float32, of ``a`` and ``b`` ``[tokens, heads]``."""
+    g = -A_log.float().exp() * F.softplus(a.float() + dt_bias.float())
+    return g.unsqueeze(0), b.float().sigmoid().unsqueeze(0)
+
+
+def chunk_gated_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    initial_state: torch.Tensor,
+    initial_state_indices: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    head_first: bool = False,
+    use_qk_l2norm_in_kernel: bool = True,
+) -> tuple[torch.Tensor, None, None]:
+    """The delta rule for prompts, :data:`CHUNK` tokens at a time.
+
+    Within a chunk every token's change depends on those before it: a triangular system of
+    equations, solved at once.
+
+    Args:
+        q, k: ``[1, tokens, key_heads, key_size]``, the tokens of all requests.
+        v: ``[1, tokens, value_heads, value_size]``; as many value heads side by side share a key
+            head.
+        g, beta: ``[1, tokens, value_heads]``, of :func:`gates`.
+        initial_state: ``[slots, value_heads, value_size, key_size]``; changed in place.
+        initial_state_indices: ``[requests]``, their slots.
+        cu_seqlens: ``[requests + 1]``, where their tokens begin.
+
+    Returns:
+        ``[1, tokens, value_heads, value_size]`` of the dtype of ``v``, and nothing of the states
+        in between.
+    """
+    assert use_qk_l2norm_in_kernel and not head_first
+    slots = initial_state_indices.long()
+    states = initial_state[slots].float()
+    parts = _by_head(q, k, v)
+    rates = (g[0].float().T, beta[0].float().T)
+    out = torch.empty(v.shape[1:], dtype=v.dtype)
+    for request, tokens in enumerate(_requests(cu_seqlens)):
+        state = states[request]
+        for start in range(tokens.start, tokens.stop, CHUNK):
+            chunk = slice(start, min(start + CHUNK, tokens.stop))
+            arguments = (*(part[:, chunk] for part in parts), *(rate[:, chunk] for rate in rates))
+            found, state = _chunk(*arguments, state)
+            out[chunk] = found.transpose(0, 1).to(v.dtype)
+        states[request] = state
+    initial_state[slots] = states.to(initial_state.dtype)
+    return out.unsqueeze(0), None, None
+
+
+def _chunk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs ``[heads, tokens, value_size]`` and the state after some tokens of one request."""
+    since = g.cumsum(-1)
+    between = (since.unsqueeze(-1) - since.unsqueeze(-2)).tril().exp().tril()
+    decayed = since.exp().unsqueeze(-1)
+    # What each token adds, were it alone; then less what those before it have added by then.
+    alone = beta.unsqueeze(-1) * (v - decayed * (k @ state.mT))
+    system = beta.unsqueeze(-1) * (k @ k.mT) * between
+    added = torch.linalg.solve_triangular(system, alone, upper=False, unitriangular=True)
+    out = decayed * (q @ state.mT) + ((q @ k.mT) * between) @ added
+    left = (since[:, -1:] - since).exp().unsqueeze(-1)
+    return out, decayed[:, -1:] * state + (left * added).mT @ k
+
+
+def fused_sigmoid_gating_delta_rule_update(
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    initial_state_source: torch.Tensor,
+    initial_state_indices: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    use_qk_l2norm_in_kernel: bool = True,
+    softplus_beta: float = 1.0,
+    softplus_threshold: float = 20.0,
+) -> torch.Tensor:
+    """The delta rule for one token of each request, with :func:`gates` of ``a`` and ``b``.
+
+    As :func:`chunk_gated_delta_rule`; the states are ``initial_state_source``.
+    """
+    assert use_qk_l2norm_in_kernel and softplus_beta == 1
+    slots = initial_state_indices.long()
+    g, beta = (gate[0].unsqueeze(-1) for gate in gates(A_log, a, b, dt_bias))
+    queries, keys, values = (part.transpose(0, 1).unsqueeze(-1) for part in _by_head(q, k, v))
+    state = initial_state_source[slots].float() * g.unsqueeze(-1).exp()
+    added = beta.unsqueeze(-1) * (values - state @ keys)
+    state = state + added @ keys.mT
+    initial_state_source[slots] = state.to(initial_state_source.dtype)
+    return (state @ queries).squeeze(-1).to(v.dtype).unsqueeze(0)
+
+
+def _by_head(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each ``[value_heads, tokens, size]`` in float32; queries and keys of length one, scaled."""
+    share = v.shape[2] // k.shape[2]
+    q, k, v = (x[0].transpose(0, 1).float() for x in (q, k, v))
+    q, k = (x * (x.square().sum(-1, keepdim=True) + _EPS).rsqrt() for x in (q, k))
+    q = q * q.shape[-1] ** -0.5
+    return q.repeat_interleave(share, 0), k.repeat_interleave(share, 0), v.contiguous()
+
+
+def gated_rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """The norm of each row times ``weight``, times ``silu(gate)``: ``[rows, size]`` all."""
+    rows = x.float()
+    rows = rows * (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (rows * weight.float() * F.silu(gate.float())).to(x.dtype)
+
+
+def offset_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, size: int) -> torch.Tensor:
+    """The norm of every ``size`` numbers of a row, times one more than ``weight``."""
+    heads = x.float().unflatten(-1, (-1, size))
+    heads = heads * (heads.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (heads * (1 + weight.float())).flatten(-2).to(x.dtype)
+
+
+def norm_queries_and_keys(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    head_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`offset_rms_norm` of the heads of ``q`` and ``k`` ``[tokens, heads * head_size]``."""
+    return offset_rms_norm(q, q_weight, eps, head_size), offset_rms_norm(
+        k, k_weight, eps, head_size
+    )
+
+
+def norm_gated_queries_and_keys(
+    q_and_gate: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    head_size: int,
+    heads: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As :func:`norm_queries_and_keys`; beside each query of a head is its gate, returned last."""
+    q, gate = q_and_gate.reshape(-1, heads, 2, head_size).unbind(2)
+    q, k = norm_queries_and_keys(q.flatten(1), k, q_weight, k_weight, eps, head_size)
+    return q, k, gate.flatten(1)
+
+
+def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
+    """``x *= sigmoid(gate)``, in place."""
+    x.copy_(x.float() * gate.reshape(x.shape).float().sigmoid())
+
+
+def split_projections(
+    qkvz: torch.Tensor,
+    ba: torch.Tensor,
+    key_heads: int,
+    value_heads: int,
+    key_size: int,
+    value_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a delta net computes of its input, apart.
+
+    Args:
+        qkvz: ``[tokens, ...]``: all queries, all keys, all values, all gates.
+        ba: ``[tokens, 2 * value_heads]``.
+
+    Returns:
+        Queries, keys and values; gates ``[tokens, value_heads, value_size]``; ``b``; ``a``.
+    """
+    values = value_heads * value_size
+    mixed, z = qkvz.split([2 * key_heads * key_size + values, values], dim=-1)
+    b, a = ba.split([value_heads, value_heads], dim=-1)
+    z = z.reshape(-1, value_heads, value_size)
+    return mixed.contiguous(), z, b.contiguous(), a.contiguous()
+
+
+def _requests(starts: torch.Tensor) -> Iterator[slice]:
+    edges = starts.tolist()
+    return (slice(*pair) for pair in zip(edges, edges[1:], strict=False))

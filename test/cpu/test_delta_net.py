@@ -1,0 +1,137 @@
+"""The gated delta net on the CPU beside the recurrence, token by token, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ascend_gguf.cpu import delta_net
+
+KEYS, VALUES, KEY_SIZE, VALUE_SIZE = 2, 6, 16, 8
+#: Tokens of requests: none of a chunk, one, less than a chunk, several.
+LENGTHS = (1, 5, 64, 150)
+STARTS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)])
+#: Slots of a cache of ten.
+SLOTS = torch.tensor([7, 2, 9, 0])
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    tokens = int(STARTS[-1])
+    return {
+        "q": torch.randn(1, tokens, KEYS, KEY_SIZE),
+        "k": torch.randn(1, tokens, KEYS, KEY_SIZE),
+        "v": torch.randn(1, tokens, VALUES, VALUE_SIZE),
+        "a": torch.randn(tokens, VALUES),
+        "b": torch.randn(tokens, VALUES),
+        "A_log": torch.randn(VALUES),
+        "dt_bias": torch.randn(VALUES),
+        "states": torch.randn(10, VALUES, VALUE_SIZE, KEY_SIZE),
+    }
+
+
+def recurrence(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and states, by the formula of the paper."""
+    x = {name: tensor.double() for name, tensor in inputs.items()}
+    q, k = (F.normalize(x[name][0], dim=-1, eps=0) for name in "qk")
+    q, k = (heads.repeat_interleave(VALUES // KEYS, 1) for heads in (q * KEY_SIZE**-0.5, k))
+    decay = (-x["A_log"].exp() * F.softplus(x["a"] + x["dt_bias"])).exp()
+    rate, states, out = x["b"].sigmoid(), x["states"].clone(), torch.empty_like(x["v"][0])
+    for slot, first, last in zip(SLOTS, STARTS, STARTS[1:], strict=False):
+        for token in range(first, last):
+            state = states[slot] * decay[token, :, None, None]
+            missing = x["v"][0, token] - (state @ k[token, :, :, None])[..., 0]
+            update = (rate[token, :, None] * missing)[:, :, None] * k[token, :, None]
+            states[slot] = state + update
+            out[token] = (states[slot] @ q[token, :, :, None])[..., 0]
+    return out, states
+
+
+def test_prompts(inputs):
+    expected, states = recurrence(inputs)
+    gates = (inputs[name] for name in ("A_log", "a", "b", "dt_bias"))
+    g, beta = delta_net.gates(*gates)
+    found, *_ = delta_net.chunk_gated_delta_rule(
+        *(inputs[name] for name in "qkv"),
+        g,
+        beta,
+        initial_state=inputs["states"],
+        initial_state_indices=SLOTS.int(),
+        cu_seqlens=STARTS.int(),
+    )
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inputs["states"].double(), states, rtol=1e-4, atol=1e-5)
+
+
+def test_decoding(inputs):
+    """Token by token, what a prompt gives at once; other requests keep their states."""
+    expected, states = recurrence(inputs)
+    for step in range(LENGTHS[1]):
+        lives = torch.tensor([step < length for length in LENGTHS])
+        rows = (STARTS[:-1] + step)[lives]
+        found = delta_net.fused_sigmoid_gating_delta_rule_update(
+            inputs["A_log"],
+            inputs["dt_bias"],
+            *(inputs[name][:, rows] for name in "qkv"),
+            *(inputs[name][rows] for name in "ab"),
+            initial_state_source=inputs["states"],
+            initial_state_indices=SLOTS[lives].int(),
+            cu_seqlens=torch.arange(len(rows) + 1),
+        )
+        torch.testing.assert_close(found[0].double(), expected[rows], rtol=1e-4, atol=1e-5)
+    done = [7, 2, 1, 3, 4, 5, 6, 8]
+    torch.testing.assert_close(inputs["states"].double()[done], states[done], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_convolution(width):
+    """Prompts with and without something before, then a token of each."""
+    torch.manual_seed(1)
+    channels, tokens = 12, int(STARTS[-1])
+    x, weight, bias = torch.randn(channels, tokens), torch.randn(channels, width), torch.randn(12)
+    cache, has = torch.randn(10, channels, width - 1), torch.tensor([True, False, True, False])
+    further = torch.randn(4, channels)
+    expected, expected_further = torch.empty_like(x), torch.empty_like(further)
+    for i, slot in enumerate(SLOTS):
+        before = cache[slot] * has[i]
+        whole = torch.cat((before, x[:, STARTS[i] : STARTS[i + 1]], further[i, :, None]), 1)
+        out = F.silu(F.conv1d(whole[None], weight[:, None], bias, groups=channels))[0]
+        expected[:, STARTS[i] : STARTS[i + 1]], expected_further[i] = out[:, :-1], out[:, -1]
+    found = delta_net.causal_conv1d_fn(
+        x,
+        weight,
+        bias,
+        activation="silu",
+        conv_states=cache,
+        has_initial_state=has,
+        cache_indices=SLOTS.int(),
+        query_start_loc=STARTS.int(),
+    )
+    torch.testing.assert_close(found, expected)
+    arguments = (further, cache, weight, bias, "silu")
+    found = delta_net.causal_conv1d_update(*arguments, conv_state_indices=SLOTS.int())
+    torch.testing.assert_close(found, expected_further)
+
+
+def test_parts_of_projections():
+    torch.manual_seed(2)
+    sizes = (KEYS, VALUES, KEY_SIZE, VALUE_SIZE)
+    mixed, values = 2 * KEYS * KEY_SIZE + VALUES * VALUE_SIZE, VALUES * VALUE_SIZE
+    qkvz, ba = torch.randn(3, mixed + values), torch.randn(3, 2 * VALUES)
+    qkv, z, b, a = delta_net.split_projections(qkvz, ba, *sizes)
+    assert torch.equal(torch.cat((qkv, z.flatten(1)), 1), qkvz)
+    assert torch.equal(torch.cat((b, a), 1), ba)
+    q_and_gate, k = torch.randn(3, 4 * 2 * 8), torch.randn(3, 2 * 8)
+    weights = torch.randn(2, 8)
+    q, k_normed, gate = delta_net.norm_gated_queries_and_keys(q_and_gate, k, *weights, 1e-6, 8, 4)
+    heads = q_and_gate.view(3, 4, 16)
+    torch.testing.assert_close(gate.view(3, 4, 8), heads[..., 8:])
+    expected = F.rms_norm(heads[..., :8], (8,), 1 + weights[0], 1e-6)
+    torch.testing.assert_close(q.view(3, 4, 8), expected)
+    expected = F.rms_norm(k.view(3, 2, 8), (8,), 1 + weights[1], 1e-6)
+    torch.testing.assert_close(k_normed.view(3, 2, 8), expected)
+    out = q.clone()
+    delta_net.multiply_by_sigmoid(out, gate.view(3, 4, 8))
+    torch.testing.assert_close(out, q * gate.sigmoid())

@@ -1,0 +1,80 @@
+"""Models that keep a state of each request, not its keys and values: it is nobody else's.
+
+One server with short chunks of prompts; everything is compared with transformers in float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+
+from serving import CPU, Server, mean_error
+
+#: Mean error of log-probabilities.
+LIMIT = 1e-5
+#: Tokens of an answer.
+ANSWER = 6
+
+TOKENS = np.random.default_rng(3).integers(3, 500, 400).tolist()
+#: Of several chunks, and shared by others.
+LONG = TOKENS[:150]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model("qwen3.5")
+
+
+@pytest.fixture(scope="module")
+def server(zygote, model, tmp_path_factory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("recurrent") / "server.log"
+    arguments = (*CPU, "--dtype", "float32", "--skip-tokenizer-init")
+    with zygote.serve(model.path, log, *arguments, "--chunked-prefill-size", "64") as running:
+        yield running
+
+
+def check(server: Server, model, prompt: list[int]) -> None:
+    tokens, logprobs = server.continued(prompt, ANSWER)
+    expected = model.logprobs(tokens)
+    assert mean_error(logprobs[:-ANSWER], expected[:-ANSWER]) <= LIMIT
+    assert mean_error(logprobs[-ANSWER:], expected[-ANSWER:]) <= LIMIT
+
+
+def test_a_prompt_of_several_chunks(server, model):
+    check(server, model, LONG)
+
+
+def test_behind_a_prompt_in_the_cache(server, model):
+    server.generate(LONG, {"max_new_tokens": 1})
+    for more in (20, 90):
+        prompt = LONG + TOKENS[200 : 200 + more]
+        options = {"return_logprob": True, "logprob_start_len": len(LONG)}
+        meta = server.generate(prompt, {"max_new_tokens": 1}, **options)["meta_info"]
+        found = [value for value, *_ in meta["input_token_logprobs"]][1:]
+        assert meta["cached_tokens"] == len(LONG)
+        assert mean_error(found, model.logprobs(prompt)[len(LONG) :]) <= LIMIT
+
+
+def test_sixteen_at_once(server, model):
+    """Of all lengths, some with a shared beginning, and with a request that is given up."""
+
+    def give_up() -> None:
+        body = {"input_ids": TOKENS[:70], "rid": "given up", "stream": True}
+        body["sampling_params"] = {"max_new_tokens": 1500, "ignore_eos": True}
+        with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=60) as reply:
+            next(reply.iter_lines())
+
+    prompts = [LONG[: 9 * i + 5] + TOKENS[300 + i : 340] for i in range(16)]
+    lost = [threading.Thread(target=give_up) for _ in range(3)]
+    for thread in lost:
+        thread.start()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda prompt: check(server, model, prompt), prompts))
+    for thread in lost:
+        thread.join()
+    check(server, model, LONG[:77])
