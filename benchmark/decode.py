@@ -129,7 +129,7 @@ def _copying(nbytes: int, rounds: int) -> str:
 _COMPILE = """
 import time
 import torch
-from ascend_gguf.weights.dequantize import OUTPUT_DTYPES
+from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES
 start = time.perf_counter()
 from ascend_gguf.decoders.rows import kernel

@@ -10,11 +10,11 @@ import pytest
 
 from ascend_gguf import GGUFError, dequantize
 from ascend_gguf.architectures import ARCHITECTURES, REFUSED
+from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.srt import plugin
 from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-from ascend_gguf.weights.dequantize import OUTPUT_DTYPES
 from hf_models import ONE_STAGE, TINY, Tiny
 from random_model import NAMES
 

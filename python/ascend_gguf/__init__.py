@@ -15,7 +15,7 @@ _EXPORTS = {
     "GGUFFile": "ascend_gguf.reader",
     "GGUFTensor": "ascend_gguf.reader",
     "BlockTensor": "ascend_gguf.weights.block_tensor",
-    "dequantize": "ascend_gguf.weights.dequantize",
+    "dequantize": "ascend_gguf.decoders.dequantize",
     "load_config": "ascend_gguf.config",
     "load_generation_config": "ascend_gguf.generation_config",
     "load_tokenizer": "ascend_gguf.tokenizer",

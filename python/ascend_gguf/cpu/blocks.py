@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from ascend_gguf.cpu.matmul import Product, plan
+from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.memory.lazy_zeros import Neighbours
 from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.dequantize import dequantize
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 # Where the blocks of all weights lie.

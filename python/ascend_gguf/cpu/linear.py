@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ascend_gguf.cpu.blocks import Blocks, Part
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.matmul import Product, Step, plan
-from ascend_gguf.weights.dequantize import OUTPUT_DTYPES
+from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
 # Plans of a layer that are kept: for any more vectors making one is nothing to carrying it out.

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ascend_gguf.codegen.vectors import BFLOAT_INSTRUCTIONS, host_features
 from ascend_gguf.cpu import gemm, gemv
 from ascend_gguf.cpu.launch import Job, Kernel
+from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.ggml_types import BlockType
-from ascend_gguf.weights.dequantize import dequantize
 
 #: The most vectors for which it is faster to decode in registers than to store what is decoded,
 #: and the most where those that are many would be multiplied as bfloat16 but these as float32.

@@ -29,12 +29,12 @@ from ascend_gguf.codegen.vectors import (
     store,
     stored,
 )
+from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.decoders.rows import decoder_of
 from ascend_gguf.decoders.sink import Scaled, Target
 from ascend_gguf.ggml_types import BlockType, Numbers
 from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.dequantize import WEIGHTS_PER_PIECE
 
 #: Weights with one scale in the Ascend operators: the fewest they take.
 GROUP = 32

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.reader.mapping import MappedFile
@@ -77,8 +78,6 @@ class GGUFTensor:
         Raises:
             GGUFError: the type cannot be decoded.
         """
-        from ascend_gguf.weights.dequantize import dequantize
-
         if self.type.dtype is not None:
             return self.numbers.to(torch.float32, copy=True)
         try:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES, dequantize
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType, block_type
 from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights import load_stream
-from ascend_gguf.weights.dequantize import OUTPUT_DTYPES, dequantize
 
 _aten = torch.ops.aten
 
@@ -34,7 +34,7 @@ _WEIGHTS_AT_ONCE = 1 << 22
 _BYTES_AT_ONCE = 1 << 22
 
 
-class BlockTensor(torch.Tensor):
+class BlockTensor(load_stream.Streamed):
     """A read-only matrix of weights, stored as GGUF blocks on the host.
 
     Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined

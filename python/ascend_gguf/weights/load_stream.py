@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,9 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader.mapping import MappedFile, locate
 from ascend_gguf.thread_pool import default_threads, thread_limit
-
-if TYPE_CHECKING:
-    from ascend_gguf.weights.block_tensor import BlockTensor
 
 # More cannot be fed by memory, and each holds a piece of a slice.
 _MOST_THREADS = 8
@@ -42,7 +39,16 @@ _FEW_WEIGHTS = 1 << 18
 _current = threading.local()
 
 
-def run(source: BlockTensor, work: Callable[[], None], out: torch.Tensor | None = None) -> None:
+class Streamed(torch.Tensor):
+    """Base of tensors that are read when they are copied: ``copy_`` from one calls :func:`run`."""
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """The bytes that are read."""
+        raise NotImplementedError
+
+
+def run(source: Streamed, work: Callable[[], None], out: torch.Tensor | None = None) -> None:
     """Do ``work``, which materialises ``source``: at once, or by the current :class:`Stream`.
 
     Args:
@@ -148,7 +154,7 @@ class Stream(TorchDispatchMode):
         if self._error is not None:
             raise self._error
 
-    def _add(self, source: BlockTensor, work: Callable[[], None], out: torch.Tensor | None) -> None:
+    def _add(self, source: Streamed, work: Callable[[], None], out: torch.Tensor | None) -> None:
         piece = _Slice(
             work,
             locate(source.blocks),
@@ -211,9 +217,7 @@ class Stream(TorchDispatchMode):
 
 
 def _is_block_copy(func: torch._ops.OpOverload, args: tuple) -> bool:
-    from ascend_gguf.weights.block_tensor import BlockTensor
-
-    return func is torch.ops.aten.copy_.default and isinstance(args[1], BlockTensor)
+    return func is torch.ops.aten.copy_.default and isinstance(args[1], Streamed)
 
 
 def _extent(tensor: torch.Tensor) -> int:

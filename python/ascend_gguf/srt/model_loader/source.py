@@ -11,6 +11,7 @@ import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf.config import load_config
+from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.mapping import file_identity
@@ -18,7 +19,6 @@ from ascend_gguf.srt.model_loader.weight_utils import gguf_weight_names
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.thread_pool import in_parallel
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.dequantize import WEIGHTS_PER_PIECE
 
 if TYPE_CHECKING:
     from ascend_gguf.architectures import Target

@@ -32,6 +32,7 @@ from torch.nn import Parameter
 from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
@@ -47,7 +48,6 @@ from ascend_gguf.srt.layers.parameter import (
     unpack,
 )
 from ascend_gguf.weights.dense import Dense
-from ascend_gguf.weights.dequantize import dequantize
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
 

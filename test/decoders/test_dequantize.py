@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 
 import ascend_gguf
 from ascend_gguf import GGUFError, dequantize
-from ascend_gguf.weights import dequantize as decoding
+from ascend_gguf.decoders import dequantize as decoding
 from random_model import ALL_TYPES
 
 with np.load(Path(__file__).parents[1] / "data" / "golden.npz") as _file:
