@@ -20,9 +20,9 @@ from llvmlite import binding as llvm
 from ascend_gguf import dequantize
 from ascend_gguf.codegen import vectors
 from ascend_gguf.codegen.compile import compiled, host_machine
+from ascend_gguf.decoders import dequantize as decoding
 from ascend_gguf.decoders import rows, sink
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
-from ascend_gguf.decoders import dequantize as decoding
 
 CHECKOUT = Path(__file__).parents[2]
 
