@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,43 @@ from ascend_gguf import GGUFError, dequantize
 from ascend_gguf.architectures import ARCHITECTURES, REFUSED
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
+from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
 from ascend_gguf.srt import plugin
 from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from hf_models import ONE_STAGE, TINY, Tiny
 from random_model import NAMES
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+#: As ``srt/layers/quantization/gguf.py`` has them.
+EXPERT_LAYOUTS = (GroupedInt4, GroupedNibblePlanes)
+
+#: Every page, by its path in the repository.
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for folder in ("", "docs", "python", "test", "benchmark", ".github")
+    for path in sorted((ROOT / folder).glob("**/*.md" if folder else "*.md"))
+}
+
+#: Where a path in backticks may begin, besides the folder of its page and the engine.
+ROOTS = [
+    ROOT / folder
+    for folder in ("", "python", "python/ascend_gguf", "python/ascend_gguf/srt", "test", "test/srt")
+]
+#: Of llama.cpp, what a command writes, and placeholders.
+ELSEWHERE = (
+    "convert_hf_to_gguf.py",
+    "conversion/",
+    "src/models/",
+    "build/",
+    "dist/",
+    "folder/",
+    "hf.co/",
+    "huggingface.co/",
+)
 
 
 def _table(file: str, heading: str) -> list[list[str]]:
@@ -42,9 +73,19 @@ def _decodes(kind: BlockType) -> bool:
     return True
 
 
+def _where(kind: BlockType) -> list[str]:
+    """The file of a type's decoder, and its layouts on an NPU: of linear layers, and of experts."""
+    near, exact, experts = (
+        next((t.name for t in layouts if t.packing.unsupported_reason(kind) is None), "dense")
+        for layouts in (NPULinear.layouts, NPUExactLinear.layouts, EXPERT_LAYOUTS)
+    )
+    linear = f"`{exact}`" if near == exact else f"`{exact}` or `{near}`"
+    return [f"`decoders/{kind.decoder}.py`", linear, f"`{experts}`"]
+
+
 def test_block_types():
     expected = [
-        [kind.name, str(kind.block_size), str(kind.type_size), f"{bits:g}"]
+        [kind.name, str(kind.block_size), str(kind.type_size), f"{bits:g}", *_where(kind)]
         for kind in sorted(BLOCK_TYPES.values(), key=lambda k: (k.is_quantized, k.name))
         for bits in [round(8 * kind.type_size / kind.block_size, 4)]
         if _decodes(kind) and (kind.is_quantized or kind.dtype in OUTPUT_DTYPES)
@@ -106,3 +147,44 @@ def test_hooks(module, target, kind, name):
 def test_repairs():
     rows = _table("architecture.md", "engine class (`sglang/srt/models/…`)")
     assert [row[0].strip("`") for row in rows] == list(REPAIRS)
+
+
+def _anchors(page: Path) -> set[str]:
+    """What GitHub calls a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links(name):
+    """Links between pages lead to a file, and to a heading of it."""
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[name].read_text()):
+        path, _, anchor = link.partition("#")
+        page = (PAGES[name].parent / path).resolve() if path else PAGES[name]
+        assert page.exists(), link
+        assert not anchor or anchor in _anchors(page), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_paths(name):
+    """Files, folders and tests that are named in backticks exist."""
+    engine = Path(find_spec("sglang").origin).parent
+    roots = [
+        PAGES[name].parent,
+        *ROOTS,
+        engine.parent,
+        engine,
+        engine / "srt",
+        engine / "srt/models",
+    ]
+    text = re.sub(r"^```.*?^```", "", PAGES[name].read_text(), flags=re.M | re.S)
+    names = re.findall(r"`([\w./-]+(?:\.py|\.md|\.toml|/))(?:::(\w+)(?:\[[^`]*\])?)?`", text)
+    for path, function in names:
+        if path.startswith(ELSEWHERE):
+            continue
+        found = next((root / path for root in roots if (root / path).exists()), None)
+        if path.startswith("test_") and found is None:  # somewhere below, as the page says
+            found = next((ROOT / "test/srt").rglob(path), None)
+        assert found is not None, path
+        assert not function or f"def {function}(" in found.read_text(), f"{path}::{function}"
