@@ -13,7 +13,7 @@ from pathlib import Path
 
 RELEASE = "llama-cpp-python==0.3.36"
 
-#: What ggml-base is built with by default (only ggml-cpu gets -march=native), and more than that.
+#: ggml-base's default build (only ggml-cpu gets -march=native), and one for this processor.
 FLAGS = {"as released": ["-O3", "-DNDEBUG"], "native": ["-O3", "-DNDEBUG", "-march=native"]}
 
 
@@ -53,7 +53,7 @@ def _build(library: Path, flags: list[str]) -> None:
     sources = folder() / "ggml"
     if not sources.exists():
         _download(sources)
-    # ggml's backends are not built: what these two files want of them is never called.
+    # ggml's backends are not built: these two files refer to them, but never call them.
     subprocess.run(
         [
             os.environ.get("CC", "cc"), *flags, "-std=gnu11", "-D_GNU_SOURCE", "-shared", "-fPIC",

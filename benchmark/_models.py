@@ -1,4 +1,4 @@
-"""Large models to load: files of random blocks, and the engine's own model to take them."""
+"""Large models to load: files of random blocks, and the engine's own model to load them into."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def engine_model(
 ) -> Iterator[tuple[torch.nn.Module, dict[str, tuple[str, ...]]]]:
     """The engine's model for a file, bfloat16 on the CPU, and the file's names in it.
 
-    It has ``layers`` layers, which the file's take turns in: so a file can be loaded whose numbers
-    would not fit in memory.  Weights become numbers.
+    The model has ``layers`` layers, and the file's layers share them: so a file can be loaded whose
+    dense weights would not fit in memory.  Weights are loaded dense.
     """
     from sglang.srt.layers.quantization.gguf import GGUFConfig
     from sglang.srt.model_loader.utils import set_default_torch_dtype

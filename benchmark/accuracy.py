@@ -1,12 +1,12 @@
-"""Accuracy: word problems solved and the error of probabilities, by type, layout and device.
+"""Accuracy: word problems solved and the error of log-probabilities, by type, layout and device.
 
-The models of test/counting are asked the problems of test/data/counting through the API: served
-in both layouts on the CPU and on the simulated NPU, by llama.cpp's server where it is given, and by
-the engine alone on the simulated NPU.
+The models of test/counting answer the problems of test/data/counting through the API: served packed
+and dense on the CPU and on the simulated NPU, by llama.cpp's server if it is given, and by the
+engine alone on the simulated NPU.
 
 error  mean absolute error of the log-probabilities of the right answers' tokens, against
-       transformers in float32 with the same file's numbers
-KL     mean divergence from F16, in transformers in float32, of the distributions at those tokens
+       transformers in float32 with the same file's weights
+KL     mean KL divergence of the distributions at those tokens from F16 in transformers in float32
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _PEER = "llama.cpp"
 
 
 class Served(NamedTuple):
-    """A server of a file, and how it is asked."""
+    """A server of a file, and how to read its distributions."""
 
     url: str
     #: log p of every token at each place of the answers, float32 ``[tokens, vocabulary]``.
     distributions: Callable[[], np.ndarray]
-    #: What the weights take; None where the server does not say.
+    #: Bytes of the weights; None if the server does not say.
     nbytes: float | None
 
 
@@ -96,7 +96,7 @@ def _npu(alone: bool = False) -> Zygote:
 def _all_ways(
     path: Path, zygotes: dict[str, Zygote], log: Path, llama_server: Path | None
 ) -> Iterator[tuple[str, contextlib.AbstractContextManager[Served]]]:
-    """The cells that name a way to serve a file, and the server."""
+    """The table cells that name a way to serve a file, and the server."""
     for device, arguments in {"cpu": CPU, "NPU": NPU}.items():
         for layout in ("packed", "dense") if "F16" not in path.stem else ("dense",):
             config = ("--model-loader-extra-config", json.dumps({"weights": layout}))
@@ -105,7 +105,7 @@ def _all_ways(
                 _ours(zygotes[device], path, log, *arguments, *config),
             )
     if "moe" in path.stem:
-        # Alone it leaves the output matrix of a mixture of experts empty if it is the embedding.
+        # With tied embeddings, the engine alone leaves the output matrix of an MoE model empty.
         untied = log.with_name("untied.gguf")
         rewrite(path, untied, _with_output_matrix)
         arguments = (*NPU, "--quantization", "gguf")
@@ -158,7 +158,7 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def _figures(server: Served, kind: str, exact: np.ndarray) -> str:
-    """The cells of what was measured."""
+    """The table cells of what was measured."""
     result = evaluate(server.url, PROBLEMS, max_tokens=MOST_TOKENS)
     found = server.distributions()
     tokens = [token for ids, start in answers() for token in ids[start:]]

@@ -1,9 +1,9 @@
-"""A step on the CPU besides its matrices: the engine's own operations, and the patch's.
+"""Operations of a step on the CPU besides matmul: the engine's and ours.
 
-Milliseconds of processor time of one thread, so that what other processes take of a busy machine
-does not count: for all the layers of a model of the shape of Qwen3-0.6B in bfloat16, the engine's
-and ours by turns, the fastest rounds of each.  With ``--model file.gguf`` whole steps of that model
-too, with the time in products with its weights apart, and replayed.
+Milliseconds of CPU time of one thread, so that other processes of a busy machine do not count.  For
+all layers of a model of Qwen3-0.6B's shape in bfloat16; the engine's and ours take turns; the
+fastest rounds of each.  With ``--model file.gguf`` also whole steps of that model, with the time in
+matmul shown separately, and replayed by the decode graph.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 LAYERS, HIDDEN, FFN, VOCABULARY = 28, 1024, 3072, 151936
 HEADS, KV_HEADS, HEAD_SIZE = 16, 8, 128
 DTYPE = torch.bfloat16
-#: Steps before those that count: kernels are compiled, a step is captured and compared.
+#: Steps that are not measured: kernels are compiled, the graph is captured and compared.
 WARM = 3
-#: Requests with a new token each and tokens before it, or new tokens of one request.
+#: Requests with one new token each and their cached tokens; or new tokens of one request and 0.
 STEPS = {
     "1 request, 512 tokens": (1, 512),
     "16 requests, 300 tokens": (16, 300),
@@ -36,7 +36,7 @@ STEPS = {
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="cpu_step", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="for each (%(default)s)")
-    parser.add_argument("--model", help="a GGUF file: whole steps of it too")
+    parser.add_argument("--model", help="a GGUF file: measure whole steps of it too")
     options = parser.parse_args(arguments)
 
     from sglang.srt.plugins import load_plugins
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 @contextmanager
 def _kernels(on: bool) -> Iterator[None]:
-    """With the patch's operations on the CPU, or the engine's."""
+    """With our operations on the CPU, or the engine's."""
     from ascend_gguf.srt import device
 
     with mock.patch.object(device, "_serves_gguf", on):
@@ -82,7 +82,7 @@ def _print_operations(rounds: int) -> None:
 
 
 def _operations(tokens: int, before: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Name -> how often a step does it, and the engine's function on inputs of its size."""
+    """Name -> calls per step, and the engine's function on inputs of that size."""
     from sglang.srt.layers.activation import SiluAndMul
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.layers.layernorm import RMSNorm
@@ -100,7 +100,7 @@ def _operations(tokens: int, before: int) -> dict[str, tuple[int, Callable[[], o
     gate_up = torch.randn(tokens, 2 * FFN).to(DTYPE)
     norm, head_norm = RMSNorm(HIDDEN).to(DTYPE), RMSNorm(HEAD_SIZE).to(DTYPE)
     rope = RotaryEmbedding(HEAD_SIZE, HEAD_SIZE, 4096, 1e6, True, DTYPE)
-    # A prompt is one request; else each token is of a request of its own.
+    # A prompt is one request; otherwise each token belongs to a request of its own.
     requests, length = (tokens, before) if before else (1, tokens)
     caches = torch.randn(2, requests * length, KV_HEADS, HEAD_SIZE).to(DTYPE)
     slots = torch.randperm(requests * length).view(requests, length).int()
@@ -179,7 +179,7 @@ def _print_steps(model: str, rounds: int) -> None:
         batch = one_batch.prepare_synthetic_inputs_for_latency_test(requests, tokens, ids)
         return runner.extend(batch)
 
-    # Whose operations, and whether what was captured is replayed.
+    # Whose operations, and the graph runner that replays them.
     replays = runner.torch_runner.decode_cuda_graph_runner
     ways = {"engine": (False, None), "ours": (True, None), "replayed": (True, replays)}
 

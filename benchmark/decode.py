@@ -1,9 +1,9 @@
 """Decoding blocks: ours, gguf-py's, and ggml's C code.
 
-Billions of weights a second of processor time, so that what other processes take of a busy machine
-does not count.  The contenders of a type take turns, in a new order each round; medians count.
-Two threads are measured by the clock on the wall, in their fastest rounds, when both cores were
-free.  Inputs are the blocks of test/data/golden.npz, repeated; outputs are written over and over.
+Billions of weights per second of CPU time, so that other processes of a busy machine do not count.
+The contenders of a type take turns, in a new order each round; medians.  Two threads are measured
+in wall-clock time, in their fastest rounds, when both cores were free.  Inputs are the blocks of
+test/data/golden.npz, repeated; outputs are overwritten again and again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _repeated(blocks: np.ndarray, kind: BlockType, weights: int) -> np.ndarray:
 def _contenders(
     kind: BlockType, blocks: np.ndarray, builds: dict[str, _ggml.Ggml]
 ) -> dict[str, tuple[Callable[[], object], float]]:
-    """What to time, and the part of the weights it decodes."""
+    """What to time, and the share of the weights it decodes."""
     shape = (blocks.shape[0], 4096)
     f32, bf16 = torch.empty(shape), torch.empty(shape, dtype=torch.bfloat16)
     f32.zero_(), bf16.zero_()
@@ -109,7 +109,7 @@ def _contenders(
 
 
 def _copying(nbytes: int, rounds: int) -> str:
-    """What memory allows two threads."""
+    """Memory bandwidth with one thread and with two."""
     source = torch.ones(nbytes, dtype=torch.uint8)
     target, best = torch.zeros_like(source), {1: float("inf"), 2: float("inf")}
     all_threads = torch.get_num_threads()

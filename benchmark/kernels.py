@@ -1,7 +1,7 @@
-"""Multiplying with weights in blocks on the CPU, against torch's product with the same in bfloat16.
+"""Quantized matmul on the CPU, against torch's with the same weights in bfloat16.
 
-Processor time of one thread for a matrix of a layer and vectors in bfloat16; the contenders take
-turns, and medians count.  A ratio is torch's time to ours: above 1, ours is faster.
+CPU time of one thread for one matrix and vectors in bfloat16; the contenders take turns; medians.
+The ratio is torch's time to ours: above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _times(
 ) -> tuple[float, float]:
     """Seconds of ours and of torch."""
     nbytes = kind.row_bytes(cols)
-    # The first rows are extremes for decoders.
+    # The first rows hold extreme values, for tests of decoders.
     tiled = np.resize(blocks[4:].reshape(-1), (rows, nbytes))
     matrix = BlockTensor(torch.from_numpy(tiled), kind.ggml_type)
     pieces = [Piece(0, 0, 0, matrix)]

@@ -1,6 +1,6 @@
-"""Converting blocks to the layouts of an Ascend NPU, beside decoding them.
+"""Converting blocks to the layouts of an Ascend NPU, and decoding them.
 
-Billions of weights a second of processor time, to bfloat16 or with scales of it; one thread,
+Billions of weights per second of CPU time, to bfloat16 or with bfloat16 scales; one thread,
 medians of rounds in which all take turns.
 """
 
@@ -34,7 +34,9 @@ ROWS, COLS = 4096, 2048
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="layouts", description=__doc__.splitlines()[0])
-    parser.add_argument("--types", nargs="+", default=TYPES, help="block types (%(default)s)")
+    parser.add_argument(
+        "--types", nargs="+", default=TYPES, help="quantization types (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="for each layout (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

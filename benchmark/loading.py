@@ -1,6 +1,6 @@
-"""Loading a model: through the patch, by the engine alone, and what writing the numbers takes.
+"""Loading a model: with this package, by the engine alone, and a copy of the dense weights.
 
-The file lies in the page cache.  Numbers are bfloat16, on the CPU.
+The file is in the page cache.  Weights are loaded as bfloat16 on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from _models import Spec, engine_model, write_blocks
 
-#: Name to seconds of each round: of the clock, of the processor.
+#: Name to the seconds of each round: wall-clock, CPU.
 Times = dict[str, list[tuple[float, float]]]
 
 
@@ -27,13 +27,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "model.gguf"
-        _again_and_again(path, options.layers, options.rounds)
+        _warm(path, options.layers, options.rounds)
         _first_touch(path, min(options.layers, 6), options.rounds)
         _slices(path)
 
 
 def _dense(path: Path, layers: int) -> str:
-    """Write a dense model of the recipe Q4_K_M; what it is, in words."""
+    """Write a dense model in the Q4_K_M mix; returns its description."""
     spec = Spec(
         types={r"attn_v|ffn_down|^output\.": "Q6_K"},
         layers=layers, hidden=4096, heads=32, kv_heads=8, head_size=128, ffn=12288, vocab=1 << 15,
@@ -42,11 +42,11 @@ def _dense(path: Path, layers: int) -> str:
     weights = sum(torch.Size(shape).numel() for shape in spec.shapes().values())
     return (
         f"Q4_K_M, {path.stat().st_size / 1e9:.2f} GB, {len(spec.shapes())} tensors, "
-        f"{weights / 1e9:.2f} G weights, {2 * weights / 1e9:.1f} GB of numbers"
+        f"{weights / 1e9:.2f} G weights, {2 * weights / 1e9:.1f} GB as bfloat16"
     )
 
 
-def _again_and_again(path: Path, layers: int, rounds: int) -> None:
+def _warm(path: Path, layers: int, rounds: int) -> None:
     what = _dense(path, layers)
     with engine_model(path, 1) as (model, names):
         layer = [p.data for p in model.model.layers.parameters() if p.numel()]
@@ -54,7 +54,7 @@ def _again_and_again(path: Path, layers: int, rounds: int) -> None:
         numbers = {id(p): torch.ones_like(p) for p in layer + rest}
         times = _times(
             {
-                "memcpy of the numbers": lambda: [
+                "memcpy of the dense weights": lambda: [
                     p.copy_(numbers[id(p)]) for p in layer * layers + rest
                 ],
                 "ascend-gguf": lambda: _load(model, path, names),
@@ -79,7 +79,7 @@ def _first_touch(path: Path, layers: int, rounds: int) -> None:
         numbers = [torch.ones_like(p.data) for p in parameters]
         times = _times(
             {
-                "memcpy of the numbers": lambda: [
+                "memcpy of the dense weights": lambda: [
                     p.data.copy_(n) for p, n in zip(parameters, numbers, strict=True)
                 ],
                 "ascend-gguf": lambda: _load(model, path, names),
@@ -102,8 +102,8 @@ def _slices(path: Path) -> None:
         wall, processor = min(_seconds(lambda: _load(model, path, names)) for _ in range(3))
     print(
         f"{3 * spec.layers} tensors of experts, {slices} slices of {spec.hidden * spec.expert_ffn} "
-        f"weights: {wall * 1e6 / slices:.0f} microseconds a slice, "
-        f"{processor * 1e6 / slices:.0f} of the processor.\n"
+        f"weights: {wall * 1e6 / slices:.0f} microseconds per slice, "
+        f"{processor * 1e6 / slices:.0f} of CPU time.\n"
     )
 
 
@@ -117,10 +117,10 @@ def _load(model: torch.nn.Module, path: Path, names: dict[str, tuple[str, ...]])
 def _engine(
     path: Path, names: dict[str, str], most: int = 250_000_000
 ) -> tuple[tuple[float, float], float]:
-    """Seconds for a file, by what ``most`` bytes of its tensors take; what part they are.
+    """Seconds for a file, extrapolated from ``most`` bytes of its tensors; and their share.
 
-    From the engine's iterator to the numbers; its weight loaders, which copy twice more, are not
-    counted.
+    From the engine's iterator to decoded weights; its weight loaders, which copy twice more, are
+    not counted.
     """
     from gguf import dequantize
     from sglang.srt.model_loader.weight_utils import gguf_quant_weights_iterator
@@ -159,15 +159,15 @@ def _times(
 
 
 def _seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Of the clock and of the processor."""
+    """Wall-clock and CPU seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def _table(times: Times, path: Path) -> None:
-    """Medians; the first contender is what the others are compared with."""
-    print("| | seconds | of the processor | GB/s of the file | : memcpy |")
+    """Medians; the others are compared with the first contender."""
+    print("| | seconds | CPU seconds | GB/s of the file | : memcpy |")
     print("| --- | ---: | ---: | ---: | ---: |")
     medians = {
         name: [statistics.median(column) for column in zip(*rounds, strict=True)]

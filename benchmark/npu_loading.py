@@ -1,8 +1,8 @@
-"""Loading to a simulated NPU: weights packed and as numbers.
+"""Loading to a simulated NPU: packed and dense weights.
 
-The work of the host is real: reading, converting or decoding, and copying to what stands for the
-device's memory.  The check afterwards, which multiplies on the simulated device, is left out.  The
-file lies in the page cache; the two take turns, medians count.
+The host's work is real: reading, converting or decoding, and copying to the simulated device's
+memory.  The self-check, which multiplies on the simulated device, is not counted.  The file is in
+the page cache; the two take turns; medians.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve import plan
 sys.path.append(str(Path(__file__).parents[1] / "test"))
 from random_model import Spec, write_blocks  # noqa: E402
 
-#: Recipes like llama.cpp's Q4_K_M: a part of the matrices better.
+#: As in llama.cpp's Q4_K_M: some matrices in a better type.
 BETTER = {r"\.[02468]\.(attn_v|ffn_down)": "Q6_K", r"^output\.": "Q6_K"}
 MODELS = {
     "dense": Spec(
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _load(model: Path, weights: str, log: Path) -> float:
-    """Seconds that the server says it took."""
+    """Seconds, from the server's log."""
     port = free_port()
     command, environment = plan(
         str(model), "npu", port, True,

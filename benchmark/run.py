@@ -47,6 +47,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # A benchmark that is stopped takes the servers it started with it.
+    # A benchmark that is stopped also ends the servers it started.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""Serving on the CPU: packed and dense weights, and llama.cpp's server on the same file.
+"""Serving on the CPU: packed and dense weights, and llama.cpp's server with the same file.
 
-The servers run together and take turns: while one is asked, the others are stopped.  Prompts are
-random tokens, new each time, so that none is found in a cache; answers have a fixed length.
-Medians of tokens a second by the clock.
+The servers run together and take turns: while one is measured, the others are stopped.  Prompts are
+random tokens, new each time, so that no prefix cache helps; answers have a fixed length.  Medians
+of tokens per second in wall-clock time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from serve import plan
 
 PROMPT, ANSWER, CONCURRENT = 512, 32, 16
 CONTEXT = 1024
-#: Of our cache of keys and values: few, so that warming up writes to all of it.
+#: Tokens of our KV cache: few, so that warming up writes to all of it.
 CACHED = 2048
 PEER = "llama.cpp"
 
 
 class Server(NamedTuple):
-    """A server, the process group that it is, and the tokens that it is asked about."""
+    """A server, its process group, and the tokens of its prompts."""
 
     name: str
     url: str
@@ -48,7 +48,7 @@ class Server(NamedTuple):
         return random.choices(self.tokens, k=length)
 
     def complete(self, prompt: list[int], tokens: int) -> tuple[float, float]:
-        """Seconds to the first and to the last token of a greedy answer of so many."""
+        """Seconds to the first and to the last token of a greedy answer of this length."""
         body = {"model": "any", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
         body |= {"ignore_eos": True, "cache_prompt": False, "stream": True}
         request = urllib.request.Request(  # noqa: S310
@@ -63,7 +63,7 @@ class Server(NamedTuple):
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Runs inside only."""
+        """Let the server run inside the block only."""
         os.killpg(self.group, signal.SIGCONT)
         try:
             yield
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _tokens(model: Path) -> Sequence[int]:
-    """The tokens of the model's vocabulary that are text."""
+    """The text tokens of the model's vocabulary."""
     metadata = open_gguf(model).metadata
     count = len(metadata["tokenizer.ggml.tokens"])
     kinds = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * count)
@@ -139,7 +139,7 @@ def _llama(binary: Path, model: Path, tokens: Sequence[int], logs: Path) -> Iter
 
 @contextlib.contextmanager
 def _warm(server: Server) -> Iterator[Server]:
-    """A server that has done all of it, stopped until it is asked."""
+    """Warm a server up with everything it will do, then stop it until it is measured."""
     for case in [*CASES.values()] + [_prompt_speed] * (CACHED // PROMPT):
         case(server)
     os.killpg(server.group, signal.SIGSTOP)
@@ -154,7 +154,7 @@ def _prompt_speed(server: Server) -> float:
 
 
 def _answer_speed(server: Server) -> float:
-    """Of the tokens after the first, which are a step each."""
+    """Speed of the tokens after the first, one decode step each."""
     first, last = server.complete(server.prompt(16), ANSWER)
     return (ANSWER - 1) / (last - first)
 
@@ -194,5 +194,5 @@ def _print_table(servers: list[Server], rounds: int) -> None:
 
 
 def _stop(signum: int, frame: object) -> None:
-    """Leave by way of all that ends the servers."""
+    """Exit through the context managers that end the servers."""
     raise SystemExit(128 + signum)

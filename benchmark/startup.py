@@ -1,8 +1,8 @@
-"""From launch to ready: a GGUF file, and the same model from a Hugging Face folder.
+"""Start-up: a GGUF file, and the same model from a Hugging Face folder.
 
-The model is small (Qwen3, two layers) and its vocabulary is not: 152 thousand tokens.  The two take
-turns.  Seconds of the clock from starting the command until /health answers, and seconds of
-processor time that all the server's processes have used by then; medians count.
+The model is small (Qwen3, two layers), its vocabulary is not: 152 thousand tokens.  The two take
+turns.  Wall-clock seconds from starting the command until /health answers, and CPU seconds that
+all of the server's processes have used by then; medians.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ascend_gguf.reader.shard import read_shard
 from demo import free_port, running, wait_until_ready
 
 SHARED = Path(os.environ.get("ASCEND_GGUF_SHARED") or Path(__file__).parents[2] / "shared")
-#: Qwen2's own vocabulary, where it is at hand.
+#: Qwen2's own vocabulary, if available.
 VOCABULARY = SHARED / "vocab" / "ggml-vocab-qwen2.gguf"
 TOKENS = 151_936
 
@@ -39,7 +39,7 @@ HIDDEN, LAYERS, HEADS, HEAD_SIZE, FFN = 256, 2, 4, 64, 768
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="startup", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="for each of the two (%(default)s)")
-    parser.add_argument("--vocabulary", type=Path, help="a GGUF file that has one")
+    parser.add_argument("--vocabulary", type=Path, help="a GGUF file to take it from")
     parser.add_argument("--log", type=Path, help="keep the servers' logs in this folder")
     options = parser.parse_args(arguments)
     given = options.vocabulary or (VOCABULARY if VOCABULARY.exists() else None)
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
                 log = logs / f"{models[name].name}-{round_}.log"
                 times[name].append(_start(models[name], log))
     medians = {name: [statistics.median(t) for t in zip(*times[name])] for name in models}  # noqa: B905
-    print("| | seconds to ready | processor seconds |\n| --- | ---: | ---: |")
+    print("| | seconds to ready | CPU seconds |\n| --- | ---: | ---: |")
     for name, (wall, cpu) in medians.items():
         print(f"| {name} | {wall:.1f} | {cpu:.1f} |")
     ratios = [ours / theirs for ours, theirs in zip(*medians.values())]  # noqa: B905
@@ -70,13 +70,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _print_tokenizers(file: Path, hf: Path) -> None:
-    """Processor seconds of what a process does for its tokenizer, medians of five."""
+    """CPU seconds that a process spends on its tokenizer, medians of five."""
     calls = {
         "metadata and tensor table of the file": lambda: read_shard(file),
         "tokenizer of the file": lambda: load_tokenizer(file),
         "tokenizer of the folder, by transformers": lambda: AutoTokenizer.from_pretrained(hf),
     }
-    print("| | processor seconds |\n| --- | ---: |")
+    print("| | CPU seconds |\n| --- | ---: |")
     for name, call in calls.items():
         seconds = []
         for _ in range(5):
@@ -101,7 +101,7 @@ def _start(model: Path, log: Path) -> tuple[float, float]:
 
 
 def _processor_seconds(group: int) -> float:
-    """What all processes of a group have used so far."""
+    """CPU seconds that all processes of a group have used so far."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -163,7 +163,7 @@ def _copy_vocabulary(writer: gguf.GGUFWriter, path: Path) -> None:
 
 
 def _made_up_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Bytes and merges of earlier tokens at random."""
+    """Bytes, and random merges of earlier tokens."""
     rng = random.Random(0)
     tokens = dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
     names, merges = list(tokens), []
@@ -186,7 +186,7 @@ def _write_hf(folder: Path, file: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     load_tokenizer(file).save_pretrained(folder)
-    # As Qwen's own folders name it.
+    # As in Qwen's own folders.
     about = folder / "tokenizer_config.json"
     about.write_text(
         json.dumps(json.loads(about.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"})

@@ -188,3 +188,12 @@ def test_paths(name):
             found = next((ROOT / "test/srt").rglob(path), None)
         assert found is not None, path
         assert not function or f"def {function}(" in found.read_text(), f"{path}::{function}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_selections(name):
+    """What a command selects with ``-k`` is there."""
+    tests = [str(path.relative_to(ROOT)) for path in (ROOT / "test").rglob("test_*.py")]
+    for words in re.findall(r"ARGS=[\"']-k '?([^\"'`]+)", PAGES[name].read_text()):
+        for word in set(words.split()) - {"and", "or", "not", "-rP"}:
+            assert any(word in test for test in [*tests, *TINY]), word
