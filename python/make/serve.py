@@ -1,11 +1,11 @@
 """Serve a GGUF file from a checkout: ``make serve MODEL=file.gguf DEVICE=cpu``.
 
-Sets what the device needs and becomes ``python -m sglang.launch_server``.  Arguments after ``--``
-go to the engine as they are and win over what is set here.
+Sets the environment and options for the device, then becomes ``python -m sglang.launch_server``.
+Arguments after ``--`` go to the engine unchanged and override the options set here.
 
 ========== ==================================================================================
-cpu        in ``.venv``, which is set up if need be
-npu        with the interpreter that runs this: an SGLang environment on an Ascend machine
+cpu        in ``.venv``, which is set up if necessary
+npu        with the interpreter that runs this script: an SGLang environment on an Ascend machine
 npu --sim  in ``.venv``, on the simulated NPU of python/npu_sim
 ========== ==================================================================================
 """
@@ -25,18 +25,18 @@ import setup_env
 
 DEVICES = ("cpu", "npu")
 
-#: What may be a model on the hub; ``ascend_gguf.hub`` knows better, and needs ``.venv``.
+#: What may be a model on the Hub.  ``ascend_gguf.hub`` checks exactly, but needs ``.venv``.
 _REFERENCE = re.compile(
     r"(hf://|(https?://)?(www\.)?(hf\.co|huggingface\.co)/)?\w[\w.-]*/\w[\w.-]*(?<!\.gguf)([:/].+)?"
 )
 
 
 class UsageError(Exception):
-    """What was asked for cannot be served; the message is one line for the user."""
+    """The request cannot be served; the message is one line for the user."""
 
 
 def number_of_ranks(engine_arguments: Sequence[str]) -> int:
-    """Processes the engine will start for these arguments: tp x pp x dp."""
+    """Number of ranks that the engine starts for these arguments: tp x pp x dp."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--tensor-parallel-size", "--tp-size", "--tp", type=int, default=1)
     parser.add_argument("--pipeline-parallel-size", "--pp-size", "--pp", type=int, default=1)
@@ -49,7 +49,7 @@ def number_of_ranks(engine_arguments: Sequence[str]) -> int:
 
 
 def physical_cpus() -> list[int]:
-    """The CPUs this process may use, one for each core."""
+    """The CPUs this process may use, one per core."""
     cores: dict[str, int] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -69,7 +69,7 @@ def numa_nodes() -> int:
 def thread_binding(ranks: int, cpus: Sequence[int]) -> str:
     """SGLANG_CPU_OMP_THREADS_BIND: an equal share of ``cpus`` for each rank, as ``0,1|2,3``.
 
-    Ranks share CPUs, one each, when there are more ranks than CPUs.
+    If there are more ranks than CPUs, each gets one CPU and ranks share them.
     """
     share = len(cpus) // ranks
     if share == 0:
@@ -83,27 +83,27 @@ def _cpu_environment(engine_arguments: Sequence[str]) -> dict[str, str]:
     ranks = number_of_ranks(engine_arguments)
     if ranks > 1:
         cpus = physical_cpus()
-        # Left alone the engine gives each rank a NUMA node, and fails where there are too few.
+        # By default the engine gives each rank a NUMA node, and fails if there are too few.
         if ranks > numa_nodes():
             environment["SGLANG_CPU_OMP_THREADS_BIND"] = thread_binding(ranks, cpus)
-        # Without the AMX kernels the binding is not applied: keep ranks off each other's cores.
+        # Without the AMX kernels the binding is not applied: limit the threads of each rank.
         environment["OMP_NUM_THREADS"] = str(max(1, len(cpus) // ranks))
     return environment
 
 
 def has_sgl_kernel() -> bool:
-    """Whether ``.venv`` holds the real sgl_kernel, with its attention kernels for AMX."""
+    """Whether ``.venv`` has the real sgl_kernel, with its attention kernels for AMX."""
     return any(setup_env.ENVIRONMENT.glob("lib/python*/site-packages/sgl_kernel/__init__.py"))
 
 
 def engine_command(
     python: str | Path, model: str | Path, device: str, port: int | str
 ) -> list[str]:
-    """The engine's command line for ``model``, without the user's own arguments."""
+    """The engine's command line for ``model``, without the user's arguments."""
     command = [str(python), "-m", "sglang.launch_server", "--model-path", model]
     command += ["--quantization", "gguf", "--device", device, "--port", str(port)]
     if device == "cpu":
-        # The scheduler asks for requests without a pause, which takes a core while there are none.
+        # Otherwise the scheduler polls for requests without a pause, which takes a core when idle.
         command += ["--sleep-on-idle"]
         if not has_sgl_kernel():
             command += ["--attention-backend", "torch_native"]
@@ -113,9 +113,9 @@ def engine_command(
 def plan(
     model: str, device: str, port: int | str, sim: bool, engine_arguments: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that serves ``model``, and the environment variables to add for it.
+    """The command that serves ``model``, and the environment variables to add.
 
-    A variable the user has set already stays as it is.  Raises UsageError.
+    Variables that the user has set are kept.  Raises UsageError.
     """
     if not model:
         raise UsageError("which model? make serve MODEL=path/to/model.gguf")
@@ -134,13 +134,13 @@ def plan(
     if device == "cpu":
         defaults = _cpu_environment(engine_arguments)
     else:
-        # `make setup` asks for the CPU engine; an NPU, simulated or not, does not want it.
+        # `make setup` selects the CPU engine; an NPU, simulated or not, must not use it.
         defaults = {"SGLANG_USE_CPU_ENGINE": "0"}
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     if sim:
         search = [str(setup_env.CHECKOUT / "python"), os.environ.get("PYTHONPATH", "")]
         added["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-        # Builds the simulator where it is not built yet.
+        # Builds the simulated NPU if necessary.
         command = [str(python), "-m", "npu_sim", "run", "--", *command]
     return command, added
 
@@ -178,7 +178,7 @@ def main() -> int:
         return 130
     shown = [f"{name}={shlex.quote(value)}" for name, value in added.items()]
     print(" ".join([*shown, shlex.join(command)]), flush=True)
-    # Become the server: Ctrl-C and signals reach it directly.
+    # Become the server, so that Ctrl-C and signals reach it directly.
     os.execve(command[0], command, environment)
 
 

@@ -1,11 +1,11 @@
 """Make or repair ``.venv``, the CPU environment of a checkout: ``make setup``.
 
-Needs nothing but Python's standard library, and takes a fraction of a second when the environment
-is there.  It is rebuilt when the interpreter or the checkout has moved, brought up to date when the
-pinned packages change, completed when an earlier run failed, and begun again when one was killed.
+Needs only Python's standard library, and takes a fraction of a second if the environment is ready.
+The environment is rebuilt if the interpreter or the checkout has moved, updated if the pinned
+packages change, completed if an earlier run failed, and rebuilt if one was killed.
 
-Environment: ``TORCH`` the requirement for torch, ``TORCH_INDEX`` the index asked for it when the
-configured ones have no CPU build.  pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
+Variables: ``TORCH`` is the requirement for torch, ``TORCH_INDEX`` the index to use for it if the
+configured ones have no CPU build.  pip's variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 STANDINS = CHECKOUT / "python" / "standins"
 STAMP = ENVIRONMENT / "ascend_gguf_setup.json"
 
-#: zz: site handles .pth files by name, and the stand-ins belong behind everything else.
+#: zz: site handles .pth files by name, and the stand-ins must come last.
 PTH_NAME = "zz_ascend_gguf_standins.pth"
 
 #: On Linux the plain release is a CUDA build; the CPU build carries a local version.
 DEFAULT_TORCH = "torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0"
 DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
-#: What a server imports before it looks at a model: proof that nothing is missing.
+#: What a server imports before it reads a model: shows that nothing is missing.
 IMPORT_CHECK = "import gguf, llvmlite, openai, torch, sglang.srt.server_args, ascend_gguf"
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message says what the user can do."""
+    """Set-up failed; the message says what the user can do."""
 
 
 def place() -> dict[str, str]:
-    """Where the environment belongs: change any of it and the environment is built anew."""
+    """What the environment was made for: if any of it changes, it is rebuilt."""
     return {
         "checkout": str(CHECKOUT),
         "interpreter": os.path.realpath(sys.executable),
@@ -52,7 +52,7 @@ def place() -> dict[str, str]:
 
 
 def contents() -> str:
-    """A digest of everything that decides what is installed."""
+    """A digest of everything that determines what is installed."""
     digest = hashlib.sha256(torch_requirement().encode())
     for path in (REQUIREMENTS, CHECKOUT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -87,7 +87,7 @@ def _works() -> bool:
         pip_script = (ENVIRONMENT / "bin" / "pip").read_text()
     except OSError:
         return False
-    # The scripts of a copied or moved environment still name its old place.
+    # The scripts of a copied or moved environment still contain the old path.
     return answer.stdout.strip() == expected and str(PYTHON) in pip_script
 
 
@@ -110,14 +110,14 @@ def _last_line(text: str | None) -> str:
 def _pip(*arguments: str | os.PathLike, failure: str, quiet: bool = False) -> None:
     # Twice quiet: errors only.
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq"]
-    # Compiled afterwards, on all cores.
+    # Compile afterwards, on all cores.
     _run(*pip, "install", "--no-deps", "--no-compile", *arguments, failure=failure, quiet=quiet)
 
 
 def _create() -> None:
     if ENVIRONMENT.exists():
         _step("removing an unfinished environment, or one made for another place or interpreter")
-        # First what makes it an environment: what is left of it is never taken for one.
+        # Remove the marker first: a partial folder must not be taken for an environment.
         (ENVIRONMENT / "pyvenv.cfg").unlink(missing_ok=True)
         shutil.rmtree(ENVIRONMENT)
     _step(f"creating .venv with Python {place()['python']}")
@@ -144,10 +144,10 @@ def _install_torch() -> None:
 
 
 def write_pth(site_packages: Path) -> None:
-    """Put the stand-ins behind everything that is installed in ``site_packages``."""
+    """Add the stand-ins to the search path, behind everything in ``site_packages``."""
     (site_packages / PTH_NAME).write_text(
         f"{STANDINS}\n"
-        # The engine takes the CPU path only when told so, in every process it starts.
+        # The engine takes the CPU path only if told so, in every process it starts.
         'import os; os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")\n'
     )
 
@@ -160,8 +160,8 @@ def _install_packages() -> None:
     _pip("--no-build-isolation", "-e", CHECKOUT, failure="pip could not install this checkout")
     (site_packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
     write_pth(site_packages)
-    # A server is several processes that import thousands of files: compiled, it starts in half the
-    # time, also where PYTHONDONTWRITEBYTECODE is set.  Some packages ship templates that fail.
+    # A server is several processes that import thousands of files.  Compiled, they start in half
+    # the time, also if PYTHONDONTWRITEBYTECODE is set.  Some packages ship templates that fail.
     _step("compiling what was installed")
     compile_all = [PYTHON, "-m", "compileall", "-qq", "-j", "0", site_packages]
     subprocess.run(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -177,22 +177,22 @@ def _install() -> None:
     print(f"Setting up {ENVIRONMENT} (a few minutes the first time)", flush=True)
     if not _works():
         _create()
-    # Without contents: a run that is killed leaves packages half unpacked, and is not completed.
+    # Without contents: after a killed run, packages may be half unpacked.
     STAMP.write_text(json.dumps({"place": place()}))
     try:
         _install_packages()
     except SetupError:
-        STAMP.unlink()  # pip gave up in good order; the next run goes on from here
+        STAMP.unlink()  # pip failed cleanly; the next run can complete this
         raise
     STAMP.write_text(json.dumps({"place": place(), "contents": contents()}))
     print(f"Ready after {time.monotonic() - started:.0f} s", flush=True)
 
 
 def ensure() -> None:
-    """Make ``.venv`` ready; does nothing when it is.  Raises SetupError."""
+    """Make ``.venv`` ready; does nothing if it is.  Raises SetupError."""
     if _is_ready():
         return
-    with open(__file__) as lock:  # one set-up at a time in a checkout
+    with open(__file__) as lock:  # one set-up at a time per checkout
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_ready():
             _install()

@@ -1,7 +1,7 @@
 """Build the package in ``dist``, and serve a model with the wheel: ``make wheel``.
 
-The wheel is built from the source distribution, and installed into a copy of ``.venv`` that knows
-nothing of this checkout but the stand-ins: what either lacks shows.
+The wheel is built from the source distribution, and installed into a copy of ``.venv`` that uses
+nothing of this checkout but the stand-ins.  So a file that either lacks is noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WHERE = "import ascend_gguf as package; print(package.__version__, package.__fi
 
 
 def build() -> Path:
-    """A source distribution and the wheel made of it; the wheel's path."""
+    """Build the source distribution, and the wheel from it; the wheel's path."""
     output = _run(sys.executable, "-c", _BUILD_SDIST, cwd=setup_env.CHECKOUT)
     source = _DIST / output.splitlines()[-1]
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", _DIST]
@@ -33,8 +33,8 @@ def build() -> Path:
 
 
 def install(wheel: Path, environment: Path) -> Path:
-    """A copy of ``.venv`` with ``wheel`` in place of the checkout; its interpreter."""
-    # Hard links: pip replaces files, it does not write into them.
+    """Copy ``.venv`` with ``wheel`` in place of the checkout; the copy's interpreter."""
+    # Hard links are safe: pip replaces files and does not write into them.
     shutil.copytree(setup_env.ENVIRONMENT, environment, symlinks=True, copy_function=os.link)
     python = environment / "bin" / "python"
     _run(python, "-m", "pip", "uninstall", "--yes", "ascend-gguf")
@@ -48,7 +48,7 @@ def install(wheel: Path, environment: Path) -> Path:
 
 
 def _run(*command: str | os.PathLike, cwd: Path | None = None) -> str:
-    # Not in the checkout, whose folders would be importable.
+    # Not in the checkout: its folders would be importable.
     cwd = cwd or setup_env.ENVIRONMENT
     finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if finished.returncode:
@@ -66,7 +66,7 @@ def main() -> int:
             python = install(wheel, Path(folder) / "environment")
             port = demo.free_port()
             command = serve.engine_command(python, demo.BUNDLED_MODEL, "cpu", port)
-            print("serving a model with it", flush=True)
+            print("serving a model with the wheel", flush=True)
             os.chdir(folder)
             demo.run([*command, *demo.ENGINE_ARGUMENTS], os.environ, f"http://127.0.0.1:{port}")
     except demo.DemoError as error:

@@ -92,7 +92,7 @@ def test_other_problems_are_refused(nothing_shared, tmp_path, monkeypatch):
     [
         (["--model", "absent.gguf"], "MODEL=absent.gguf does not exist"),
         (["--url", "http://127.0.0.1:9"], "http://127.0.0.1:9: APIConnectionError"),
-        (["--url", "http://127.0.0.1:9", "--shots", "1"], "none is left behind 1 examples"),
+        (["--url", "http://127.0.0.1:9", "--shots", "1"], "no question is left after 1 examples"),
         (["--data", "README.md"], "README.md, line 1: expected an object with question and answer"),
     ],
 )
