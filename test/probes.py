@@ -14,7 +14,7 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
 from ascend_gguf.srt import device
-from ascend_gguf.srt.hardware_backend.npu.moe import topk as routing
+from ascend_gguf.srt.layers.moe import topk as routing
 from ascend_gguf.srt.model_executor.model_runner_components import weight_updater
 from ascend_gguf.srt.model_loader.layouts import holdings
 
@@ -96,9 +96,7 @@ def routes(model_runner: Any) -> dict[tuple, tuple[str, float]]:
         expected = _chosen(logits, bias, config)
         errors = []
         for tokens in (None, torch.tensor(7).npu()):  # the latter with expert parallelism
-            weights, ids, _ = topk.fused_topk_npu(
-                logits.npu(), logits.npu(), config, num_token_non_padded=tokens
-            )
+            weights, ids, _ = route(logits.npu(), logits.npu(), config, num_token_non_padded=tokens)
             placed = torch.zeros_like(logits).scatter_(1, ids.cpu().long(), weights.cpu().float())
             errors.append((placed - expected).abs().max().item())
         found[*sizes, *key[1:]] = (route.__name__, max(errors))

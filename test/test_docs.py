@@ -15,7 +15,7 @@ from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
-from ascend_gguf.srt import plugin
+from ascend_gguf.srt import overrides, plugin
 from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from hf_models import ONE_STAGE, TINY, Tiny
@@ -142,6 +142,20 @@ def test_hooks(module, target, kind, name):
     text = (DOCS / "architecture.md").read_text()
     row = next(line for line in text.splitlines() if f"`{module.replace('.', '/')}.py`" in line)
     assert re.search(rf"`({re.escape(target)}|{re.escape(target.rpartition('.')[2])})`", row)
+
+
+def test_overrides():
+    rows = _table("architecture.md", "engine class (`sglang/srt/…`)")
+    listed = {
+        (file, f"{cls}.{method}")
+        for where, methods, _ in rows
+        for file, *classes in [re.findall("`([^`]+)`", where)]
+        for cls in classes
+        for method in re.findall("`([^`]+)`", methods)
+    }
+    assert listed == {
+        (f"{module.replace('.', '/')}.py", target) for module, target, _ in overrides.OVERRIDES
+    }
 
 
 def test_repairs():

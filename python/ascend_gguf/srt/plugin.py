@@ -37,17 +37,6 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("utils.hf_transformers.common", "get_generation_config", HookType.AROUND, None),
     ("utils.hf_transformers.tokenizer", "get_tokenizer", HookType.AROUND, None),
     ("layers.quantization.gguf", "GGUFConfig.get_quant_method", HookType.AROUND, None),
-    ("layers.quantization.gguf", "ggml_dequantize_ascend", HookType.REPLACE, None),
-    ("layers.quantization.gguf", "GGUFLinearAscendMethod", HookType.REPLACE, None),
-    ("layers.quantization.gguf", "GGUFEmbeddingAscendMethod", HookType.REPLACE, None),
-    ("layers.quantization.gguf", "GGUFMoEAscendMethod", HookType.REPLACE, None),
-    ("layers.moe.fused_moe_triton.layer", "FusedMoE._load_gguf_weight", HookType.AROUND, None),
-    (
-        "layers.moe.fused_moe_triton.layer",
-        "FusedMoE.materialize_gguf_weights",
-        HookType.AROUND,
-        None,
-    ),
     ("distributed.bootstrap", "_resolve_dist_init_method", HookType.AROUND, None),
     ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
     (
@@ -157,17 +146,6 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
     ("speculative.eagle_utils", "eagle_sample", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
     ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
-    ("layers.activation", "SiluAndMul.forward_native", HookType.AROUND, "silu_and_mul"),
-    ("layers.activation", "GeluAndMul.forward_native", HookType.AROUND, "gelu_and_mul"),
-    ("layers.layernorm", "RMSNorm.forward_native", HookType.AROUND, None),
-    ("layers.layernorm", "GemmaRMSNorm.forward_native", HookType.AROUND, "gemma_norm"),
-    ("layers.layernorm", "Gemma3RMSNorm.forward_native", HookType.AROUND, "gemma_norm"),
-    (
-        "layers.rotary_embedding.base",
-        "RotaryEmbedding.forward_native",
-        HookType.AROUND,
-        None,
-    ),
     *(
         (
             "layers.attention.torch_native_backend",
@@ -200,20 +178,6 @@ _HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         )
         for name in ("from_schedule_batch", "merge_batch", "filter_batch")
     ),
-    (
-        "models.deepseek_common.attention_backend_handler",
-        "AttentionBackendRegistry.get_handler",
-        HookType.AROUND,
-        None,
-    ),
-    ("models.gemma3_causal", "apply_rotary_pos_emb", HookType.AROUND, None),
-    ("models.gpt_oss", "GptOssForCausalLM.load_weights", HookType.AROUND, None),
-    ("models.llama4", "Llama4Attention.forward", HookType.AROUND, None),
-    ("models.llama4", "Llama4ForCausalLM.load_weights", HookType.AROUND, None),
-    ("models.llama4", "Llama4MoE._forward_core_normal", HookType.AROUND, "forward_experts"),
-    ("models.minimax_m2", "rms_sumsq_serial", HookType.AROUND, None),
-    ("models.minimax_m2", "rms_apply_serial", HookType.AROUND, None),
-    ("models.qwen2_moe", "fused_gate_sigmoid_mul_add", HookType.AROUND, None),
 )
 
 #: The same, of modules that import torch_npu.
@@ -227,7 +191,6 @@ _NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
         )
         for name in ("forward_extend", "forward_decode")
     ),
-    ("hardware_backend.npu.moe.topk", "fused_topk_npu", HookType.AROUND, None),
 )
 
 #: The same, of what the main process alone imports.

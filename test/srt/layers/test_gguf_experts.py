@@ -13,6 +13,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf import GGUFError, load_config
+from ascend_gguf.srt.layers.moe.fused_moe_triton.layer import check_experts
 from ascend_gguf.srt.layers.quantization.gguf import (
     Choice,
     GGUFMoEAscendMethod,
@@ -183,7 +184,7 @@ def test_missing_expert_is_named(shard, projection, expert):
     with pytest.raises(GGUFError, match=rf"the {projection} projection of local expert {expert} "):
         layer.quant_method.process_weights_after_loading(layer)
     with pytest.raises(GGUFError, match=r"model\.layers\.0\.mlp\.experts was not loaded"):
-        layer.materialize_gguf_weights()
+        check_experts(layer)
 
 
 def test_type_without_blocks_does_not_count():
@@ -194,7 +195,7 @@ def test_type_without_blocks_does_not_count():
     parameter = layer.w2_qweight_type
     parameter.weight_loader(parameter, torch.tensor(12), "experts.w2_qweight_type", "w2", 2)
     with pytest.raises(GGUFError, match="down projection of local expert 2"):
-        layer.materialize_gguf_weights()
+        check_experts(layer)
 
 
 def test_experts_of_other_ranks_are_not_missed():
@@ -202,12 +203,12 @@ def test_experts_of_other_ranks_are_not_missed():
     with ranks(2, 1, ep=2):
         layer = make_experts()
         load_experts(layer, {key: matrix for key, matrix in matrices.items() if key[0] >= 2})
-        layer.materialize_gguf_weights()
+        check_experts(layer)
         del matrices[3, "w3"]
         layer = make_experts()
         load_experts(layer, matrices)
         with pytest.raises(GGUFError, match="up projection of local expert 1 "):
-            layer.materialize_gguf_weights()
+            check_experts(layer)
 
 
 def test_biases_of_experts_are_the_engines_affair():
@@ -298,7 +299,7 @@ def test_qwen3_moe_alone_is_the_engines(tmp_path, other_device):
     ids=str,
 )
 def test_gate_of_the_shared_expert(dtype):
-    from sglang.srt.models import qwen2_moe
+    from ascend_gguf.srt.models.qwen2_moe import add_gated
 
     g = torch.Generator().manual_seed(0)
     x, shared, out = (torch.randn(50, HIDDEN, generator=g).to(dtype) for _ in range(3))
@@ -306,6 +307,6 @@ def test_gate_of_the_shared_expert(dtype):
     scale = torch.sigmoid(x.double() @ gate.double())[:, None]
     expected = out.double() + scale * shared.double()
     rounded = expected.to(dtype).double()
-    assert qwen2_moe.fused_gate_sigmoid_mul_add(x, gate, shared, out) is None
+    assert add_gated(x, gate, shared, out) is None
     # At most as far away as the nearest number, or by what float32 arithmetic adds.
     assert ((out - expected).abs() <= (rounded - expected).abs() + 1e-5).all()

@@ -17,7 +17,6 @@ from sglang.srt.layers.linear import (
     RowParallelLinear,
 )
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
-from sglang.srt.layers.quantization import gguf as engine_gguf
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.utils import set_default_torch_dtype
@@ -26,6 +25,7 @@ from ascend_gguf import GGUFError
 from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.gguf import (
     Choice,
+    ggml_dequantize_ascend,
 )
 from ascend_gguf.srt.layers.quantization.unquant import Float32LinearMethod, keep_float32
 from srt.engine_layers import (
@@ -230,14 +230,14 @@ def test_ggml_dequantize_ascend(type_name, dtype):
     matrix = Matrix(type_name, 6, 512)
     ggml_type = GGMLQuantizationType[type_name]
     for blocks in (matrix.blocks, matrix.blocks.flatten(), matrix.blocks.view(2, 3, -1)):
-        numbers = engine_gguf.ggml_dequantize_ascend(blocks, ggml_type, 6, 512, dtype)
+        numbers = ggml_dequantize_ascend(blocks, ggml_type, 6, 512, dtype)
         assert numbers.dtype is dtype
         assert numbers.device == blocks.device
         assert torch.equal(numbers, matrix.values.to(dtype))
-    reshaped = engine_gguf.ggml_dequantize_ascend(matrix.blocks, int(ggml_type), 12, 256, dtype)
+    reshaped = ggml_dequantize_ascend(matrix.blocks, int(ggml_type), 12, 256, dtype)
     assert torch.equal(reshaped, matrix.values.to(dtype).view(12, 256))
     strided = torch.stack([matrix.blocks, matrix.blocks], dim=1)[:, 0]
-    numbers = engine_gguf.ggml_dequantize_ascend(strided, ggml_type, 6, 512, dtype)
+    numbers = ggml_dequantize_ascend(strided, ggml_type, 6, 512, dtype)
     assert torch.equal(numbers, matrix.values.to(dtype))
 
 
@@ -245,15 +245,15 @@ def test_ggml_dequantize_ascend(type_name, dtype):
 def test_ggml_dequantize_ascend_of_another_size(rows, cols):
     blocks = Matrix("Q4_K", 6, 512).blocks
     with pytest.raises(ValueError, match=rf"hold 3072 weights, not {rows} x {cols}"):
-        engine_gguf.ggml_dequantize_ascend(blocks, 12, rows, cols, torch.float32)
+        ggml_dequantize_ascend(blocks, 12, rows, cols, torch.float32)
 
 
 def test_ggml_dequantize_ascend_of_nonsense():
     blocks = Matrix("Q4_K", 6, 512).blocks
     with pytest.raises(GGUFError, match="unknown block type"):
-        engine_gguf.ggml_dequantize_ascend(blocks, 99, 6, 512, torch.float32)
+        ggml_dequantize_ascend(blocks, 99, 6, 512, torch.float32)
     with pytest.raises(GGUFError, match="whole number of Q4_K blocks"):
-        engine_gguf.ggml_dequantize_ascend(blocks.flatten()[:-1], 12, 6, 512, torch.float32)
+        ggml_dequantize_ascend(blocks.flatten()[:-1], 12, 6, 512, torch.float32)
 
 
 # --- routers --------------------------------------------------------------------------------

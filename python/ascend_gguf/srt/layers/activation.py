@@ -12,14 +12,14 @@ from ascend_gguf.srt.device import uses_cpu_kernels
 
 
 def silu_and_mul(original: Callable, self: SiluAndMul, x: torch.Tensor) -> torch.Tensor:
-    """AROUND ``SiluAndMul.forward_native``."""
+    """Overrides ``SiluAndMul.forward_native``."""
     if x.shape[-1] % 32 or not uses_cpu_kernels(x):
         return original(self, x)
     return row_ops.silu_and_mul(x)
 
 
 def gelu_and_mul(original: Callable, self: GeluAndMul, x: torch.Tensor) -> torch.Tensor:
-    """AROUND ``GeluAndMul.forward_native``, for the approximation by a hyperbolic tangent."""
+    """Overrides ``GeluAndMul.forward_native``, for the approximation by a hyperbolic tangent."""
     if x.shape[-1] % 32 or self.approximate != "tanh" or not uses_cpu_kernels(x):
         return original(self, x)
     return row_ops.gelu_tanh_and_mul(x)

@@ -19,7 +19,7 @@ def forward_native(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: torch.nn.Module | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """AROUND ``RMSNorm.forward_native``, for the norm as models usually have it."""
+    """Overrides ``RMSNorm.forward_native``, for the norm as models usually have it."""
     weight = self.weight
     if (
         post_residual_addition is not None
@@ -45,7 +45,7 @@ def gemma_norm(
     *rest: torch.Tensor | None,
     **named: torch.Tensor | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """AROUND ``GemmaRMSNorm.forward_native`` and ``Gemma3RMSNorm.forward_native``."""
+    """Overrides ``GemmaRMSNorm.forward_native`` and ``Gemma3RMSNorm.forward_native``."""
     weight = self.weight
     if (
         any(tensor is not None for tensor in (*rest, *named.values()))

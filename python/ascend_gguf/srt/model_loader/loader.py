@@ -33,8 +33,8 @@ from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import serve_gguf
-from ascend_gguf.srt.hardware_backend.npu.moe.topk import choose_routes
 from ascend_gguf.srt.layers.linear import pack_linears
+from ascend_gguf.srt.layers.moe.topk import choose_routes
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     block_names,

@@ -1,9 +1,16 @@
-"""The rotary embedding of DeepSeek's attention without YaRN."""
+"""DeepSeek's attention: its rotary embedding without YaRN, and on the CPU."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
+
+from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods import (
+    AttnForwardMethod,
+)
+
+from ascend_gguf.srt.overrides import override_methods
 
 
 def as_yarn(config: Any) -> None:
@@ -26,3 +33,20 @@ def as_yarn(config: Any) -> None:
             "mscale": magnitude,
             "mscale_all_dim": magnitude,
         }
+
+
+def repair_attention(attention: Any, config: Any) -> None:
+    """``DeepseekV2AttentionMLA``: on the CPU, attend over latent vectors, always.
+
+    For prompts the engine would expand them to keys and values, which its attention backend for
+    the CPU does not look at: it reads the cache, where the latent vectors are.
+    """
+    override_methods(attention, dispatch_attn_forward_method=_dispatch_attn_forward_method)
+
+
+def _dispatch_attn_forward_method(
+    original: Callable, self: Any, forward_batch: Any
+) -> AttnForwardMethod:
+    method = original(self, forward_batch)
+    is_of_cpu = self.current_attention_backend == "torch_native"
+    return AttnForwardMethod.MLA if is_of_cpu else method

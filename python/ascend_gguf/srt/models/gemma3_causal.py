@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.layers.rotary_embedding import apply_rotary_pos_emb
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from ascend_gguf.cpu.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
 from ascend_gguf.srt.models.output_matrix import load_output_matrix
+from ascend_gguf.srt.overrides import override_methods, seeing
 
 
 class ScaledEmbedding(VocabParallelEmbedding):
@@ -41,15 +43,23 @@ def repair_embedding(model: Any, config: Any) -> None:
     load_output_matrix(model, config)
 
 
-def apply_rotary_pos_emb(
-    original: Callable,
+def repair_attention(attention: Any, config: Any) -> None:
+    """``Gemma3Attention``: on the CPU, the rotary embedding is one compiled call."""
+    override_methods(attention, forward_native=_forward_native)
+
+
+def _forward_native(original: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return seeing(original, apply_rotary_pos_emb=rotate_both)(self, *args, **kwargs)
+
+
+def rotate_both(
     q: torch.Tensor,
     k: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """AROUND the engine's: both halves of ``cos`` and ``sin [tokens, head_size]`` are the same."""
+    """``apply_rotary_pos_emb``; both halves of ``cos`` and ``sin [tokens, size]`` are alike."""
     half = cos.shape[-1] // 2
     if (
         (q.dim(), k.dim(), cos.dim(), unsqueeze_dim) != (3, 3, 2, 1)
@@ -57,6 +67,6 @@ def apply_rotary_pos_emb(
         or cos.shape[-1] != q.shape[-1]
         or not uses_cpu_kernels(q, k, cos, sin)
     ):
-        return original(q, k, cos, sin, unsqueeze_dim)
+        return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)
     cos, sin = cos[:, :half], sin[:, :half]
     return tuple(rotate_by(x.contiguous(), cos, sin) for x in (q, k))

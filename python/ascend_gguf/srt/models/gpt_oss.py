@@ -9,19 +9,24 @@ import torch
 from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.srt.models.single_experts import load_single_experts
+from ascend_gguf.srt.overrides import override_methods
 from ascend_gguf.weights.block_tensor import BlockTensor
 
 
-def load_weights(
+def repair_loading(model: Any, config: Any) -> None:
+    """``GptOssForCausalLM``: experts are loaded one by one, and types before blocks.
+
+    The engine's loader has gate and up in one tensor of all experts, and sorts what it is given.
+    """
+    override_methods(model, load_weights=_load_weights)
+
+
+def _load_weights(
     original: Callable,
     self: torch.nn.Module,
     weights: Iterable[tuple[str, torch.Tensor]],
     **kwargs: Any,
 ) -> None:
-    """AROUND ``GptOssForCausalLM.load_weights``: experts one by one, and types before blocks.
-
-    The engine's loader has gate and up in one tensor of all experts, and sorts what it is given.
-    """
     weights = _blocks_with_types(load_single_experts(self, weights))
     return original(self, weights, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Llama 4: loading, routing, and the rotary embedding."""
+"""Llama 4: loading, routing, and attention."""
 
 from __future__ import annotations
 
@@ -11,32 +11,44 @@ from sglang.srt.utils import is_npu
 
 from ascend_gguf.srt.models.rotary import set_rotary_embedding
 from ascend_gguf.srt.models.single_experts import load_single_experts
+from ascend_gguf.srt.overrides import override_methods
 
 
-def load_weights(
+def repair_loading(model: Any, config: Any) -> None:
+    """``Llama4ForCausalLM``: experts are loaded one by one; Llama's loader knows of none."""
+    override_methods(model, load_weights=_load_weights)
+
+
+def _load_weights(
     original: Callable, self: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Any:
-    """AROUND ``Llama4ForCausalLM.load_weights``, which it has from Llama: experts too."""
     return original(self, load_single_experts(self, weights))
 
 
-def turn_pairs(attention: Any, config: Any) -> None:
-    """``Llama4Attention``: turn neighbouring rows of a head, as the model does.
+def repair_attention(attention: Any, config: Any) -> None:
+    """``Llama4Attention``: interleaved RoPE, as the model has it, and norms in any dtype.
 
-    The engine does so for GGUF where the configuration is not that of the text model alone.
+    The engine does the former for GGUF where the configuration is not that of the text model alone.
     """
     if attention.rotary_emb is not None:
         set_rotary_embedding(attention, config, is_neox_style=False)
+    override_methods(attention, forward=_attend)
 
 
-def forward(
+def repair_experts(block: Any, config: Any) -> None:
+    """``Llama4MoE``: on an NPU, sigmoids that weigh what an expert takes."""
+    if is_npu():
+        override_methods(block, _forward_core_normal=_forward_core_normal)
+
+
+def _attend(
     original: Callable,
     self: Any,
     positions: torch.Tensor,
     hidden_states: torch.Tensor,
     forward_batch: Any,
 ) -> torch.Tensor:
-    """AROUND ``Llama4Attention.forward``: what the engine computes on CUDA, in any dtype.
+    """``Llama4Attention.forward``: what the engine computes on CUDA, in any dtype.
 
     Elsewhere it norms queries and keys in bfloat16, and on the CPU drops what the rotary embedding
     returns.
@@ -56,10 +68,10 @@ def forward(
     return output
 
 
-def forward_experts(
+def _forward_core_normal(
     original: Callable, self: Any, hidden_states: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """AROUND ``Llama4MoE._forward_core_normal``: sigmoids that weigh what an expert takes.
+    """``Llama4MoE._forward_core_normal``.
 
     The engine's routing on Ascend takes the softmax, and its runner weighs what an expert gives.
 
@@ -69,8 +81,6 @@ def forward_experts(
     Returns:
         What the shared expert and the routed ones give.
     """
-    if not is_npu():
-        return original(self, hidden_states)
     if self.top_k != 1:  # as in every published model; more would need a row for each
         raise NotImplementedError(f"Llama 4 with {self.top_k} experts a token on an NPU")
     logits, _ = self.router(hidden_states)

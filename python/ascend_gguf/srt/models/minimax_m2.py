@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from ascend_gguf.srt.overrides import override_methods, seeing
 
-def rms_sumsq_serial(original: Callable, x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
-    """AROUND the engine's CUDA kernel: the sum of squares of each row.
+
+def repair_norm(attention: Any, config: Any) -> None:
+    """``MiniMaxM2Attention``: the norm of queries and keys in operators of torch.
+
+    The engine's is of Triton kernels that want CUDA, but on CPUs with AMX.
+    """
+    norm = getattr(attention, "qk_norm_impl", None)
+    if norm is not None and norm._forward_impl == norm._forward_naive:
+        override_methods(norm, _forward_naive=_forward_naive)
+        norm._forward_impl = norm._forward_naive
+
+
+def _forward_naive(
+    original: Callable, self: Any, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return seeing(original, rms_sumsq_serial=_sums, rms_apply_serial=_apply)(self, q, k)
+
+
+def _sums(x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
+    """The sum of squares of each row.
 
     Args:
         x1, x2: ``[tokens, n1]`` and ``[tokens, n2]``.
@@ -16,13 +36,10 @@ def rms_sumsq_serial(original: Callable, x1: torch.Tensor, x2: torch.Tensor) -> 
     Returns:
         float32 ``[2 * tokens]``: those of ``x1``, then those of ``x2``.
     """
-    if x1.is_cuda:
-        return original(x1, x2)
     return torch.cat([x.float().square().sum(-1) for x in (x1, x2)])
 
 
-def rms_apply_serial(
-    original: Callable,
+def _apply(
     x1: torch.Tensor,
     x2: torch.Tensor,
     w1: torch.Tensor,
@@ -31,15 +48,13 @@ def rms_apply_serial(
     tp_world: int = 1,
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """AROUND the engine's CUDA kernel: the norm, given sums of squares over all ranks.
+    """The norm, given sums of squares over all ranks.
 
     Args:
-        x1, x2, sum_sq: as in :func:`rms_sumsq_serial`.
+        x1, x2, sum_sq: as in :func:`_sums`.
         w1, w2: ``[n1]`` and ``[n2]``.
         tp_world: ranks that share a row.
     """
-    if x1.is_cuda:
-        return original(x1, x2, w1, w2, sum_sq, tp_world, eps)
     first, second = sum_sq[: 2 * len(x1)].chunk(2)
     normed = (
         (x.float() * torch.rsqrt(s[:, None] / x.shape[1] / tp_world + eps) * w.float()).to(x.dtype)

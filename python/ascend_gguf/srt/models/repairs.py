@@ -23,13 +23,16 @@ from ascend_gguf.srt.models import (
     hunyuan,
     llama,
     llama4,
+    minimax_m2,
     mixtral,
+    qwen2_moe,
     qwen3_5,
     qwen3_classification,
     qwen3_moe,
 )
 from ascend_gguf.srt.models.output_matrix import load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
+from ascend_gguf.srt.overrides import override
 
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
@@ -41,16 +44,23 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
     "commandr.CohereAttention": commandr.repair_attention,
+    "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,
     "exaone4.Exaone4Attention": exaone4.repair_attention,
     "gemma2.Gemma2Attention": gemma2.repair_attention,
+    "gemma3_causal.Gemma3Attention": gemma3_causal.repair_attention,
     "gemma3_causal.Gemma3ForCausalLM": gemma3_causal.repair_embedding,
     "glm4_moe.Glm4MoeSparseMoeBlock": glm4_moe.route_by_sigmoid,
     "gpt_oss.GptOssAttention": gpt_oss.repair_attention,
+    "gpt_oss.GptOssForCausalLM": gpt_oss.repair_loading,
     "granitemoe.GraniteMoeAttention": set_rotary_embedding,
     "hunyuan.HunYuanAttention": hunyuan.repair_attention,
     "llama.Phi3ForCausalLM": llama.attend_in_window,
-    "llama4.Llama4Attention": llama4.turn_pairs,
+    "llama4.Llama4Attention": llama4.repair_attention,
+    "llama4.Llama4ForCausalLM": llama4.repair_loading,
+    "llama4.Llama4MoE": llama4.repair_experts,
+    "minimax_m2.MiniMaxM2Attention": minimax_m2.repair_norm,
     "mixtral.MixtralModel": mixtral.replace_attention,
+    "qwen2_moe.Qwen2MoeSparseMoeBlock": qwen2_moe.repair_shared_expert,
     "qwen3_5.Qwen3_5GatedDeltaNet": qwen3_5.repair_delta_net,
     "qwen3_5_text.Qwen3_5ForCausalLM": load_output_matrix,
     "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
@@ -66,7 +76,7 @@ def repair_config(config: Any) -> None:
 
 
 def repair(model: nn.Module, config: Any) -> None:
-    """Apply every repair of :data:`REPAIRS` that the model's modules need.
+    """Apply every repair of :data:`REPAIRS` that the model's modules need, and override methods.
 
     Call as the model was built: under the same default dtype and device.
     """
@@ -75,4 +85,5 @@ def repair(model: nn.Module, config: Any) -> None:
             name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("sglang.srt.models.")
             if name in REPAIRS:
                 REPAIRS[name](module, config)
+        override(module)
     avoid_rotary_kernel(model)

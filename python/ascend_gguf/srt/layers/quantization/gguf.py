@@ -38,6 +38,7 @@ from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
+from ascend_gguf.srt.layers.moe.fused_moe_triton.layer import check_experts
 from ascend_gguf.srt.layers.parameter import (
     accept_blocks,
     finalize,
@@ -47,6 +48,7 @@ from ascend_gguf.srt.layers.parameter import (
     stop_accepting_blocks,
     unpack,
 )
+from ascend_gguf.srt.overrides import override
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
@@ -298,6 +300,7 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         **extra_weight_attrs,
     ):
         sizes = (num_experts, hidden_size, intermediate_size_per_partition)
+        override(layer)
         self._create = partial(
             self._create_experts, sizes=sizes, dtype=params_dtype, attributes=extra_weight_attrs
         )
@@ -329,7 +332,7 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         self._create(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        layer.materialize_gguf_weights()
+        check_experts(layer)
         layouts = {}
         for name in self.weight_names:
             stop_accepting_blocks(layer, name)

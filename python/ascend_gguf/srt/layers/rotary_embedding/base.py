@@ -20,7 +20,7 @@ def forward_native(
     offsets: torch.Tensor | None = None,
     fused_set_kv_buffer_arg: object | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """AROUND ``RotaryEmbedding.forward_native``; subclasses with another of their own keep it."""
+    """Overrides ``RotaryEmbedding.forward_native``; subclasses with one of their own keep it."""
     if (
         offsets is not None
         or fused_set_kv_buffer_arg is not None

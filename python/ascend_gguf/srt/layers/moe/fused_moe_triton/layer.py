@@ -8,7 +8,6 @@ import torch
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
-from ascend_gguf.srt.layers.quantization.gguf import GGUFMoEAscendMethod
 from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: Shard of an expert -> (the parameter it is part of, the dimension tensor parallelism cuts).
@@ -27,7 +26,7 @@ def _load_gguf_weight(
     shard_id: str,
     expert_id: int,
 ) -> bool:
-    """AROUND ``FusedMoE._load_gguf_weight``: put this rank's part of one matrix in place.
+    """Overrides ``FusedMoE._load_gguf_weight``: put this rank's part of one matrix in place.
 
     Args:
         param: ``w13_qweight_type`` or ``w2_qweight_type`` for a block type's id, ``w13_qweight`` or
@@ -40,8 +39,6 @@ def _load_gguf_weight(
         True if the weight is in place, False if it is not one of the above (a bias).
     """
     method = self.quant_method
-    if not isinstance(method, GGUFMoEAscendMethod):
-        return original(self, param, loaded_weight, shard_id, expert_id)
     key = (expert_id, shard_id)
     if getattr(param, "is_gguf_weight_type", False):
         method.types[key] = int(loaded_weight)
@@ -62,20 +59,13 @@ def _load_gguf_weight(
     return True
 
 
-def materialize_gguf_weights(original: Callable, self: FusedMoE) -> None:
-    """AROUND ``FusedMoE.materialize_gguf_weights``: check that every expert is in place.
-
-    Raises:
-        GGUFError: a matrix of an expert of this rank never came.
-    """
-    method = self.quant_method
-    if not isinstance(method, GGUFMoEAscendMethod):
-        return original(self)
-    for expert in range(self.num_local_experts):
+def check_experts(layer: FusedMoE) -> None:
+    """Raises GGUFError: a matrix of an expert of this rank never came."""
+    for expert in range(layer.num_local_experts):
         for shard, projection in _PROJECTIONS.items():
-            if (expert, shard) not in method.loaded:
+            if (expert, shard) not in layer.quant_method.loaded:
                 raise GGUFError(
-                    f"the {projection} projection of local expert {expert} of {self.layer_name} "
+                    f"the {projection} projection of local expert {expert} of {layer.layer_name} "
                     f"was not loaded",
                     hint=DOWNLOAD_AGAIN,
                 )

@@ -20,21 +20,40 @@ _Route = Callable[..., StandardTopKOutput]
 _routes: dict[tuple, _Route | None] = {}
 
 
-def fused_topk_npu(
+def forward_npu(
     original: Callable,
+    self: TopK,
     hidden_states: torch.Tensor,
     router_logits: torch.Tensor,
-    topk_config: TopKConfig,
-    **kwargs: Any,
+    *,
+    num_token_non_padded: torch.Tensor | None = None,
+    expert_location_dispatch_info: Any = None,
+    dynamic_expert_bias: torch.Tensor | None = None,
 ) -> StandardTopKOutput:
-    """AROUND ``fused_topk_npu``: as :func:`choose_routes` has found right.
+    """Overrides ``TopK.forward_npu``: experts are chosen as :func:`choose_routes` has found right.
 
     Args:
         router_logits: ``[tokens, experts]``.
     """
-    key = _key(topk_config, router_logits.shape[-1], router_logits.dtype)
-    route = _routes.get(key) or original
-    return route(hidden_states, router_logits, topk_config, **kwargs)
+    route = _routes.get(_key(self.topk_config, router_logits.shape[-1], router_logits.dtype))
+    if route is None or dynamic_expert_bias is not None:
+        return original(
+            self,
+            hidden_states,
+            router_logits,
+            num_token_non_padded=num_token_non_padded,
+            expert_location_dispatch_info=expert_location_dispatch_info,
+            dynamic_expert_bias=dynamic_expert_bias,
+        )
+    tokens, info = self._resolve_routing_inputs(num_token_non_padded, expert_location_dispatch_info)
+    return route(
+        hidden_states,
+        router_logits,
+        self.topk_config,
+        num_token_non_padded=tokens,
+        expert_location_dispatch_info=info,
+        layer_id=self.layer_id,
+    )
 
 
 def choose_routes(model: torch.nn.Module) -> None:
@@ -58,7 +77,7 @@ def _choose(config: TopKConfig, experts: int, dtype: torch.dtype) -> None:
     key = _key(config, experts, dtype)
     if key in _routes:
         return
-    _routes[key] = None  # the engine's own functions come by here while they are tried
+    _routes[key] = None
     if _is_plain_softmax(config) and config.renormalize:
         reason = _mismatch(_softmax_of_best, config, experts, dtype)
         if reason is None:
