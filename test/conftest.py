@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import kernel_cache
 from engine_process import EngineProcess
 from hf_models import TINY, Written, write_model
 from hub_standin import hub
@@ -25,6 +29,23 @@ REPOSITORIES = {
     },
     "owner/none": {"README.md": DATA / "README.md"},
 }
+
+
+_OWN_CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if kernel_cache.VARIABLE not in os.environ:
+        # The first of pytest's processes: the others inherit its environment.
+        config.stash[_OWN_CACHE] = folder = tempfile.mkdtemp(prefix="kernels-")
+        os.environ[kernel_cache.VARIABLE] = folder
+    kernel_cache.install()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _OWN_CACHE in config.stash:
+        del os.environ[kernel_cache.VARIABLE]
+        shutil.rmtree(config.stash[_OWN_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def _serve(order: dict) -> None:
 
 
 def _compile_kernels() -> None:
-    """What nearly every server multiplies with: compiled here, so that none has to."""
+    """What nearly every server multiplies with: loaded here, so that none has to."""
     import torch
 
     from ascend_gguf.cpu import gemm, gemv
@@ -110,6 +110,9 @@ def main() -> None:
     from sglang.srt.models.registry import ModelRegistry  # noqa: F401  imports every model
     from sglang.srt.plugins import load_plugins
 
+    import kernel_cache
+
+    kernel_cache.install()
     # Once for all servers: the engine looks through every module for each hook.
     load_plugins()
     if "torch_npu" not in sys.modules:
@@ -125,6 +128,7 @@ def main() -> None:
     # Else each forked process searches through, and so copies, what has been imported here.
     gc.collect()
     gc.freeze()
+    gc.unfreeze = lambda: None  # which the engine calls when it has captured graphs
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
