@@ -35,13 +35,13 @@ from counting.reference import (  # noqa: E402
     DATA,
     MOST_TOKENS,
     PROBLEMS,
+    SIZE,
     answers,
     distributions,
     divergence,
     row_of,
     served_distributions,
 )
-from counting.vocabulary import SIZE  # noqa: E402
 from random_model import read_model  # noqa: E402
 from rewrite import rewrite  # noqa: E402
 from serving import CPU, NPU, Zygote, cpu_environment, npu_simulation  # noqa: E402

@@ -17,8 +17,8 @@ from counting.reference import (
     PROBLEMS,
     divergence,
     served_distributions,
+    tokenizer,
 )
-from counting.vocabulary import tokenizer
 from evaluation import evaluate
 from rewrite import rewrite
 from serving import CPU, NPU, cpu_environment
@@ -96,8 +96,8 @@ def test_wrong_answers_are_noticed(zygote, log, tmp_path, damage):
     changes = {"edit": _swapped_experts}
     if damage == "token":
         tokens = list(tokenizer().get_vocab())
-        tokens.sort(key=tokenizer().token_to_id)
-        four, seven = map(tokenizer().token_to_id, "47")
+        tokens.sort(key=tokenizer().convert_tokens_to_ids)
+        four, seven = map(tokenizer().convert_tokens_to_ids, "47")
         tokens[four], tokens[seven] = "7", "4"
         changes = {"metadata": {"tokenizer.ggml.tokens": tokens}}
     rewrite(DATA / "moe-Q8_0.gguf", tmp_path / "model.gguf", **changes)
