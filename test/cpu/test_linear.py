@@ -11,14 +11,12 @@ import torch
 from llvmlite import binding as llvm
 
 from ascend_gguf import BlockTensor, dequantize
-from ascend_gguf.codegen import compile as codegen_compile
-from ascend_gguf.codegen import threads, vectors
+from ascend_gguf.codegen import processor, threads
 from ascend_gguf.cpu import gemm, gemv, matmul
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.experts import apply_experts, silu_and_mul
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
-from ascend_gguf.cpu.matmul import Product, plan
-from ascend_gguf.decoders import sink
+from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from random_model import random_blocks
@@ -98,8 +96,7 @@ def test_weights_are_not_rounded_for_few_vectors(kind):
     weights, x = matrix(kind, 16), vectors_of(count, COLS, torch.bfloat16)
     out = torch.empty(len(x), 16)
     blocks = weights.blocks.unsqueeze(0)
-    for step in plan(kind, blocks, [Product(0, 0, 0, len(x))], x.dtype, out.dtype, 16):
-        step.run(x, out)
+    Matmul(kind, blocks, [Product(0, 0, 0, len(x))], x.dtype, out.dtype, 16).run(x, out)
     expected = x.double() @ weights.dequantize().double().T
     assert (out.double() - expected).norm() <= 2e-6 * expected.norm()
 
@@ -330,14 +327,13 @@ def plain_processor(request, monkeypatch) -> Iterator[None]:
     """Compiles for the least of x86-64, and for registers of other shapes."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("runs code for x86-64")
-    codegen_compile.host_machine()  # makes LLVM ready
-    monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    for module in (vectors, sink, matmul):
-        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
+    processor.host_machine()  # makes LLVM ready
+    monkeypatch.setattr(processor, "HALF_INSTRUCTIONS", False)
+    monkeypatch.setattr(processor, "BFLOAT_INSTRUCTIONS", False)
     monkeypatch.setattr(gemm, "_registers", lambda: request.param)
     triple = llvm.Target.from_default_triple()
     monkeypatch.setattr(
-        codegen_compile, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
+        processor, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
     )
     caches = (gemv.kernel, gemm.kernel)
     for cache in caches:

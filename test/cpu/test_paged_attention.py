@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ascend_gguf.codegen import processor
 from ascend_gguf.cpu import paged_attention, prefill_attention
 from ascend_gguf.cpu.paged_attention import Tokens, takes
 
@@ -84,7 +85,7 @@ def test_takes() -> None:
 # Blocks of tokens
 
 NEEDS_BFLOAT = pytest.mark.skipif(
-    not prefill_attention.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
+    not processor.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
 )
 #: Query heads, key heads, head size, size of a value.
 BLOCK_SHAPES = [

@@ -71,10 +71,10 @@ def test_activations_of_large_numbers() -> None:
     torch.testing.assert_close(out, F.gelu(gate, approximate="tanh"), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("adjacent", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary", [128, 96, 32])
 @EVERY_DTYPE
-def test_rotate(dtype: torch.dtype, rotary: int, adjacent: bool) -> None:
+def test_rotate(dtype: torch.dtype, rotary: int, interleaved: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(70, 7, 128).to(dtype)[:, :5]  # heads beside others
     positions = torch.randint(0, 100, (70,))
@@ -82,15 +82,15 @@ def test_rotate(dtype: torch.dtype, rotary: int, adjacent: bool) -> None:
     cos_sin = torch.cat([angles.cos(), angles.sin()], 1).to(dtype)
     cos, sin = (t[positions, None].double() for t in cos_sin.chunk(2, 1))
     turned = x[..., :rotary].double()
-    if adjacent:
+    if interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
     else:
         a, b = turned.chunk(2, -1)
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-    out = rotate(x, positions, cos_sin, adjacent=adjacent)
+    out = rotate(x, positions, cos_sin, interleaved=interleaved)
     # Differences of products, next to products of up to 4.
     torch.testing.assert_close(out[..., :rotary].double(), turned, rtol=ROUNDING[dtype], atol=4e-7)
     assert torch.equal(out[..., rotary:], x[..., rotary:])
-    if rotary == 128 and not adjacent:
+    if rotary == 128 and not interleaved:
         assert torch.equal(out, rotate_by(x, *cos_sin[positions].chunk(2, 1)))

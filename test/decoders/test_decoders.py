@@ -18,10 +18,11 @@ from gguf import GGMLQuantizationType, quants
 from llvmlite import binding as llvm
 
 from ascend_gguf import dequantize
-from ascend_gguf.codegen import vectors
-from ascend_gguf.codegen.compile import compiled, host_machine
+from ascend_gguf.codegen import kernel as codegen_kernel
+from ascend_gguf.codegen import processor
+from ascend_gguf.codegen.compile import traced
 from ascend_gguf.decoders import dequantize as decoding
-from ascend_gguf.decoders import rows, sink
+from ascend_gguf.decoders import rows
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 
 CHECKOUT = Path(__file__).parents[2]
@@ -258,16 +259,14 @@ def plain_processor(monkeypatch) -> None:
     """Compiles for the least of x86-64: short vectors, no 16-bit floats."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("runs code for x86-64")
-    monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", False)
-    for module in (vectors, sink):
-        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
-    host_machine()  # makes LLVM ready
-
-    def kernel(kind: BlockType, dtype: torch.dtype) -> rows.Kernel:
-        machine = llvm.Target.from_default_triple().create_target_machine(cpu="x86-64", opt=3)
-        return compiled(rows.module_of(kind, dtype), machine)
-
-    monkeypatch.setattr(rows, "kernel", kernel)
+    monkeypatch.setattr(processor, "HALF_INSTRUCTIONS", False)
+    monkeypatch.setattr(processor, "BFLOAT_INSTRUCTIONS", False)
+    processor.host_machine()  # makes LLVM ready
+    triple = llvm.Target.from_default_triple()
+    monkeypatch.setattr(
+        processor, "host_machine", lambda: triple.create_target_machine(cpu="x86-64", opt=3)
+    )
+    monkeypatch.setattr(rows, "kernel", rows.kernel.__wrapped__)
 
 
 @pytest.mark.slow
@@ -287,9 +286,12 @@ def test_every_rounding_on_a_plain_processor(dtype, plain_processor):
 
 def test_code_for_arm(monkeypatch):
     """Compiles; calls nothing; multiplies and adds apart, as bit equality demands."""
-    monkeypatch.setattr(vectors, "HALF_INSTRUCTIONS", True)
-    for module in (vectors, sink):
-        monkeypatch.setattr(module, "BFLOAT_INSTRUCTIONS", False)
+    monkeypatch.setattr(processor, "HALF_INSTRUCTIONS", True)
+    monkeypatch.setattr(processor, "BFLOAT_INSTRUCTIONS", False)
+    modules: list[str] = []
+    monkeypatch.setattr(
+        codegen_kernel, "compiled", lambda *kernel: modules.append(str(traced(*kernel)))
+    )
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     try:
@@ -298,9 +300,8 @@ def test_code_for_arm(monkeypatch):
         pytest.skip("this LLVM was built without the target")
     machine = triple.create_target_machine(cpu="tsv110", opt=3)
     for kind in DECODABLE:
-        assembly = machine.emit_assembly(
-            llvm.parse_assembly(str(rows.module_of(kind, torch.bfloat16)))
-        )
+        rows.kernel.__wrapped__(kind, torch.bfloat16)
+        assembly = machine.emit_assembly(llvm.parse_assembly(modules.pop()))
         assert "fmul" in assembly or kind.block_size == 1 or kind.name == "Q1_0"
         assert re.findall(r"\b(bl\s|fml[as]|fmadd|fmsub|fnmadd)", assembly) == [], kind.name
 

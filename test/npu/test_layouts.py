@@ -291,11 +291,11 @@ def test_the_first_form_that_fits_is_taken():
 
 
 def test_one_thread_or_many_make_the_same(monkeypatch):
-    from ascend_gguf.npu import groups
+    from ascend_gguf.npu import conversion
 
     matrix = golden(block_type(GGMLQuantizationType.Q5_K))
     many = converted(Int8, one(Int8, matrix, torch.float16))
-    monkeypatch.setattr(groups, "WEIGHTS_PER_PIECE", 1 << 30)
+    monkeypatch.setattr(conversion, "WEIGHTS_PER_PIECE", 1 << 30)
     single = converted(Int8, one(Int8, matrix, torch.float16))
     for name, tensor in many.tensors.items():
         assert torch.equal(tensor, single.tensors[name])

@@ -1,1 +1,90 @@
-"""The language that kernels are written in: how it is compiled, and what threads run it."""
+"""The language that kernels are written in.
+
+A kernel is a Python function of values (:mod:`.value`): whole numbers, floats and addresses.  It is
+compiled by LLVM, and interpreted by NumPy, which says what it means.  docs/codegen.md shows one.
+"""
+
+from ascend_gguf.codegen import processor
+from ascend_gguf.codegen.control import fold, loop, minimum, switch, when
+from ascend_gguf.codegen.kernel import Kernel
+from ascend_gguf.codegen.kinds import (
+    BF16,
+    F16,
+    F32,
+    FLOATS,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    REST,
+    Kind,
+    pointer,
+)
+from ascend_gguf.codegen.lookup import lookup_words
+from ascend_gguf.codegen.math import (
+    add_pairs,
+    exp,
+    exp2,
+    max_of,
+    maximum,
+    multiply_add,
+    sqrt,
+    sum_of,
+)
+from ascend_gguf.codegen.memory import (
+    canonical_half,
+    load,
+    local,
+    prefetch,
+    rounded,
+    store,
+    table,
+    widened,
+)
+from ascend_gguf.codegen.value import Value, collect, shuffle, splat
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "FLOATS",
+    "I1",
+    "I16",
+    "I32",
+    "I64",
+    "I8",
+    "LANES",
+    "REST",
+    "Kernel",
+    "Kind",
+    "Value",
+    "add_pairs",
+    "canonical_half",
+    "collect",
+    "exp",
+    "exp2",
+    "fold",
+    "load",
+    "local",
+    "lookup_words",
+    "loop",
+    "max_of",
+    "maximum",
+    "minimum",
+    "multiply_add",
+    "pointer",
+    "prefetch",
+    "processor",
+    "rounded",
+    "shuffle",
+    "splat",
+    "sqrt",
+    "store",
+    "sum_of",
+    "switch",
+    "table",
+    "when",
+    "widened",
+]

@@ -1,41 +1,58 @@
-"""From a module of LLVM to a function that Python calls."""
+"""From a function of values to machine code that Python calls."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable
 
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from ascend_gguf.codegen.vectors import host_features
+import ascend_gguf.codegen.processor as processor
+from ascend_gguf.codegen.backend import running
+from ascend_gguf.codegen.kinds import I64, pointer
+from ascend_gguf.codegen.llvm import LLVM
+from ascend_gguf.codegen.threads import Code
+from ascend_gguf.codegen.value import Value
+
+_CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PRINT = "ASCEND_GGUF_PRINT_CODE"
 
 
-def host_machine() -> llvm.TargetMachine:
-    """The processor this runs on."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    features = ",".join(("+" if has else "-") + name for name, has in host_features().items())
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3
-    )
+def compiled(name: str, function: Callable[[Value], None]) -> Code:
+    """A function of an address of whole numbers, for the processor this runs on."""
+    return machine_code(traced(name, function), processor.host_machine())
 
 
-def compiled(module: ir.Module, machine: llvm.TargetMachine) -> Callable[..., None]:
-    """The one function of a module, which takes ``machine`` over.
+def traced(name: str, function: Callable[[Value], None]) -> ir.Module:
+    """A module of LLVM with one function."""
+    module = ir.Module()
+    backend = LLVM(module, name, pointer(I64))
+    with running(backend):
+        function(Value(backend.argument, pointer(I64)))
+    backend.finish()
+    return module
 
-    Pointers and whole numbers are passed as Python numbers.
-    """
+
+def machine_code(module: ir.Module, machine: llvm.TargetMachine) -> Code:
+    """The one function of a module, which takes ``machine`` over."""
     (definition,) = (function for function in module.functions if not function.is_declaration)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    parsed = llvm.parse_assembly(str(module))
+    _print(definition.name, parsed, machine)
+    engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    kinds = {True: ctypes.c_void_p, False: ctypes.c_ssize_t}
-    prototype = ctypes.CFUNCTYPE(None, *(kinds[a.type.is_pointer] for a in definition.args))
-    function = prototype(engine.get_function_address(definition.name))
+    function = _CODE(engine.get_function_address(definition.name))
     function.engine = engine  # type: ignore[attr-defined]  # owns the code
     return function
 
 
-def compiled_kernel(module: ir.Module) -> Callable[[int], None]:
-    """The kernel of a module, for the processor this runs on."""
-    return compiled(module, host_machine())
+def _print(name: str, module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    """To standard error, if ``ASCEND_GGUF_PRINT_CODE`` is ``ir`` or ``asm``; docs/codegen.md."""
+    form, _, part = os.environ.get(_PRINT, "").partition(":")
+    if form not in ("", "ir", "asm"):
+        raise ValueError(f"{_PRINT} must be ir or asm, or one of them with :name, not {form!r}")
+    if form and part in name:
+        text = str(module) if form == "ir" else machine.emit_assembly(module)
+        print(text, file=sys.stderr, flush=True)

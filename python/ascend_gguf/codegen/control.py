@@ -1,72 +1,53 @@
-"""Control flow for those who write machine code with llvmlite."""
+"""Loops and branches."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from llvmlite import ir
-
-from ascend_gguf.codegen.vectors import I64
+from ascend_gguf.codegen.backend import backend
+from ascend_gguf.codegen.kinds import I64
+from ascend_gguf.codegen.value import Value, whole
 
 
 def fold(
-    builder: ir.IRBuilder,
-    start: ir.Value,
-    stop: ir.Value,
+    start: Value | int,
+    stop: Value | int,
     step: int,
-    initial: Sequence[ir.Value],
-    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
-) -> list[ir.Value]:
+    initial: Sequence[Value],
+    body: Callable[[Value, list[Value]], Sequence[Value]],
+) -> list[Value]:
     """``for i in range(start, stop, step): values = body(i, values)``: the last values."""
-    before = builder.block
-    head, inside, after = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    phis = [builder.phi(value.type) for value in (start, *initial)]
-    i, *values = phis
-    builder.cbranch(builder.icmp_signed("<", i, stop), inside, after)
-    builder.position_at_end(inside)
-    following = [builder.add(i, I64(step)), *body(i, values)]
-    for phi, first, next_ in zip(phis, (start, *initial), following, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(next_, builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return values
+    kinds = [(value.kind, value.count) for value in initial]
+
+    def values(raws: list) -> list[Value]:
+        return [Value(raw, *kind) for raw, kind in zip(raws, kinds, strict=True)]
+
+    def once(i: object, raws: list) -> list:
+        return [value.raw for value in body(Value(i, I64), values(raws))]
+
+    bounds = whole(start).raw, whole(stop).raw, step
+    return values(backend().fold(bounds, [(v.raw, v.kind, v.count) for v in initial], once))
 
 
-def repeat(
-    builder: ir.IRBuilder,
-    start: ir.Value,
-    stop: ir.Value,
-    step: int,
-    body: Callable[[ir.Value], None],
+def loop(start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
+    """``for i in loop(start, stop, step)``: written once, so it must not be left early."""
+    for raw in backend().loop(whole(start).raw, whole(stop).raw, step):
+        yield Value(raw, I64)
+
+
+def when(
+    condition: Value, then: Callable[[], None], otherwise: Callable[[], None] | None = None
 ) -> None:
-    """``for i in range(start, stop, step): body(i)``."""
-
-    def once(i: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        body(i)
-        return []
-
-    fold(builder, start, stop, step, [], once)
+    """Do one thing or the other."""
+    backend().branch(condition.raw, then, otherwise)
 
 
-def minimum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    """The lesser of two whole numbers with a sign."""
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
+def switch(value: Value, cases: range, body: Callable[[int], None]) -> None:
+    """``body(value)`` written for each of some values, which Python then knows; else nothing."""
+    backend().switch(value.raw, cases, body)
 
 
-@contextlib.contextmanager
-def loop(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
-    """The body of ``for i in range(start, stop, step)``."""
-    before, body, after = builder.block, *(builder.append_basic_block() for _ in range(2))
-    builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
-    builder.position_at_end(body)
-    i = builder.phi(I64)
-    yield i
-    following = builder.add(i, I64(step))
-    i.add_incoming(start, before)
-    i.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, stop), body, after)
-    builder.position_at_end(after)
+def minimum(a: Value, b: Value | int) -> Value:
+    """The lesser of two."""
+    b = a.like(b)
+    return (a < b).select(a, b)

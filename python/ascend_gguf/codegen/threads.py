@@ -1,4 +1,4 @@
-"""Running a kernel on the threads that torch computes with.
+"""Running kernels on the threads that torch computes with.
 
 Those are OpenMP's, started and bound to cores as torch (and an engine) was told to.  They wait for
 work a while without sleeping, so a kernel of some microseconds is worth all of them.
@@ -16,34 +16,39 @@ from pathlib import Path
 
 import torch
 
-from ascend_gguf.codegen.tile_loop import HEAD, Kernel
 from ascend_gguf.thread_pool import in_parallel
 
+#: Machine code; takes the address of launch arguments.
+Code = Callable[[int], None]
+
+#: How launch arguments begin: the tile to be taken next, how many are done, how many there are.
+HEAD = ("next_tile", "done", "tiles")
+
 # Told of what is run, while someone listens.
-_listener: Callable[[Kernel, array], None] | None = None
+_listener: Callable[[Code, array], None] | None = None
 
 
-def run(kernel: Kernel, job: array, most: int | None = None) -> None:
-    """Run a kernel on a job until all of its tiles are done.
+def run(code: Code, launch: array, most: int | None = None) -> None:
+    """Run a kernel until all tiles are done.
 
     Args:
-        job: 64-bit whole numbers as :mod:`.tile_loop` says, no tile taken.
+        launch: its arguments, 64-bit whole numbers that begin with :data:`HEAD`, no tile taken.
         most: threads to use; by default as many as there are tiles, or as torch computes with.
     """
     if _listener is not None:
-        _listener(kernel, job)
-    start(kernel, job.buffer_info()[0], most or job[HEAD.index("tiles")])
+        _listener(code, launch)
+    start(code, launch.buffer_info()[0], most or launch[HEAD.index("tiles")])
 
 
-def start(kernel: Kernel, address: int, most: int) -> None:
-    """Call a kernel with an address in each of up to ``most`` threads, and wait for them."""
+def start(code: Code, address: int, most: int) -> None:
+    """Call code with an address in each of up to ``most`` threads, and wait for them."""
     threads = min(torch.get_num_threads(), most)
     if threads <= 1:
-        kernel(address)
+        code(address)
     elif parallel := _gomp_parallel():
-        parallel(kernel, address, threads, 0)
+        parallel(code, address, threads, 0)
     else:
-        in_parallel([functools.partial(kernel, address)] * threads)
+        in_parallel([functools.partial(code, address)] * threads)
 
 
 def wait_briefly() -> None:
@@ -57,8 +62,8 @@ def wait_briefly() -> None:
 
 
 @contextlib.contextmanager
-def listening(listener: Callable[[Kernel, array], None] | None) -> Iterator[None]:
-    """Inside, ``listener`` is told of every kernel that is run and of its job, which is not its."""
+def listening(listener: Callable[[Code, array], None] | None) -> Iterator[None]:
+    """Inside, ``listener`` is told of each kernel that is run, and its arguments, to be copied."""
     global _listener
     before, _listener = _listener, listener
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_gguf.cpu.matmul import Product, plan
+from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.memory.lazy_zeros import Neighbours
@@ -146,8 +146,8 @@ class Blocks(Layout):
             ones = torch.ones(1, part.kind.row_cols(nbytes), dtype=torch.float32, device="cpu")
             sums = ones.new_empty(count, rows)
             products = [Product(i, 0, i, 1) for i in range(count)]
-            for step in plan(part.kind, matrices, products, ones.dtype, sums.dtype, rows):
-                step.run(ones, sums, threads=1)  # others are loading meanwhile
+            matmul = Matmul(part.kind, matrices, products, ones.dtype, sums.dtype, rows)
+            matmul.run(ones, sums, threads=1)  # others are loading meanwhile
             if sums.isnan().any():
                 return True
         return False

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 
 import torch
-from llvmlite import ir
 
-from ascend_gguf.codegen.control import minimum, repeat
-from ascend_gguf.codegen.floats import load, save
-from ascend_gguf.codegen.program import Program, pointer
-from ascend_gguf.codegen.vectors import I8, I64, LANES, STORED
+from ascend_gguf.codegen import (
+    FLOATS,
+    I8,
+    I64,
+    LANES,
+    Kernel,
+    Value,
+    load,
+    loop,
+    minimum,
+    pointer,
+    store,
+)
 
-# Bytes, and numbers, that are worth a thread's while.
-_TILE_BYTES, _TILE_NUMBERS = 1 << 16, 1 << 15
+# Bytes, and elements, that are worth a thread's while.
+_TILE_BYTES, _TILE_ELEMENTS = 1 << 16, 1 << 15
 
 
 def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor | None = None) -> None:
@@ -41,34 +48,42 @@ def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor | None = 
 
 
 def has_rows(x: torch.Tensor) -> bool:
-    """Whether there are numbers in ``x [n, ...]``, and ``x[i]`` is contiguous."""
+    """Whether ``x [n, ...]`` is not empty, and ``x[i]`` is contiguous."""
     return x.dim() > 0 and x.numel() > 0 and x[0].is_contiguous()
 
 
 @functools.cache
-def _copy_rows(step: int, is_placed: bool) -> Program:
-    kind = I8 if step == 1 else ir.VectorType(I8, step)
+def _copy_rows(step: int, is_placed: bool) -> Kernel:
+    def copy(
+        tile: Value,
+        x: Value,
+        x_stride: Value,
+        out: Value,
+        out_stride: Value,
+        places: Value,
+        rows: Value,
+        nbytes: Value,
+        rows_per_tile: Value,
+    ) -> None:
+        first = tile * rows_per_tile
+        for i in loop(first, minimum(first + rows_per_tile, rows)):
+            place = load(places + i) if is_placed else i
+            source, target = x + i * x_stride, out + place * out_stride
+            for k in loop(0, nbytes, step):
+                store(target + k, load(source + k, step))
 
-    def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
-        def row(i: ir.Value) -> None:
-            place = builder.load(pointer(builder, given.places, I64, i)) if is_placed else i
-            source = pointer(builder, given.x, I8, builder.mul(i, given.x_stride))
-            target = pointer(builder, given.out, I8, builder.mul(place, given.out_stride))
-
-            def part(k: ir.Value) -> None:
-                source_part, target_part = (
-                    builder.bitcast(builder.gep(p, [k]), kind.as_pointer())
-                    for p in (source, target)
-                )
-                builder.store(builder.load(source_part, align=1), target_part, align=1)
-
-            repeat(builder, I64(0), given.nbytes, step, part)
-
-        first = builder.mul(tile, given.step)
-        stop = minimum(builder, builder.add(first, given.step), given.rows)
-        repeat(builder, first, stop, 1, row)
-
-    return Program("x x_stride out out_stride places rows nbytes step", write)
+    return Kernel(
+        f"copy_{step}{'_placed' if is_placed else ''}",
+        copy,
+        x=pointer(I8),
+        x_stride=I64,
+        out=pointer(I8),
+        out_stride=I64,
+        places=pointer(I64),
+        rows=I64,
+        nbytes=I64,
+        rows_per_tile=I64,
+    )
 
 
 def convert(x: torch.Tensor, out: torch.Tensor) -> None:
@@ -77,27 +92,23 @@ def convert(x: torch.Tensor, out: torch.Tensor) -> None:
     Both are contiguous; see :func:`converts`.
     """
     _convert(x.dtype, out.dtype).run(
-        -(-x.numel() // _TILE_NUMBERS), x.data_ptr(), out.data_ptr(), x.numel()
+        -(-x.numel() // _TILE_ELEMENTS), x.data_ptr(), out.data_ptr(), x.numel()
     )
 
 
 def converts(x: torch.Tensor, out: torch.Tensor) -> bool:
     """Whether :func:`convert` takes these."""
-    has_dtypes = x.dtype in STORED and out.dtype in STORED
+    has_dtypes = x.dtype in FLOATS and out.dtype in FLOATS
     are_whole = x.is_contiguous() and out.is_contiguous() and x.numel() % LANES == 0
     return has_dtypes and are_whole and x.shape == out.shape and x.numel() > 0
 
 
 @functools.cache
-def _convert(dtype: torch.dtype, out_dtype: torch.dtype) -> Program:
-    def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
-        def part(i: ir.Value) -> None:
-            source = pointer(builder, given.x, STORED[dtype], i)
-            target = pointer(builder, given.out, STORED[out_dtype], i)
-            save(builder, target, 0, load(builder, source, 0, dtype, LANES), out_dtype)
+def _convert(dtype: torch.dtype, out_dtype: torch.dtype) -> Kernel:
+    def convert(tile: Value, x: Value, out: Value, count: Value) -> None:
+        first = tile * _TILE_ELEMENTS
+        for i in loop(first, minimum(first + _TILE_ELEMENTS, count), LANES):
+            store(out + i, load(x + i, LANES))
 
-        first = builder.mul(tile, I64(_TILE_NUMBERS))
-        stop = minimum(builder, builder.add(first, I64(_TILE_NUMBERS)), given.count)
-        repeat(builder, first, stop, LANES, part)
-
-    return Program("x out count", write)
+    name = f"convert_{dtype}_{out_dtype}"
+    return Kernel(name, convert, x=pointer(dtype), out=pointer(out_dtype), count=I64)

@@ -1,101 +1,92 @@
 """Where a decoder writes when its weights are only to be multiplied: they are never stored.
 
-A decoder of :mod:`ascend_gguf.decoders` that is given :class:`Products` as its target
-becomes a fused kernel: the products of one row of a matrix with one or more vectors.  Where many
-weights are whole numbers with one scale and one offset, the whole numbers are multiplied, and
-scale and offset (times the sum of the vector's numbers) are applied once for all of them.  So
-weights are never rounded.
+A decoder of :mod:`ascend_gguf.decoders` that is given a :class:`DotSink` becomes a GEMV kernel: the
+dot products of one row of a matrix with one or more vectors.  Where many weights are codes with one
+scale and one offset, the codes are multiplied, and scale and offset (times the sum of the vector's
+elements) are applied once for all of them.  So weights are never rounded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from llvmlite import ir
-
-from ascend_gguf.codegen.vectors import (
-    BFLOAT,
+from ascend_gguf.codegen import (
+    BF16,
     F32,
+    I8,
     I16,
     I32,
-    I64,
     LANES,
-    Coded,
-    Vector,
-    intrinsic,
-    looked_up_words,
+    Value,
+    add_pairs,
+    collect,
+    load,
+    local,
+    lookup_words,
+    multiply_add,
+    shuffle,
+    splat,
+    store,
 )
-from ascend_gguf.decoders.sink import Scaled, Target
-
-#: In what products are summed: float32, later to be added up.
-TOTAL = ir.VectorType(F32, LANES)
-ZERO = ir.Constant(TOTAL, [ir.Constant(F32, 0.0)] * LANES)
+from ascend_gguf.codegen.value import Codebook
+from ascend_gguf.decoders.sink import Scaled, Sink
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Factors:
     """Sixteen weights without their offset: ``scale floats``.
 
     Attributes:
-        coded: the floats as whole numbers of a few values, if they are that.
+        codebook: of the floats as codes, if they are that.
     """
 
-    floats: Vector
-    coded: Coded | None
-    scale: Vector
+    floats: Value
+    codebook: Codebook | None
+    scale: Value
 
 
-class Products(Target):
-    """Products of a block's weights with the numbers they meet in one or more vectors.
+class DotSink(Sink):
+    """Dot products of a block's weights with what they meet in one or more vectors.
 
     Args:
-        vectors: for each vector, the address of the number that meets the block's first weight.
-        dtype: of the vectors: float32; or bfloat16, for a type of which all weights are coded, on
-            a processor that multiplies those.
-        sums: for each vector, the address of the sum of the numbers that meet the weights of the
+        vectors: of each the address of what meets the block's first weight: float32; or bfloat16,
+            for a type whose weights all have codebooks, on a processor that multiplies those.
+        sums: for each vector, the address of the sum of the elements that meet the weights of the
             block's first offset; the others follow.
-        totals: what to add products to: one or more :data:`TOTAL` for each vector, by turns.
-        count: as of ``Target``.
+        totals: what to add products to: one or more for each vector, of 16 lanes, to be added up.
+        count: as of ``Sink``.
 
     Attributes:
         totals: the new totals, after :meth:`finish`.
-        all_coded: whether all weights are whole numbers of a few values.
+        has_codebooks: whether all weights are codes with a codebook.
         offset_group: how many weights have an offset in common; None without offsets.
     """
 
     def __init__(
-        self,
-        builder: ir.IRBuilder,
-        vectors: list[ir.Value],
-        dtype: torch.dtype,
-        sums: list[ir.Value],
-        totals: list[ir.Value],
-        count: int,
+        self, vectors: list[Value], sums: list[Value], totals: list[Value], count: int
     ) -> None:
-        self._builder = builder
         self._vectors = vectors
-        self._dtype = dtype
+        self._is_bfloat = any(vector.kind.element is BF16 for vector in vectors)
         self._sums = sums
         self.totals = list(totals)
         self.count = count
-        self.all_coded = True
+        self.has_codebooks = True
         self.offset_group: int | None = None
         self._waiting: dict[int, _Factors] = {}  # for their neighbours, by the first weight
-        self._offsets: dict[int, tuple[Vector, str]] = {}  # by the first weight that has it
-        self._stored: dict[ir.Value, ir.Value] = {}
+        self._offsets: dict[int, tuple[Value, bool]] = {}  # by the first weight, and if subtracted
+        self._stored: dict[Value, Value] = {}
 
     def take(self, offset: int, weights: Scaled) -> None:
-        numbers, shift, negative = weights.numbers, weights.shift, weights.negative
-        floats = numbers.floats(signed=True)
-        coded = numbers.coded if shift is None and negative is None else None
-        self.all_coded &= coded is not None
+        codes, shift, negative = weights.codes, weights.shift, weights.negative
+        floats = codes.to_float(signed=True)
+        codebook = codes.codebook if shift is None and negative is None else None
+        self.has_codebooks &= codebook is not None
         floats = floats if shift is None else floats + shift
-        floats = floats if negative is None else floats.negated_where(negative)
-        for value, operation in ((weights.plus, "fadd"), (weights.minus, "fsub")):
+        floats = floats if negative is None else floats.negate_where(negative)
+        for value, is_subtracted in ((weights.plus, False), (weights.minus, True)):
             if value is not None:
-                self._offsets[offset] = value, operation
-        factors = _Factors(floats, coded, weights.scale)
+                self._offsets[offset] = value, is_subtracted
+        factors = _Factors(floats, codebook, weights.scale)
         other = self._waiting.pop(offset ^ LANES, None)
         if other is None:
             self._waiting[offset] = factors
@@ -103,8 +94,8 @@ class Products(Target):
             pair = (other, factors) if offset & LANES else (factors, other)
             self._add_pair(offset & ~LANES, *pair)
 
-    def put(self, offset: int, value: Vector, usual: bool = True) -> None:  # noqa: ARG002
-        self.all_coded = False
+    def put(self, offset: int, value: Value, normal: bool = True) -> None:  # noqa: ARG002
+        self.has_codebooks = False
         for start in range(0, len(value), LANES):
             self._add_floats(offset + start, value[start : start + LANES])
 
@@ -114,13 +105,13 @@ class Products(Target):
         if self._offsets:
             self._add_offsets()
 
-    def _add_floats(self, offset: int, value: Vector) -> None:
+    def _add_floats(self, offset: int, value: Value) -> None:
         totals = []
-        for x, total in zip(self._numbers(offset, len(value)), self._taken(), strict=True):
+        for x, total in zip(self._met(offset, len(value)), self._taken(), strict=True):
             if len(value) == LANES:
-                totals.append(multiply_add(self._builder, value.value, x.value, total))
+                totals.append(multiply_add(value, x, total))
             else:
-                totals.append(self._builder.fadd(total, self._padded(value * x)))
+                totals.append(total + _padded(value * x))
         self.totals += totals
 
     def _add_pair(self, offset: int, first: _Factors, second: _Factors) -> None:
@@ -128,17 +119,17 @@ class Products(Target):
         is_one_scale = first.scale is second.scale or (
             first.scale.lane is not None and first.scale.lane == second.scale.lane
         )
-        if self._dtype == torch.bfloat16:
+        if self._is_bfloat:
             products = self._bfloat_products(offset, first, second)
             scale = self._spread(first.scale)
             if not is_one_scale:
                 # A lane has the products of two neighbours.
-                halves = (s.scale.repeated(LANES // 2) for s in (first, second))
-                scale = next(halves).then(next(halves))
+                halves = [s.scale.splat(LANES // 2) for s in (first, second)]
+                scale = halves[0].concat(halves[1])
         elif is_one_scale:
             products = [
-                multiply_add(self._builder, second.floats.value, b.value, (first.floats * a).value)
-                for a, b in zip(self._numbers(offset), self._numbers(offset + LANES), strict=True)
+                multiply_add(second.floats, b, first.floats * a)
+                for a, b in zip(self._met(offset), self._met(offset + LANES), strict=True)
             ]
             scale = self._spread(first.scale)
         else:
@@ -146,25 +137,24 @@ class Products(Target):
                 self._add_floats(start, weights.floats * self._spread(weights.scale))
             return
         self.totals += [
-            multiply_add(self._builder, product, scale.value, total)
+            multiply_add(product, scale, total)
             for product, total in zip(products, self._taken(), strict=True)
         ]
 
-    def _bfloat_products(self, offset: int, first: _Factors, second: _Factors) -> list[ir.Value]:
-        """Products of whole numbers, which are exact, added up in pairs."""
-        if first.coded is None or second.coded is None:
-            raise TypeError("vectors of bfloat16 meet weights of a few values only")
-        weights = _bfloats(first.coded, second.coded)
+    def _bfloat_products(self, offset: int, first: _Factors, second: _Factors) -> list[Value]:
+        """Products of codes, which are exact, added up in pairs."""
+        if first.codebook is None or second.codebook is None:
+            raise TypeError("vectors of bfloat16 meet weights with codebooks only")
+        weights = _bfloats(first.codebook, second.codebook)
+        none = splat(0.0, LANES)
         return [
-            multiply_add_pairs(self._builder, weights, _load(self._builder, x, weights.type), ZERO)
-            for x in self._at(offset)
+            add_pairs(weights, load(x.cast(I16) + offset, 2 * LANES), none) for x in self._vectors
         ]
 
     def _add_offsets(self) -> None:
-        """Offsets, each times the sum of the numbers it meets."""
-        builder = self._builder
+        """Offsets, each times the sum of what it meets."""
         values = [self._offsets[place] for place in sorted(self._offsets)]
-        value, operation = values[0]
+        value, is_subtracted = values[0]
         if value.lane is not None:
             value = value.lane[0]
             lanes = [v.lane[1] for v, _ in values if v.lane is not None]
@@ -173,92 +163,44 @@ class Products(Target):
             assert set(lanes) == set(range(len(value)))
         self.offset_group = len(values) * LANES // len(value)
         totals = []
-        for pointer, total in zip(self._sums, self._taken(), strict=True):
-            sums = Vector(builder, _load(builder, pointer, value.value.type))
-            totals.append(getattr(builder, operation)(total, self._padded(value * sums)))
+        for sums, total in zip(self._sums, self._taken(), strict=True):
+            product = _padded(value * load(sums, len(value)))
+            totals.append(total - product if is_subtracted else total + product)
         self.totals += totals
 
-    def _taken(self) -> list[ir.Value]:
+    def _taken(self) -> list[Value]:
         """A total for each vector: others than the last time, so that nothing waits for those."""
         count = len(self._vectors)
         taken = self.totals[:count]
         del self.totals[:count]
         return taken
 
-    def _at(self, offset: int) -> list[ir.Value]:
-        return [self._builder.gep(pointer, [I64(offset)]) for pointer in self._vectors]
-
-    def _numbers(self, offset: int, count: int = LANES) -> list[Vector]:
+    def _met(self, offset: int, count: int = LANES) -> list[Value]:
         """What weights from ``offset`` on meet in each vector, as float32."""
-        return [loaded(self._builder, x, self._dtype, count) for x in self._at(offset)]
+        return [load(x + offset, count) for x in self._vectors]
 
-    def _spread(self, scale: Vector) -> Vector:
+    def _spread(self, scale: Value) -> Value:
         """A scale in all lanes."""
         if scale.lane is None:
-            return scale.repeated(LANES)
-        # By way of memory: to read one number into all lanes costs nothing.
-        builder, (vector, lane) = self._builder, scale.lane
-        if vector.value not in self._stored:
-            with builder.goto_entry_block():
-                place = builder.alloca(vector.value.type)
-            builder.store(vector.value, place)
-            self._stored[vector.value] = builder.bitcast(place, F32.as_pointer())
-        number = builder.load(builder.gep(self._stored[vector.value], [I64(lane)]))
-        return Vector(builder, number).repeated(LANES)
-
-    def _padded(self, value: Vector) -> ir.Value:
-        """Up to sixteen floats, and zeros."""
-        if not isinstance(value.value.type, ir.VectorType):
-            return self._builder.insert_element(ZERO, value.value, I32(0))
-        count = len(value)
-        none = ir.Constant(value.value.type, [ir.Constant(F32, 0.0)] * count)
-        places = [I32(min(i, count)) for i in range(LANES)]
-        mask = ir.Constant(ir.VectorType(I32, LANES), places)
-        return self._builder.shuffle_vector(value.value, none, mask)
+            return scale.splat(LANES)
+        # By way of memory: to load one float into all lanes costs nothing.
+        vector, lane = scale.lane
+        if vector not in self._stored:
+            self._stored[vector] = local(F32, len(vector))
+            store(self._stored[vector], vector)
+        return load(self._stored[vector] + lane).splat(LANES)
 
 
-def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
-    """``a b + total``, rounded once where the processor can."""
-    return intrinsic(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, a, b, total)
+def _padded(value: Value) -> Value:
+    """Up to sixteen floats, and zeros."""
+    count = len(value)
+    if count == 1:
+        return collect([value, *[splat(0.0)] * (LANES - 1)])
+    return shuffle(value, splat(0.0, count), [min(i, count) for i in range(LANES)])
 
 
-def multiply_add_pairs(
-    builder: ir.IRBuilder, a: ir.Value, b: ir.Value, total: ir.Value
-) -> ir.Value:
-    """To each lane of ``total`` two products of bfloat16; the instruction of AVX-512.
-
-    Args:
-        a, b: 512 bits of any type.
-    """
-    kind = ir.VectorType(BFLOAT, 2 * LANES)
-    both = [builder.bitcast(value, kind) for value in (a, b)]
-    return intrinsic(builder, "llvm.x86.avx512bf16.dpbf16ps.512", TOTAL, total, *both)
-
-
-def loaded(builder: ir.IRBuilder, pointer: ir.Value, dtype: torch.dtype, count: int) -> Vector:
-    """``count`` float32 or bfloat16 numbers, as float32."""
-    if dtype == torch.float32:
-        return Vector(builder, _load(builder, pointer, ir.VectorType(F32, count)))
-    bits = Vector(builder, _load(builder, pointer, ir.VectorType(I16, count)))
-    return (bits.widened(32) << 16).as_floats()
-
-
-def sum_of(builder: ir.IRBuilder, total: ir.Value) -> ir.Value:
-    """The sum of a vector's lanes, halves first."""
-    value = Vector(builder, total)
-    while len(value) > 1:
-        half = len(value) // 2
-        value = value[:half] + value[half:]
-    return value[0].value
-
-
-def _load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type) -> ir.Value:
-    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=2)
-
-
-def _bfloats(first: Coded, second: Coded) -> ir.Value:
-    """The bits, as bfloat16, of thirty-two whole numbers."""
-    source = first.source.narrowed(8).then(second.source.narrowed(8))
-    both = Coded(source, first.shifts + second.shifts, first.numbers)
-    tables = [(t.as_bits() >> 16).narrowed(16) for t in both.tables(2 * LANES)]
-    return looked_up_words(both.codes(), tables).value
+def _bfloats(first: Codebook, second: Codebook) -> Value:
+    """The bits, as bfloat16, of thirty-two codes."""
+    source = first.source.trunc(I8).concat(second.source.trunc(I8))
+    both = Codebook(source, first.shifts + second.shifts, first.values)
+    return lookup_words(both, lambda code: (code.bitcast(I32) >> 16).trunc(I16), 2 * LANES)

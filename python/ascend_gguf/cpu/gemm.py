@@ -1,34 +1,47 @@
-"""Kernels for many vectors: rows are decoded once, into the cache, and multiplied from there."""
+"""GEMM: for many vectors rows are decoded once, into the cache, and multiplied from there."""
 
 from __future__ import annotations
 
 import functools
-import platform
 
 import torch
-from llvmlite import ir
 
-from ascend_gguf.codegen.compile import compiled_kernel
-from ascend_gguf.codegen.control import fold, minimum, repeat
-from ascend_gguf.codegen.vectors import F32, I32, I64, STORED, Vector, host_features, store, stored
-from ascend_gguf.cpu.dot import multiply_add, multiply_add_pairs
-from ascend_gguf.cpu.launch import AHEAD, Kernel, Tile, each_tile
+from ascend_gguf.codegen import (
+    F32,
+    FLOATS,
+    Kernel,
+    Value,
+    add_pairs,
+    fold,
+    load,
+    loop,
+    minimum,
+    multiply_add,
+    processor,
+    rounded,
+    shuffle,
+    splat,
+    store,
+    switch,
+    when,
+)
+from ascend_gguf.cpu.launch import AHEAD, Tile, matmul_kernel
 from ascend_gguf.decoders.rows import decode_rows
 from ascend_gguf.ggml_types import BlockType
 
 
 def _registers() -> tuple[int, int]:
     """How many float32 a register of this processor holds, and how many registers there are."""
-    if host_features().get("avx512f"):
+    if processor.host_features().get("avx512f"):
         return 16, 32
-    return (4, 32) if platform.machine() in ("aarch64", "arm64") else (8, 16)
+    return (4, 32) if processor.IS_ARM else (8, 16)
 
 
 #: Rows multiplied together, with as many columns as their totals fit registers: most of all that
 #: there are, as some hold what is being multiplied.
 ROWS = 4
 
-# Bytes between decoded rows, so that numbers of the same columns do not share places of the cache.
+# Bytes between decoded rows, so that weights of the same columns do not share places of the cache.
 _APART = 64
 
 
@@ -41,10 +54,8 @@ def kernel(kind: BlockType, dtype: torch.dtype, out_dtype: torch.dtype) -> Kerne
             that multiplies those.
         out_dtype: of the results: float32, bfloat16 or float16.
     """
-    module = ir.Module()
-    with each_tile(module) as (builder, tile):
-        _Columns(builder, tile, kind, dtype, out_dtype).write()
-    return compiled_kernel(module)
+    name = f"gemm_{kind.name}_{dtype}_{out_dtype}"
+    return matmul_kernel(name, dtype, out_dtype, lambda tile: _Columns(kind, tile, dtype).write())
 
 
 def scratch(cols: int, rows: int, dtype: torch.dtype) -> int:
@@ -53,142 +64,101 @@ def scratch(cols: int, rows: int, dtype: torch.dtype) -> int:
 
 
 class _Columns:
-    """Writes what is done with a tile."""
+    """What is done with a tile."""
 
-    def __init__(
-        self,
-        builder: ir.IRBuilder,
-        tile: Tile,
-        kind: BlockType,
-        dtype: torch.dtype,
-        out_dtype: torch.dtype,
-    ) -> None:
-        self._builder = builder
-        self._tile = tile
-        self._kind = kind
-        self._dtype = dtype
-        self._out_dtype = out_dtype
-        self._cols = builder.mul(tile.blocks, I64(kind.block_size))
-        self._weights = builder.bitcast(tile.scratch, STORED[dtype].as_pointer())
-        self._stride = builder.add(self._cols, I64(_APART // dtype.itemsize))
-        lanes, registers = _registers()
-        self._total = ir.VectorType(F32, lanes)
-        self._zero = ir.Constant(self._total, [ir.Constant(F32, 0.0)] * lanes)
-        self._step = 2 * lanes if dtype == torch.bfloat16 else lanes
+    def __init__(self, kind: BlockType, tile: Tile, dtype: torch.dtype) -> None:
+        self._kind, self._tile, self._element = kind, tile, FLOATS[dtype]
+        self._cols = tile.blocks * kind.block_size
+        self._weights = tile.scratch.cast(self._element)
+        self._stride = self._cols + _APART // dtype.itemsize
+        self._lanes, registers = _registers()
+        self._step = self._lanes if self._element is F32 else 2 * self._lanes
         self._most_columns = 6 if registers == 32 else 3
 
     def write(self) -> None:
-        builder, tile = self._builder, self._tile
-        source = builder.gep(tile.weights, [builder.mul(tile.first, tile.row_bytes)])
+        tile = self._tile
+        source = tile.weights + tile.first * tile.row_bytes
+        rows = tile.stop - tile.first
         decode_rows(
-            builder,
             self._kind,
-            self._dtype,
             source,
             tile.row_bytes,
             self._weights,
             self._stride,
-            builder.sub(tile.stop, tile.first),
+            rows,
             tile.blocks,
             ahead=AHEAD,
         )
-        repeat(builder, I64(0), tile.columns, self._most_columns, self._some_columns)
+        for first in loop(0, tile.columns, self._most_columns):
+            # All rows with as many vectors as totals fit registers, or those that are left.
+            count = minimum(tile.columns - first, self._most_columns)
+            some = functools.partial(self._some_columns, first)
+            switch(count, range(1, self._most_columns + 1), some)
 
-    def _some_columns(self, first: ir.Value) -> None:
-        """All rows with as many vectors as totals fit registers, or those that are left."""
-        builder, tile = self._builder, self._tile
-        after = builder.append_basic_block()
-        count = minimum(builder, builder.sub(tile.columns, first), I64(self._most_columns))
-        choice = builder.switch(count, after)
-        for columns in range(1, self._most_columns + 1):
-            choice.add_case(I64(columns), builder.append_basic_block())
-            builder.position_at_end(choice.cases[-1][1])
-            vectors = self._spaced(tile.x, self._dtype, tile.x_stride, first, columns)
-            results = self._spaced(tile.out, self._out_dtype, tile.out_stride, first, columns)
-            repeat(
-                builder,
-                tile.first,
-                tile.stop,
-                ROWS,
-                functools.partial(self._some_rows, vectors, results),
-            )
-            builder.branch(after)
-        builder.position_at_end(after)
+    def _some_columns(self, first: Value, count: int) -> None:
+        tile, columns = self._tile, [first + i for i in range(count)]
+        vectors = [tile.x + tile.x_stride * i for i in columns]
+        results = [tile.out + tile.out_stride * i for i in columns]
+        for row in loop(tile.first, tile.stop, ROWS):
+            self._some_rows(vectors, results, row)
 
-    def _spaced(
-        self, start: ir.Value, dtype: torch.dtype, stride: ir.Value, first: ir.Value, count: int
-    ) -> list[ir.Value]:
-        """The addresses of some vectors."""
-        builder = self._builder
-        start = builder.bitcast(start, STORED[dtype].as_pointer())
-        indices = [builder.add(first, I64(i)) for i in range(count)]
-        return [builder.gep(start, [builder.mul(stride, i)]) for i in indices]
-
-    def _some_rows(self, vectors: list[ir.Value], results: list[ir.Value], first: ir.Value) -> None:
+    def _some_rows(self, vectors: list[Value], results: list[Value], first: Value) -> None:
         """A block of rows and columns; past the tile's last row is stale scratch, not stored."""
-        builder = self._builder
-        place = builder.mul(builder.sub(first, self._tile.first), self._stride)
-        indices = [builder.add(place, builder.mul(self._stride, I64(i))) for i in range(ROWS)]
-        weights = [builder.gep(self._weights, [i]) for i in indices]
+        place = (first - self._tile.first) * self._stride
+        weights = [self._weights + (place + self._stride * i) for i in range(ROWS)]
 
-        def products(k: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        def products(k: Value, totals: list[Value]) -> list[Value]:
             row = [self._load(address, k) for address in weights]
             column = [self._load(address, k) for address in vectors]
             pairs = ((a, b) for b in column for a in row)
-            return [
-                self._multiply(a, b, total) for (a, b), total in zip(pairs, totals, strict=True)
-            ]
+            multiply = multiply_add if self._element is F32 else add_pairs
+            return [multiply(a, b, total) for (a, b), total in zip(pairs, totals, strict=True)]
 
-        totals = [self._zero] * (ROWS * len(vectors))
-        totals = fold(builder, I64(0), self._cols, self._step, totals, products)
-        values = [
-            stored(_sums(builder, totals[i : i + ROWS]), self._out_dtype, usual=False)
-            for i in range(0, len(totals), ROWS)
-        ]
-        targets = [builder.gep(result, [first]) for result in results]
-        stop = builder.add(first, I64(ROWS))
-        with builder.if_else(builder.icmp_signed("<=", stop, self._tile.stop)) as (all_, some):
-            with all_:
-                for target, value in zip(targets, values, strict=True):
-                    store(builder, target, 0, value)
-            with some:
-                for i in range(ROWS - 1):
-                    is_row = builder.icmp_signed("<", builder.add(first, I64(i)), self._tile.stop)
-                    with builder.if_then(is_row):
-                        for target, value in zip(targets, values, strict=True):
-                            store(builder, target, i, value[i])
+        totals = [splat(0.0, self._lanes)] * (ROWS * len(vectors))
+        totals = fold(0, self._cols, self._step, totals, products)
+        sums = [_sums(totals[i : i + ROWS]) for i in range(0, len(totals), ROWS)]
+        out = self._tile.out.kind.element
+        assert out is not None
+        values = [rounded(sum_, out) for sum_ in sums]
+        targets = [result + first for result in results]
 
-    def _load(self, address: ir.Value, k: ir.Value) -> ir.Value:
-        kind = ir.VectorType(STORED[self._dtype], self._step)
-        address = self._builder.gep(address, [k])
-        address = self._builder.bitcast(address, kind.as_pointer())
-        return self._builder.load(address, align=self._dtype.itemsize)
+        def store_rows(i: int, whole: bool) -> None:
+            for target, value in zip(targets, values, strict=True):
+                store(target + i, value if whole else value[i])
 
-    def _multiply(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
-        if self._dtype == torch.float32:
-            return multiply_add(self._builder, a, b, total)
-        return multiply_add_pairs(self._builder, a, b, total)
+        def store_some() -> None:
+            for i in range(ROWS - 1):
+                when(first + i < self._tile.stop, functools.partial(store_rows, i, False))
+
+        when(first + ROWS <= self._tile.stop, functools.partial(store_rows, 0, True), store_some)
+
+    def _load(self, address: Value, k: Value) -> Value:
+        """Of bfloat16 the bits."""
+        return load(address.cast(self._element.stored) + k, self._step)
 
 
-def _sums(builder: ir.IRBuilder, totals: list[ir.Value]) -> Vector:
+def _sums(totals: list[Value]) -> Value:
     """The sums of the lanes of four vectors, as one vector: a row of results is written at once."""
-    count = totals[0].type.count
+    count = len(totals[0])
 
-    def added(a: ir.Value, b: ir.Value, low: list[int], high: list[int]) -> ir.Value:
+    def added(a: Value, b: Value, low: list[int], high: list[int]) -> Value:
         """Of each four lanes of two vectors those named, 4 to 7 being the second's, added up."""
-        halves = []
-        for lanes in (low, high):
-            places = [
-                block + lane % 4 + count * (lane // 4)
-                for block in range(0, count, 4)
-                for lane in lanes
-            ]
-            mask = ir.Constant(ir.VectorType(I32, count), [I32(place) for place in places])
-            halves.append(builder.shuffle_vector(a, b, mask))
-        return builder.fadd(*halves)
+        first, second = (
+            shuffle(
+                a,
+                b,
+                [
+                    block + lane % 4 + count * (lane // 4)
+                    for block in range(0, count, 4)
+                    for lane in lanes
+                ],
+            )
+            for lanes in (low, high)
+        )
+        return first + second
 
     first, second = (added(a, b, [0, 4, 1, 5], [2, 6, 3, 7]) for a, b in (totals[:2], totals[2:]))
-    value = Vector(builder, added(first, second, [0, 1, 4, 5], [2, 3, 6, 7]))
+    value = added(first, second, [0, 1, 4, 5], [2, 3, 6, 7])
     while len(value) > ROWS:
         half = len(value) // 2
         value = value[:half] + value[half:]

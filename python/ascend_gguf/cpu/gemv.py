@@ -1,21 +1,33 @@
-"""Kernels for few vectors: rows of blocks are decoded in registers, multiplied and forgotten."""
+"""GEMV: for few vectors rows of blocks are decoded in registers, multiplied and forgotten."""
 
 from __future__ import annotations
 
 import functools
+import operator
 
 import torch
-from llvmlite import ir
 
-from ascend_gguf.codegen.compile import compiled_kernel
-from ascend_gguf.codegen.control import fold, repeat
-from ascend_gguf.codegen.vectors import F32, I8, I64, LANES, STORED, Bytes, Vector, fetch, stored
-from ascend_gguf.cpu.dot import ZERO, Products, loaded, sum_of
-from ascend_gguf.cpu.launch import AHEAD, Kernel, Tile, each_tile
+from ascend_gguf.codegen import (
+    F32,
+    LANES,
+    Kernel,
+    Value,
+    fold,
+    load,
+    loop,
+    prefetch,
+    splat,
+    store,
+    sum_of,
+)
+from ascend_gguf.codegen.compile import traced
+from ascend_gguf.cpu.dot import DotSink
+from ascend_gguf.cpu.launch import AHEAD, Tile, matmul_kernel
+from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.rows import decoder_of
 from ascend_gguf.ggml_types import BlockType
 
-# Plain numbers multiplied at once; a power of two.
+# Weights of unquantized types multiplied at once; a power of two.
 _AT_ONCE = 4 * LANES
 # Totals of a vector, so that an addition need not wait for the last.
 _TOTALS = 2
@@ -26,126 +38,89 @@ def kernel(kind: BlockType, dtype: torch.dtype, out_dtype: torch.dtype, columns:
     """The kernel for a block type and a number of vectors, compiled on first use.
 
     Args:
-        dtype: of the vectors, as :class:`~.products.Products` takes them.
+        dtype: of the vectors, as :class:`~.dot.DotSink` takes them.
         out_dtype: of the results: float32, bfloat16 or float16.
     """
-    module = ir.Module()
-    with each_tile(module) as (builder, tile):
-        _Rows(builder, tile, kind, dtype, out_dtype, columns).write()
-    return compiled_kernel(module)
+    name = f"gemv_{kind.name}_{dtype}_{out_dtype}_{columns}"
+    return matmul_kernel(name, dtype, out_dtype, lambda tile: _Rows(kind, tile, columns).write())
 
 
 @functools.cache
-def products_of(kind: BlockType) -> Products:
-    """What the decoder of a type makes of no vector: all there is to know about its products."""
-    signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
-    function = ir.Function(ir.Module(), signature, "block")
-    builder = ir.IRBuilder(function.append_basic_block())
-    products = Products(builder, [], torch.float32, [], [], 1)
-    decoder_of(kind)(Bytes(builder, function.args[0]), products)
-    products.finish()
-    return products
+def dot_of(kind: BlockType) -> DotSink:
+    """What the decoder of a type gives for no vector: all there is to know about its products."""
+    sinks = []
+
+    def block(address: Value) -> None:
+        sinks.append(DotSink([], [], [], 1))
+        decoder_of(kind)(Block(address), sinks[0])
+        sinks[0].finish()
+
+    traced("block", block)
+    return sinks[0]
 
 
 def scratch(kind: BlockType, cols: int, columns: int) -> int:
-    """Bytes that a thread needs: for the sum of the numbers that meet each offset."""
-    group = products_of(kind).offset_group
-    return F32_BYTES * columns * cols // group if group else 0
-
-
-F32_BYTES = 4
+    """Bytes that a thread needs: for the sum of the elements that meet each offset."""
+    group = dot_of(kind).offset_group
+    return F32.nbytes * columns * cols // group if group else 0
 
 
 class _Rows:
-    """Writes what is done with a tile."""
+    """What is done with a tile."""
 
-    def __init__(
-        self,
-        builder: ir.IRBuilder,
-        tile: Tile,
-        kind: BlockType,
-        dtype: torch.dtype,
-        out_dtype: torch.dtype,
-        columns: int,
-    ) -> None:
-        self._builder = builder
-        self._tile = tile
-        self._kind = kind
-        self._dtype = dtype
-        self._out_dtype = out_dtype
-        self._vectors = self._spaced(tile.x, STORED[dtype], tile.x_stride, columns)
-        self._results = self._spaced(tile.out, STORED[out_dtype], tile.out_stride, columns)
-        self._sums: list[ir.Value] = []
-
-    def _spaced(
-        self, start: ir.Value, element: ir.Type, stride: ir.Value, count: int
-    ) -> list[ir.Value]:
-        """Addresses that are so many elements apart."""
-        builder = self._builder
-        start = builder.bitcast(start, element.as_pointer())
-        return [builder.gep(start, [builder.mul(stride, I64(i))]) for i in range(count)]
+    def __init__(self, kind: BlockType, tile: Tile, columns: int) -> None:
+        self._kind, self._tile = kind, tile
+        self._group = dot_of(kind).offset_group
+        self._vectors = [tile.x + tile.x_stride * i for i in range(columns)]
+        self._results = [tile.out + tile.out_stride * i for i in range(columns)]
+        self._sums: list[Value] = []
 
     def write(self) -> None:
-        if group := products_of(self._kind).offset_group:
-            self._sum_groups(group)
-        repeat(self._builder, self._tile.first, self._tile.stop, 1, self._row)
+        if self._group:
+            self._sum_groups(self._group)
+        for row in loop(self._tile.first, self._tile.stop):
+            self._row(row)
 
     def _sum_groups(self, group: int) -> None:
-        """The sum of each group of numbers that meets one offset, for all rows of the tile."""
-        builder = self._builder
-        count = builder.mul(self._tile.blocks, I64(self._kind.block_size // group))
-        self._sums = self._spaced(self._tile.scratch, F32, count, len(self._vectors))
-
-        def sum_group(i: ir.Value) -> None:
+        """The sum of each group of elements that meets one offset, for all rows of the tile."""
+        count = self._tile.blocks * (self._kind.block_size // group)
+        scratch = self._tile.scratch.cast(F32)
+        self._sums = [scratch + count * i for i in range(len(self._vectors))]
+        for i in loop(0, count):
             for x, sums in zip(self._vectors, self._sums, strict=True):
-                first = builder.gep(x, [builder.mul(i, I64(group))])
-                numbers = loaded(builder, first, self._dtype, group)
-                total = ZERO
+                elements, total = load(x + i * group, group), splat(0.0, LANES)
                 for start in range(0, group, LANES):
-                    total = builder.fadd(total, numbers[start : start + LANES].value)
-                builder.store(sum_of(builder, total), builder.gep(sums, [i]))
+                    total = total + elements[start : start + LANES]
+                store(sums + i, sum_of(total))
 
-        repeat(builder, I64(0), count, 1, sum_group)
-
-    def _row(self, row: ir.Value) -> None:
-        builder, tile, columns = self._builder, self._tile, len(self._vectors)
-        source = builder.gep(tile.weights, [builder.mul(row, tile.row_bytes)])
-        totals = [ZERO] * (_TOTALS * columns)
-        done = I64(0)
+    def _row(self, row: Value) -> None:
+        tile, columns = self._tile, len(self._vectors)
+        source = tile.weights + row * tile.row_bytes
+        totals, done = [splat(0.0, LANES)] * (_TOTALS * columns), splat(0, 1, tile.blocks.kind)
         if self._kind.block_size == 1:
-            done = builder.and_(tile.blocks, I64(-_AT_ONCE))
-            totals = self._blocks(source, I64(0), done, _AT_ONCE, totals)
+            done = tile.blocks & -_AT_ONCE
+            totals = self._blocks(source, 0, done, _AT_ONCE, totals)
         totals = self._blocks(source, done, tile.blocks, 1, totals)
         for i, results in enumerate(self._results):
-            total = functools.reduce(builder.fadd, totals[i::columns])
-            value = Vector(builder, sum_of(builder, total))
-            bits = stored(value, self._out_dtype, usual=False)
-            builder.store(bits.value, builder.gep(results, [row]))
+            store(results + row, sum_of(functools.reduce(operator.add, totals[i::columns])))
 
     def _blocks(
-        self,
-        source: ir.Value,
-        start: ir.Value,
-        stop: ir.Value,
-        step: int,
-        totals: list[ir.Value],
-    ) -> list[ir.Value]:
+        self, source: Value, start: Value | int, stop: Value, step: int, totals: list[Value]
+    ) -> list[Value]:
         """Add the products of some of a row's blocks, ``step`` at once, to totals."""
-        builder, kind = self._builder, self._kind
-        group = products_of(kind).offset_group
+        kind, group = self._kind, self._group
 
-        def block(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            place = builder.mul(i, I64(kind.block_size))
-            vectors = [builder.gep(x, [place]) for x in self._vectors]
-            sums = []
+        def block(i: Value, totals: list[Value]) -> list[Value]:
+            place = i * kind.block_size
+            vectors, sums = [x + place for x in self._vectors], []
             if group:
-                place = builder.mul(i, I64(kind.block_size // group))
-                sums = [builder.gep(s, [place]) for s in self._sums]
-            products = Products(builder, vectors, self._dtype, sums, totals, step)
-            first = builder.gep(source, [builder.mul(i, I64(kind.type_size))])
-            fetch(builder, builder.gep(first, [I64(AHEAD)]), kind.type_size * step)
-            decoder_of(kind)(Bytes(builder, first), products)
+                place = i * (kind.block_size // group)
+                sums = [s + place for s in self._sums]
+            products = DotSink(vectors, sums, totals, step)
+            first = source + i * kind.type_size
+            prefetch(first + AHEAD, kind.type_size * step)
+            decoder_of(kind)(Block(first), products)
             products.finish()
             return products.totals
 
-        return fold(builder, start, stop, step, totals, block)
+        return fold(start, stop, step, totals, block)

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ascend_gguf.codegen import threads
-from ascend_gguf.codegen.tile_loop import Kernel
-from ascend_gguf.cpu.kernel_sequence import Walk
+from ascend_gguf.codegen.threads import Code
+from ascend_gguf.cpu.kernel_sequence import KernelSequence
 from ascend_gguf.cpu.lowering import LOWERINGS
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class _Capture(TorchDispatchMode):
         self.kept: list[torch.Tensor] = []
         self.nbytes = 0
         self.is_suspended = False
-        self._noted: list[Callable[[], object] | tuple[Kernel, array]] = []
+        self._noted: list[Callable[[], object] | tuple[Code, array]] = []
 
     def keep(self, values: object) -> None:
         """Memory of these is used by what was noted."""
@@ -133,20 +133,20 @@ class _Capture(TorchDispatchMode):
     def add(self, step: Callable[[], object]) -> None:
         self._noted.append(step)
 
-    def note_kernel(self, kernel: Kernel, job: array) -> None:
-        self._noted.append((kernel, job[:]))
+    def note_kernel(self, code: Code, launch: array) -> None:
+        self._noted.append((code, launch[:]))
 
     def steps(self) -> list[Callable[[], object]]:
         """What was noted, kernels that follow each other as one."""
         steps: list[Callable[[], object]] = []
-        jobs: list[tuple[Kernel, array]] = []
+        launches: list[tuple[Code, array]] = []
         for what in [*self._noted, None]:
             if isinstance(what, tuple):
-                jobs.append(what)
+                launches.append(what)
                 continue
-            if jobs:
-                steps.append(Walk(jobs).run)
-                jobs = []
+            if launches:
+                steps.append(KernelSequence(launches).run)
+                launches = []
             if what is not None:
                 steps.append(what)
         return steps
@@ -176,7 +176,7 @@ class _Capture(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if unsupported_reason := _obstacle(func, args):
+        if unsupported_reason := _unsupported_reason(func, args):
             raise NotCapturable(f"{func}: {unsupported_reason}")
         with self.suspended():
             out = func(*args, **kwargs)
@@ -227,7 +227,7 @@ class _NoReads(TorchFunctionMode):
         return out
 
 
-def _obstacle(func: OpOverload, args: tuple) -> str | None:
+def _unsupported_reason(func: OpOverload, args: tuple) -> str | None:
     """Why an operator cannot be called again without Python's help."""
     if func.namespace in ("c10d", "_c10d_functional"):
         return "it waits for other processes"

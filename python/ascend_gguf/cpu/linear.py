@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ascend_gguf.cpu.blocks import Blocks, Part
+from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.graph import host_call
-from ascend_gguf.cpu.matmul import Product, Step, plan
-from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
+from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
-# Plans of a layer that are kept: for any more vectors making one is nothing to carrying it out.
+# For up to so many vectors what a layer does is prepared once; for more it is nothing to the rest.
 _MOST_KEPT = 64
 
 
@@ -29,7 +27,7 @@ class BlocksLinear(LinearKernel[Blocks]):
 
     def __init__(self, out_dtype: torch.dtype | None = None) -> None:
         self._out_dtype = out_dtype
-        self._plans: dict[tuple, _Plan] = {}
+        self._prepared: dict[tuple, list[tuple[slice, Matmul]]] = {}
 
     def linear(
         self, x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None = None
@@ -43,12 +41,12 @@ class BlocksLinear(LinearKernel[Blocks]):
         out = vectors.new_empty(count, rows, dtype=out_dtype)
         if count:
             key = weight, count, x.dtype
-            plan_ = self._plans.get(key)
-            if plan_ is None:
-                plan_ = _Plan(weight, [(0, 0, 0, count)], x.dtype, out_dtype)
+            matmuls = self._prepared.get(key)
+            if matmuls is None:
+                matmuls = _matmuls(weight, [(0, 0, 0, count)], x.dtype, out_dtype)
                 if count <= _MOST_KEPT:
-                    self._plans[key] = plan_
-            plan_.run(vectors, out)
+                    self._prepared[key] = matmuls
+            _multiply(matmuls, vectors, out)
         if weight.factors is not None:
             out = (out * weight.factors).to(self._out_dtype or x.dtype)
         if bias is not None:
@@ -110,11 +108,11 @@ class BlocksExperts:
             rows = (rows.float() * weights).to(x.dtype)
         dtype = x.dtype if w13.factors is None else torch.float32
         gate_up = rows.new_empty(len(pairs), w13.shape[1], dtype=dtype)
-        _Plan(w13, products, x.dtype, dtype).run(rows, gate_up)
+        _multiply(_matmuls(w13, products, x.dtype, dtype), rows, gate_up)
         gate_up = _multiplied(gate_up, w13.factors, ids).to(x.dtype)
         hidden = activation(_biased(gate_up, w13_bias, ids))
         down = torch.empty(len(pairs), w2.shape[1], dtype=torch.float32)
-        _Plan(w2, products, x.dtype, torch.float32).run(hidden, down)
+        _multiply(_matmuls(w2, products, x.dtype, torch.float32), hidden, down)
         down = _biased(_multiplied(down, w2.factors, ids), w2_bias, ids)
         out = torch.zeros(tokens, w2.shape[1], dtype=torch.float32)
         out.index_add_(0, token, down if weight_on_input else down * weights)
@@ -129,40 +127,33 @@ def _biased(y: torch.Tensor, bias: torch.Tensor | None, ids: torch.Tensor) -> to
     return y if bias is None else (y.float() + bias[ids].float()).to(y.dtype)
 
 
-class _Plan:
-    """All parts of a weight multiplied with vectors.
+def _matmuls(
+    weight: Blocks,
+    products: Sequence[tuple[int, int, int, int]],
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+) -> list[tuple[slice, Matmul]]:
+    """All parts of a weight multiplied with vectors ``[m, cols]``; of each its rows of results.
 
     Args:
         products: for each an expert (0 for a single matrix), the first of its vectors and of its
             results, and how many.
         dtype, out_dtype: of vectors and results.
     """
+    rows, cols = weight.shape[-2:]
+    found = []
+    for part in weight.parts:
+        mine = [Product(part.place[e], *rest) for e, *rest in products if e in part.place]
+        matrices = weight.tensors[part.name]
+        is_whole = part.cols == cols == part.kind.row_cols(matrices.shape[-1])
+        columns = None if is_whole else (part.skip, part.cols)
+        matmul = Matmul(part.kind, matrices, mine, dtype, out_dtype, rows, columns)
+        found.append((slice(part.first, part.first + part.rows), matmul))
+    return found
 
-    def __init__(
-        self,
-        weight: Blocks,
-        products: Sequence[tuple[int, int, int, int]],
-        dtype: torch.dtype,
-        out_dtype: torch.dtype,
-    ) -> None:
-        if dtype not in OUTPUT_DTYPES:
-            raise ValueError(f"vectors must be one of {OUTPUT_DTYPES}, not {dtype}")
-        rows, self._cols = weight.shape[-2:]
-        self._parts: list[tuple[Part, int, list[Step]]] = []
-        for part in weight.parts:
-            mine = [Product(part.place[e], *rest) for e, *rest in products if e in part.place]
-            matrices = weight.tensors[part.name]
-            steps = plan(part.kind, matrices, mine, dtype, out_dtype, out_stride=rows)
-            self._parts.append((part, part.kind.row_cols(matrices.shape[-1]), steps))
 
-    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """``x [m, cols]`` to ``out [m, rows]``."""
-        x = x.contiguous()
-        for part, cols, steps in self._parts:
-            padded = x
-            if (cols, part.cols) != (self._cols, self._cols):
-                # Numbers of covering blocks that are not the weight's meet zeros.
-                padded = F.pad(x[:, : part.cols], (part.skip, cols - part.skip - part.cols))
-            target = out[:, part.first : part.first + part.rows]
-            for step in steps:
-                step.run(padded, target)
+def _multiply(matmuls: list[tuple[slice, Matmul]], x: torch.Tensor, out: torch.Tensor) -> None:
+    """``x [m, cols]`` to ``out [m, rows]``."""
+    x = x.contiguous()
+    for rows, matmul in matmuls:
+        matmul.run(x, out[:, rows])

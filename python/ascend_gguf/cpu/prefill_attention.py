@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from llvmlite import ir
 
-from ascend_gguf.codegen.control import fold, minimum, repeat
-from ascend_gguf.codegen.floats import constant, largest, load, maximum, power_of_two, save, total
-from ascend_gguf.codegen.program import Program, float_of, pointer
-from ascend_gguf.codegen.vectors import (
-    BFLOAT_INSTRUCTIONS,
+from ascend_gguf.codegen import (
+    BF16,
     F32,
     I16,
     I32,
     I64,
     LANES,
-    Vector,
-    fetch,
-    restored,
-    stored,
+    Kernel,
+    Kind,
+    Value,
+    add_pairs,
+    exp2,
+    fold,
+    load,
+    local,
+    loop,
+    max_of,
+    maximum,
+    minimum,
+    pointer,
+    prefetch,
+    processor,
+    rounded,
+    shuffle,
+    splat,
+    store,
+    sum_of,
+    switch,
+    when,
+    widened,
 )
-from ascend_gguf.cpu.dot import TOTAL, multiply_add_pairs
 
 #: The most rows, each of a token and a query head, that a thread takes at a time.
 ROWS = 64
@@ -46,7 +59,7 @@ _NOTHING = -1e30
 def takes(query: torch.Tensor, keys: torch.Tensor) -> bool:
     """Whether this is for tensors of these dtypes and sizes, on this processor."""
     is_bfloat = query.dtype == keys.dtype == torch.bfloat16
-    return BFLOAT_INSTRUCTIONS and is_bfloat and query.shape[-1] % _PAIRS == 0
+    return processor.BFLOAT_INSTRUCTIONS and is_bfloat and query.shape[-1] % _PAIRS == 0
 
 
 def blocks(requests: np.ndarray, lengths: np.ndarray, window: int, most: int) -> np.ndarray:
@@ -66,38 +79,44 @@ def blocks(requests: np.ndarray, lengths: np.ndarray, window: int, most: int) ->
     return np.ascontiguousarray(found[np.argsort(-ends, kind="stable")])
 
 
-@functools.cache
-def program(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Program:
-    """A tile is a block of tokens with as many query heads, that share a key head.
+def parameters(dtype: torch.dtype, cache_dtype: torch.dtype, wide_slots: bool) -> dict[str, Kind]:
+    """Of kernels of attention to a KV cache of slots.
 
     Args:
         wide_slots: slots are of 64 bits, not of 32.
     """
-    rows = -(-tokens_together(heads) * heads // _ROWS) * _ROWS
-    sizes = {
-        "queries": 2 * rows * head_size,
-        "key_pairs": 2 * _KEYS * head_size,
-        "value_pairs": 2 * _KEYS * value_size,
-        "scores": 4 * rows * _KEYS,
-        "weights": 2 * rows * _KEYS,
-        "sums": 4 * rows * value_size,
-        "highest": 4 * rows,
-        "totals": 4 * rows * LANES,
+    return {
+        "query": pointer(dtype),
+        "query_stride": I64,
+        "keys": pointer(cache_dtype),
+        "keys_stride": I64,
+        "values": pointer(cache_dtype),
+        "values_stride": I64,
+        "slots": pointer(I64 if wide_slots else I32),
+        "slots_stride": I64,
+        "requests": pointer(I64),
+        "lengths": pointer(I64),
+        "out": pointer(dtype),
+        "tiles_per_token": I64,
+        "tiles_per_kv_head": I64,
+        "scale": F32,
+        "window": I64,
     }
 
-    def write(builder: ir.IRBuilder, tile: ir.Value, given: SimpleNamespace) -> None:
-        place = 0
-        for name, size in sizes.items():
-            setattr(given, name, builder.add(given.scratch, I64(place)))
-            place += -(-size // 64) * 64
-        _Block(builder, tile, given, wide_slots, heads, head_size, value_size).write()
 
-    return Program(
-        "query query_stride keys keys_stride values values_stride slots slots_stride requests "
-        "lengths blocks out tiles_per_block tiles_per_kv_head scale window",
-        write,
-        scratch=sum(-(-size // 64) * 64 for size in sizes.values()),
-    )
+@functools.cache
+def kernel(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Kernel:
+    """A tile is a block of tokens with as many query heads, that share a key head.
+
+    Its arguments are :func:`parameters` and then :func:`blocks`.
+    """
+
+    def attend(tile: Value, **given: Value) -> None:
+        _Block(tile, heads, head_size, value_size, **given).write()
+
+    given = parameters(torch.bfloat16, torch.bfloat16, wide_slots)
+    name = f"prefill_{heads}_{head_size}_{value_size}"
+    return Kernel(name, attend, **given, blocks=pointer(I64))
 
 
 def tokens_together(heads: int) -> int:
@@ -106,303 +125,237 @@ def tokens_together(heads: int) -> int:
 
 
 class _Block:
-    """Writes what is done with a tile: softmax as it goes, rescaled when the maximum grows."""
+    """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
 
     def __init__(
         self,
-        builder: ir.IRBuilder,
-        tile: ir.Value,
-        given: SimpleNamespace,
-        wide_slots: bool,
+        tile: Value,
         heads: int,
         head_size: int,
         value_size: int,
+        *,
+        tiles_per_token: Value,
+        tiles_per_kv_head: Value,
+        blocks: Value,
+        requests: Value,
+        slots: Value,
+        slots_stride: Value,
+        **given: Value,
     ) -> None:
-        self._builder, self._given = builder, given
+        self._given, self._tiles = given, tiles_per_token
         self._heads, self._head_size, self._value_size = heads, head_size, value_size
-        self._slot_type = I64 if wide_slots else I32
-        self._part = builder.srem(tile, given.tiles_per_block)
-        kv_head = builder.sdiv(self._part, given.tiles_per_kv_head)
-        self._key_place = builder.mul(kv_head, I64(head_size))
-        self._value_place = builder.mul(kv_head, I64(value_size))
-        place = builder.mul(builder.sdiv(tile, given.tiles_per_block), I64(4))
-        block = pointer(builder, given.blocks, I64, place)
-        self._token, self._tokens, self._first, self._stop = (
-            builder.load(builder.gep(block, [I64(i)])) for i in range(4)
-        )
-        self._rows = builder.mul(self._tokens, I64(heads))
-        request = builder.load(pointer(builder, given.requests, I64, self._token))
-        self._slots = pointer(
-            builder, given.slots, self._slot_type, builder.mul(request, given.slots_stride)
-        )
+        rows = -(-tokens_together(heads) * heads // _ROWS) * _ROWS
+        self._queries = local(BF16, rows * head_size)
+        self._key_pairs = local(I32, _KEYS // 2 * head_size)
+        self._value_pairs = local(I16, _KEYS * value_size)
+        self._scores = local(F32, rows * _KEYS)
+        self._weights = local(BF16, rows * _KEYS)
+        self._sums = local(F32, rows * value_size)
+        self._highest = local(F32, rows)
+        self._totals = local(F32, rows * LANES)
+        self._part = tile % tiles_per_token
+        kv_head = self._part // tiles_per_kv_head
+        self._keys = given["keys"] + kv_head * head_size
+        self._values = given["values"] + kv_head * value_size
+        block = blocks + tile // tiles_per_token * 4
+        self._token, self._tokens, self._first, self._stop = (load(block + i) for i in range(4))
+        self._rows = self._tokens * heads
+        self._slots = slots + load(requests + self._token) * slots_stride
 
     def write(self) -> None:
-        builder = self._builder
         self._start_rows()
-        repeat(builder, self._first, self._stop, _KEYS, self._chunk)
-        self._write_out()
+        for start in loop(self._first, self._stop, _KEYS):
+            self._chunk(start)
+        for i in loop(0, self._tokens):
+            self._write_out(i)
 
-    def _in_scratch(self, name: str, element: ir.Type, index: ir.Value) -> ir.Value:
-        return pointer(self._builder, getattr(self._given, name), element, index)
-
-    def _row_of(self, name: str, element: ir.Type, size: int, row: ir.Value) -> ir.Value:
-        return self._in_scratch(name, element, self._builder.mul(row, I64(size)))
-
-    def _of_token(self, i: ir.Value, stride: ir.Value, size: int) -> ir.Value:
+    def _of_token(self, i: Value, stride: Value, size: int) -> Value:
         """Where a token's heads begin in a tensor of all tokens."""
-        builder = self._builder
-        place = builder.mul(builder.add(self._token, i), stride)
-        return builder.add(place, builder.mul(self._part, I64(self._heads * size)))
+        return (self._token + i) * stride + self._part * (self._heads * size)
 
     def _start_rows(self) -> None:
         """Queries to where they are neighbours; sums of nothing."""
-        builder, given = self._builder, self._given
+        size = self._heads * self._head_size
+        for i in loop(0, self._tokens):
+            place = self._of_token(i, self._given["query_stride"], self._head_size)
+            source, target = self._given["query"] + place, self._queries + i * size
+            for k in range(0, size, _PAIRS):
+                store(target + k, load(source.cast(I16) + k, _PAIRS))
+        for i in loop(0, self._rows):
+            for sums, count in ((self._sums, self._value_size), (self._totals, LANES)):
+                for k in range(0, count, LANES):
+                    store(sums + i * count + k, splat(0.0, LANES))
+            store(self._highest + i, splat(_NOTHING))
 
-        def token(i: ir.Value) -> None:
-            place = self._of_token(i, given.query_stride, self._head_size)
-            source = pointer(builder, given.query, I16, place)
-            target = self._row_of("queries", I16, self._heads * self._head_size, i)
-            for k in range(0, self._heads * self._head_size, _PAIRS):
-                _write(builder, target, I64(k), _read(builder, source, I64(k), I16, _PAIRS))
-
-        def row(i: ir.Value) -> None:
-            for name, size in (("sums", self._value_size), ("totals", LANES)):
-                sums = self._row_of(name, F32, size, i)
-                for k in range(0, size, LANES):
-                    save(builder, sums, k, constant(builder, 0.0, LANES), torch.float32)
-            builder.store(F32(_NOTHING), self._in_scratch("highest", F32, i))
-
-        repeat(builder, I64(0), self._tokens, 1, token)
-        repeat(builder, I64(0), self._rows, 1, row)
-
-    def _chunk(self, start: ir.Value) -> None:
+    def _chunk(self, start: Value) -> None:
         """All rows with some keys."""
-        builder = self._builder
-        count = minimum(builder, builder.sub(self._stop, start), I64(_KEYS))
-        vectors = builder.sdiv(builder.add(count, I64(LANES - 1)), I64(LANES))
-        pairs = builder.sdiv(builder.add(count, I64(1)), I64(2))
-        repeat(builder, I64(0), vectors, 1, functools.partial(self._lay_out_keys, start))
-        repeat(builder, I64(0), pairs, 1, functools.partial(self._lay_out_values, start))
-        after = builder.append_basic_block()
-        choice = builder.switch(vectors, after)
-        for n in range(1, _VECTORS + 1):
-            choice.add_case(I64(n), builder.append_basic_block())
-            builder.position_at_end(choice.cases[-1][1])
-            repeat(builder, I64(0), self._rows, _ROWS, functools.partial(self._score, n))
-            builder.branch(after)
-        builder.position_at_end(after)
-        repeat(builder, I64(0), self._rows, 1, functools.partial(self._weigh, start))
-        repeat(builder, I64(0), self._rows, _ROWS, functools.partial(self._add_values, pairs))
+        count = minimum(self._stop - start, _KEYS)
+        vectors, pairs = (count + (LANES - 1)) // LANES, (count + 1) // 2
+        for vector in loop(0, vectors):
+            self._lay_out_keys(start, vector)
+        for pair in loop(0, pairs):
+            self._lay_out_values(start, pair)
 
-    def _cached(
-        self, address: ir.Value, stride: ir.Value, place: ir.Value, key: ir.Value
-    ) -> ir.Value:
-        """The row of the cache that a key, or the last there is, has."""
-        builder = self._builder
-        key = minimum(builder, key, builder.sub(self._stop, I64(1)))
-        slot = builder.load(builder.gep(self._slots, [key]))
-        slot = slot if slot.type == I64 else builder.zext(slot, I64)
-        return pointer(builder, address, I16, builder.add(builder.mul(slot, stride), place))
+        def score(width: int) -> None:
+            for row in loop(0, self._rows, _ROWS):
+                self._score(width, row)
 
-    def _rows_of_cache(
-        self, name: str, place: ir.Value, size: int, first: ir.Value, count: int
-    ) -> list[ir.Value]:
-        """The rows of ``keys`` or ``values`` of some keys; the next chunk's are asked for."""
-        builder = self._builder
-        cache = getattr(self._given, name), getattr(self._given, f"{name}_stride"), place
-        keys = [builder.add(first, I64(i)) for i in range(count)]
+        switch(vectors, range(1, _VECTORS + 1), score)
+        for row in loop(0, self._rows):
+            self._weigh(start, row)
+        for row in loop(0, self._rows, _ROWS):
+            self._add_values(pairs, row)
+
+    def _cached(self, name: str, key: Value) -> Value:
+        """The row of the KV cache that a key, or the last there is, has."""
+        key = minimum(key, self._stop - 1)
+        slot = load(self._slots + key).zext(I64)
+        start = self._keys if name == "keys" else self._values
+        return start + slot * self._given[f"{name}_stride"]
+
+    def _rows_of_cache(self, name: str, size: int, first: Value, count: int) -> list[Value]:
+        """The rows of ``keys`` or ``values`` of some keys; the next chunk's are prefetched."""
+        keys = [first + i for i in range(count)]
         for key in keys:
-            row = self._cached(*cache, builder.add(key, I64(_KEYS)))
-            fetch(builder, row, 2 * size, cache=2)
-        return [self._cached(*cache, key) for key in keys]
+            prefetch(self._cached(name, key + _KEYS), 2 * size, level=2)
+        return [self._cached(name, key) for key in keys]
 
-    def _lay_out_keys(self, start: ir.Value, vector: ir.Value) -> None:
-        """Sixteen keys: pairs of numbers at the same places of each become neighbours."""
-        builder = self._builder
-        first = builder.add(start, builder.mul(vector, I64(LANES)))
-        rows = self._rows_of_cache("keys", self._key_place, self._head_size, first, LANES)
+    def _lay_out_keys(self, start: Value, vector: Value) -> None:
+        """Sixteen keys: pairs of elements at the same places of each become neighbours."""
+        rows = self._rows_of_cache("keys", self._head_size, start + vector * LANES, LANES)
         for k in range(0, self._head_size, _PAIRS):
-            pairs = [_read(builder, builder.gep(row, [I64(k)]), I64(0), I32, LANES) for row in rows]
-            for i, column in enumerate(_transposed(builder, pairs)):
-                place = builder.add(vector, I64((k // 2 + i) * _VECTORS))
-                target = self._row_of("key_pairs", I32, LANES, place)
-                _write(builder, target, I64(0), column)
+            pairs = [load(row + k, LANES, I32) for row in rows]
+            for i, column in enumerate(_transposed(pairs)):
+                place = (vector + (k // 2 + i) * _VECTORS) * LANES
+                store(self._key_pairs + place, column)
 
-    def _lay_out_values(self, start: ir.Value, pair: ir.Value) -> None:
-        """Two values: numbers at the same place become neighbours."""
-        builder = self._builder
-        first = builder.add(start, builder.mul(pair, I64(2)))
-        rows = self._rows_of_cache("values", self._value_place, self._value_size, first, 2)
-        target = self._row_of("value_pairs", I16, 2 * self._value_size, pair)
+    def _lay_out_values(self, start: Value, pair: Value) -> None:
+        """Two values: elements at the same place become neighbours."""
+        rows = self._rows_of_cache("values", self._value_size, start + pair * 2, 2)
+        target = self._value_pairs + pair * (2 * self._value_size)
         for k in range(0, self._value_size, LANES):
-            a, b = (_read(builder, row, I64(k), I16, LANES) for row in rows)
+            a, b = (load(row + k, LANES, I16) for row in rows)
             places = [lane + LANES * side for lane in range(LANES) for side in range(2)]
-            _write(builder, target, I64(2 * k), _shuffled(builder, a, b, places))
+            store(target + 2 * k, shuffle(a, b, places))
 
     def _products(
         self,
-        rows: list[ir.Value],
-        source: Callable[[ir.Value, int], ir.Value],
-        count: ir.Value,
-        totals: list[ir.Value],
-    ) -> list[ir.Value]:
+        rows: list[Value],
+        source: Callable[[Value, int], Value],
+        count: Value | int,
+        totals: list[Value],
+    ) -> list[Value]:
         """Add to totals, of each row all of its vectors', products of pairs.
 
         Args:
-            rows: addresses of pairs of bfloat16, each for all numbers of vectors to meet.
+            rows: addresses of pairs of bfloat16, each for all lanes of vectors to meet.
             source: the address of a vector, from the number of the pair and of the vector.
         """
-        builder, width = self._builder, len(totals) // len(rows)
+        width = len(totals) // len(rows)
 
-        def pair(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            vectors = [_read(builder, source(i, n), I64(0), I32, LANES) for n in range(width)]
+        def pair(i: Value, totals: list[Value]) -> list[Value]:
+            vectors = [load(source(i, n), LANES) for n in range(width)]
             following = []
             for r, row in enumerate(rows):
-                both = Vector(builder, builder.load(builder.gep(row, [i]))).repeated(LANES).value
+                both = load(row + i).splat(LANES)
                 for vector, before in zip(vectors, totals[r * width :], strict=False):
-                    following.append(multiply_add_pairs(builder, vector, both, before))
+                    following.append(add_pairs(vector, both, before))
             return following
 
-        return fold(builder, I64(0), count, 1, totals, pair)
+        return fold(0, count, 1, totals, pair)
 
-    def _score(self, width: int, row: ir.Value) -> None:
-        """Products of some rows with all keys there are."""
-        builder = self._builder
-        indices = [builder.add(row, I64(r)) for r in range(_ROWS)]
-        queries = [self._row_of("queries", I32, self._head_size // 2, i) for i in indices]
+    def _score(self, width: int, row: Value) -> None:
+        """Dot products of some rows with all keys there are."""
+        size = self._head_size // 2
+        indices = [row + r for r in range(_ROWS)]
+        queries = [self._queries.cast(I32) + i * size for i in indices]
 
-        def keys(pair: ir.Value, vector: int) -> ir.Value:
-            address = self._row_of("key_pairs", I32, _VECTORS * LANES, pair)
-            return builder.gep(address, [I64(vector * LANES)])
+        def keys(pair: Value, vector: int) -> Value:
+            return self._key_pairs + pair * _KEYS + vector * LANES
 
-        none = ir.Constant(TOTAL, [F32(0.0)] * LANES)
-        totals = self._products(queries, keys, I64(self._head_size // 2), [none] * (_ROWS * width))
+        totals = self._products(queries, keys, size, [splat(0.0, LANES)] * (_ROWS * width))
         for r, i in enumerate(indices):
-            scores = self._row_of("scores", F32, _KEYS, i)
             for n, sum_ in enumerate(totals[r * width : (r + 1) * width]):
-                save(builder, scores, n * LANES, Vector(builder, sum_), torch.float32)
+                store(self._scores + i * _KEYS + n * LANES, sum_)
 
-    def _weigh(self, start: ir.Value, row: ir.Value) -> None:
+    def _weigh(self, start: Value, row: Value) -> None:
         """A row's scores become weights, relative to the maximum, which may grow."""
-        builder, given = self._builder, self._given
-        source = self._row_of("scores", F32, _KEYS, row)
+        source, highest_place = self._scores + row * _KEYS, self._highest + row
         self._hide_unseen(start, row, source)
-        scores = [load(builder, source, n, torch.float32, LANES) for n in range(0, _KEYS, LANES)]
-        place = self._in_scratch("highest", F32, row)
-        highest = Vector(builder, builder.load(place))
-        greatest = maximum(largest(functools.reduce(maximum, scores)), highest)
-        scale = Vector(builder, float_of(builder, given.scale)) * _LOG2_E
-        with builder.if_then(builder.fcmp_unordered("!=", greatest.value, highest.value)):
-            builder.store(greatest.value, place)
-            self._shrink(row, power_of_two((highest - greatest) * scale))
-        spread, scale = greatest.repeated(LANES), scale.repeated(LANES)
-        target = self._row_of("weights", I16, _KEYS, row)
-        place = self._row_of("totals", F32, LANES, row)
-        added = load(builder, place, 0, torch.float32, LANES)
+        scores = [load(source + n, LANES) for n in range(0, _KEYS, LANES)]
+        highest = load(highest_place)
+        greatest = maximum(max_of(functools.reduce(maximum, scores)), highest)
+        scale = self._given["scale"] * _LOG2_E
+
+        def grow() -> None:
+            store(highest_place, greatest)
+            self._shrink(row, exp2((highest - greatest) * scale))
+
+        when(greatest.differs(highest), grow)
+        spread, scale = greatest.splat(LANES), scale.splat(LANES)
+        target, totals = self._weights + row * _KEYS, self._totals + row * LANES
+        added = load(totals, LANES)
         for n, score in enumerate(scores):
-            weight = power_of_two((score - spread) * scale)
             # The sum is of what is multiplied with, so that weights are 1 together.
-            bits = stored(weight, torch.bfloat16, usual=True)
-            _write(builder, target, I64(n * LANES), bits.value)
-            added = added + restored(bits, torch.bfloat16)
-        save(builder, place, 0, added, torch.float32)
+            bits = rounded(exp2((score - spread) * scale), BF16, normal=True)
+            store(target + n * LANES, bits)
+            added = added + widened(bits, BF16)
+        store(totals, added)
 
-    def _hide_unseen(self, start: ir.Value, row: ir.Value, scores: ir.Value) -> None:
+    def _hide_unseen(self, start: Value, row: Value, scores: Value) -> None:
         """Scores of keys that a row does not attend to, if there are any, become nothing."""
-        builder, given = self._builder, self._given
-        token = builder.add(self._token, builder.sdiv(row, I64(self._heads)))
-        length = builder.load(pointer(builder, given.lengths, I64, token))
-        last = builder.sub(builder.sub(length, I64(1)), start)
-        first = builder.sub(last, given.window)
-        is_late = builder.icmp_signed(">", first, I64(0))
-        is_early = builder.icmp_signed("<", last, I64(_KEYS - 1))
-        with builder.if_then(builder.or_(is_late, is_early)):
-            first, last = (Vector(builder, bound).repeated(LANES).value for bound in (first, last))
+        length = load(self._given["lengths"] + (self._token + row // self._heads))
+        last = length - 1 - start
+        first = last - self._given["window"]
+
+        def hide() -> None:
+            low, high = first.splat(LANES), last.splat(LANES)
             for n in range(0, _KEYS, LANES):
-                lanes = ir.Constant(ir.VectorType(I64, LANES), [I64(n + i) for i in range(LANES)])
-                is_seen = builder.and_(
-                    builder.icmp_signed(">=", lanes, first), builder.icmp_signed("<=", lanes, last)
-                )
-                score = load(builder, scores, n, torch.float32, LANES)
-                nothing = constant(builder, _NOTHING, LANES)
-                score = Vector(builder, is_seen).chosen(score, nothing)
-                save(builder, scores, n, score, torch.float32)
+                lanes = low.like([n + i for i in range(LANES)])
+                is_seen = (lanes >= low) & (lanes <= high)
+                store(scores + n, is_seen.select(load(scores + n, LANES), _NOTHING))
 
-    def _shrink(self, row: ir.Value, share: Vector) -> None:
+        when((first > 0) | (last < _KEYS - 1), hide)
+
+    def _shrink(self, row: Value, share: Value) -> None:
         """What a row has summed up, as the maximum has grown."""
-        builder, share = self._builder, share.repeated(LANES)
-        for name, size in (("sums", self._value_size), ("totals", LANES)):
-            sums = self._row_of(name, F32, size, row)
+        for sums, size in ((self._sums, self._value_size), (self._totals, LANES)):
             for k in range(0, size, LANES):
-                sum_ = load(builder, sums, k, torch.float32, LANES)
-                save(builder, sums, k, sum_ * share, torch.float32)
+                place = sums + row * size + k
+                store(place, load(place, LANES) * share.splat(LANES))
 
-    def _add_values(self, pairs: ir.Value, row: ir.Value) -> None:
+    def _add_values(self, pairs: Value, row: Value) -> None:
         """Weighted values of some rows, some columns at a time."""
-        builder = self._builder
-        indices = [builder.add(row, I64(r)) for r in range(_ROWS)]
-        weights = [self._row_of("weights", I32, _KEYS // 2, i) for i in indices]
-        sums = [self._row_of("sums", F32, self._value_size, i) for i in indices]
+        indices = [row + r for r in range(_ROWS)]
+        weights = [self._weights.cast(I32) + i * (_KEYS // 2) for i in indices]
         columns = range(0, self._value_size, LANES)
         for n in range(0, len(columns), _VECTORS):
             strip = columns[n : n + _VECTORS]
 
-            def values(pair: ir.Value, vector: int, strip: range = strip) -> ir.Value:
-                address = self._row_of("value_pairs", I32, self._value_size, pair)
-                return builder.gep(address, [I64(strip[vector])])
+            def values(pair: Value, vector: int, strip: range = strip) -> Value:
+                place = self._value_pairs.cast(I32) + pair * self._value_size
+                return place + strip[vector]
 
-            before = [
-                load(builder, address, k, torch.float32, LANES).value
-                for address in sums
-                for k in strip
-            ]
+            places = [self._sums + i * self._value_size + k for i in indices for k in strip]
+            before = [load(place, LANES) for place in places]
             after = self._products(weights, values, pairs, before)
-            for i, sum_ in enumerate(after):
-                address, k = sums[i // len(strip)], strip[i % len(strip)]
-                save(builder, address, k, Vector(builder, sum_), torch.float32)
+            for place, sum_ in zip(places, after, strict=True):
+                store(place, sum_)
 
-    def _write_out(self) -> None:
-        builder, given = self._builder, self._given
-        stride = builder.mul(given.tiles_per_block, I64(self._heads * self._value_size))
-
-        def token(i: ir.Value) -> None:
-            place = self._of_token(i, stride, self._value_size)
-            for h in range(self._heads):
-                row = builder.add(builder.mul(i, I64(self._heads)), I64(h))
-                sums = self._row_of("sums", F32, self._value_size, row)
-                totals = self._row_of("totals", F32, LANES, row)
-                sum_ = total(load(builder, totals, 0, torch.float32, LANES))
-                share = Vector(builder, builder.fdiv(F32(1.0), sum_.value)).repeated(LANES)
-                index = builder.add(place, I64(h * self._value_size))
-                out = pointer(builder, given.out, I16, index)
-                for k in range(0, self._value_size, LANES):
-                    value = load(builder, sums, k, torch.float32, LANES) * share
-                    save(builder, out, k, value, torch.bfloat16)
-
-        repeat(builder, I64(0), self._tokens, 1, token)
+    def _write_out(self, i: Value) -> None:
+        stride = self._tiles * (self._heads * self._value_size)
+        place = self._of_token(i, stride, self._value_size)
+        for h in range(self._heads):
+            row = i * self._heads + h
+            share = 1.0 / sum_of(load(self._totals + row * LANES, LANES))
+            out = self._given["out"] + (place + h * self._value_size)
+            for k in range(0, self._value_size, LANES):
+                value = load(self._sums + row * self._value_size + k, LANES)
+                store(out + k, value * share)
 
 
-def _read(
-    builder: ir.IRBuilder, start: ir.Value, index: ir.Value, element: ir.Type, count: int
-) -> ir.Value:
-    kind = ir.VectorType(element, count)
-    address = builder.bitcast(builder.gep(start, [index]), kind.as_pointer())
-    return builder.load(address, align=2)
-
-
-def _write(builder: ir.IRBuilder, start: ir.Value, index: ir.Value, value: ir.Value) -> None:
-    address = builder.bitcast(builder.gep(start, [index]), value.type.as_pointer())
-    builder.store(value, address, align=2)
-
-
-def _shuffled(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, places: list[int]) -> ir.Value:
-    """Numbers of two vectors: those of the second come after those of the first."""
-    mask = ir.Constant(ir.VectorType(I32, len(places)), [I32(place) for place in places])
-    return builder.shuffle_vector(a, b, mask)
-
-
-def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """Columns of as many rows as each has numbers; halves change places, then their halves."""
+def _transposed(rows: list[Value]) -> list[Value]:
+    """Columns of as many rows as each has lanes; halves change places, then their halves."""
     count, rows = len(rows), list(rows)
     distance = count // 2
     while distance:
@@ -410,6 +363,6 @@ def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
             a, b = rows[i], rows[i + distance]
             low = [k if not k & distance else count + k - distance for k in range(count)]
             high = [k + distance if not k & distance else count + k for k in range(count)]
-            rows[i], rows[i + distance] = (_shuffled(builder, a, b, p) for p in (low, high))
+            rows[i], rows[i + distance] = (shuffle(a, b, p) for p in (low, high))
         distance //= 2
     return rows

@@ -104,7 +104,7 @@ def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: 
 def _pieces(
     kind: BlockType, source: np.ndarray, target: torch.Tensor
 ) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """The work in pieces, each the arguments of a kernel (:data:`.decoders.kernel.Kernel`)."""
+    """The work in pieces, each the arguments of :func:`.decoders.rows.kernel`."""
     # Dimensions as (size, bytes to the next, weights to the next), the blocks of a row last.
     dims = _merged(
         [

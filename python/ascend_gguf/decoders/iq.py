@@ -9,166 +9,166 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.codegen.vectors import Bytes, Vector, floats_of_halves, usual_half
-from ascend_gguf.decoders.sink import Target
+from ascend_gguf.codegen import F16, F32, I1, I8, I16, I32, Value, canonical_half, table, widened
+from ascend_gguf.decoders.block import Block
+from ascend_gguf.decoders.sink import Sink
 
 
 def _grid(
-    x: Bytes,
     kind: type[
         quants.IQ1_S | quants.IQ2_S | quants.IQ2_XS | quants.IQ2_XXS | quants.IQ3_S | quants.IQ3_XXS
     ],
-) -> Bytes:
+) -> Block:
     """A type's grid, a byte a number."""
     kind.init_grid()
-    return x.table("grid", np.asarray(kind.grid, np.int8))
+    return Block(table("grid", np.asarray(kind.grid, np.int8)))
 
 
-def _signs(x: Bytes, code: Vector) -> Vector:
+def _signs(code: Value) -> Value:
     """Eight sign bits for a code of seven: the eighth makes their number even."""
-    signs = x.table("signs", np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8))
+    signs = Block(table("signs", np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)))
     return signs.at(code).byte(0)
 
 
-def _paired(first: Vector, second: Vector) -> Vector:
+def _paired(first: Value, second: Value) -> Value:
     """Two bytes as a number of 16 bits."""
-    return first.widened(16) | second.widened(16) << 8
+    return first.zext(I16) | second.zext(I16) << 8
 
 
-def _eight(grid: Bytes, entry: Vector) -> Vector:
-    return grid.at(entry.widened(32) * 8).bytes(0, 8)
+def _eight(grid: Block, entry: Value) -> Value:
+    return grid.at(entry.zext(I32) * 8).bytes(0, 8)
 
 
-def _four(grid: Bytes, entry: Vector) -> Vector:
-    return grid.at(entry.widened(32) * 4).bytes(0, 4)
+def _four(grid: Block, entry: Value) -> Value:
+    return grid.at(entry.zext(I32) * 4).bytes(0, 4)
 
 
-def iq2_xxs(x: Bytes, y: Target) -> None:
+def iq2_xxs(x: Block, y: Sink) -> None:
     """``half d``, 8 times ``byte entry[4]``, ``7 bits signs[4]``, ``4 bits scale``."""
-    d, grid = x.half(0), _grid(x, quants.IQ2_XXS)
+    d, grid = x.half(0), _grid(quants.IQ2_XXS)
     for group in range(16):
         part, k = x.at(2 + group // 2 * 8), 2 * (group % 2)
-        packed = part.word(4, 32)
-        scale = d * ((packed >> 28).floats() + 0.5) * 0.25
-        numbers = _eight(grid, part.byte(k)).then(_eight(grid, part.byte(k + 1)))
-        signs = [_signs(x, packed >> 7 * i & 127) for i in (k, k + 1)]
-        y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
+        packed = part.read(I32, 4)
+        scale = d * ((packed >> 28).to_float() + 0.5) * 0.25
+        codes = _eight(grid, part.byte(k)).concat(_eight(grid, part.byte(k + 1)))
+        signs = [_signs(packed >> 7 * i & 127) for i in (k, k + 1)]
+        y.scaled(16 * group, codes, scale, negative=_paired(*signs))
 
 
-def iq2_xs(x: Bytes, y: Target) -> None:
+def iq2_xs(x: Block, y: Sink) -> None:
     """``half d``, ``9 bits entry, 7 bits signs [32]``, ``nibble scale[16]`` for 16 weights."""
-    d, grid = x.half(0), _grid(x, quants.IQ2_XS)
+    d, grid = x.half(0), _grid(quants.IQ2_XS)
     for group in range(16):
         scale = x.byte(66 + group // 2).field(4 * (group % 2), 4)
-        scale = d * (scale.floats() + 0.5) * 0.25
-        packed = [x.word(2 + 4 * group + 2 * k, 16) for k in range(2)]
+        scale = d * (scale.to_float() + 0.5) * 0.25
+        packed = [x.read(I16, 2 + 4 * group + 2 * k) for k in range(2)]
         first, second = (_eight(grid, p & 511) for p in packed)
-        signs = [_signs(x, p >> 9) for p in packed]
-        y.scaled(16 * group, first.then(second), scale, negative=_paired(*signs))
+        signs = [_signs(p >> 9) for p in packed]
+        y.scaled(16 * group, first.concat(second), scale, negative=_paired(*signs))
 
 
-def iq2_s(x: Bytes, y: Target) -> None:
+def iq2_s(x: Block, y: Sink) -> None:
     """``half d``, ``byte entry[32]``, ``byte signs[32]``, 2 bits more of each entry, 16 scales."""
-    d, grid = x.half(0), _grid(x, quants.IQ2_S)
+    d, grid = x.half(0), _grid(quants.IQ2_S)
     for group in range(16):
         scale = x.byte(74 + group // 2).field(4 * (group % 2), 4)
-        scale = d * (scale.floats() + 0.5) * 0.25
+        scale = d * (scale.to_float() + 0.5) * 0.25
         more = x.byte(66 + group // 2)
         entries = [
             _paired(x.byte(2 + i), more.field(i % 4 * 2, 2)) for i in (2 * group, 2 * group + 1)
         ]
-        numbers = _eight(grid, entries[0]).then(_eight(grid, entries[1]))
-        signs = x.word(34 + 2 * group, 16)
-        y.scaled(16 * group, numbers, scale, negative=signs)
+        codes = _eight(grid, entries[0]).concat(_eight(grid, entries[1]))
+        signs = x.read(I16, 34 + 2 * group)
+        y.scaled(16 * group, codes, scale, negative=signs)
 
 
-def _fours(grid: Bytes, entries: list[Vector]) -> Vector:
+def _fours(grid: Block, entries: list[Value]) -> Value:
     a, b, c, d = (_four(grid, entry) for entry in entries)
-    return a.then(b).then(c.then(d))
+    return a.concat(b).concat(c.concat(d))
 
 
-def iq3_xxs(x: Bytes, y: Target) -> None:
+def iq3_xxs(x: Block, y: Sink) -> None:
     """``half d``, ``byte entry[64]``, 8 times ``7 bits signs[4]``, ``4 bits scale``."""
-    d, grid = x.half(0), _grid(x, quants.IQ3_XXS)
+    d, grid = x.half(0), _grid(quants.IQ3_XXS)
     for group in range(16):
-        packed, k = x.word(66 + group // 2 * 4, 32), 2 * (group % 2)
-        scale = d * ((packed >> 28).floats() + 0.5) * 0.5
-        numbers = _fours(grid, [x.byte(2 + 4 * group + i) for i in range(4)])
-        signs = [_signs(x, packed >> 7 * i & 127) for i in (k, k + 1)]
-        y.scaled(16 * group, numbers, scale, negative=_paired(*signs))
+        packed, k = x.read(I32, 66 + group // 2 * 4), 2 * (group % 2)
+        scale = d * ((packed >> 28).to_float() + 0.5) * 0.5
+        codes = _fours(grid, [x.byte(2 + 4 * group + i) for i in range(4)])
+        signs = [_signs(packed >> 7 * i & 127) for i in (k, k + 1)]
+        y.scaled(16 * group, codes, scale, negative=_paired(*signs))
 
 
-def iq3_s(x: Bytes, y: Target) -> None:
+def iq3_s(x: Block, y: Sink) -> None:
     """``half d``, ``byte entry[64]``, a bit more of each, ``byte signs[32]``, 8 scales."""
-    d, grid = x.half(0), _grid(x, quants.IQ3_S)
+    d, grid = x.half(0), _grid(quants.IQ3_S)
     for group in range(16):
         part, k = group // 2, group % 2
         scale = x.byte(106 + part // 2).field(part % 2 * 4, 4)
-        scale = d * (scale * 2 + 1).floats()
+        scale = d * (scale * 2 + 1).to_float()
         more = x.byte(66 + part)
-        numbers = _fours(
+        codes = _fours(
             grid,
             [_paired(x.byte(2 + 4 * group + i), more.field(4 * k + i, 1)) for i in range(4)],
         )
-        signs = x.word(74 + 2 * group, 16)
-        y.scaled(16 * group, numbers, scale, negative=signs)
+        signs = x.read(I16, 74 + 2 * group)
+        y.scaled(16 * group, codes, scale, negative=signs)
 
 
-def _delta(sign: Vector) -> Vector:
+def _delta(sign: Value) -> Value:
     """An eighth, negative if the bit is set."""
-    return (sign.widened(32) << 31 | 0x3E000000).as_floats()
+    return (sign.zext(I32) << 31 | 0x3E000000).bitcast(F32)
 
 
-def iq1_s(x: Bytes, y: Target) -> None:
+def iq1_s(x: Block, y: Sink) -> None:
     """``half d``, ``byte entry[32]``, 8 words: 3 bits more of 4 entries, a scale, a sign."""
-    d, grid = x.half(0), _grid(x, quants.IQ1_S)
+    d, grid = x.half(0), _grid(quants.IQ1_S)
     for group in range(16):
-        packed, k = x.word(34 + group // 2 * 2, 16), 2 * (group % 2)
-        scale = d * (packed.field(12, 3, 1) + 1).floats()
+        packed, k = x.read(I16, 34 + group // 2 * 2), 2 * (group % 2)
+        scale = d * (packed.field(12, 3, 1) + 1).to_float()
         first, second = (
-            _eight(grid, x.byte(2 + 2 * group + i).widened(16) | packed.field(3 * (k + i), 3, 8))
+            _eight(grid, x.byte(2 + 2 * group + i).zext(I16) | packed.field(3 * (k + i), 3, 8))
             for i in range(2)
         )
-        y.scaled(16 * group, first.then(second), scale, shift=_delta(packed >> 15))
+        y.scaled(16 * group, first.concat(second), scale, shift=_delta(packed >> 15))
 
 
-def iq1_m(x: Bytes, y: Target) -> None:
+def iq1_m(x: Block, y: Sink) -> None:
     """``byte entry[32]``, ``3 bits more, sign [32]``, 4 words: 4 scales, a quarter of ``d``."""
-    words = [x.word(48 + 2 * i, 16) for i in range(4)]
+    words = [x.read(I16, 48 + 2 * i) for i in range(4)]
     quarters = [word.field(12, 4, 4 * i) for i, word in enumerate(words)]
-    d = floats_of_halves(usual_half(quarters[0] | quarters[1] | quarters[2] | quarters[3]))
-    grid = _grid(x, quants.IQ1_S)
+    d = widened(canonical_half(quarters[0] | quarters[1] | quarters[2] | quarters[3]), F16)
+    grid = _grid(quants.IQ1_S)
     for group in range(16):
-        scale = d * (words[group // 4].field(group % 4 * 3, 3, 1) + 1).floats()
+        scale = d * (words[group // 4].field(group % 4 * 3, 3, 1) + 1).to_float()
         more = x.byte(32 + group)
         first, second = (
             _eight(grid, _paired(x.byte(2 * group + k), more.field(4 * k, 3))) for k in range(2)
         )
         # In eighths, so that they are whole.
-        numbers = first.then(second) << 3
-        is_less = _paired(more.field(3, 1) * 255, more.field(7, 1) * 255).spread()
-        numbers = numbers + is_less.chosen(numbers.filled(-1), numbers.filled(1))
-        y.scaled(16 * group, numbers, scale * 0.125)
+        codes = first.concat(second) << 3
+        is_less = _paired(more.field(3, 1) * 255, more.field(7, 1) * 255).bitcast(I1)
+        codes = codes + is_less.select(codes.filled(-1), codes.filled(1))
+        y.scaled(16 * group, codes, scale * 0.125)
 
 
-def _numbers(q: Vector) -> Vector:
-    return q.looked_up(quants.IQ4_NL.kvalues)
+def _codes(q: Value) -> Value:
+    return q.lookup(quants.IQ4_NL.kvalues)
 
 
-def iq4_nl(x: Bytes, y: Target) -> None:
+def iq4_nl(x: Block, y: Sink) -> None:
     """``half d``, ``nibble q[32]``, low nibbles first."""
     d, q = x.half(0), x.bytes(2)
     for half in range(2):
-        y.scaled(16 * half, _numbers(q.field(4 * half, 4)), d)
+        y.scaled(16 * half, _codes(q.field(4 * half, 4)), d)
 
 
-def iq4_xs(x: Bytes, y: Target) -> None:
+def iq4_xs(x: Block, y: Sink) -> None:
     """``half d``, 2 upper and 4 lower bits of 8 scales, ``nibble q[256]``."""
-    d, high = x.half(0), x.word(2, 16)
+    d, high = x.half(0), x.read(I16, 2)
     for part in range(8):
         low = x.byte(4 + part // 2).field(part % 2 * 4, 4)
-        scale = (low | high.field(2 * part, 2).narrowed(8) << 4) - 32
-        scale = d * scale.floats(signed=True)
+        scale = (low | high.field(2 * part, 2).trunc(I8) << 4) - 32
+        scale = d * scale.to_float(signed=True)
         q = x.bytes(8 + 16 * part)
         for half in range(2):
-            y.scaled(32 * part + 16 * half, _numbers(q.field(4 * half, 4)), scale)
+            y.scaled(32 * part + 16 * half, _codes(q.field(4 * half, 4)), scale)

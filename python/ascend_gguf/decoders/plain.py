@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from ascend_gguf.codegen.vectors import Bytes, floats_of_halves
-from ascend_gguf.decoders.sink import Target
+from ascend_gguf.codegen import BF16, F16, F32
+from ascend_gguf.decoders.block import Block
+from ascend_gguf.decoders.sink import Sink
 
 
-def f32(x: Bytes, y: Target) -> None:
+def f32(x: Block, y: Sink) -> None:
     """IEEE binary32."""
-    y.put(0, x.words(0, 32, y.count).as_floats(), usual=False)
+    y.put(0, x.read(F32, 0, y.count), normal=False)
 
 
-def f16(x: Bytes, y: Target) -> None:
+def f16(x: Block, y: Sink) -> None:
     """IEEE binary16."""
-    y.put(0, floats_of_halves(x.words(0, 16, y.count)), usual=False)
+    y.put(0, x.read(F16, 0, y.count), normal=False)
 
 
-def bf16(x: Bytes, y: Target) -> None:
+def bf16(x: Block, y: Sink) -> None:
     """The upper half of a binary32."""
-    y.put(0, (x.words(0, 16, y.count).widened(32) << 16).as_floats(), usual=False)
+    y.put(0, x.read(BF16, 0, y.count), normal=False)

@@ -1,41 +1,31 @@
-"""What a decoder hands its block's weights to: the protocol, and the target that stores them."""
+"""What a decoder hands its block's weights to: the protocol, and the sink that stores them."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
 
-import torch
-from llvmlite import ir
-
-from ascend_gguf.codegen.vectors import (
-    BFLOAT_INSTRUCTIONS,
-    LANES,
-    Vector,
-    looked_up_words,
-    store,
-    stored,
-)
+from ascend_gguf.codegen import BF16, LANES, Value, lookup_words, processor, rounded, store
 
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Sixteen weights, or thirty-two, as :meth:`Target.scaled` describes them."""
+    """Sixteen weights, or thirty-two, as :meth:`Sink.scaled` describes them."""
 
-    numbers: Vector
-    scale: Vector
-    plus: Vector | None
-    minus: Vector | None
-    shift: Vector | None
-    negative: Vector | None
-    usual: bool
+    codes: Value
+    scale: Value
+    plus: Value | None
+    minus: Value | None
+    shift: Value | None
+    negative: Value | None
+    normal: bool
 
 
-class Target(abc.ABC):
+class Sink(abc.ABC):
     """Takes the weights of a block.
 
     Attributes:
-        count: for a type whose blocks are single numbers, how many to decode at once.
+        count: for a type whose blocks are single weights, how many to decode at once.
     """
 
     count = 1
@@ -43,66 +33,61 @@ class Target(abc.ABC):
     def scaled(
         self,
         offset: int,
-        numbers: Vector,
-        scale: Vector,
+        codes: Value,
+        scale: Value,
         *,
-        plus: Vector | None = None,
-        minus: Vector | None = None,
-        shift: Vector | None = None,
-        negative: Vector | None = None,
-        usual: bool = True,
+        plus: Value | None = None,
+        minus: Value | None = None,
+        shift: Value | None = None,
+        negative: Value | None = None,
+        normal: bool = True,
     ) -> None:
-        """Whole numbers from -128 to 127 and what they are multiplied with, at weight ``offset``.
+        """Codes, whole numbers from -128 to 127, and their scale, at weight ``offset``.
 
-        ``scale (numbers + shift)``, negative where the whole number ``negative`` has a bit set,
-        ``+ plus - minus``.  16 weights at a time, or 32: what they are has one scale.
-        ``usual`` as of :meth:`put`.
+        Weights are ``scale (codes + shift)``, negative where the whole number ``negative`` has a
+        bit set, ``+ plus - minus``.  16 weights at a time, or 32: what they are has one scale.
+        ``normal`` as of :meth:`put`.
         """
-        self.take(offset, Scaled(numbers, scale, plus, minus, shift, negative, usual))
+        self.take(offset, Scaled(codes, scale, plus, minus, shift, negative, normal))
 
     @abc.abstractmethod
     def take(self, offset: int, weights: Scaled) -> None:
         """What :meth:`scaled` was given."""
 
     @abc.abstractmethod
-    def put(self, offset: int, value: Vector, usual: bool = True) -> None:
+    def put(self, offset: int, value: Value, normal: bool = True) -> None:
         """Weight ``offset`` and those after it, as float32.
 
-        ``usual`` says that they come of a scale that :meth:`.vectors.Bytes.half` read and a few
-        bits: never subnormal, and if NaN then the usual one.  The instruction that rounds to
-        bfloat16 takes subnormals for 0, and without it rounding would turn a NaN with all bits set
-        into 0.
+        ``normal`` as of :func:`~ascend_gguf.codegen.rounded`: so are products of a few bits and a
+        scale that :meth:`.block.Block.half` read.
         """
 
 
-class Weights(Target):
-    """Stores weights, rounded to a dtype to nearest even."""
+class StoreSink(Sink):
+    """Stores weights at an address, rounded to what it is of."""
 
-    def __init__(
-        self, builder: ir.IRBuilder, pointer: ir.Value, dtype: torch.dtype, count: int
-    ) -> None:
-        self._builder = builder
-        self._pointer = pointer
-        self._dtype = dtype
+    def __init__(self, address: Value, count: int) -> None:
+        self._address = address
         self.count = count
 
     def take(self, offset: int, weights: Scaled) -> None:
-        def floats(numbers: Vector) -> Vector:
-            value = numbers if weights.shift is None else numbers + weights.shift
+        def floats(codes: Value) -> Value:
+            value = codes if weights.shift is None else codes + weights.shift
             value = value * weights.scale
             if weights.negative is not None:
-                value = value.negated_where(weights.negative)
+                value = value.negate_where(weights.negative)
             value = value if weights.plus is None else value + weights.plus
             return value if weights.minus is None else value - weights.minus
 
-        numbers, usual = weights.numbers, weights.usual
-        coded = numbers.coded if BFLOAT_INSTRUCTIONS and weights.negative is None else None
-        if self._dtype == torch.bfloat16 and coded and len(coded.numbers) <= 2 * LANES:
+        codes, normal = weights.codes, weights.normal
+        book = codes.codebook if weights.negative is None else None
+        is_bfloat = self._address.kind.element is BF16 and processor.BFLOAT_INSTRUCTIONS
+        if is_bfloat and book and len(book.values) <= 2 * LANES:
             # The few weights there can be, then which of them it is.
-            tables = [stored(floats(t), self._dtype, usual) for t in coded.tables(LANES)]
-            store(self._builder, self._pointer, offset, looked_up_words(coded.codes(), tables))
+            words = lookup_words(book, lambda v: rounded(floats(v), BF16, normal), LANES)
+            store(self._address + offset, words)
             return
-        self.put(offset, floats(numbers.floats(signed=True)), usual)
+        self.put(offset, floats(codes.to_float(signed=True)), normal)
 
-    def put(self, offset: int, value: Vector, usual: bool = True) -> None:
-        store(self._builder, self._pointer, offset, stored(value, self._dtype, usual))
+    def put(self, offset: int, value: Value, normal: bool = True) -> None:
+        store(self._address + offset, value, normal=normal)

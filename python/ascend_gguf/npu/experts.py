@@ -12,12 +12,22 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from llvmlite import ir
 
-from ascend_gguf.codegen.compile import compiled, host_machine
-from ascend_gguf.codegen.control import loop
-from ascend_gguf.codegen.vectors import I8, I32, I64, LANES, Bytes, Vector, store
-from ascend_gguf.npu.groups import Packing, convert
+from ascend_gguf.codegen import (
+    I8,
+    I32,
+    I64,
+    LANES,
+    Kernel,
+    Value,
+    load,
+    local,
+    loop,
+    pointer,
+    store,
+)
+from ascend_gguf.npu.conversion import convert
+from ascend_gguf.npu.groups import Packing
 from ascend_gguf.npu.int4 import nibbles
 from ascend_gguf.npu.nibble_planes import PLANES, merged
 from ascend_gguf.npu.row_groups import packing_unsupported_reason
@@ -155,60 +165,60 @@ def _constant(value: float, like: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def transposer(planes: bool, whole: bool) -> Callable[..., None]:
+def transposer(planes: bool, whole: bool) -> Kernel:
     """Packs rows of bytes along the rows; compiled on first use.
 
-    Arguments: address and bytes from row to row of the numbers ``[rows, cols]``; address and
+    Arguments: address and bytes from row to row of the codes ``[rows, cols]``; address and
     elements from row to row of the result, int32 ``[cols, rows / 8]`` or, of planes, twice as many
     rows; ``rows / 8``, at most 16 and if ``whole`` exactly so many; ``cols``, a multiple of 16.
     """
-    module = ir.Module()
-    types = [I8.as_pointer(), I64, I32.as_pointer(), I64, I64, I64]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), types), "transpose")
-    x, x_stride, y, y_stride, words, cols = function.args
-    builder = ir.IRBuilder(function.append_basic_block())
     lines = LANES * (2 if planes else 1)
-    # Whole lines of the cache are put together here: rows of the result may share places of it.
-    aside = builder.alloca(I32, I64(lines * _WORDS)) if whole else None
 
-    def line_of(first: ir.Value, line: int) -> ir.Value:
-        return builder.gep(y, [builder.mul(builder.add(first, I64(line)), y_stride)])
+    def transpose(
+        tile: Value,  # noqa: ARG001
+        x: Value,
+        x_stride: Value,
+        y: Value,
+        y_stride: Value,
+        words: Value,
+        cols: Value,
+    ) -> None:
+        # Whole lines of the cache are put together here: rows of the result may share places of it.
+        aside = local(I32, lines * _WORDS)
+        for col in loop(0, cols, LANES):
+            first_line = col * 2 if planes else col
 
-    with loop(builder, I64(0), cols, LANES) as col:
-        first_line = builder.mul(col, I64(2)) if planes else col
-        with loop(builder, I64(0), words, 1) as word:
-            top = builder.mul(builder.mul(word, I64(_EIGHT)), x_stride)
-            first = builder.gep(x, [builder.add(col, top)])
-            rows = [
-                Bytes(builder, builder.gep(first, [builder.mul(I64(i), x_stride)])).bytes(0)
-                for i in range(_EIGHT)
-            ]
-            # Of planes the high numbers first.
-            halves = [[(row + 8) >> 4 for row in rows], rows] if planes else [rows]
-            for plane, half in enumerate(halves):
-                for lane, number in enumerate(_eight_in_one(half).each()):
-                    line = LANES * plane + lane
-                    start = (
-                        builder.gep(aside, [I64(line * _WORDS)])
-                        if whole
-                        else line_of(first_line, line)
-                    )
-                    store(builder, builder.gep(start, [word]), 0, number)
-        if whole:
-            for line in range(lines):
-                start = builder.gep(aside, [I64(line * _WORDS)])
-                start = builder.bitcast(start, ir.VectorType(I32, _WORDS).as_pointer())
-                numbers = Vector(builder, builder.load(start, align=4))
-                store(builder, line_of(first_line, line), 0, numbers)
-    builder.ret_void()
-    return compiled(module, host_machine())
+            def target(line: int, first_line: Value = first_line) -> Value:
+                return y + (first_line + line) * y_stride
+
+            for word in loop(0, words):
+                first = x + (col + word * _EIGHT * x_stride)
+                rows = [load(first + x_stride * i, LANES) for i in range(_EIGHT)]
+                # Of planes the high codes first.
+                halves = [[(row + 8) >> 4 for row in rows], rows] if planes else [rows]
+                packed = [lane for half in halves for lane in _eight_in_one(half).lanes()]
+                for line, code in enumerate(packed):
+                    store((aside + line * _WORDS if whole else target(line)) + word, code)
+            for line in range(lines) if whole else ():
+                store(target(line), load(aside + line * _WORDS, _WORDS))
+
+    return Kernel(
+        f"transpose_{'planes' if planes else 'int4'}_{'whole' if whole else 'part'}",
+        transpose,
+        x=pointer(I8),
+        x_stride=I64,
+        y=pointer(I32),
+        y_stride=I64,
+        words=I64,
+        cols=I64,
+    )
 
 
-def _eight_in_one(rows: list[Vector]) -> Vector:
-    """The low 4 bits of each of eight numbers in 32 bits, the first in the lowest."""
+def _eight_in_one(rows: list[Value]) -> Value:
+    """The low 4 bits of each of eight codes in 32 bits, the first in the lowest."""
     kept = [row & 15 for row in rows]
     pairs = [kept[i] | kept[i + 1] << 4 for i in range(0, _EIGHT, 2)]
-    packed = pairs[0].widened(32)
+    packed = pairs[0].zext(I32)
     for i, pair in enumerate(pairs[1:], start=1):
-        packed = packed | pair.widened(32) << 8 * i
+        packed = packed | pair.zext(I32) << 8 * i
     return packed

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import torch
 
-from ascend_gguf.npu.groups import GROUP, Packing, conversions
+from ascend_gguf.npu.conversion import conversions
+from ascend_gguf.npu.groups import GROUP, Packing
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 #: The most rows or columns that the Ascend operators take.

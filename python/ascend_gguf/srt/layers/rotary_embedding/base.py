@@ -38,7 +38,7 @@ def forward_native(
             x.reshape(x.shape[0], -1, self.head_size),
             positions,
             cos_sin,
-            adjacent=not self.is_neox_style,
+            interleaved=not self.is_neox_style,
         ).view(x.shape)
         for x in (query, key)
     )

@@ -1,0 +1,110 @@
+"""Kernels: functions of values that threads run on tiles, numbered from 0, until none are left."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from array import array
+from collections.abc import Callable
+
+import ascend_gguf.codegen.threads as threads
+from ascend_gguf.codegen.backend import backend, running
+from ascend_gguf.codegen.compile import compiled
+from ascend_gguf.codegen.interpreter import NumPy, errors_ignored
+from ascend_gguf.codegen.kinds import F32, I32, I64, REST, Kind, pointer
+from ascend_gguf.codegen.memory import load
+from ascend_gguf.codegen.threads import HEAD
+from ascend_gguf.codegen.value import Value
+
+
+class Kernel:
+    """A function and the kinds of its parameters, compiled for the processor this runs on.
+
+    Launch arguments are whole numbers of 64 bits: :data:`~.threads.HEAD`, then one a parameter.
+
+    Args:
+        name: for those who read the code: see :mod:`~.compile`.
+        function: what is done with a tile: takes its number, and the parameters by name.
+        parameters: :data:`~.kinds.I64`, :data:`~.kinds.F32`, a :func:`~.kinds.pointer`, or, the
+            last, :data:`~.kinds.REST`.
+    """
+
+    def __init__(self, name: str, function: Callable[..., None], **parameters: Kind) -> None:
+        self._function, self._parameters = function, parameters
+        self._floats = [i for i, kind in enumerate(parameters.values()) if kind is F32]
+        self.code = compiled(name, self._write)
+
+    def run(self, tiles: int, *arguments: float, most_threads: int | None = None) -> None:
+        """Do all tiles.
+
+        Args:
+            arguments: addresses as whole numbers.
+            most_threads: the most threads; by default as many as tiles, or as torch computes with.
+        """
+        threads.run(self.code, self._launch(tiles, arguments), most_threads)
+
+    def __call__(self, *arguments: float) -> None:
+        """Do one tile, in this thread: for callers who divide the work themselves."""
+        launch = self._launch(1, arguments)
+        self.code(launch.buffer_info()[0])
+
+    def interpret(self, tiles: int, *arguments: float) -> None:
+        """As :meth:`run`, by NumPy, operation by operation: what the machine code must do."""
+        launch = self._launch(tiles, arguments)
+        with running(NumPy()), errors_ignored():
+            address = backend().constant(I64, [launch.buffer_info()[0]])
+            self._write(Value(address, pointer(I64)))
+
+    def _launch(self, tiles: int, arguments: tuple[float, ...]) -> array:
+        if not self._floats:
+            return array("q", (0, 0, tiles, *arguments))
+        numbers = list(arguments)
+        for i in self._floats:
+            numbers[i] = _float_bits(numbers[i])
+        return array("q", (0, 0, tiles, *numbers))
+
+    def _write(self, launch: Value) -> None:
+        given = {
+            name: launch + place if kind is REST else _given(load(launch + place), kind)
+            for place, (name, kind) in enumerate(self._parameters.items(), len(HEAD))
+        }
+        next_tile, done, tiles = (launch + i for i in range(len(HEAD)))
+        for raw in backend().each_tile(next_tile.raw, done.raw, load(tiles).raw):
+            self._function(Value(raw, I64), **given)
+
+
+def address_of(number: Value, element: Kind) -> Value:
+    """The address that a whole number of 64 bits is."""
+    return Value(backend().address(number.raw, element), pointer(element))
+
+
+def load_acquire(address: Value) -> Value:
+    """A whole number, and all that was written before it by those who count with it."""
+    return Value(backend().load_acquire(address.raw), I64)
+
+
+def call(code: Value, launch: Value) -> None:
+    """Run a kernel: the addresses of its code and of its launch arguments."""
+    backend().call_kernel(code.raw, launch.raw)
+
+
+def wait_for(address: Value, least: Value, looks: int, nap: int) -> None:
+    """Until the whole number at an address is so great.
+
+    Args:
+        looks: how often, before it lets whoever has to go on have its core
+        nap: for so many microseconds.
+    """
+    backend().wait_for(address.raw, least.raw, looks, nap)
+
+
+def _given(number: Value, kind: Kind) -> Value:
+    if kind.element is not None:
+        return address_of(number, kind.element)
+    return number.trunc(I32).bitcast(F32) if kind is F32 else number
+
+
+@functools.lru_cache(1024)
+def _float_bits(number: float) -> int:
+    """A float32 as a whole number that can be a launch argument."""
+    return struct.unpack("<i", struct.pack("<f", number))[0]
