@@ -185,5 +185,5 @@ def test_fetching(repositories, tmp_path):
         ("owner/nothing", {"required": False}),
     )
     assert again == split
-    assert absent.startswith("GGUFError: owner/nothing: the Hugging Face hub cannot be reached")
+    assert absent.startswith("GGUFError: owner/nothing: the Hugging Face Hub cannot be reached")
     assert undecided == "None"

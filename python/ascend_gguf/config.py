@@ -67,7 +67,7 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         raise
     except Exception as error:  # transformers has validators of its own, of many kinds
         raise GGUFError(
-            f"the metadata makes no configuration of a {kind} model: {error}",
+            f"the metadata gives no valid configuration of a {kind} model: {error}",
             file=file.path,
             hint=CONVERT_AGAIN,
         ) from error
@@ -106,7 +106,7 @@ def _check_heads(file: GGUFFile, values: dict[str, Any]) -> None:
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % kv_heads:
         raise GGUFError(
-            "the query heads cannot be shared equally by the key and value heads",
+            "the number of query heads is not a multiple of the number of KV heads",
             file=file.path,
             key=f"{file.architecture}.attention.head_count",
             found=heads,
@@ -118,7 +118,7 @@ def _check_heads(file: GGUFFile, values: dict[str, Any]) -> None:
 def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:
     if found > limit:
         raise GGUFError(
-            "the model cannot have that many",
+            "value out of range",
             file=file.path,
             key=f"{file.architecture}.{key}",
             found=found,
@@ -140,14 +140,14 @@ def _vocab_size(file: GGUFFile) -> int:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise GGUFError(
-            "the model needs this tensor and the file lacks it",
+            "the file lacks this tensor",
             file=file.path,
             tensor="token_embd.weight",
             hint=DOWNLOAD_AGAIN,
         )
     if len(embedding.shape) != 2:
         raise GGUFError(
-            "the embedding is no matrix",
+            "the embedding is not a matrix",
             file=embedding.file,
             tensor=embedding.name,
             found=f"shape {embedding.shape}",

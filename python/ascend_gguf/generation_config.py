@@ -86,7 +86,7 @@ def suppressed_tokens(file: GGUFFile) -> tuple[int, ...]:
         return ()
     if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
         raise GGUFError(
-            "the value makes no sense",
+            "invalid value",
             file=file.files[0],
             key=key,
             found=f"{ids!r:.80}",
@@ -108,7 +108,7 @@ def _value(file: GGUFFile, key: str, setting: _Setting) -> float | None:
         bounds = [f"above {setting.above}"] * (setting.above > -math.inf)
         bounds += [f"at most {setting.most}"] * (setting.most < math.inf)
         raise GGUFError(
-            "the value makes no sense",
+            "invalid value",
             file=file.files[0],
             key=f"general.sampling.{key}",
             found=f"{value!r:.80}",

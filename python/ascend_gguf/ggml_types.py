@@ -188,15 +188,15 @@ _IK_LLAMA = {
     # Rows interleaved: the type of the id that is 200 less, where that is llama.cpp's.
     **dict.fromkeys((*range(97, 100), *range(200, 400)), "an interleaved type (_R4, _R8)"),
 }
-_OTHER_FILE = "Take a file of the model in a type of llama.cpp, such as Q4_K_M or Q8_0."
+_OTHER_FILE = "Use a file of the model in a type of llama.cpp, such as Q4_K_M or Q8_0."
 
 
 def _stranger(type_id: int) -> tuple[str, str]:
     """What is known of a type that is not in the table, and what to do."""
     if type_id in _REMOVED:
-        name, hint = _REMOVED[type_id], "Take the model's Q4_0 file, or quantize the model again."
+        name, hint = _REMOVED[type_id], "Use the model's Q4_0 file, or quantize the model again."
         if name.startswith("IQ4_NL"):
-            hint = "Take the model's IQ4_NL file, or quantize the model again."
+            hint = "Use the model's IQ4_NL file, or quantize the model again."
         return f"{name}, which llama.cpp has removed", hint
     if type_id in _IK_LLAMA:
         return f"{_IK_LLAMA[type_id]} of ik_llama.cpp", _OTHER_FILE

@@ -115,12 +115,10 @@ def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
         hint = f"Name one: {reference.repo}:QUANTIZATION, or {reference.repo}/FILE.gguf."
         pieces = sorted(name for name in files if whole_name(PurePosixPath(name).name))
         if not listing:
-            hint = "Give a repository of GGUF files."
+            hint = "Pass a repository of GGUF files."
         if pieces and not wanted:
             listing = listing or pieces
-            hint = (
-                "Some are cut for uploading: download the pieces of one and join them with `cat`."
-            )
+            hint = "Some are cut for uploading: download the pieces of one and join them (`cat`)."
         raise GGUFError(
             "the repository holds several such models" if wanted else "no such GGUF model",
             file=_text(reference),
@@ -130,10 +128,10 @@ def find_files(reference: Reference, files: Iterable[str]) -> list[str]:
     shards = models.get(wanted[0], [wanted[0]])
     if not files.issuperset(shards):
         raise GGUFError(
-            f"the model is split into {len(shards)} files and not all are there",
+            f"the model is split into {len(shards)} files and some are missing",
             file=_text(reference),
             found=f"no {', '.join(sorted(set(shards) - files)[:8])}",
-            hint="Tell the repository's owner, or take another quantization.",
+            hint="Tell the repository's owner, or use another quantization.",
         )
     return shards
 
@@ -164,9 +162,9 @@ def _list_files(repo: str, revision: str | None, folder: str | None) -> list[str
         return [sibling.rfilename for sibling in about.siblings or ()]
     except errors.RepositoryNotFoundError:
         raise GGUFError(
-            "no such repository on the Hugging Face hub, or it is private or gated",
+            "no such repository on the Hugging Face Hub, or it is private or gated",
             file=repo,
-            hint="Check the name; for a private or gated one, log in with `hf auth login`.",
+            hint="Check the name; for a private or gated repository, log in with `hf auth login`.",
         ) from None
     except errors.RevisionNotFoundError:
         raise GGUFError("the repository has no such revision", file=repo, found=revision) from None
@@ -191,7 +189,7 @@ def _fetch(repo: str, name: str, revision: str | None, folder: str | None) -> Pa
         raise GGUFError(
             f"the file cannot be stored: {error.strerror}",
             file=f"{repo}/{name}",
-            hint="Free space, or give --download-dir a folder that has it.",
+            hint="Free disk space, or set --download-dir to a folder with enough space.",
         ) from error
     except Exception as error:
         raise _unreachable(f"{repo}/{name}", error) from error
@@ -199,7 +197,7 @@ def _fetch(repo: str, name: str, revision: str | None, folder: str | None) -> Pa
 
 def _unreachable(what: str, error: Exception) -> GGUFError:
     return GGUFError(
-        f"the Hugging Face hub cannot be reached: {str(error)[:200] or type(error).__name__}",
+        f"the Hugging Face Hub cannot be reached: {str(error)[:200] or type(error).__name__}",
         file=what,
-        hint="Check the network (HF_ENDPOINT names a mirror), or give the path of a file.",
+        hint="Check the network (HF_ENDPOINT sets a mirror), or pass the path of a file.",
     )

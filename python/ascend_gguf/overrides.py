@@ -82,7 +82,7 @@ def _set_rope(config: PretrainedConfig, overrides: dict[str, Any]) -> None:
         scaling = _typed(given["rope_scaling"] or {"rope_type": "default"})
         if "rope_type" not in scaling:
             raise GGUFError(
-                f"{_OPTION}: rope_scaling does not say its rope_type",
+                f"{_OPTION}: rope_scaling has no rope_type",
                 found=given["rope_scaling"],
                 expected="linear, yarn, llama3 or another",
             )
@@ -99,7 +99,7 @@ def _set_rope(config: PretrainedConfig, overrides: dict[str, Any]) -> None:
         config.validate_rope()
     except (ValueError, KeyError, TypeError) as error:
         raise GGUFError(
-            f"{_OPTION}: transformers does not know this rotary embedding: {error}",
+            f"{_OPTION}: transformers refuses these RoPE parameters: {error}",
             found=given,
         ) from error
 

@@ -256,7 +256,7 @@ def test_missing_tensor(arch, tmp_path):
         if name == "output.weight" or name.startswith("blk.0."):
             continue
         file = opened(tmp_path, arch, {name: None})
-        with pytest.raises(GGUFError, match="the file lacks it") as error:
+        with pytest.raises(GGUFError, match="the file lacks this tensor") as error:
             architecture_of(file).name_map(file, config)
         assert error.value.tensor == name
         assert error.value.file == str(file.path)
@@ -265,21 +265,21 @@ def test_missing_tensor(arch, tmp_path):
 
 def test_whole_layer_missing(tmp_path):
     layer = {name: None for name in Edited().shapes() if name.startswith("blk.1.")}
-    with pytest.raises(GGUFError, match=r"blk\.1\..*the file lacks it"):
+    with pytest.raises(GGUFError, match=r"blk\.1\..*the file lacks this tensor"):
         name_map(opened(tmp_path, "qwen3", layer))
 
 
 @pytest.mark.parametrize("gone", ["gate", "up"])
 def test_half_of_unfused_experts(gone, tmp_path):
     file = opened(tmp_path, "qwen3moe", {f"blk.1.ffn_{gone}_exps.weight": None})
-    with pytest.raises(GGUFError, match="the file lacks it") as error:
+    with pytest.raises(GGUFError, match="the file lacks this tensor") as error:
         name_map(file)
     assert error.value.tensor == f"blk.1.ffn_{gone}_exps.weight"
 
 
 def test_fused_experts_of_one_layer_excuse_no_other(tmp_path):
     changed = {"blk.0.ffn_gate_up_exps.weight": None}
-    with pytest.raises(GGUFError, match=r"blk\.0\.ffn_gate_exps.*the file lacks it"):
+    with pytest.raises(GGUFError, match=r"blk\.0\.ffn_gate_exps.*the file lacks this tensor"):
         name_map(opened(tmp_path, "qwen3moe", changed, fused_experts=True))
 
 

@@ -49,7 +49,7 @@ def _file(path: Path, arch: str | None, type_: str | None = None, tensor: str = 
         (("whisper", None, "encoder.weight"), ("transcribes",)),
         (("wavtokenizer-dec", None, "conv1d.weight"), ("speech",)),
         (("bert", None, "token_embd.weight"), ("encoder", "embeddings")),
-        (("t5", None, "enc.weight"), ("encoder and a decoder",)),
+        (("t5", None, "enc.weight"), ("encoder-decoder",)),
         (("mamba", None, "token_embd.weight"), ("recurrent",)),
         (("llada", None, "token_embd.weight"), ("diffusion",)),
         (("qwen3", None, ""), ("no weights",)),
@@ -107,7 +107,7 @@ def test_integers_are_no_weights(kind, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(GGUFError, match="weights of this type cannot be served"):
+    with pytest.raises(GGUFError, match="weights of this type are not supported"):
         architecture_of(open_gguf(path)).name_map(open_gguf(path), load_config(path))
 
 

@@ -34,15 +34,15 @@ def _text(template: str) -> tuple:
 @pytest.mark.parametrize(
     ("templates", "key", "says"),
     [
-        ({"default": (7, Type.UINT32)}, KEY, "no text (found 7)"),
-        ({"default": (["a", "b"], Type.ARRAY, Type.STRING)}, KEY, "no text (found ['a', 'b'])"),
-        ({"default": (True, Type.BOOL)}, KEY, "no text (found True)"),
-        ({"tool_use": (1.5, Type.FLOAT32)}, f"{KEY}.tool_use", "no text (found 1.5)"),
-        ({"default": _text("{% for %}")}, KEY, "does not parse"),
+        ({"default": (7, Type.UINT32)}, KEY, "not text (found 7)"),
+        ({"default": (["a", "b"], Type.ARRAY, Type.STRING)}, KEY, "not text (found ['a', 'b'])"),
+        ({"default": (True, Type.BOOL)}, KEY, "not text (found True)"),
+        ({"tool_use": (1.5, Type.FLOAT32)}, f"{KEY}.tool_use", "not text (found 1.5)"),
+        ({"default": _text("{% for %}")}, KEY, "is not valid Jinja"),
         ({"default": _text("a\n{{ b | nofilter }}")}, KEY, "nofilter"),
-        ({"default": _text("ok"), "rag": _text("{% if %}")}, f"{KEY}.rag", "does not parse"),
-        ({"default": _text("{% if x %}\x1b[31m{% endfor %}")}, KEY, "does not parse"),
-        ({"default": _text("{{" + "(" * 5000 + ")" * 5000 + "}}")}, KEY, "does not parse"),
+        ({"default": _text("ok"), "rag": _text("{% if %}")}, f"{KEY}.rag", "is not valid Jinja"),
+        ({"default": _text("{% if x %}\x1b[31m{% endfor %}")}, KEY, "is not valid Jinja"),
+        ({"default": _text("{{" + "(" * 5000 + ")" * 5000 + "}}")}, KEY, "is not valid Jinja"),
     ],
 )
 def test_template_that_cannot_be_used(templates, key, says, tmp_path):
@@ -72,7 +72,7 @@ def test_template_that_does_not_come_to_an_end(template, says, tmp_path, monkeyp
     monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
     path = _written(tmp_path, default=_text(template))
     start = time.monotonic()
-    with pytest.raises(GGUFError, match="does not come to an end") as error:
+    with pytest.raises(GGUFError, match="takes too long or too much memory") as error:
         load_tokenizer(path)
     assert says in str(error.value) and len(str(error.value).splitlines()) == 1
     # Also where the user gives another; what was found out is known.

@@ -48,7 +48,7 @@ def test_a_head_for_labels(tmp_path, rows, names, labels):
         ("cls.output.weight", {"qwen3__pooling_type": (3, Type.UINT32)}, "pooling_type 4 (rank)"),
         ("cls.output.bias", {}, "pooling_type 4 (rank)"),
         ("cls.output.weight", {"qwen3__classifier__output_labels": _names("yes")}, "2 names"),
-        ("cls.output.weight", {"qwen3__attention__causal": (False, Type.BOOL)}, "does not follow"),
+        ("cls.output.weight", {"qwen3__attention__causal": (False, Type.BOOL)}, "does not support"),
     ],
 )
 def test_heads_of_other_kinds_are_refused(tmp_path, tensor, keys, says):
@@ -73,7 +73,7 @@ def test_the_prompt_is_no_template_of_chats(tmp_path):
 @pytest.mark.parametrize("value", [("{query} alone", Type.STRING), (7, Type.UINT32)])
 def test_a_prompt_without_places_is_refused(tmp_path, value):
     path = _written(tmp_path / "m.gguf", tokenizer__chat_template__rerank=value)
-    with pytest.raises(GGUFError, match="lacks a place") as error:
+    with pytest.raises(GGUFError, match="the reranker.s prompt lacks") as error:
         rerank_template(open_gguf(path))
     assert error.value.key == TEMPLATE_KEY
 

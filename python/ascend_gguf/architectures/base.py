@@ -301,7 +301,7 @@ class Architecture:
                 )
             if not (rule.optional or rule.gguf in names or rule.unless in names):
                 raise GGUFError(
-                    "the model needs this tensor and the file lacks it",
+                    "the file lacks this tensor",
                     file=file.path,
                     tensor=rule.gguf,
                     found=f"{len(file.tensors)} other tensors",
@@ -322,7 +322,7 @@ class Architecture:
         is_right = math.prod(tensor.shape) == count and tensor.type.dtype is not None
         if not is_right or not tensor.numbers.isfinite().all():
             raise GGUFError(
-                "the scale of a weight is one finite number, or one for each expert",
+                "the scale of a weight is not one finite number, or one per expert",
                 file=tensor.file,
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tensor.shape}",
@@ -337,12 +337,12 @@ class Architecture:
         layers = config.num_hidden_layers
         if rule is None and _HEAD.fullmatch(tensor.name):
             raise GGUFError(
-                "the file holds a reranker or classifier of a kind that is not served",
+                "the file holds a reranker or classifier that is not supported",
                 file=tensor.file,
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
-                expected="architecture qwen3, pooling_type 4 (rank) and cls.output.weight alone",
-                hint="Serve the original model, in Hugging Face's format.",
+                expected="architecture qwen3, pooling_type 4 (rank) and only cls.output.weight",
+                hint="Serve the original model in Hugging Face format.",
             )
         if rule is None or not (
             layer is None or (int(layer) < layers and is_kind(rule.kind, config, int(layer)))
@@ -357,12 +357,12 @@ class Architecture:
             )
         if tensor.type.decoder is None and tensor.type.dtype is not torch.float64:
             raise GGUFError(
-                "weights of this type cannot be served",
+                "weights of this type are not supported",
                 file=tensor.file,
                 tensor=tensor.name,
                 found=tensor.type.name,
-                expected="a type of the documentation's list",
-                hint="Take a file of the model in another type, such as Q4_K_M or Q8_0.",
+                expected="a type that the documentation lists",
+                hint="Use a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
         # A vector may be written as a matrix of one row, where it is taken as it is.

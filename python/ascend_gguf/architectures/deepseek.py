@@ -144,7 +144,7 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         keys = (f"{file.architecture}.rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
         key = next(key for key in keys if key in file.metadata)
         raise GGUFError(
-            "the model as the engine runs it does not follow this key",
+            "SGLang's model does not support this value of the key",
             file=file.path,
             key=key,
             found=file.metadata[key],

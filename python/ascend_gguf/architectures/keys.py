@@ -103,14 +103,14 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[s
         if allowed is None or _says_nothing(name, value, allowed, attributes):
             continue
         raise GGUFError(
-            "the model as the engine runs it does not follow this key",
+            "SGLang's model does not support this value of the key",
             file=file.path,
             key=key,
             found=f"{value if not isinstance(value, np.ndarray) else value.tolist()!s:.80}",
             expected=" or ".join(
                 f"{value:g}" if _is_number(value) else f"{value}" for value in allowed
             ),
-            hint="Its answers would be wrong: another engine has to serve this file.",
+            hint="Answers would be wrong. Serve this file with another engine.",
         )
 
 

@@ -15,25 +15,25 @@ _MODEL_FILE = "Pass the file of the language model itself."
 _BESIDE_MODELS = {
     "adapter": (
         "a LoRA adapter",
-        "Merge it into its model with llama-export-lora, or on an NPU give the original adapter "
+        "Merge it into its model with llama-export-lora, or on an NPU pass the original adapter "
         "with --lora-paths.",
     ),
     "imatrix": ("an importance matrix, which llama-quantize reads", _MODEL_FILE),
     "mmproj": ("the vision or audio encoder of a model (mmproj)", _MODEL_FILE),
     "clip": ("the vision or audio encoder of a model (mmproj)", _MODEL_FILE),
     "controlvector": ("a control vector", _MODEL_FILE),
-    "eagle3": ("a draft model of EAGLE 3, which runs beside another", _MODEL_FILE),
-    "dflash": ("a draft model of DFlash, which runs beside another", _MODEL_FILE),
-    "gemma4-assistant": ("a draft model of Gemma 4, which runs beside another", _MODEL_FILE),
+    "eagle3": ("an EAGLE 3 draft model, which runs beside another model", _MODEL_FILE),
+    "dflash": ("a DFlash draft model, which runs beside another model", _MODEL_FILE),
+    "gemma4-assistant": ("a Gemma 4 draft model, which runs beside another model", _MODEL_FILE),
 }
 
-_IMAGES = "a model that makes images or videos"
-_SPEECH = "a model that makes speech"
+_IMAGES = "a model that generates images or videos"
+_SPEECH = "a model that generates speech"
 _HEARING = "a model that transcribes speech"
-_ENCODER = "an encoder, which makes embeddings and no text"
-_TRANSLATOR = "a model with an encoder and a decoder"
+_ENCODER = "an encoder, which gives embeddings, not text"
+_TRANSLATOR = "an encoder-decoder model"
 _RECURRENT = "a recurrent or hybrid model"
-_DIFFUSION = "a language model that writes by diffusion"
+_DIFFUSION = "a diffusion language model"
 
 #: ``general.architecture`` of models of other kinds: what it is.
 _OTHER_MODELS = {
@@ -92,10 +92,10 @@ def check_kind(file: GGUFFile) -> None:
         value = file.metadata.get(key)
         if isinstance(value, str) and value in _BESIDE_MODELS:
             what, hint = _BESIDE_MODELS[value]
-            raise _refusal(file, f"the file holds {what}, and no language model", hint, key, value)
+            raise _refusal(file, f"the file holds {what}, not a language model", hint, key, value)
     if "general.architecture" not in file.metadata:
         if any(name.startswith(_IMAGE_TENSORS) for name in file.tensors):
-            raise _refusal(file, f"the file holds {_IMAGES}, and no language model", _MODEL_FILE)
+            raise _refusal(file, f"the file holds {_IMAGES}, not a language model", _MODEL_FILE)
 
 
 def check_weights(file: GGUFFile) -> None:

@@ -43,7 +43,7 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     blocks = file.metadata.get(f"{file.architecture}.block_count")
     if len(pattern) not in (layers, blocks) or not np.isin(pattern, (0, 1)).all():
         raise GGUFError(
-            "the pattern does not say which layers have a window",
+            "invalid pattern of sliding-window layers",
             file=file.path,
             key=f"{file.architecture}.attention.sliding_window_pattern",
             found=f"{len(pattern)} values: {pattern.tolist()[:8]}",
@@ -83,13 +83,13 @@ def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     size = experts // count
     if experts % count or used > count or (count > 1 and (size < 2 or chosen > used * size)):
         raise GGUFError(
-            "the experts cannot be chosen in such groups",
+            "invalid groups of experts",
             file=file.path,
             key=f"{file.architecture}.expert_group_count",
-            found=f"{count} groups, {used} of them for a token, {experts} experts, {chosen} of "
+            found=f"{count} groups, {used} of them for a token; {experts} experts, {chosen} of "
             "them for a token",
-            expected="groups of equal size with two experts or more, no more groups for a token "
-            "than there are, and as many experts in these as a token has",
+            expected="groups of equal size with at least two experts, at most all groups for a "
+            "token, and in these groups as many experts as a token needs",
             hint=DOWNLOAD_AGAIN,
         )
     return {"n_group": count, "topk_group": used} if used < count else _ONE_GROUP

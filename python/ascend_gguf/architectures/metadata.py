@@ -50,7 +50,7 @@ def number(
     if not is_kind or (kind is not bool and not least <= value < math.inf):
         limit = "" if kind is bool else f" of at least {least}"
         raise GGUFError(
-            "the value makes no sense",
+            "invalid value",
             file=file.path,
             key=key,
             found=f"{value!r:.80}",

@@ -40,11 +40,11 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     # The engine looks at the pattern's length alone: all that it can be is every n-th layer.
     if not pattern or letters != (pattern * len(letters))[: len(letters)]:
         raise GGUFError(
-            "the engine's model attends to everything in every n-th layer, or has no windows",
+            "SGLang's model supports full attention in every n-th layer, or in all layers",
             file=file.path,
             key=f"{file.architecture}.attention.sliding_window_pattern",
             found=letters,
-            expected="a pattern such as LLLG, over and over",
+            expected="a repeated pattern such as LLLG",
         )
     return {"sliding_window_pattern": pattern}
 

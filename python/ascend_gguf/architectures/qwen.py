@@ -72,7 +72,7 @@ def _labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         names = [f"LABEL_{i}" for i in range(count)]
     if not isinstance(names, list) or len(names) != count:
         raise GGUFError(
-            "the head does not have a row for each label",
+            "the classification head does not have one row per label",
             file=file.files[0],
             key="qwen3.classifier.output_labels",
             found=f"{names!r:.80}",

@@ -49,7 +49,7 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     factors = _llama3(file, plain["rope_theta"])
     if factors and scaling:
         raise GGUFError(
-            "the rotary embedding is scaled twice, by this and by rope_freqs.weight",
+            "RoPE is scaled twice, by this key and by rope_freqs.weight",
             file=file.path,
             key=f"{file.architecture}.rope.scaling.factor",
             found=scaling["factor"],
@@ -75,7 +75,7 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         found = partial(file, attributes)
         if found["rope_type"] != "default":
             raise GGUFError(
-                "Phi-3's rotary embedding is scaled by LongRoPE alone",
+                "Phi-3 supports no RoPE scaling but LongRoPE",
                 file=file.path,
                 key=f"{file.architecture}.rope.scaling.factor",
                 found=found["factor"],
@@ -128,7 +128,7 @@ def _scaling(file: GGUFFile) -> dict[str, Any]:
     scaling = file.metadata.get(key, "linear")
     if not isinstance(scaling, str) or scaling not in ("", "none", "linear", "yarn"):
         raise GGUFError(
-            "unknown kind of rope scaling",
+            "unknown type of RoPE scaling",
             file=file.path,
             key=key,
             found=scaling if isinstance(scaling, str) else repr(scaling),
@@ -195,7 +195,7 @@ def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
                 "original_max_position_embeddings": original,
             }
     raise GGUFError(
-        "the factors of the rotary embedding are not those of a published model",
+        "the RoPE scaling factors are not those of a published model",
         file=tensor.file,
         tensor=tensor.name,
         found=f"{len(factors)} factors up to {largest:g}",

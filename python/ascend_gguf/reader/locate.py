@@ -114,7 +114,7 @@ def find_shards(path: Path) -> tuple[Path, ...]:
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise GGUFError(
-            f"the model is split into {name.count} files and not all are there",
+            f"the model is split into {name.count} files and some are missing",
             file=path,
             found=f"no {', '.join(missing[:8])}" + (" and others" if len(missing) > 8 else ""),
             hint=f"Download all {name.count} files into {path.parent}.",

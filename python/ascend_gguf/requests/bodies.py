@@ -60,7 +60,9 @@ def _object(field: str, value: Any, but: Collection[str] = ()) -> None:
         raise RequestError(field, value, "an object")
     for name in but:
         if name in value:
-            raise RequestError(field, name, "what the template alone knows", "not for a request")
+            raise RequestError(
+                field, name, "variables that only the template sets", "not for a request"
+            )
 
 
 _CHAT: dict[str, Callable[[str, Any], Any]] = {

@@ -100,8 +100,8 @@ def check_prompt(request: Any, input_ids: Sequence[int] | None, limits: Limits) 
         for place in getattr(request, field, None) or ():
             whole_number(field, place, 0, length - 1)
             if limits.shares_prefixes:
-                allowed = "places, with --disable-radix-cache"
-                raise RequestError(field, place, allowed, "the beginning may not be computed")
+                allowed = "positions, with --disable-radix-cache"
+                raise RequestError(field, place, allowed, "the prefix may come from the cache")
     if getattr(request, "return_logprob", False):
         most = min(MOST_TOP_LOGPROBS, limits.vocab_size)
         whole_number("top_logprobs_num", request.top_logprobs_num or 0, 0, most)
@@ -122,7 +122,7 @@ def _check_prompt_logprobs(request: Any, length: int) -> None:
             raise RequestError(
                 field,
                 width,
-                f"{MOST_PROMPT_LOGPROBS} numbers about a prompt; set logprob_start_len",
+                f"{MOST_PROMPT_LOGPROBS} log-probabilities per prompt; set logprob_start_len",
                 f"too many for {length - first} tokens of the prompt",
             )
 
@@ -149,7 +149,7 @@ def _count_prompts(request: Any, limits: Limits) -> int | None:
     """The number of prompts in a list; None for a prompt that is not in a list."""
     if request.text is not None:
         if request.input_ids is not None:
-            raise RequestError("input_ids", request.input_ids, "nothing beside text")
+            raise RequestError("input_ids", request.input_ids, "no input_ids beside text")
         if isinstance(request.text, str):
             text("text", request.text, limits.characters)
             return None
@@ -248,7 +248,7 @@ def _check_overrides(field: str, overrides: Any, lists: int) -> None:
         for item in overrides:
             _check_overrides(field, item, lists - 1)
     elif isinstance(overrides, (list, str, bytes, bool, int, float, Mapping)):
-        raise RequestError(field, overrides, "no value of a JSON request")
+        raise RequestError(field, overrides, "no value in a JSON request")
 
 
 def _checked_sampling(params: Any, limits: Limits) -> dict[str, Any]:

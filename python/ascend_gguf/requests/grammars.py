@@ -100,7 +100,7 @@ def _check_repeats(field: str, grammar: str, count: int) -> None:
             field,
             f"{count} in {len(grammar)} characters",
             f"{_MOST_REPEATS}",
-            "too many parts that may be repeated or left out",
+            "too many repeated or optional parts",
         )
 
 
@@ -109,8 +109,8 @@ def _check_nested(field: str, grammar: str, nested: int) -> None:
         raise RequestError(
             field,
             grammar,
-            f"{_MOST_NESTED} times altogether",
-            "repetitions inside repetitions",
+            f"{_MOST_NESTED} in total",
+            "nested repetitions",
         )
 
 

@@ -36,7 +36,7 @@ def check_pattern(field: str, value: object) -> None:
         raise RequestError(
             field,
             value,
-            "no repetition inside a repetition, and at most two of any length",
+            "no nested repetitions, and at most two unbounded ones",
             "may search without end",
         )
 

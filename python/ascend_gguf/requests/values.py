@@ -80,7 +80,7 @@ def text(field: str, value: Any, longest: int | None = None) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         found = value[error.start : error.end]
-        raise RequestError(field, found, "text of whole characters", "not Unicode") from None
+        raise RequestError(field, found, "valid Unicode", "not Unicode") from None
     return value
 
 

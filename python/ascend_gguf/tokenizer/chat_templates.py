@@ -13,7 +13,7 @@ _KEY = "tokenizer.chat_template"
 #: A reranker's prompt, which is no template of chats: see :mod:`ascend_gguf.tokenizer.reranking`.
 RERANK_KEY = f"{_KEY}.rerank"
 
-_OTHER_TEMPLATE = "Give another one with --chat-template FILE.jinja."
+_OTHER_TEMPLATE = "Pass another one with --chat-template FILE.jinja."
 
 
 def chat_templates(file: GGUFFile, check: bool = True) -> str | dict[str, str] | None:
@@ -68,15 +68,18 @@ def _check(file: GGUFFile, key: str, template: object, tried: bool) -> None:
 
     problem = found = None
     if not isinstance(template, str):
-        problem, found = "the chat template is no text", f"{template!r:.80}"
+        problem, found = "the chat template is not text", f"{template!r:.80}"
     elif tried and (too_much := endless(template)):
-        problem, found = "the chat template does not come to an end", f"more than {too_much}"
+        problem, found = (
+            "the chat template takes too long or too much memory",
+            f"more than {too_much}",
+        )
     elif tried:
         try:
             _compile_jinja_template(template)
         except Exception as error:  # whatever Jinja raises: a few templates end in a RecursionError
             line = getattr(error, "lineno", None)
-            problem = f"the chat template does not parse: {error}"
+            problem = f"the chat template is not valid Jinja: {error}"
             found = None if line is None else f"line {line}"
     if problem is not None:
         raise GGUFError(

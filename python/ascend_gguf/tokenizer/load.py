@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OTHER_TOKENIZER = "Give the original model's tokenizer with --tokenizer-path."
+_OTHER_TOKENIZER = "Pass the original model's tokenizer with --tokenizer-path."
 
 #: Argument of a transformers tokenizer -> key below ``tokenizer.ggml``.
 _NAMED_TOKENS = {
@@ -80,7 +80,7 @@ def load_tokenizer(
         )
     except ValueError as error:  # one with a space, or of no characters
         raise vocabulary.error(
-            "transformers cannot put these tokens around a text",
+            "transformers cannot add these tokens to a text",
             "tokens",
             found=", ".join(map(repr, ends)),
             expected="names without spaces",
@@ -115,7 +115,7 @@ def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer
         return raw_bpe(vocabulary, added), add_bos
     if model != "gpt2":
         raise vocabulary.error(
-            "this kind of tokenizer is not supported",
+            "this type of tokenizer is not supported",
             "model",
             found=model,
             expected="gemma4, gpt2 or llama",
@@ -123,8 +123,8 @@ def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer
         )
     if pre is None:
         logger.warning(
-            "%s does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): taking "
-            "the default. Answers may be worse: convert the model again.",
+            "%s does not name its pre-tokenizer (tokenizer.ggml.pre): using the default. "
+            "Answers may be worse: convert the model again.",
             vocabulary.file.files[0],
         )
         pre = "default"

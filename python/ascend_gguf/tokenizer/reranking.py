@@ -31,7 +31,7 @@ def rerank_template(file: GGUFFile) -> str | None:
         return None
     if not isinstance(template, str) or len(set(re.findall(_PLACES, template))) < 2:
         raise GGUFError(
-            "the prompt of the reranker lacks a place for the query or the document",
+            "the reranker's prompt lacks {query} or {document}",
             file=file.files[0],
             key=RERANK_KEY,
             found=f"{template!r:.80}",

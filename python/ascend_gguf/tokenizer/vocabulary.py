@@ -86,9 +86,7 @@ class Vocabulary:
     def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
         value = self.file.metadata.get(_PREFIX + key, default)
         if value is not default and type(value) is not kind:
-            raise self.error(
-                "the value makes no sense", key, found=f"{value!r:.80}", expected=expected
-            )
+            raise self.error("invalid value", key, found=f"{value!r:.80}", expected=expected)
         return value
 
 
@@ -146,8 +144,8 @@ def _array(file: GGUFFile, key: str) -> Any:
         raise _error(
             file,
             key,
-            "the file has no such array, so there is no tokenizer in it",
-            hint="Give another tokenizer with --tokenizer-path, or convert the model again.",
+            "the array is missing: the file has no tokenizer",
+            hint="Pass another tokenizer with --tokenizer-path, or convert the model again.",
         )
     return value
 
@@ -155,14 +153,14 @@ def _array(file: GGUFFile, key: str) -> Any:
 def _strings(file: GGUFFile, key: str) -> list[str]:
     array = _array(file, key)
     if not isinstance(array, list):
-        raise _error(file, key, "the value makes no sense", found=_words(array), expected="strings")
+        raise _error(file, key, "invalid value", found=_words(array), expected="strings")
     return array
 
 
 def _numbers(file: GGUFFile, key: str, kinds: str, expected: str) -> np.ndarray:
     array = _array(file, key)
     if isinstance(array, list) or array.dtype.kind not in kinds:
-        raise _error(file, key, "the value makes no sense", found=_words(array), expected=expected)
+        raise _error(file, key, "invalid value", found=_words(array), expected=expected)
     return array
 
 

@@ -102,9 +102,9 @@ SPOILED = {
         _keys(tokenizer__chat_template=(7, Type.UINT32)),
         ["tokenizer.chat_template", "found 7"],
     ),
-    "template that does not parse": (
+    "template that is not valid Jinja": (
         _keys(tokenizer__chat_template=("{% if %}", Type.STRING)),
-        ["tokenizer.chat_template", "does not parse"],
+        ["tokenizer.chat_template", "is not valid Jinja"],
     ),
     "attends in both directions": (
         _keys(qwen3__attention__causal=(False, Type.BOOL)),
