@@ -211,3 +211,23 @@ def test_selections(name):
     for words in re.findall(r"ARGS=[\"']-k '?([^\"'`]+)", PAGES[name].read_text()):
         for word in set(words.split()) - {"and", "or", "not", "-rP"}:
             assert any(word in test for test in [*tests, *TINY]), word
+
+
+@pytest.mark.parametrize(
+    "page, sources",
+    [
+        (
+            "adding-a-model.md",
+            ["architectures/others.py", "architectures/parts.py", "../../test/hf_models/table.py"],
+        ),
+        ("quantization.md", ["decoders/legacy.py", "ggml_types.py"]),
+    ],
+)
+def test_examples(page, sources):
+    """Lines of Python in a page are lines of the code."""
+    package = ROOT / "python" / "ascend_gguf"
+    code = "".join((package / source).read_text() for source in sources)
+    lines = {line.strip() for line in code.splitlines()}
+    for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.S):
+        for line in example.splitlines():
+            assert line.split("  #")[0].strip() in lines, line
