@@ -16,6 +16,7 @@ from ascend_gguf.codegen.kinds import I64, pointer
 from ascend_gguf.codegen.llvm import LLVM
 from ascend_gguf.codegen.threads import Code
 from ascend_gguf.codegen.value import Value
+from ascend_gguf.errors import GGUFError
 
 _CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PRINT = "ASCEND_GGUF_PRINT_CODE"
@@ -52,7 +53,11 @@ def _print(name: str, module: llvm.ModuleRef, machine: llvm.TargetMachine) -> No
     """To standard error, if ``ASCEND_GGUF_PRINT_CODE`` is ``ir`` or ``asm``; docs/codegen.md."""
     form, _, part = os.environ.get(_PRINT, "").partition(":")
     if form not in ("", "ir", "asm"):
-        raise ValueError(f"{_PRINT} must be ir or asm, or one of them with :name, not {form!r}")
+        raise GGUFError(
+            f"invalid value of {_PRINT}",
+            found=form,
+            expected="ir or asm, then :NAME for the kernels with NAME in their name",
+        )
     if form and part in name:
         text = str(module) if form == "ir" else machine.emit_assembly(module)
         print(text, file=sys.stderr, flush=True)
