@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import kernel_cache
 from engine_process import EngineProcess
 from hf_models import TINY, Written, write_model
 from hub_standin import hub
+from kernel_cache import RUN
 from resolver import Resolver
 from serving import Zygote, cpu_environment, npu_simulation
 
@@ -31,30 +32,53 @@ REPOSITORIES = {
 }
 
 
-_OWN_CACHE = pytest.StashKey[str]()
+#: The environment variable that holds the hub's address.
+HUB = "TEST_HUB"
+_FIRST = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if kernel_cache.VARIABLE not in os.environ:
-        # The first of pytest's processes: the others inherit its environment.
-        config.stash[_OWN_CACHE] = folder = tempfile.mkdtemp(prefix="kernels-")
-        os.environ[kernel_cache.VARIABLE] = folder
+    if RUN not in os.environ:  # the first of pytest's processes: the others inherit
+        config.stash[_FIRST] = run = contextlib.ExitStack()
+        os.environ[RUN] = run.enter_context(tempfile.TemporaryDirectory(prefix="tests-"))
+        run.callback(os.environ.pop, RUN)
+        os.environ[HUB] = run.enter_context(hub(REPOSITORIES))
     kernel_cache.install()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _OWN_CACHE in config.stash:
-        del os.environ[kernel_cache.VARIABLE]
-        shutil.rmtree(config.stash[_OWN_CACHE], ignore_errors=True)
+    if _FIRST in config.stash:
+        config.stash[_FIRST].close()
+
+
+def _zygote(name: str, environment: dict[str, str], prefix: Sequence[str] = ()) -> Iterator[Zygote]:
+    """One for all of pytest's processes."""
+    process = Zygote(environment, prefix, Path(os.environ[RUN], name))
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Forks CPU servers in a few seconds each."""
     # Compiling costs ten seconds for some models, and these check numbers, not speed.
-    process = Zygote(cpu_environment() | {"TORCHDYNAMO_DISABLE": "1"})
-    yield process
-    process.close()
+    environment = cpu_environment() | {"TORCHDYNAMO_DISABLE": "1"}
+    environment |= {"HF_ENDPOINT": os.environ[HUB], "HF_HOME": f"{os.environ[RUN]}/hub"}
+    yield from _zygote("cpu", environment)
+
+
+@pytest.fixture(scope="session")
+def npu_zygote() -> Iterator[Zygote]:
+    """Forks servers on the simulated NPU."""
+    prefix, environment = npu_simulation()
+    yield from _zygote("npu", environment, prefix)
+
+
+@pytest.fixture(scope="session")
+def engine_alone() -> Iterator[Zygote]:
+    """Forks servers on the simulated NPU that do not know of this project."""
+    prefix, environment = npu_simulation()
+    yield from _zygote("alone", environment | {"SGLANG_PLUGINS": "none"}, prefix)
 
 
 @pytest.fixture(scope="session")
@@ -72,13 +96,10 @@ def npu_engine(npu_zygote) -> Iterator[EngineProcess]:
 
 
 @pytest.fixture(scope="session")
-def resolver(tmp_path_factory) -> Iterator[Resolver]:
+def resolver(zygote) -> Iterator[Resolver]:
     """Resolves command lines, with a stand-in of the Hugging Face hub."""
-    with hub(REPOSITORIES) as endpoint:
-        cache = tmp_path_factory.mktemp("hub")
-        process = Resolver(cpu_environment() | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)})
+    with contextlib.closing(Resolver(zygote)) as process:
         yield process
-        process.close()
 
 
 @pytest.fixture(scope="session")
@@ -96,12 +117,3 @@ def tiny_model(tmp_path_factory) -> Callable[[str], Written]:
 def log(tmp_path: Path) -> Path:
     """Where a server of this test writes."""
     return tmp_path / "server.log"
-
-
-@pytest.fixture(scope="session")
-def npu_zygote() -> Iterator[Zygote]:
-    """Forks servers on the simulated NPU."""
-    prefix, environment = npu_simulation()
-    process = Zygote(environment, prefix)
-    yield process
-    process.close()

@@ -12,15 +12,16 @@ from pathlib import Path
 
 from llvmlite import binding as llvm
 
-#: The environment variable that names the folder.
-VARIABLE = "TEST_KERNEL_CACHE"
+#: The environment variable that names the folder of a test run.
+RUN = "TEST_RUN_FOLDER"
 
 
 def install() -> None:
-    """Share what this process compiles from now on, if :data:`VARIABLE` says where."""
-    folder = os.environ.get(VARIABLE)
-    if not folder:
+    """Share what this process compiles from now on, if :data:`RUN` says where."""
+    if RUN not in os.environ:
         return
+    folder = Path(os.environ[RUN], "kernels")
+    folder.mkdir(exist_ok=True)
     parse, create_machine = llvm.parse_assembly, llvm.Target.create_target_machine
     create_engine = llvm.create_mcjit_compiler
 
@@ -36,7 +37,7 @@ def install() -> None:
 
     def create_mcjit_compiler(module: llvm.ModuleRef, machine: llvm.TargetMachine):
         key = hashlib.sha256(f"{machine.made_for}\n{module.text}".encode()).hexdigest()
-        path = Path(folder, key)
+        path = folder / key
         engine = create_engine(module, machine)
         engine.set_object_cache(
             lambda module, code: _write(path, code),

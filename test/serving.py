@@ -8,21 +8,23 @@ Tests of starting itself, and of anything that depends on fresh processes, use :
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 import numpy as np
 import requests
 
 from demo import free_port
-from zygote import MOST_DECODED, REPLY, listen_to_interrupts
+from zygote import MOST_DECODED, listen_to_interrupts
 
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 20.0
@@ -158,17 +160,36 @@ class Zygote:
     """A process that has imported the engine and forks servers."""
 
     def __init__(
-        self, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        address: Path | None = None,
     ) -> None:
-        """``prefix`` is a command that runs the command after it, such as ``npu_sim run --``."""
-        script = str(Path(__file__).with_name("zygote.py"))
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "ignore", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        """Start it, or use the one at ``address``.
+
+        Args:
+            environment: of the process.
+            prefix: a command that runs the command after it, such as ``npu_sim run --``.
+            address: a socket that several processes share one zygote by, which ends with the last
+                of them.  By default it is this object's alone.
+        """
+        self._folder = None if address else tempfile.TemporaryDirectory(prefix="zygote-")
+        address = address or Path(self._folder.name, "socket")
+        self._process: subprocess.Popen | None = None
+        with open(f"{address}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._connection = _connected(address)
+            if self._connection is None:
+                address.unlink(missing_ok=True)
+                script = str(Path(__file__).with_name("zygote.py"))
+                command = [*prefix, sys.executable, "-W", "ignore", script, str(address)]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
+                )
+                while (connection := _connected(address)) is None:
+                    assert self._process.poll() is None, "the zygote ended while starting"
+                    time.sleep(0.05)
+                self._connection = connection
 
     @contextlib.contextmanager
     def serve(
@@ -196,14 +217,22 @@ class Zygote:
 
     def fork(self, order: dict) -> int:
         """The process that does what :mod:`zygote` is ordered: it leads a group of its own."""
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return next(
-            int(line.removeprefix(REPLY)) for line in self._process.stdout if line.startswith(REPLY)
-        )
+        self._connection.send(order)
+        return self._connection.recv()
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(STOP_TIMEOUT)
+        self._connection.close()
+        if self._folder:
+            self._process.wait(STOP_TIMEOUT)
+            self._folder.cleanup()
+
+
+def _connected(address: Path) -> Connection | None:
+    """To who listens there."""
+    try:
+        return Client(str(address), family="AF_UNIX")
+    except OSError:
+        return None
 
 
 def stop_group(pid: int, ask: bool = True, reap=lambda: None) -> None:

@@ -1,24 +1,23 @@
 """Forks servers on request: the process behind :class:`serving.Zygote`.
 
-Reads one JSON object a line (arguments, environment, log; routes, engine where they are wanted),
-forks a server, or an engine without one (:mod:`forked_engine`), prints its process id behind
-:data:`REPLY`.
+Takes orders at a socket (arguments, environment, log; routes, engine or resolver where they are
+wanted), forks a server, an engine without one (:mod:`forked_engine`) or a :mod:`resolver`, and
+answers with its process id.  Ends when nobody is connected any more.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import socket
 import sys
 import tempfile
-
-#: Before each process id: what the engine imports prints too.
-REPLY = "zygote: "
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 #: Tokens decoded in a step, at the most; prompts whose routes are recorded are longer.
 MOST_DECODED = 16
@@ -80,6 +79,10 @@ def _serve(order: dict) -> None:
         from forked_engine import serve
 
         return serve(order["arguments"], **order["engine"])
+    if "resolver" in order:
+        from forked_resolver import serve
+
+        return serve(order["resolver"])
 
     from sglang.launch_server import run_server
     from sglang.srt.server_args import prepare_server_args
@@ -100,7 +103,48 @@ def _compile_kernels() -> None:
             gemm.kernel(kind, torch.float32, torch.float32)
 
 
-def main() -> None:
+def main(address: str) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    _import_everything()
+    users: list[Connection] = []
+    while True:
+        for ready in wait([listener, *users]):
+            if ready is listener:
+                users.append(Connection(listener.accept()[0].detach()))
+                continue
+            try:
+                order = ready.recv()
+            except EOFError:
+                users.remove(ready)
+                continue
+            pid = os.fork()
+            if pid == 0:
+                listener.close()
+                for user in users:
+                    user.close()
+                _run(order)
+            ready.send(pid)
+        if not users:
+            Path(address).unlink(missing_ok=True)
+            if not wait([listener], 0):  # nobody came before that
+                return
+
+
+def _run(order: dict) -> None:
+    """Does not return."""
+    try:
+        _serve(order)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _import_everything() -> None:
+    """What servers and engines import, so that none has to."""
     import sglang.launch_server  # noqa: F401
     import sglang.srt.arg_groups.pipeline  # noqa: F401
     import sglang.srt.distributed.device_communicators.shm_broadcast  # noqa: F401
@@ -129,19 +173,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.unfreeze = lambda: None  # which the engine calls when it has captured graphs
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _serve(order)
-            except Exception:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(1)
-        print(f"{REPLY}{pid}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -15,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from npu_sim.build import build
-from npu_sim.environment import environment
-from serving import Server, Zygote
+from serving import Server
 from shared_data import shared_path
 
 pytestmark = [
@@ -26,16 +24,6 @@ pytestmark = [
 ]
 
 NPU = ("--device", "npu", "--quantization", "gguf", "--cuda-graph-max-bs-decode", "4")
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """A process that forks servers of the engine alone."""
-    env = environment(build(), devices=2)
-    env["SGLANG_PLUGINS"] = "none"
-    zygote = Zygote(env)
-    yield zygote
-    zygote.close()
 
 
 def reference(name: str) -> dict:
@@ -65,9 +53,9 @@ def model(name: str) -> Path:
     return shared_path("models", f"{name}.gguf")
 
 
-def test_dense(engine, log):
+def test_dense(engine_alone, log):
     name = "qwen2-dense-Q4_K_M"
-    with engine.serve(model(name), log, *NPU) as server:
+    with engine_alone.serve(model(name), log, *NPU) as server:
         assert error(server, name) < 0.005
         assert decoding_error(server, name) < 0.02
         for prompt in (reference(name)["input_ids"][:9], [1, 2, 3]):
@@ -75,7 +63,7 @@ def test_dense(engine, log):
     assert "npu graph: True" in log.read_text(errors="replace")
 
 
-def test_dense_with_a_head_size_of_its_own(engine, log, tmp_path):
+def test_dense_with_a_head_size_of_its_own(engine_alone, log, tmp_path):
     # The engine reads the head size from config.json only.
     name = "qwen3-dense-Q4_K_M"
     copy = shutil.copy(model(name), tmp_path)
@@ -86,17 +74,17 @@ def test_dense_with_a_head_size_of_its_own(engine, log, tmp_path):
         "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with engine.serve(copy, log, *NPU) as server:
+    with engine_alone.serve(copy, log, *NPU) as server:
         assert error(server, name) < 0.005
 
 
 @pytest.mark.parametrize(("ranks", "low", "high"), [(1, 0.30, 0.33), (2, 0.12, 0.15)])
-def test_moe_is_wrong_as_known(engine, log, tmp_path, ranks, low, high):
+def test_moe_is_wrong_as_known(engine_alone, log, tmp_path, ranks, low, high):
     name = "qwen3-moe-Q8_0"
     record = tmp_path / "record.jsonl"
     arguments = (*NPU, "--tp-size", str(ranks))
     environment = {"NPU_SIM_RECORD": str(record)}
-    with engine.serve(model(name), log, *arguments, environment=environment) as server:
+    with engine_alone.serve(model(name), log, *arguments, environment=environment) as server:
         assert low < error(server, name) < high
         assert decoding_error(server, name) < 0.1
     steps = [json.loads(line) for line in record.read_text().splitlines()]
@@ -111,9 +99,9 @@ def test_moe_is_wrong_as_known(engine, log, tmp_path, ranks, low, high):
     assert len(names) == (0 if ranks == 1 else 1 + 2 + 1 + 3 * 2)
 
 
-def test_a_row_that_is_not_whole_blocks_is_refused_by_the_engine(engine, log):
+def test_a_row_that_is_not_whole_blocks_is_refused_by_the_engine(engine_alone, log):
     # Two ranks halve 256 columns of Q4_K, whose blocks hold 256.
     arguments = (*NPU, "--tp-size", "2")
     with pytest.raises(AssertionError, match="not a multiple of Q._K type size"):
-        with engine.serve(model("qwen3-moe-Q4_K_M"), log, *arguments):
+        with engine_alone.serve(model("qwen3-moe-Q4_K_M"), log, *arguments):
             pass

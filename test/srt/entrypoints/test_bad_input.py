@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -201,13 +199,14 @@ def _run_server(model: Path, log: Path, *arguments: str, cwd: Path | None = None
 
 
 def test_command_line_ends_with_one_line(tmp_path, log):
+    """Also of a path that is relative."""
     path = tmp_path / "model.gguf"
     path.write_bytes((DATA / "qwen3-moe-Q4_K_M.gguf").read_bytes()[:-100_000])
-    assert _run_server(path, log, "--quantization", "gguf", *CPU) != 0
+    assert _run_server(Path(path.name), log, "--quantization", "gguf", *CPU, cwd=tmp_path) != 0
     text = log.read_text()
     assert "Traceback" not in text
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and str(path) in errors[0] and "tensor" in errors[0]
+    assert len(errors) == 1 and path.name in errors[0] and "tensor" in errors[0]
 
 
 def test_error_in_a_worker_ends_everything(tmp_path, log):
@@ -251,10 +250,3 @@ def test_parameter_left_uninitialised(zygote, tmp_path, log):
     text = log.read_text()
     assert "model.layers.1.post_attention_layernorm.weight" in text
     assert "uninitialised" in text
-
-
-def test_relative_path(tmp_path, log):
-    shutil.copy(DATA / "qwen3-dense-Q4_K_M.gguf", tmp_path / "model.gguf")
-    os.truncate(tmp_path / "model.gguf", 1_000_000)
-    assert _run_server(Path("model.gguf"), log, *CPU, cwd=tmp_path) != 0
-    assert "error: " in log.read_text()

@@ -5,13 +5,11 @@ The same files with the patch are in ``test_npu.py``, most under the same names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ascend_gguf import load_config
 from random_model import PROMPT, write_model
-from serving import NPU, Zygote, npu_simulation
+from serving import NPU
 from srt.models.test_accuracy import VARIANTS
 
 #: number in docs/engine.md and variant of a file -> further arguments of the server
@@ -40,14 +38,6 @@ _MORE_VARIANTS = {
 #: An answer as far from the reference as this is wrong, not inexact: with the patch float16 is
 #: within 0.005.
 WRONG = 0.05
-
-
-@pytest.fixture(scope="module")
-def engine_alone() -> Iterator[Zygote]:
-    prefix, environment = npu_simulation()
-    process = Zygote(environment | {"SGLANG_PLUGINS": "none"}, prefix)
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
