@@ -17,14 +17,14 @@ from ascend_gguf.errors import GGUFError
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
-    """The whole numbers that a quantized type is made of.
+class CodeRange:
+    """The codes, whole numbers, that a quantized type is made of.
 
-    A weight is ``scale * number``, plus an offset if :attr:`has_offset`.
+    A weight is ``scale * code``, plus an offset if :attr:`has_offset`.
 
     Attributes:
-        low, high: the least and the greatest number.
-        step: the numbers are ``low``, ``low + step`` and so on.
+        low, high: the least and the greatest code.
+        step: the codes are ``low``, ``low + step`` and so on.
         group: for how many weights in a row scale and offset hold at least: 16 or 32.
     """
 
@@ -41,12 +41,12 @@ class BlockType:
 
     Attributes:
         ggml_type: the type's id in the file, an ``IntEnum``.
-        block_size: weights in a block; 1 for plain numbers.
+        block_size: weights in a block; 1 for an unquantized type.
         type_size: bytes in a block.
-        dtype: what torch calls the numbers of an unquantized type; None for a quantized one.
+        dtype: what torch calls an unquantized type; None for a quantized one.
         decoder: the module of :mod:`ascend_gguf.decoders` with the function that decodes a block,
             which is named like the type in lower case; None if the type cannot be decoded.
-        numbers: the whole numbers of a quantized type.
+        codes: those of a quantized type.
     """
 
     ggml_type: GGMLQuantizationType
@@ -54,7 +54,7 @@ class BlockType:
     type_size: int
     dtype: torch.dtype | None
     decoder: str | None
-    numbers: Numbers | None
+    codes: CodeRange | None
 
     @property
     def name(self) -> str:
@@ -123,41 +123,41 @@ _DTYPES = {
     GGMLQuantizationType.I64: torch.int64,
 }
 
-_SIGNED_BYTE = Numbers(-128, 127)
-_IQ4 = Numbers(-127, 113)
+_SIGNED_BYTE = CodeRange(-128, 127)
+_IQ4 = CodeRange(-127, 113)
 
 # What gguf-py does not know: the decoder's module, and the whole numbers.
 # Names, not values: a gguf-py older than a type lacks it.
-_TYPES: dict[str, tuple[str, Numbers | None]] = {
+_TYPES: dict[str, tuple[str, CodeRange | None]] = {
     "F32": ("plain", None),
     "F16": ("plain", None),
     "BF16": ("plain", None),
-    "Q4_0": ("legacy", Numbers(-8, 7)),
-    "Q4_1": ("legacy", Numbers(0, 15, has_offset=True)),
-    "Q5_0": ("legacy", Numbers(-16, 15)),
-    "Q5_1": ("legacy", Numbers(0, 31, has_offset=True)),
+    "Q4_0": ("legacy", CodeRange(-8, 7)),
+    "Q4_1": ("legacy", CodeRange(0, 15, has_offset=True)),
+    "Q5_0": ("legacy", CodeRange(-16, 15)),
+    "Q5_1": ("legacy", CodeRange(0, 31, has_offset=True)),
     "Q8_0": ("legacy", _SIGNED_BYTE),
     "Q8_1": ("legacy", _SIGNED_BYTE),
-    "Q2_K": ("k_quants", Numbers(0, 3, has_offset=True, group=16)),
-    "Q3_K": ("k_quants", Numbers(-4, 3, group=16)),
-    "Q4_K": ("k_quants", Numbers(0, 15, has_offset=True)),
-    "Q5_K": ("k_quants", Numbers(0, 31, has_offset=True)),
-    "Q6_K": ("k_quants", Numbers(-32, 31, group=16)),
+    "Q2_K": ("k_quants", CodeRange(0, 3, has_offset=True, group=16)),
+    "Q3_K": ("k_quants", CodeRange(-4, 3, group=16)),
+    "Q4_K": ("k_quants", CodeRange(0, 15, has_offset=True)),
+    "Q5_K": ("k_quants", CodeRange(0, 31, has_offset=True)),
+    "Q6_K": ("k_quants", CodeRange(-32, 31, group=16)),
     "Q8_K": ("k_quants", _SIGNED_BYTE),
-    "IQ1_S": ("iq", Numbers(-1, 1, has_offset=True)),
-    "IQ1_M": ("iq", Numbers(-9, 9, group=16)),
-    "IQ2_XXS": ("iq", Numbers(-43, 43)),
-    "IQ2_XS": ("iq", Numbers(-43, 43, group=16)),
-    "IQ2_S": ("iq", Numbers(-43, 43, group=16)),
-    "IQ3_XXS": ("iq", Numbers(-62, 62)),
-    "IQ3_S": ("iq", Numbers(-15, 15, step=2)),
+    "IQ1_S": ("iq", CodeRange(-1, 1, has_offset=True)),
+    "IQ1_M": ("iq", CodeRange(-9, 9, group=16)),
+    "IQ2_XXS": ("iq", CodeRange(-43, 43)),
+    "IQ2_XS": ("iq", CodeRange(-43, 43, group=16)),
+    "IQ2_S": ("iq", CodeRange(-43, 43, group=16)),
+    "IQ3_XXS": ("iq", CodeRange(-62, 62)),
+    "IQ3_S": ("iq", CodeRange(-15, 15, step=2)),
     "IQ4_NL": ("iq", _IQ4),
     "IQ4_XS": ("iq", _IQ4),
-    "Q1_0": ("ternary", Numbers(-1, 1)),
-    "TQ1_0": ("ternary", Numbers(-1, 1)),
-    "TQ2_0": ("ternary", Numbers(-1, 2)),
-    "MXFP4": ("fp4", Numbers(-12, 12)),
-    "NVFP4": ("fp4", Numbers(-12, 12, group=16)),
+    "Q1_0": ("ternary", CodeRange(-1, 1)),
+    "TQ1_0": ("ternary", CodeRange(-1, 1)),
+    "TQ2_0": ("ternary", CodeRange(-1, 2)),
+    "MXFP4": ("fp4", CodeRange(-12, 12)),
+    "NVFP4": ("fp4", CodeRange(-12, 12, group=16)),
 }
 
 BLOCK_TYPES: dict[int, BlockType] = {

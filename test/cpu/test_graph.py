@@ -102,9 +102,9 @@ def test_an_operators_own_kernels_are_its_own() -> None:
     [
         (lambda x: x.tolist(), "tolist"),
         (lambda x: x.numpy(), "numpy"),
-        (lambda x: x.sum().item(), "numbers to Python"),
-        (lambda x: bool((x > 0).any()), "numbers to Python"),
-        (lambda x: [1, 2, 3][int(x.argmax()) % 3], "numbers to Python"),
+        (lambda x: x.sum().item(), "values to Python"),
+        (lambda x: bool((x > 0).any()), "values to Python"),
+        (lambda x: [1, 2, 3][int(x.argmax()) % 3], "values to Python"),
         (lambda x: x[x > 0], "shape"),
         (lambda x: x.nonzero(), "shape"),
         (lambda x: torch.rand(3), "random"),

@@ -50,7 +50,7 @@ def layout_of(
 ) -> Blocks:
     rows = rows or max(piece.row + len(piece.data) for piece in pieces)
     weight = Weight(experts, rows, pieces[0].data.shape[1], dtype, pieces)
-    # All of it plain numbers it would rather not hold, but can.
+    # A weight that is not quantized it would rather not hold, but can.
     layout = Blocks.allocate(weight) if weight.kinds <= PLAIN_KINDS else allocated(weight, [Blocks])
     for piece in pieces:
         layout.put(piece)
@@ -261,7 +261,7 @@ def test_what_it_cannot_hold():
         return Blocks.unsupported_reason(Weight(experts, 8, COLS, torch.float32, pieces))
 
     assert unsupported_reason(Piece(0, 0, 0, part), Piece(0, 4, 0, numbers)) is None
-    assert unsupported_reason(Piece(0, 0, 0, numbers)) == "all of it is plain numbers"
+    assert unsupported_reason(Piece(0, 0, 0, numbers)) == "none of it is quantized"
     assert unsupported_reason(Piece(0, 0, 0, numbers), experts=1) is None
     assert unsupported_reason(Piece(0, 0, 256, part[:, 256:])) == "its rows come in parts"
     odd, few = matrix(KINDS["F16"], 4, 48), matrix(KINDS["F16"], 4, 64)[:, :48]

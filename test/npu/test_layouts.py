@@ -22,7 +22,7 @@ with np.load(Path(__file__).parents[1] / "data" / "golden.npz") as _file:
     GOLDEN = {name: _file[name] for name in _file.files}
 
 QUANTIZED = [
-    kind for kind in BLOCK_TYPES.values() if kind.numbers and f"{kind.name}.blocks" in GOLDEN
+    kind for kind in BLOCK_TYPES.values() if kind.codes and f"{kind.name}.blocks" in GOLDEN
 ]
 INT4 = {"Q4_0", "Q4_1", "Q4_K", "IQ3_S", "IQ1_S", "Q1_0", "TQ1_0", "TQ2_0"}
 IN_GROUPS_OF_16 = {"Q2_K", "Q3_K", "Q6_K", "IQ1_M", "IQ2_XS", "IQ2_S", "NVFP4"}
@@ -271,7 +271,7 @@ def test_obstacles_say_what_is_in_the_way():
     numbers = BlockTensor(torch.zeros(8, 512, dtype=torch.uint8), GGMLQuantizationType.F16)
     q4_k = golden(block_type(GGMLQuantizationType.Q4_K))[:16]
     q6_k = golden(block_type(GGMLQuantizationType.Q6_K))[:16]
-    assert unsupported_reason(Int4, numbers) == "a part is plain numbers"
+    assert unsupported_reason(Int4, numbers) == "a part is not quantized"
     assert unsupported_reason(Int4, q6_k) == "Q6_K does not fit 4 bits"
     assert unsupported_reason(Int8, q6_k) == "Q6_K has a scale for 16 weights"
     assert "not on multiples of 32" in unsupported_reason(Int4, q4_k[:, 16:144])

@@ -19,7 +19,7 @@ from ascend_gguf.weights.layout import Layout, Piece, Weight
 # Where the blocks of all weights lie.
 _memory = Neighbours()
 
-# Numbers that kernels multiply at once.
+# Weights that kernels multiply at once.
 _UNIT = 32
 # Of a tensor that is read by one thread.
 _BYTES_AT_ONCE = 1 << 22
@@ -32,7 +32,7 @@ class Part:
     Attributes:
         kind: the block type.
         first, rows: which rows.
-        skip: how many numbers of each row come before the weight's first column: the weight was
+        skip: how many weights of each row come before the weight's first column: the weight was
             cut inside a block.
         cols: how many columns they fill; those behind are zero.
         experts: the expert of each matrix; 0 for a weight of one matrix.
@@ -78,9 +78,9 @@ class Blocks(Layout):
         for kind, _, blocks in map(_covering, weight.pieces):
             if kind.row_cols(blocks.shape[-1]) % _UNIT:
                 return f"its columns, as they come, are not a multiple of {_UNIT}"
-        is_plain = not any(kind.is_quantized for kind in weight.kinds)
-        if is_plain and weight.experts is None:
-            return "all of it is plain numbers"
+        is_unquantized = not any(kind.is_quantized for kind in weight.kinds)
+        if is_unquantized and weight.experts is None:
+            return "none of it is quantized"
         if any(len(places) != (weight.experts or 1) for _, places in _row_ranges(weight)):
             return "an expert lacks rows that others have"
         return None
@@ -167,11 +167,11 @@ class Blocks(Layout):
                 places = ((ids >= part.first) & (ids < part.first + part.rows)).nonzero()[:, 0]
             blocks = self.tensors[part.name][0][ids[places] - part.first]
             dtype = self.dtype if self.factors is None else torch.float32
-            numbers = dequantize(blocks, part.kind.ggml_type, dtype)
-            numbers = numbers[:, part.skip : part.skip + part.cols]
+            values = dequantize(blocks, part.kind.ggml_type, dtype)
+            values = values[:, part.skip : part.skip + part.cols]
             if self.factors is not None:
-                numbers = numbers * self.factors[0, ids[places], None]
-            out[:, : part.cols][places] = numbers.to(self.dtype)
+                values = values * self.factors[0, ids[places], None]
+            out[:, : part.cols][places] = values.to(self.dtype)
         return out
 
 
@@ -180,7 +180,7 @@ def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:
         target[rows] = torch.as_tensor(read)
 
 
-#: Expert -> the block type of some rows, how many numbers come before them, how many they have,
+#: Expert -> the block type of some rows, how many weights come before them, how many they have,
 #: and bytes in a row.
 _Places = dict[int, tuple[BlockType, int, int, int]]
 
@@ -203,7 +203,7 @@ def _row_ranges(weight: Weight) -> list[tuple[int, _Places]]:
 
 
 def _covering(piece: Piece) -> tuple[BlockType, int, torch.Tensor]:
-    """The blocks that cover a piece, how many numbers come before it, and their type."""
+    """The blocks that cover a piece, how many weights come before it, and their type."""
     kind = piece.kind
     start, stop = piece.data.columns
     unit = max(kind.block_size, _UNIT)

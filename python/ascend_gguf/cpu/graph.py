@@ -34,7 +34,7 @@ _EMPTY = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
-# Hand numbers to Python without an operator.
+# Hand values to Python without an operator.
 _READS = {
     torch.Tensor.tolist,
     torch.Tensor.numpy,
@@ -43,14 +43,14 @@ _READS = {
     torch.Tensor.__reduce_ex__,
 }
 _UNFIT_TAGS = {
-    torch.Tag.data_dependent_output: "it hands numbers to Python",
-    torch.Tag.dynamic_output_shape: "the shape of its result depends on numbers",
+    torch.Tag.data_dependent_output: "it hands values to Python",
+    torch.Tag.dynamic_output_shape: "the shape of its result depends on values",
     torch.Tag.nondeterministic_seeded: "its results are random",
 }
 
 
 class NotCapturable(Exception):
-    """What a function does depends on more than the numbers in its tensors; says how."""
+    """What a function does depends on more than the values in its tensors; says how."""
 
 
 class Graph:
@@ -76,7 +76,7 @@ class Graph:
 def capture(function: Callable[[], T]) -> tuple[Graph, T]:
     """Call a function, and note what it does.
 
-    All numbers must come from tensors, which :meth:`Graph.replay` reads again where they are, and
+    All values must come from tensors, which :meth:`Graph.replay` reads again where they are, and
     go to tensors.  What Python computes besides is the same in each replay: the caller answers for
     that, and that tensors from outside stay where they are.
 
@@ -84,7 +84,7 @@ def capture(function: Callable[[], T]) -> tuple[Graph, T]:
         What to replay, and the function's result, whose tensors each replay writes anew.
 
     Raises:
-        NotCapturable: an operator or Python itself would need numbers.
+        NotCapturable: an operator or Python itself would need values.
     """
     global _capture
     _capture = noted = _Capture()
@@ -100,7 +100,7 @@ _capture: _Capture | None = None
 
 
 def host_call(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-    """``function(*args)``, which a graph calls again as it is: it may look at numbers.
+    """``function(*args)``, which a graph calls again as it is: it may look at values.
 
     Its result must always be of the same shape, and nothing else may become of it but what it
     writes to its arguments.
@@ -189,7 +189,7 @@ class _Capture(TorchDispatchMode):
         new = [t for t in results if _memory(t) not in inputs]
         self.nbytes += sum(t.untyped_storage().nbytes() for t in new)
         if func in _EMPTY or (results and not new and not func._schema.is_mutable):
-            return  # a place without numbers, or a view
+            return  # a place without values, or a view
         if func in LOWERINGS:
             with self.suspended(), threads.listening(self.note_kernel):
                 if LOWERINGS[func](out, *args, **kwargs):
@@ -207,7 +207,7 @@ class _Capture(TorchDispatchMode):
 
 
 class _NoReads(TorchFunctionMode):
-    """Refuses what hands numbers to Python without an operator."""
+    """Refuses what hands values to Python without an operator."""
 
     def __init__(self, noted: _Capture) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class _NoReads(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in _READS and not self._noted.is_suspended:
-            raise NotCapturable(f"{func.__name__}: Python reads numbers")
+            raise NotCapturable(f"{func.__name__}: Python reads values")
         out = func(*args, **(kwargs or {}))
         self._noted.keep(out)
         return out

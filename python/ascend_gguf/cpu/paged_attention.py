@@ -49,7 +49,7 @@ class Tokens:
     Args:
         requests: int64 ``[tokens]``, the row of ``slots`` that each token's request has.
         lengths: int64 ``[tokens]``, how many keys of its request each token attends to: at least 1.
-        one_each: no request has several tokens; then Python does not look at any number.
+        one_each: no request has several tokens; then Python does not look at any value.
     """
 
     def __init__(

@@ -305,7 +305,7 @@ def _row_parameters(dtype: torch.dtype) -> dict[str, Kind]:
 def _each_row(
     tile: Value, x: Value, x_stride: Value, rows: Value, step: Value
 ) -> Iterator[tuple[Value, Value]]:
-    """The rows of a tile, ``step`` of all: their numbers and addresses."""
+    """The rows of a tile, ``step`` of all: their indices and addresses."""
     first = tile * step
     for i in loop(first, minimum(first + step, rows)):
         yield i, x + i * x_stride

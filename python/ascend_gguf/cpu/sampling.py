@@ -123,7 +123,7 @@ def _in_blocks(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _below(drawn: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """Numbers less than the last sum: rounded they might be that, which is behind all tokens."""
+    """Values less than the last sum: rounded they might be that, which is behind all tokens."""
     totals = sums[:, -1:]
     return torch.minimum(drawn, totals.nextafter(torch.zeros_like(totals)))
 

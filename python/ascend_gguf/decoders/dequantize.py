@@ -1,4 +1,4 @@
-"""Decoding GGUF blocks to numbers, with all the cores a process may use."""
+"""Decoding GGUF blocks, with all the cores a process may use."""
 
 from __future__ import annotations
 

@@ -19,19 +19,19 @@ def _grid(
         quants.IQ1_S | quants.IQ2_S | quants.IQ2_XS | quants.IQ2_XXS | quants.IQ3_S | quants.IQ3_XXS
     ],
 ) -> Block:
-    """A type's grid, a byte a number."""
+    """A type's grid, a byte a weight."""
     kind.init_grid()
     return Block(table("grid", np.asarray(kind.grid, np.int8)))
 
 
 def _signs(code: Value) -> Value:
-    """Eight sign bits for a code of seven: the eighth makes their number even."""
+    """Eight sign bits for a code of seven: the eighth makes their count even."""
     signs = Block(table("signs", np.frombuffer(quants.IQ2_XXS.ksigns, dtype=np.uint8)))
     return signs.at(code).byte(0)
 
 
 def _paired(first: Value, second: Value) -> Value:
-    """Two bytes as a number of 16 bits."""
+    """Two bytes as one of 16 bits."""
     return first.zext(I16) | second.zext(I16) << 8
 
 

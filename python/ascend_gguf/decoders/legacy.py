@@ -26,7 +26,7 @@ def q4_1(x: Block, y: Sink) -> None:
 
 
 def _five_bits(q: Value, h: Value, half: int) -> Value:
-    """16 numbers from their nibbles and 16 upper bits."""
+    """16 codes from their nibbles and 16 upper bits."""
     upper = (h >> 16 * half).trunc(I16).bitcast(I1).zext(I8)
     return q.field(4 * half, 4) | upper.field(0, 1, 4)
 

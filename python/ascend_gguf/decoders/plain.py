@@ -1,4 +1,4 @@
-"""F32, F16, BF16: plain numbers, a block each, decoded ``y.count`` at a time."""
+"""F32, F16, BF16: unquantized, a block each, decoded ``y.count`` at a time."""
 
 from __future__ import annotations
 

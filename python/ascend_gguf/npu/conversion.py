@@ -53,7 +53,7 @@ _GREATEST = 127
 def conversions(
     matrix: BlockTensor,
     packing: Packing,
-    numbers: torch.Tensor,
+    codes: torch.Tensor,
     scale: torch.Tensor,
     offset: torch.Tensor | None,
 ) -> Iterator[Callable[[], None]]:
@@ -61,7 +61,7 @@ def conversions(
 
     Args:
         matrix: ``[rows, cols]``, its columns cut on multiples of 32.
-        numbers: uint8 ``[rows, cols * stored_bits / 8]`` on the host, what to fill.
+        codes: uint8 ``[rows, cols * stored_bits / 8]`` on the host, what to fill.
         scale: float16, bfloat16 or float32 ``[rows, cols / group]``.
         offset: as ``scale``; may be None if the type does not need it.
     """
@@ -69,14 +69,14 @@ def conversions(
     step = max(1, WEIGHTS_PER_PIECE // cols)
     for row in range(0, rows, step):
         part = slice(row, row + step)
-        targets = (numbers[part], scale[part], None if offset is None else offset[part])
+        targets = (codes[part], scale[part], None if offset is None else offset[part])
         yield functools.partial(convert, matrix.rows(row, row + step), packing, *targets)
 
 
 def convert(
     matrix: BlockTensor,
     packing: Packing,
-    numbers: torch.Tensor,
+    codes: torch.Tensor,
     scale: torch.Tensor,
     offset: torch.Tensor | None,
 ) -> None:
@@ -86,7 +86,7 @@ def convert(
     size = kind.block_size
     first, last = start // size, -(-stop // size)
     blocks = matrix.blocks[:, first * kind.type_size : last * kind.type_size]
-    targets = [numbers, scale, *([] if offset is None else [offset])]
+    targets = [codes, scale, *([] if offset is None else [offset])]
     places = targets
     if (first * size, last * size) != (start, stop):
         # A cut inside a block: convert the blocks, then cut.
@@ -217,7 +217,7 @@ class GroupSink(Sink):
         scales = collect([head.scale for head in heads])
         _, scale = self._round(scales * float(step) if step > 1 else scales)
         is_good: list[Value] | None = None
-        one = 16 if self._packing.planes else 1  # what is kept of weights that are all one number
+        one = 16 if self._packing.planes else 1  # what is kept of weights that are all one value
         offsets = [head.plus for head in heads if head.plus is not None]
         shifts = [head.shift for head in heads if head.shift is not None]
         if offsets:
@@ -225,7 +225,7 @@ class GroupSink(Sink):
             plus = collect(offsets)
             above = plus + scales * float(first)
             # Without a scale, or with one so small that the offset leaves the range or the
-            # precision of the dtype, all weights of the group are one number.
+            # precision of the dtype, all weights of the group are one value.
             limit = 2.0**15 if self._element is F16 else 2.0**22
             good = _absolute(above) < _absolute(scale) * limit
             middle = plus + scales * ((self._range.low + self._range.high) / 2)
@@ -246,7 +246,7 @@ class GroupSink(Sink):
             self._put(i, kept)
 
     def _nearest(self, halves: list[Scaled]) -> None:
-        """Groups of two halves with a scale each: the nearest numbers under a new one.
+        """Groups of two halves with a scale each: the nearest codes under a new one.
 
         If there is a scale under which one of the halves stays exact and which is not much larger
         than the smallest possible, which makes the largest weight 127, then that.
@@ -261,7 +261,7 @@ class GroupSink(Sink):
         best = smallest.filled(1.0)
         best = best + best  # anything above the square root of 2
         for side in range(2):
-            # The half's own scale by a whole number: as large a one as leaves no number past 127.
+            # The half's own scale by a whole number: as large a one as leaves no code past 127.
             ratio = collect(scales[side::2]) / smallest
             parts = ratio.to_int().to_float()
             larger = ratio / parts

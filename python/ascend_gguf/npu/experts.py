@@ -1,6 +1,6 @@
-"""Experts for the Ascend grouped product, which takes whole numbers of 4 bits, packed along N.
+"""Experts for the Ascend grouped product, which takes codes of 4 bits, packed along N.
 
-The numbers of a few rows are made by :mod:`.groups`, a byte each, and then transposed and packed.
+The codes of a few rows are made by :mod:`.conversion`, a byte each, then transposed and packed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ascend_gguf.npu.row_groups import packing_unsupported_reason
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
-#: Numbers in an element of ``packed``.
+#: Codes in an element of ``packed``.
 _EIGHT = 8
 
 # Rows made at once: with 16 elements of ``packed`` a row of them fills a cache line.
@@ -51,14 +51,14 @@ _EXPERTS, _TOO_LONG = 1024, 65536
 class Grouped(Layout):
     """Base of :class:`GroupedInt4` and :class:`GroupedNibblePlanes`: ``K`` inputs, ``N`` outputs.
 
-    ``packed``: int32 ``[experts, K, N / 8]``, eight numbers each, the first in the lowest bits; of
+    ``packed``: int32 ``[experts, K, N / 8]``, eight codes each, the first in the lowest bits; of
     planes ``[experts, 2 * K, N / 8]``.
     ``scale``: ``dtype [experts, K / group, N]``.
     ``offset``: as ``scale``; where it is the same everywhere, one tensor for all layers of a shape,
     as the operator always wants one.
     """
 
-    #: How numbers are made, a byte each.
+    #: How codes are made, a byte each.
     packing: ClassVar[Packing]
 
     @classmethod
@@ -111,14 +111,14 @@ class Grouped(Layout):
     def _put(self, matrix: BlockTensor, expert: int, row: int) -> None:
         rows, cols = matrix.shape
         # Rows a power of two apart would share few places of the cache.
-        numbers = torch.empty(rows, cols + _PADDING, dtype=torch.uint8)[:, :cols]
+        codes = torch.empty(rows, cols + _PADDING, dtype=torch.uint8)[:, :cols]
         scale = torch.empty(rows, cols // self.packing.group, dtype=self.dtype)
         own = self.tensors.get("offset")
         offset = None if own is None else torch.empty_like(scale)
-        convert(matrix, self.packing, numbers, scale, offset)
+        convert(matrix, self.packing, codes, scale, offset)
         target = self.tensors["packed"][expert, :, row // _EIGHT :]
         transpose = transposer(self.packing.planes, whole=rows == _ROWS)
-        places = [value for t in (numbers, target) for value in (t.data_ptr(), t.stride(0))]
+        places = [value for t in (codes, target) for value in (t.data_ptr(), t.stride(0))]
         transpose(*places, rows // _EIGHT, cols)
         self.tensors["scale"][expert, :, row : row + rows] = scale.t()
         if own is not None and offset is not None:

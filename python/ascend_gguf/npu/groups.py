@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ascend_gguf.codegen import Value
-from ascend_gguf.ggml_types import BlockType, Numbers
+from ascend_gguf.ggml_types import BlockType, CodeRange
 
 #: Weights with one scale in the Ascend operators: the fewest they take.
 GROUP = 32
@@ -18,11 +18,11 @@ GROUP = 32
 _Offset = TypeVar("_Offset", Value, float)
 
 
-def codes_of(kind: BlockType) -> Numbers:
+def codes_of(kind: BlockType) -> CodeRange:
     """The codes of a type that a packing can keep."""
-    if kind.numbers is None:
-        raise TypeError(f"{kind.name} is plain numbers")
-    return kind.numbers
+    if kind.codes is None:
+        raise TypeError(f"{kind.name} is not quantized")
+    return kind.codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Packing:
 
     Attributes:
         bits: for a weight: 4, two codes to a byte, the first in the low half; or 8.
-        low, high: the least and the greatest number that is kept.
+        low, high: the least and the greatest code that is kept.
         group: weights with one scale.
-        planes: a number of 8 bits is kept as two of 4, ``16 high + low``, low from -8 to 7: those
+        planes: a code of 8 bits is kept as two of 4, ``16 high + low``, low from -8 to 7: those
             of 16 weights together, high ones first.  The scale is for the high ones, and the
             operator is given a sixteenth of the input for the low ones.
         nearly: whether a group may span two scales of a type, see :mod:`.conversion`.
@@ -48,14 +48,14 @@ class Packing:
     nearly: bool = False
     apart: bool = False
 
-    def fits(self, codes: Numbers) -> bool:
+    def fits(self, codes: CodeRange) -> bool:
         """Whether there are enough bits for the codes of a type."""
         return (codes.high - codes.low) // self._step(codes) <= self.high - self.low
 
-    def _step(self, codes: Numbers) -> int:
+    def _step(self, codes: CodeRange) -> int:
         return codes.step if self.bits == 4 else 1
 
-    def place(self, codes: Numbers) -> tuple[int, int]:
+    def place(self, codes: CodeRange) -> tuple[int, int]:
         """``(first, step)``: a code that fits is kept as ``(code - first) / step``."""
         low, high, step = codes.low, codes.high, self._step(codes)
         if step == 1 and self.low <= low and high <= self.high:
@@ -65,9 +65,9 @@ class Packing:
 
     def unsupported_reason(self, kind: BlockType) -> str | None:
         """Why a type cannot be kept so, as a clause; None if it can."""
-        codes = kind.numbers
+        codes = kind.codes
         if codes is None:
-            return "a part is plain numbers"
+            return "a part is not quantized"
         if not self.fits(codes):
             return f"{kind.name} does not fit {self.bits} bits"
         if codes.group < self.group and (codes.has_offset or not self.nearly):
@@ -82,12 +82,12 @@ class Packing:
         first, step = self.place(codes)
         return self.offset(first / step)
 
-    def offset(self, number: _Offset) -> _Offset:
-        """What the operator is given for a number to add."""
+    def offset(self, value: _Offset) -> _Offset:
+        """What the operator is given to be added for an offset."""
         # Where low codes meet a sixteenth of the input, an offset counts 17 sixteenths.
-        return number / 17.0 if self.planes else number
+        return value / 17.0 if self.planes else value
 
     @property
     def stored_bits(self) -> int:
-        """Bits of a number as it is written."""
+        """Bits of a code as it is written."""
         return 8 if self.apart else self.bits

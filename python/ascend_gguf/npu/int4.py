@@ -9,9 +9,9 @@ from ascend_gguf.npu.row_groups import RowGroups
 
 
 class Int4(RowGroups):
-    """A matrix as ``(number + offset) * scale``, numbers from -8 to 7.
+    """A matrix as ``(code + offset) * scale``, codes from -8 to 7.
 
-    ``packed``: int32 ``[rows, cols / 8]``, eight numbers each, the first in the lowest bits.
+    ``packed``: int32 ``[rows, cols / 8]``, eight codes each, the first in the lowest bits.
     ``scale``: ``dtype [rows, cols / 32]``.
     ``offset``: as ``scale``; absent where all are 0.
     """
@@ -20,12 +20,12 @@ class Int4(RowGroups):
     packing = Packing(4, -8, 7)
     packed_dtype = torch.int32
 
-    def numbers(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def codes(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return nibbles(packed, dtype)
 
 
 def nibbles(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """int32 ``[..., n]``, eight numbers each, to ``dtype [..., 8 * n]``."""
+    """int32 ``[..., n]``, eight codes each, to ``dtype [..., 8 * n]``."""
     # With floats, all exact: NPUs leave shifts to their host processor.
     both = packed.view(torch.int8).to(dtype)
     high = torch.floor_divide(both, 16)

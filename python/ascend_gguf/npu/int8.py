@@ -9,7 +9,7 @@ from ascend_gguf.npu.row_groups import RowGroups
 
 
 class Int8(RowGroups):
-    """A matrix as ``(number + offset) * scale``, numbers from -128 to 127.
+    """A matrix as ``(code + offset) * scale``, codes from -128 to 127.
 
     ``packed``: int8 ``[rows, cols]``.
     ``scale``: ``dtype [rows, cols / 32]``.
@@ -20,12 +20,12 @@ class Int8(RowGroups):
     packing = Packing(8, -128, 127)
     packed_dtype = torch.int8
 
-    def numbers(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def codes(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return packed.to(dtype)
 
 
 class NearInt8(Int8):
-    """As :class:`Int8`, also for types with a scale for 16 weights: those get the nearest numbers.
+    """As :class:`Int8`, also for types with a scale for 16 weights: those get the nearest codes.
 
     docs/quantization.md has the error that adds.
     """

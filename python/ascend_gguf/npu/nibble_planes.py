@@ -19,7 +19,7 @@ class NibblePlanes(RowGroups):
     twice the width (:meth:`doubled`).  So types with a scale for 16 weights are exact in operators
     whose groups are of 32, and 8 bits in groups fit those that have them for 4 bits alone.
 
-    ``packed``: int32 ``[rows, 2 * cols / 8]``, eight numbers each, the first in the lowest bits: of
+    ``packed``: int32 ``[rows, 2 * cols / 8]``, eight codes each, the first in the lowest bits: of
     16 weights the high ones, then the low ones.
     ``scale``: ``dtype [rows, cols / 16]``.
     ``offset``: as ``scale``; absent where all are 0.
@@ -35,11 +35,11 @@ class NibblePlanes(RowGroups):
         self.factors = plane_factors(self.dtype, device)
         return self
 
-    def numbers(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def codes(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return nibbles(packed, dtype)
 
     def decoded(self, rows: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        values = self.numbers(rows["packed"], dtype).unflatten(-1, (-1, 32))
+        values = self.codes(rows["packed"], dtype).unflatten(-1, (-1, 32))
         if "offset" in rows:
             values = values + rows["offset"].unsqueeze(-1)
         values = values.unflatten(-1, (2, 16))
@@ -47,7 +47,7 @@ class NibblePlanes(RowGroups):
 
 
 def merged(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """``[..., 2, ...]``, high and low numbers along a dimension, to ``high + low / 16``."""
+    """``[..., 2, ...]``, high and low codes along a dimension, to ``high + low / 16``."""
     high, low = values.unbind(dim)
     return high + low / 16
 
@@ -61,5 +61,5 @@ def doubled(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def plane_factors(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """What the inputs of high and of low numbers are multiplied with: ``[2, 1]``."""
+    """What the inputs of high and of low codes are multiplied with: ``[2, 1]``."""
     return torch.tensor([[1.0], [0.0625]], dtype=dtype, device="cpu").to(device)

@@ -22,7 +22,7 @@ _LONGEST = 65535
 
 
 def packing_unsupported_reason(weight: Weight, packing: Packing) -> str | None:
-    """Why whole numbers in groups along the columns cannot hold the weight."""
+    """Why codes in groups along the columns cannot hold the weight."""
     for piece in weight.pieces:
         unsupported_reason = packing.unsupported_reason(piece.kind)
         if unsupported_reason is not None:
@@ -40,7 +40,7 @@ def packing_unsupported_reason(weight: Weight, packing: Packing) -> str | None:
 class RowGroups(Layout):
     """Base of :class:`.int4.Int4`, :class:`.int8.Int8` and :class:`.planes.NibblePlanes`."""
 
-    #: How numbers are kept.
+    #: How codes are kept.
     packing: ClassVar[Packing]
     #: What an element of ``packed`` is.
     packed_dtype: ClassVar[torch.dtype]
@@ -107,12 +107,12 @@ class RowGroups(Layout):
         )
 
     @abc.abstractmethod
-    def numbers(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Rows of ``packed`` as whole numbers ``[n, cols]`` of a dtype."""
+    def codes(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Rows of ``packed`` as codes ``[n, cols]`` of a dtype."""
 
     def decoded(self, rows: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Weights ``[n, cols]`` of a dtype, from ``n`` rows of each of the tensors."""
-        values = self.numbers(rows["packed"], dtype).unflatten(-1, (-1, GROUP))
+        values = self.codes(rows["packed"], dtype).unflatten(-1, (-1, GROUP))
         if "offset" in rows:
             values = values + rows["offset"].unsqueeze(-1)
         return (values * rows["scale"].unsqueeze(-1)).flatten(1)

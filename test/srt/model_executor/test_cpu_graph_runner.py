@@ -97,7 +97,7 @@ def test_sizes_of_batches_change() -> None:
 @pytest.mark.parametrize(
     ("read", "message"),
     [
-        (lambda batch, count: int(batch.seq_lens.max()), "numbers to Python"),
+        (lambda batch, count: int(batch.seq_lens.max()), "values to Python"),
         (lambda batch, count: batch.seq_lens_sum + 1, "NoneType"),
         (lambda batch, count: len(count), "a replay gave other numbers"),
     ],

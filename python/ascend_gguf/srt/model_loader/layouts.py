@@ -23,8 +23,8 @@ def choose(options: dict[str, Any], path: str) -> Choice:
     weights = options.get("weights", "auto")
     # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
     # little for speed.  Who took a file that is mostly of them wants them exact.
-    quantized = [t for t in open_gguf(path).tensors.values() if t.type.numbers is not None]
-    fine = sum(t.nbytes for t in quantized if t.type.numbers.group < GROUP)
+    quantized = [t for t in open_gguf(path).tensors.values() if t.type.codes is not None]
+    fine = sum(t.nbytes for t in quantized if t.type.codes.group < GROUP)
     return Choice(weights, weights == "auto" and 2 * fine < sum(t.nbytes for t in quantized))
 
 
@@ -63,7 +63,7 @@ def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:
     """Log what the weights take, and which could not stay packed and why."""
     for name, module in model.named_modules():
         for weight, unsupported in vars(module).get("gguf_unsupported", {}).items():
-            if unsupported and set(unsupported.values()) != {"a part is plain numbers"}:
+            if unsupported and set(unsupported.values()) != {"a part is not quantized"}:
                 why = "; ".join(f"not {layout}: {reason}" for layout, reason in unsupported.items())
                 logger.info("%s.%s is held as numbers (%s)", name, weight, why)
     file_bytes = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
