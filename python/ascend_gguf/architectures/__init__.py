@@ -36,7 +36,7 @@ __all__ = [
     "is_reranker",
 ]
 
-#: What is known of each architecture; of several that describe a file, the first counts.
+#: All architectures; the first that describes a file counts.
 ARCHITECTURES: tuple[Architecture, ...] = tuple(
     architecture
     for family in (
@@ -57,7 +57,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
     for architecture in family.ARCHITECTURES
 )
 
-#: Architectures of files that are known, but not run: on "cpu" and "npu", why.
+#: Architectures that are known but not supported: why, on "cpu" and "npu".
 REFUSED = {
     "qwen3next": {
         "cpu": "the engine merges projections of this model that a file holds apart, in types of "
@@ -68,7 +68,7 @@ REFUSED = {
 
 
 def architecture_of(file: GGUFFile) -> Architecture:
-    """The architecture of ``file``; GGUFError listing the known ones if it is not among them."""
+    """The architecture of ``file``; a GGUFError lists the known ones if it is none of them."""
     check_kind(file)
     for architecture in ARCHITECTURES:
         if architecture.describes(file):

@@ -30,7 +30,7 @@ _EXPERT_FIELDS = MOE_FIELDS | {
 
 
 def _shared_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    """Of one shared expert, as the engine reads it, and of all of them together."""
+    """Width of one shared expert, as the engine reads it, and of all together."""
     one = attributes.get("moe_shared_expert_intermediate_size")
     one = one or attributes["moe_intermediate_size"]
     return {

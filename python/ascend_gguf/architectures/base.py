@@ -1,4 +1,4 @@
-"""What the project knows of one model architecture, as data.
+"""A model architecture, as data.
 
 An :class:`Architecture` says how a GGUF file's metadata becomes a transformers configuration and
 which tensor of the file is which tensor of the Hugging Face model.  Names are those of
@@ -22,20 +22,20 @@ from ascend_gguf.architectures.transforms import Transform
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, GGUFTensor
 
-#: Tensors that any file may hold and no model needs: what they say is in the configuration.
+#: Tensors that any file may hold and no model needs: their content is in the configuration.
 _IGNORED = re.compile(
     r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight"
-    # What kernels of other programs that round their input too multiply it with.
+    # For kernels of other programs that quantize activations too.
     r"|.+\.input_scale"
 )
 
-#: Tensors of encoders for pictures, videos and sound, which some files have beside the text model:
-#: ``clip-impl.h`` of llama.cpp, and the names of Hugging Face's checkpoints.
+#: Tensors of image, video and audio encoders, which some files have beside the text model: names of
+#: ``clip-impl.h`` of llama.cpp and of Hugging Face's checkpoints.
 _ENCODERS = re.compile(
     r"(v|a|mm|resampler|adapter|vision_(tower|model)|visual|audio_tower|multi_modal_projector)\..+"
 )
 
-#: Heads of rerankers and classifiers, in place of the output matrix or beside it.
+#: Heads of rerankers and classifiers, instead of the output matrix or beside it.
 _HEAD = re.compile(r"cls(\.(output|norm))?\.(weight|bias)")
 
 _NOT_KNOWN = (
@@ -45,12 +45,12 @@ _NOT_KNOWN = (
 
 
 def is_of_encoder(tensor_name: str) -> bool:
-    """True for a tensor of an encoder for pictures, videos or sound."""
+    """True for a tensor of an image, video or audio encoder."""
     return _ENCODERS.fullmatch(tensor_name) is not None
 
 
 def scale_name(weight_name: str) -> str:
-    """The name of the tensor whose one number, or one for each expert, a weight is multiplied with.
+    """The name of the tensor that scales a weight: one number, or one per expert.
 
     Source: llama.cpp ``llama_model::load_tensors``; files of NVFP4 have them.
     """
@@ -59,15 +59,15 @@ def scale_name(weight_name: str) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a tensor of the file goes in the model, where that takes more than a name.
+    """Where a tensor of the file goes in the model, if a name does not say enough.
 
     Args:
-        names: of the model's tensors, as in :attr:`Rename.hf`; none for a tensor that another's
-            :attr:`beside` takes in.
-        rows: of each name; equal shares if None.
-        undo: from the tensor as stored, and those beside it, to what the model knows.
-        beside: names in the file of the other tensors that ``undo`` takes, as numbers.
-        numbers: hand it to the model as numbers, not as blocks.
+        names: the model's tensors, as in :attr:`Rename.hf`; none for a tensor that is in the
+            :attr:`beside` of another.
+        rows: rows of each name; equal shares if None.
+        undo: from the tensor as stored, and those beside it, to the model's tensor.
+        beside: names in the file of other tensors that ``undo`` takes, decoded.
+        numbers: pass it to the model decoded, not as blocks.
     """
 
     names: tuple[str, ...]
@@ -77,7 +77,7 @@ class Placement:
     numbers: bool = False
 
 
-#: A tensor's place in the model: its name, the names of its equal shares, or more than that.
+#: A tensor's place in the model: its name, the names of its equal shares, or a Placement.
 Target = str | tuple[str, ...] | Placement
 
 
@@ -86,18 +86,18 @@ class Rename:
     """One tensor of the file and the Hugging Face tensor it stands for.
 
     Args:
-        gguf: name in the file; ``{layer}`` runs over the blocks.
+        gguf: name in the file; ``{layer}`` runs over the layers.
         shape: its dimensions, outermost first, as words of :mod:`dimensions`; ``2*ffn`` is twice
             ``ffn``.
-        hf: name in the model; ``{expert}`` runs over the experts packed in the tensor's first
-            dimension.  Several names split the tensor's rows, equally unless :attr:`rows` says how.
+        hf: name in the model; ``{expert}`` runs over the experts stacked in the tensor's first
+            dimension.  Several names split the tensor's rows, equally or as :attr:`rows` says.
         optional: the file may lack it.
-        unless: another ``gguf`` name whose presence excuses this one's absence.
-        kind: the kind of block that has it, a word of :mod:`dimensions`; every block by default.
+        unless: the tensor may be missing if the one of this ``gguf`` name is there.
+        kind: the kind of layer that has it, a word of :mod:`dimensions`; every layer by default.
         rows: for several names, the dimensions of their rows.
-        undo: what conversion did to the tensor, undone.
-        beside: the ``gguf`` names of other tensors that ``undo`` takes, as numbers.
-        numbers: the model's loader computes with it: give it numbers, not blocks.
+        undo: undoes what conversion did to the tensor.
+        beside: the ``gguf`` names of other tensors that ``undo`` takes, decoded.
+        numbers: the model's loader computes with it: pass it decoded, not as blocks.
     """
 
     gguf: str
@@ -116,7 +116,7 @@ class Rename:
         return tuple(size(words, config) for words in self.shape.split())
 
     def of_layer(self, layer: int | str) -> Rename:
-        """This rule with the block's number filled in."""
+        """This rule with the layer's number filled in."""
 
         def fill(name: str) -> str:
             return name.replace("{layer}", str(layer))
@@ -152,7 +152,7 @@ def per_layer(
     beside: tuple[str, ...] = (),
     **options: Any,
 ) -> Rename:
-    """A :class:`Rename` of a tensor that blocks have: ``blk.N.`` and ``model.layers.N.``."""
+    """A :class:`Rename` of a tensor per layer: ``blk.N.`` and ``model.layers.N.``."""
     names = tuple(f"model.layers.{{layer}}.{name}" for name in hf)
     return Rename(
         f"blk.{{layer}}.{gguf}",
@@ -166,13 +166,13 @@ def per_layer(
 
 @dataclass(frozen=True)
 class Field:
-    """An attribute of the configuration that a key of the metadata says.
+    """An attribute of the configuration that comes from a metadata key.
 
     Args:
         attribute: its name.
-        kind: of the value: int, float or bool.
-        least: the least that makes sense.
-        unset: a value that says no more than a missing key does.
+        kind: type of the value: int, float or bool.
+        least: the smallest valid value.
+        unset: a value that means the same as a missing key.
     """
 
     attribute: str
@@ -182,12 +182,12 @@ class Field:
 
 
 def fraction(attribute: str) -> Field:
-    """A :class:`Field` of a number that need not be whole."""
+    """A :class:`Field` of a float."""
     return Field(attribute, float, 0)
 
 
 def scale(attribute: str) -> Field:
-    """A :class:`Field` of a number to multiply or divide by, where zero stands for none."""
+    """A :class:`Field` of a factor or divisor; zero means none."""
     return Field(attribute, float, 0, unset=0)
 
 
@@ -197,16 +197,16 @@ def flag(attribute: str) -> Field:
 
 
 def count(attribute: str) -> Field:
-    """A :class:`Field` of a whole number that may be zero."""
+    """A :class:`Field` of an integer that may be zero."""
     return Field(attribute, int, 0)
 
 
 def length(attribute: str) -> Field:
-    """A :class:`Field` of a whole number, where zero stands for none."""
+    """A :class:`Field` of an integer; zero means none."""
     return Field(attribute, int, 0, unset=0)
 
 
-#: Keys of the metadata and what they say; a plain name is a whole number of at least one.
+#: Metadata keys and their attributes; a plain name is an integer of at least one.
 Fields = dict[str, str | Field]
 
 #: ``(file, attributes so far)`` to more attributes.
@@ -215,26 +215,25 @@ Derivation = Callable[[GGUFFile, Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One value of ``general.architecture``, or those of its files that have a mark.
+    """One value of ``general.architecture``, or those of its files that :attr:`mark` accepts.
 
     Args:
         name: that value.
         model_type: transformers' ``model_type``.
-        fields: key of the file's metadata below ``name.`` to attribute of the configuration, a
-            :class:`Field` where it is not a whole number of at least one.
-        required: the keys of ``fields`` that no default can stand in for.
-        defaults: attributes where the file lacks their key: what llama.cpp takes then
-            (``load_arch_hparams``, ``llama-hparams.h``), which often is not transformers' default.
-        reads: further keys that ``rope`` and ``derived`` obey.
+        fields: metadata key below ``name.`` to attribute of the configuration; a :class:`Field` if
+            it is not an integer of at least one.
+        required: the keys of ``fields`` without a usable default.
+        defaults: attributes for missing keys, as llama.cpp has them (``load_arch_hparams``,
+            ``llama-hparams.h``); often not transformers' defaults.
+        reads: further keys that ``rope`` and ``derived`` follow.
         tensors: the tensors of such a model.
         constants: attributes of the configuration that the architecture fixes.
-        fixed: keys that may say nothing but what the architecture does anyway: the values that do.
-        rope: the rotary embedding's parameters, from the file and the attributes.
-        derived: attributes that take more than one key, computed in this order.
-        mark: tells these files from others of the name.
-        causal_lm: the model's class, where the engine has it not from transformers' table.
-        beyond_float16: why float16 cannot hold what such a model computes, as a clause; it is
-            refused then.
+        fixed: keys that the model does not follow, with the values that describe it anyway.
+        rope: the RoPE parameters, from the file and the attributes.
+        derived: attributes that need more than one key, computed in this order.
+        mark: whether a file of this name is of this architecture.
+        causal_lm: the model's class, if it is not the one of transformers' table.
+        beyond_float16: why such a model overflows float16, as a clause; float16 is refused then.
     """
 
     name: str
@@ -258,14 +257,14 @@ class Architecture:
 
     @cached_property
     def obeyed(self) -> frozenset[str]:
-        """Every key, below the name, that the model's configuration follows."""
+        """Every key below the name that the model's configuration follows."""
         return frozenset(self.fields) | self.reads | rope.KEYS | {"nextn_predict_layers"}
 
     def rename(self, tensor_name: str, config: Any = None) -> Rename | None:
-        """The rule for a tensor of the file, the block's number filled in; None if unknown.
+        """The rule for a tensor of the file, with the layer's number filled in; None if unknown.
 
         Args:
-            config: the model's, where blocks of another kind may have a tensor of the same name.
+            config: of the model, if layers of different kinds have a tensor of the same name.
         """
         layer, pattern = _split_layer(tensor_name)
         rules = self._by_name.get(pattern, ())
@@ -277,14 +276,13 @@ class Architecture:
         return rules[0].of_layer(layer)
 
     def name_map(self, file: GGUFFile, config: Any) -> dict[str, Target]:
-        """The place in the model of every tensor that it takes from ``file``, by GGUF name.
+        """The place in the model of every tensor of ``file``, by GGUF name.
 
         Args:
             config: the model's transformers configuration, which says what shapes to expect.
 
         Raises:
-            GGUFError: the file holds a tensor that the model does not know or knows in another
-                shape, or lacks one that it needs.
+            GGUFError: the file has an unknown tensor or one of the wrong shape, or lacks one.
         """
         names = {}
         for tensor in file.tensors.values():
@@ -312,11 +310,11 @@ class Architecture:
         return names
 
     def _is_scale(self, tensor: GGUFTensor, file: GGUFFile) -> bool:
-        """True for the scale of another tensor, which is no tensor of the model."""
+        """True for the scale of another tensor; the model has no such tensor."""
         weight = file.tensors.get(tensor.name.removesuffix(".scale") + ".weight")
         if not tensor.name.endswith(".scale") or weight is None or self.rename(tensor.name):
             return False
-        if len(weight.shape) < 2:  # of a norm it would be something else
+        if len(weight.shape) < 2:  # beside a norm it is something else
             return False
         count = weight.shape[0] if len(weight.shape) == 3 else 1
         is_right = math.prod(tensor.shape) == count and tensor.type.dtype is not None
@@ -365,7 +363,7 @@ class Architecture:
                 hint="Use a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
-        # A vector may be written as a matrix of one row, where it is taken as it is.
+        # A vector may be written as a matrix of one row, unless it is transformed.
         one_row = None if rule.undo else (1, *expected[:1])
         if tensor.shape not in (expected, one_row):
             raise GGUFError(
@@ -396,7 +394,7 @@ class Architecture:
 
 
 def _is_left_out(tensor: GGUFTensor, config: Any) -> bool:
-    """True for a tensor that no answer in text needs."""
+    """True for a tensor that text generation does not need."""
     return (
         _IGNORED.fullmatch(tensor.name) is not None
         or is_of_encoder(tensor.name)
@@ -405,7 +403,7 @@ def _is_left_out(tensor: GGUFTensor, config: Any) -> bool:
 
 
 def _predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
-    """True for a tensor of the blocks that follow the model's own, which no answer needs."""
+    """True for a tensor of a multi-token prediction layer, which follows the model's own layers."""
     layer, _ = _split_layer(tensor.name)
     layers = config.num_hidden_layers
     extra = getattr(config, "num_nextn_predict_layers", None) or 0

@@ -26,7 +26,7 @@ _FIELDS = {key: value for key, value in FIELDS.items() if key != _EPSILON} | {
 _REQUIRED = REQUIRED - {_EPSILON} | {"attention.layer_norm_epsilon"}
 _DEFAULTS = {"logit_scale": 1.0}
 
-# One norm a block: attention and the feed-forward network take the same input.
+# One norm per layer: attention and the feed-forward network have the same input.
 _BODY = (
     *TIED_FRAME,
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
@@ -36,7 +36,7 @@ _BODY = (
 
 
 def _head_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    # As the engine's model has it, whatever transformers' default.
+    # As in the engine's model, whatever transformers' default.
     return {"head_dim": attributes["hidden_size"] // attributes["num_attention_heads"]}
 
 
@@ -49,7 +49,7 @@ ARCHITECTURES = (
         defaults=_DEFAULTS,
         tensors=_BODY
         + (
-            # Command R+ alone has them.
+            # Only in Command R+.
             per_layer("attn_q_norm.weight", "heads head", "self_attn.q_norm.weight", optional=True),
             per_layer(
                 "attn_k_norm.weight", "kv_heads head", "self_attn.k_norm.weight", optional=True

@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3, and the models of their shapes: attention by way of a latent vector."""
+"""DeepSeek V2 and V3, and models of their shape: multi-head latent attention (MLA)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _DEFAULTS = GROUPED_DEFAULTS | {"q_lora_rank": None}
 
 
 def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tensor:
-    """``kv_b_proj`` from its halves, of which conversion turned the first over.
+    """``kv_b_proj`` from its halves; conversion transposed the first.
 
     Args:
         k_b: ``[heads, latent, nope]``.
@@ -59,7 +59,7 @@ def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tenso
     return torch.cat([k_b.transpose(1, 2), v_b], dim=1).flatten(0, 1)
 
 
-# Numbers where the engine's loader joins or splits matrices.
+# Decoded where the engine's loader joins or splits matrices.
 _BODY: tuple[Rename, ...] = (
     *FRAME,
     *NORMS,
@@ -88,7 +88,7 @@ _BODY: tuple[Rename, ...] = (
         unless="attn_kv_b.weight",
     ),
     per_layer("attn_v_b.weight", "heads v_head kv_lora", unless="attn_kv_b.weight"),
-    # Of files before May 2025.
+    # In files before May 2025.
     per_layer(
         "attn_kv_b.weight",
         "heads*nope+heads*v_head kv_lora",
@@ -108,8 +108,8 @@ _ROUTER_BIAS = per_layer(
 
 
 def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    # Files that hold the halves of kv_b describe attention over latent vectors, of one head, and
-    # give the sizes of the model's own heads apart.
+    # Files with the halves of kv_b describe attention over latent vectors, with one head, and have
+    # separate keys for the sizes of the model's own heads.
     def size(name: str) -> int:
         found = number(file, f"attention.{name}_mla")
         return found or number(file, f"attention.{name}", required=True)
@@ -125,7 +125,7 @@ def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
 
 def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if attributes["n_routed_experts"] == 256:
-        # Files of DeepSeek V3 and R1 before September 2025 do not say: no other model has as many.
+        # Files of DeepSeek V3 and R1 before September 2025 lack the key; no other model has 256.
         attributes = {"n_group": 8, "topk_group": 4, **attributes}
     return groups(file, attributes)
 
@@ -137,7 +137,7 @@ def _greedy(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = rope.parameters(file, attributes)
-    # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` is the same number in
+    # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` has the same value in
     # every published model.
     tenth = number(file, "rope.scaling.yarn_log_multiplier", float, least=0)
     if "attention_factor" in found:
@@ -148,7 +148,7 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
             file=file.path,
             key=key,
             found=file.metadata[key],
-            expected="rope.scaling.yarn_log_multiplier alone",
+            expected="only rope.scaling.yarn_log_multiplier",
         )
     if tenth is not None:
         scale = round(10 * tenth, 6)
@@ -160,7 +160,7 @@ def _routes_by_sigmoid(file: GGUFFile) -> bool:
     gating = number(file, "expert_gating_func", least=0)
     if gating:
         return gating == _SIGMOID
-    # First files of GLM-4.7-Flash, which llama.cpp knows by these sizes.
+    # First files of GLM-4.7-Flash; llama.cpp recognizes them by these sizes.
     embedding = file.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None else 0
     return rows == 154880 and number(file, "block_count") in (47, 48)

@@ -1,4 +1,4 @@
-"""The words in which the tables write shapes and kinds of blocks."""
+"""The words that the tables use for shapes and kinds of layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def first(config: Any, *attributes: str, default: Any = None) -> Any:
-    """The first of the attributes that the configuration has a value for."""
+    """The first of the attributes that has a value in the configuration."""
     values = (getattr(config, name, None) for name in attributes)
     return next((value for value in values if value is not None), default)
 
@@ -19,7 +19,7 @@ def head_size(config: Any) -> int:
 
 
 def experts(config: Any) -> int:
-    """Routed experts of a layer that has any; transformers has as many names as models."""
+    """Routed experts of an MoE layer; transformers has many names for them."""
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return first(config, *names, default=0)
 
@@ -74,7 +74,7 @@ def size(words: str, config: Any) -> int:
 
 
 def is_sparse(config: Any, layer: int) -> bool:
-    """True for a block whose feed-forward network is a mixture of experts."""
+    """True for a layer whose feed-forward network is a mixture of experts."""
     if not experts(config):
         return False
     chosen = first(config, "moe_layers")
@@ -88,7 +88,7 @@ def _has_type(*types: str) -> Callable[[Any, int], bool]:
     return lambda config, layer: config.layer_types[layer] in types
 
 
-#: Kind of block in the tables -> whether a block of a model is of it.
+#: Kind of layer in the tables -> whether a layer of a model is of it.
 _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "": lambda config, layer: True,
     "dense": lambda config, layer: not is_sparse(config, layer),
@@ -99,5 +99,5 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
 
 
 def is_kind(kind: str, config: Any, layer: int) -> bool:
-    """True if block ``layer`` is of a kind of ``_KINDS``; every block is of the kind ``""``."""
+    """True if a layer is of a kind of ``_KINDS``; every layer is of the kind ``""``."""
     return _KINDS[kind](config, layer)

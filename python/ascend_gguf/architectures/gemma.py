@@ -39,18 +39,18 @@ _QK_NORM = (
     offset_norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
-# Embeddings are multiplied by the root of their size, and each block adds what a norm of great
-# weights gives.  vLLM refuses float16 for both models.
-_RESIDUALS = "residuals of Gemma models leave its range, which ends at 65,504"
+# Embeddings are multiplied by sqrt(hidden size), and each layer adds the output of a norm with
+# large weights.  vLLM refuses float16 for both models.
+_RESIDUALS = "residuals of Gemma models exceed its range, which ends at 65,504"
 
 _FINAL_SOFT_CAP = {"final_logit_softcapping": scale("final_logit_softcapping")}
 _ACTIVATION = {"hidden_activation": ("gelu_pytorch_tanh",)}
 
 
 def _query_scale(layers_of_27b: int) -> Derivation:
-    """Queries are divided by the root of the head's size, in the 27B model of another number.
+    """Queries are divided by sqrt(head size); in the 27B model by sqrt(hidden size / heads).
 
-    Source: llama.cpp's ``f_attention_scale``, which knows the model by its depth.
+    Source: llama.cpp's ``f_attention_scale``, which recognizes the model by its depth.
     """
 
     def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
@@ -81,7 +81,7 @@ ARCHITECTURES = (
         reads=PATTERN,
         fixed=_ACTIVATION,
         tensors=_BODY,
-        # The engine's name for it; transformers' is ``hidden_activation``.
+        # The engine's name; transformers' is ``hidden_activation``.
         constants={"hidden_act": "gelu_pytorch_tanh"},
         derived=(sliding_unless(2), _query_scale(46)),
         beyond_float16=_RESIDUALS,

@@ -21,7 +21,7 @@ from ascend_gguf.architectures.parts import (
     shared_expert,
 )
 
-#: Of models that see images: other rows are turned together.
+#: Of vision models, whose RoPE pairs other rows.
 _NO_SECTIONS = {"rope.dimension_sections": (0,)}
 _PARTIAL = frozenset({"rope.dimension_count"})
 
@@ -44,7 +44,7 @@ ARCHITECTURES = (
         ),
         rope=rope.partial,
         derived=(rope.partial_factor,),
-        # vLLM refuses it; llama.cpp adds up in float32 here, and says why in build_ffn.
+        # vLLM refuses it; llama.cpp accumulates in float32 here (build_ffn says why).
         beyond_float16="GLM-4 is known to be numerically unstable in it",
     ),
     Architecture(

@@ -31,7 +31,7 @@ _BIAS = "mlp.experts.{expert}"
 
 
 def _untruncated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    # The bounds between the frequencies that YaRN scales and those it leaves are not rounded.
+    # The bounds of the frequencies that YaRN scales are not rounded.
     return rope.parameters(file, attributes) | {"truncate": False}
 
 

@@ -24,7 +24,7 @@ ARCHITECTURES = (
         fields=_FIELDS,
         required=_REQUIRED,
         defaults=_DEFAULTS,
-        # llama.cpp's switch for no rotary embedding at all.
+        # llama.cpp's switch for no RoPE at all.
         fixed={"rope.scaling.finetuned": (True,)},
         tensors=BODY + mlp() + MLP_BIAS,
         derived=(query_scale,),
@@ -46,7 +46,7 @@ ARCHITECTURES = (
         required=_REQUIRED | frozenset(_EXPERT_FIELDS),
         defaults=_DEFAULTS,
         fixed=SOFTMAX_ROUTER,
-        # Not the packed tensors of its checkpoints: the engine takes single experts as well.
+        # Not the stacked tensors of its checkpoints: the engine also loads single experts.
         tensors=BODY + experts("block_sparse_moe"),
         derived=(query_scale,),
     ),

@@ -1,7 +1,7 @@
-"""Keys of a file that change what its model computes, and that the model here does not follow.
+"""Keys that change what a model computes in llama.cpp, and that the engine's model does not follow.
 
-A key that llama.cpp knows and an architecture does not obey (:attr:`Architecture.obeyed`) may only
-say what is so anyway.  Anything else is refused by name: to leave it out would be a wrong answer.
+A key that an architecture does not follow (:attr:`Architecture.obeyed`) may only have a value that
+changes nothing.  Any other value is refused by name: ignoring it would give wrong answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
-#: Keys that only a mixture of experts obeys.
+#: Keys that concern mixtures of experts only.
 _ROUTING = ("expert_", "experts_", "moe_", "leading_dense_block_count", "interleave_moe_")
 
 #: Key -> values that change nothing (gguf's ``Keys``; ``hparams`` in llama.cpp).
@@ -70,7 +70,7 @@ _NEUTRAL: dict[str, tuple] = {
     "rope.scaling.yarn_ext_factor": (-1, 1),
 }
 
-#: The same, where the values depend on the model.
+#: The same, if the values depend on the model.
 _DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
     "embedding_length_out": lambda file, sizes: (0, sizes["hidden_size"]),
     "attention.key_length": lambda file, sizes: (_head(sizes),),
@@ -88,7 +88,7 @@ _DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
 
 
 def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[str, Any]) -> None:
-    """Refuse what a file says and the model would leave out.
+    """Refuse keys that the model would ignore.
 
     Args:
         attributes: of the model's configuration.
@@ -127,9 +127,9 @@ def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str,
 
 def _says_nothing(name: str, value: Any, allowed: tuple, attributes: Mapping[str, Any]) -> bool:
     if name == "expert_gating_func" and value == 0:
-        return True  # llama.cpp's word for none
+        return True  # means none in llama.cpp
     if name == "attention.sliding_window" and not isinstance(value, np.ndarray):
-        # No prompt is longer than the window then.
+        # No prompt is longer than the window.
         if _is_number(value) and value >= attributes["max_position_embeddings"]:
             return True
     values = value.tolist() if isinstance(value, np.ndarray) else [value]

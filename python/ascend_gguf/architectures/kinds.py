@@ -1,7 +1,7 @@
-"""GGUF files that hold something else than a language model, each called by its name.
+"""GGUF files that do not hold a language model: each is refused by name.
 
-Names: ``GGUFType`` and ``MODEL_ARCH_NAMES`` of ``gguf/constants.py``; those of models that are not
-of language are what ComfyUI-GGUF, stable-diffusion.cpp and others write.
+Names: ``GGUFType`` and ``MODEL_ARCH_NAMES`` of ``gguf/constants.py``; for other kinds of models the
+names that ComfyUI-GGUF, stable-diffusion.cpp and others write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ascend_gguf.reader import GGUFFile
 
 _MODEL_FILE = "Pass the file of the language model itself."
 
-#: ``general.type``, or ``general.architecture``, of files beside models: what it is, what to do.
+#: ``general.type`` or ``general.architecture`` of files beside models: what it is, what to do.
 _BESIDE_MODELS = {
     "adapter": (
         "a LoRA adapter",
@@ -72,18 +72,18 @@ _OTHER_MODELS = {
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _DIFFUSION),
 }
 
-# Of models that make images, in files whose program writes no architecture.
+# Of image models in files without an architecture.
 _IMAGE_TENSORS = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks.")
 
 
 def kind_of(file: GGUFFile) -> str | None:
-    """What a file holds that is no language model of this package's kind; None for all others."""
+    """What a file holds if it is a known kind of model that is not supported; else None."""
     name = file.metadata.get("general.architecture")
     return _OTHER_MODELS.get(name) if isinstance(name, str) else None
 
 
 def check_kind(file: GGUFFile) -> None:
-    """Refuse what is no language model by its metadata.
+    """Refuse a file that is not a language model, by its metadata.
 
     Raises:
         GGUFError: says what the file is.

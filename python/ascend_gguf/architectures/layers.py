@@ -1,4 +1,4 @@
-"""Which layers attend to everything and which to a window, and other attributes of many keys."""
+"""Which layers have sliding-window attention, and other attributes that need several keys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ONE_GROUP = {"n_group": 1, "topk_group": 1}
 
 
 def sliding_unless(every: int) -> Derivation:
-    """``layer_types``: what the file's pattern says, else full attention in every n-th layer.
+    """``layer_types``: the file's pattern, or else full attention in every n-th layer.
 
-    A model without a window has full attention throughout.
+    A model without a window has full attention in all layers.
     """
 
     def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def sliding_unless(every: int) -> Derivation:
         elif isinstance(pattern, np.ndarray):
             sliding = _slides(file, pattern, layers)
         else:
-            # No full attention at all where n is zero, as llama.cpp reads it.
+            # Zero means no full attention at all, as in llama.cpp.
             step = number(file, "attention.sliding_window_pattern", least=0)
             step = (every if step is None else step) or layers + 1
             sliding = [(layer + 1) % step != 0 for layer in range(layers)]
@@ -54,18 +54,18 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
 
 
 def has_tensor(attribute: str, *tensors: str) -> Derivation:
-    """An attribute that is true where the file has one of the tensors."""
+    """An attribute that is true if the file has one of the tensors."""
     return lambda file, attributes: {attribute: any(name in file.tensors for name in tensors)}
 
 
 def query_scale(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
-    """``attention_multiplier``, where the file does not say: by the root of the head's size."""
+    """``attention_multiplier``; if the file lacks it, 1 / sqrt(head size)."""
     head = attributes["hidden_size"] // attributes["num_attention_heads"]
     return {"attention_multiplier": attributes.get("attention_multiplier", head**-0.5)}
 
 
 def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    """``moe_intermediate_size`` of files before June 2024: the width and the experts of a token."""
+    """``moe_intermediate_size`` of files before June 2024: total width / experts per token."""
     if "moe_intermediate_size" in attributes:
         return {}
     whole = number(file, "feed_forward_length", required=True)
@@ -73,9 +73,9 @@ def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int
 
 
 def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    """``n_group`` and ``topk_group``: one group where the file has none, or a token all of them.
+    """``n_group`` and ``topk_group``: one group if the file has none, or if a token uses all.
 
-    A group counts by its two best experts, so it has two.
+    A group is ranked by its two best experts, so it needs two.
     """
     count, used = attributes.get("n_group", 1), attributes.get("topk_group", 1)
     experts = number(file, "expert_count", required=True)

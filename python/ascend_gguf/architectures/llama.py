@@ -23,7 +23,7 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.architectures.transforms import halves_from_pairs
 from ascend_gguf.reader import GGUFFile
 
-#: Attention whose rotary embedding turns pairs of neighbouring rows.
+#: Attention with interleaved RoPE.
 ATTENTION = (
     *attention(halves_from_pairs("heads"), halves_from_pairs("kv_heads")),
     replace(OUTPUT_BIAS, optional=True),

@@ -1,4 +1,4 @@
-"""Numbers of a file's metadata, checked."""
+"""Checked numbers from a file's metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
-_ONE_FOR_ALL = "The engine's models have one value for all layers: this file cannot be served."
+_ONE_FOR_ALL = "SGLang's models have one value for all layers: this file cannot be served."
 
 _KINDS = {
     int: ((int,), "a whole number"),
@@ -22,19 +22,19 @@ _KINDS = {
 def number(
     file: GGUFFile, key: str, kind: type = int, least: float = 1, required: bool = False
 ) -> Any:
-    """The value at ``key``, of the Python type ``kind``; None where the file lacks the key.
+    """The value at ``key``, of the Python type ``kind``; None if the file lacks the key.
 
-    An array with the same value for each layer is that value.
+    An array with the same value for each layer counts as that value.
 
     Args:
         key: below ``general.architecture`` unless it starts with ``tokenizer.``.
-        kind: int, float (which takes whole numbers too) or bool.
-        least: the least number that makes sense.
-        required: of a key that the file must have.
+        kind: int, float (which accepts integers too) or bool.
+        least: the smallest valid number.
+        required: the file must have the key.
 
     Raises:
-        GGUFError: the value is of another kind, or less, or differs from layer to layer, or is
-            missing where it is required.
+        GGUFError: the value has the wrong type, is too small, differs between layers, or is
+            missing and required.
     """
     if required:
         file.arch_field(key)  # raises where it is missing
@@ -67,7 +67,7 @@ def _of_all_layers(file: GGUFFile, key: str, values: np.ndarray) -> Any:
     if whole and len(distinct) == 1:
         return distinct.pop()
     raise GGUFError(
-        "the value differs from layer to layer" if whole else "the array has the wrong length",
+        "the value differs between layers" if whole else "the array has the wrong length",
         file=file.path,
         key=key,
         found=f"{len(values)} values: {values.tolist()[:8]}",

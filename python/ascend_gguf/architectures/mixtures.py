@@ -1,4 +1,4 @@
-"""Mixtures of experts of one architecture each."""
+"""Mixtures of experts, one architecture each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _last_moe_layer(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, 
 
 
 def _shared_count(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    # llama.cpp looks at the width of all of them together, where the count may be missing.
+    # llama.cpp uses their total width; the count may be missing.
     if "moe_num_shared_experts" in attributes:
         return {}
     width = number(file, "expert_shared_feed_forward_length", least=0) or 0
@@ -110,8 +110,8 @@ _HUNYUAN_EXPERTS = {
 
 
 def _hunyuan_shared(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    # llama.cpp knows their width alone; the engine multiplies a number and a width that no other
-    # part of the model has.
+    # llama.cpp has their total width only; the engine multiplies a count and a width that nothing
+    # else in the model uses.
     width = attributes.get("shared_expert_intermediate_size", attributes["intermediate_size"])
     return {
         "shared_expert_intermediate_size": width,
@@ -154,7 +154,7 @@ _LLAMA4_EXPERTS = {
 def _llama4_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "shared_expert_intermediate_size": attributes["intermediate_size"],
-        # Maverick alone goes without; llama.cpp knows it by its experts, too.
+        # Only Maverick goes without; llama.cpp also recognizes it by its experts.
         "use_qk_norm": attributes["num_local_experts"] != 128,
     }
 

@@ -36,7 +36,7 @@ PHI3 = Architecture(
     ),
     rope=rope.longrope,
     defaults={"sliding_window": None},
-    # The engine looks for the factor beside the other parameters of the rotary embedding.
+    # The engine reads the factor outside the RoPE parameters.
     derived=(rope.partial_factor,),
 )
 
@@ -82,7 +82,7 @@ SEED_OSS = Architecture(
         *ATTENTION,
         *mlp(),
     ),
-    # Of training; transformers' models, which the engine runs this one by, drop out otherwise.
+    # For training only; without them transformers' model, which the engine runs, drops out.
     constants={"residual_dropout": 0.0, "attention_dropout": 0.0},
     derived=(has_tensor("attention_bias", "blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),),
 )

@@ -25,18 +25,18 @@ FIELDS: Fields = {
 }
 REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
 
-#: Of models that may attend in both directions, for embeddings: read by what serves these.
+#: Of models that may have bidirectional attention, for embeddings: read by what serves these.
 CAUSAL = frozenset({"attention.causal"})
 
 HEAD_SIZE = {"attention.key_length": length("head_dim")}
 WINDOW = {"attention.sliding_window": length("sliding_window")}
-#: Which layers have a window, read by ``layers.sliding_unless``.
+#: Which layers have a sliding window, read by ``layers.sliding_unless``.
 PATTERN = frozenset({"attention.sliding_window_pattern"})
 
 EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
-#: Absent where the output shares the embedding's matrix.
+#: Absent with tied embeddings.
 OUTPUT = Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True)
-#: Of models whose output always is the embedding's matrix.
+#: Of models whose embeddings are always tied.
 TIED_FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"))
 FRAME = (*TIED_FRAME, OUTPUT)
 
@@ -45,7 +45,7 @@ NORMS = (
     per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
 )
 
-#: The same, of models whose files name the second norm by what it follows.
+#: The same, for files that name the second norm after what it follows.
 NORMS_AROUND_ATTENTION = (
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
     per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
@@ -53,7 +53,7 @@ NORMS_AROUND_ATTENTION = (
 
 
 def offset_norm(gguf: str, hf: str, shape: str = "hidden", kind: str = "") -> Rename:
-    """A norm that multiplies by one more than its weight: files hold the sum."""
+    """A norm that multiplies by ``1 + weight``; files hold the sum."""
     return per_layer(gguf, shape, hf, undo=minus_one, numbers=True, kind=kind)
 
 
@@ -70,13 +70,13 @@ def attention(
     q_rows: str = "q",
     kind: str = "",
 ) -> tuple[Rename, ...]:
-    """Projections of attention: q, k and v apart or as one tensor, each with a bias or without.
+    """Projections of attention: q, k and v separate or merged, each with or without bias.
 
     Args:
-        q, k: what conversion did to the rows of queries and keys, undone.
+        q, k: undo what conversion did to the rows of queries and keys.
         biased: q, k and v of this architecture always have a bias.
-        q_rows: the dimension of the query projection's rows, where it has more than queries.
-        kind: the kind of block that has them.
+        q_rows: the dimension of the query projection's rows, if it has more than queries.
+        kind: the kind of layer that has them.
     """
     parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
@@ -167,13 +167,13 @@ def experts(
     router: str = "gate.weight",
     kind: str = "",
 ) -> tuple[Rename, ...]:
-    """A mixture of experts, packed; gate and up may be one tensor.
+    """A mixture of experts, stacked; gate and up may be one tensor.
 
     Args:
-        module: of the model's block, that holds the router and ``experts``.
+        module: the module of a layer with the router and ``experts``.
         names: the gate, up and down projection of an expert.
         router: the router's matrix.
-        kind: the kind of block that has them.
+        kind: the kind of layer that has them.
     """
     gate, up, down = (f"{module}.experts.{{expert}}.{name}.weight" for name in names)
     fused = "ffn_gate_up_exps.weight"
@@ -188,7 +188,7 @@ def experts(
 
 
 def shared_expert(module: str, kind: str = "") -> tuple[Rename, ...]:
-    """An expert that every token goes through, or several as one."""
+    """A shared expert, or several merged into one."""
     up = "shared_ffn hidden"
     return (
         per_layer("ffn_gate_shexp.weight", up, f"{module}.gate_proj.weight", kind=kind),
@@ -204,13 +204,13 @@ MOE_FIELDS: Fields = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 
-#: The same, beside experts that every token has.
+#: The same, beside shared experts.
 ROUTED_FIELDS = MOE_FIELDS | {
     "expert_count": "n_routed_experts",
     "expert_shared_count": count("n_shared_experts"),
 }
 
-#: Experts chosen within chosen groups, in layers after some dense ones: DeepSeek and its like.
+#: Group-limited routing, in layers after some dense ones: DeepSeek and similar models.
 GROUPED_ROUTING = {
     "expert_group_count": length("n_group"),
     "expert_group_used_count": length("topk_group"),
@@ -219,7 +219,7 @@ GROUPED_ROUTING = {
     "leading_dense_block_count": count("first_k_dense_replace"),
 }
 
-#: What a router does that weighs the chosen experts by their softmax.
+#: A softmax router with normalized top-k weights.
 SOFTMAX_ROUTER = {"expert_gating_func": (1,), "expert_weights_norm": (True,)}
 
 GROUPED_DEFAULTS = {

@@ -1,4 +1,4 @@
-"""Models that normalise what a layer adds, not what it takes: OLMo 2 and 3, EXAONE 4."""
+"""Models with post-norm (norms on the output of a sublayer): OLMo 2 and 3, EXAONE 4."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ascend_gguf.reader import GGUFFile
 
 
 def _window_of_32b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    # llama.cpp knows the model by its depth; those of other sizes have no window.
+    # llama.cpp recognizes the model by its depth; other sizes have no window.
     if "sliding_window" not in attributes and attributes["num_hidden_layers"] == 64:
         return {"sliding_window": 4096}
     return {}
@@ -37,7 +37,7 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     types = attributes["layer_types"]
     letters = "".join("G" if kind == "full_attention" else "L" for kind in types)
     pattern = letters[: letters.find("G") + 1]
-    # The engine looks at the pattern's length alone: all that it can be is every n-th layer.
+    # The engine uses only the pattern's length: full attention in every n-th layer.
     if not pattern or letters != (pattern * len(letters))[: len(letters)]:
         raise GGUFError(
             "SGLang's model supports full attention in every n-th layer, or in all layers",
@@ -67,7 +67,7 @@ ARCHITECTURES = (
     Architecture(
         name="olmo2",
         mark=lambda file: bool(number(file, "attention.sliding_window", least=0)),
-        # The engine runs OLMo 3 by its model of OLMo 2.
+        # The engine runs OLMo 3 with its OLMo 2 model.
         model_type="olmo2",
         fields=FIELDS | WINDOW,
         required=REQUIRED,

@@ -1,4 +1,4 @@
-"""Qwen2, Qwen3, their mixtures of experts, and rerankers made of Qwen3."""
+"""Qwen2, Qwen3, their mixtures of experts, and Qwen3 rerankers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _RANK = 4
 
 
 def is_reranker(file: GGUFFile) -> bool:
-    """True for a model whose head gives labels, yes and no, instead of tokens."""
+    """True for a model with a classification head (yes, no) instead of an output matrix."""
     if file.architecture != "qwen3" or _HEAD.gguf not in file.tensors:
         return False
     pooling = file.arch_field("pooling_type", _RANK)
@@ -100,7 +100,7 @@ ARCHITECTURES = (
         mark=is_reranker,
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
-        # The output matrix of tokens, where a file has it too, is left out by the model's class.
+        # If the file has an output matrix too, the model's class ignores it.
         tensors=_BODY + QK_NORM + mlp() + (_HEAD,),
         derived=(_labels,),
         causal_lm="Qwen3ForSequenceClassification",
@@ -120,7 +120,7 @@ ARCHITECTURES = (
         required=_EXPERT_REQUIRED,
         fixed=SOFTMAX_ROUTER | {"expert_weights_norm": (False,)},
         tensors=_BIASED_BODY + experts() + SHARED_EXPERT,
-        # llama.cpp weighs this architecture's experts by the plain softmax.
+        # llama.cpp uses the plain softmax as routing weights of this architecture.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": False},
         derived=(expert_width, shared_width),
     ),
@@ -131,7 +131,7 @@ ARCHITECTURES = (
         required=_EXPERT_REQUIRED,
         fixed=SOFTMAX_ROUTER,
         tensors=_BODY + QK_NORM + experts(),
-        # The weights of the chosen experts are renormalised to sum to one.
+        # Top-k routing weights are normalized.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": True},
         derived=(expert_width,),
     ),

@@ -1,4 +1,4 @@
-"""Parameters of the rotary embedding, as transformers' ``rope_parameters`` has them.
+"""RoPE parameters, as in transformers' ``rope_parameters``.
 
 Keys: gguf's ``Keys.Rope``.
 """
@@ -17,7 +17,7 @@ from ascend_gguf.reader import GGUFFile
 
 _ASK_FOR_CONFIG = "Put the model's config.json beside the file."
 
-#: Keys that every function here obeys.
+#: Keys that every function here follows.
 KEYS = frozenset(
     {
         "rope.freq_base",
@@ -33,15 +33,15 @@ KEYS = frozenset(
 )
 
 #: ``(low_freq_factor, high_freq_factor, original_max_position_embeddings)`` of published models.
-#: The factors in a file are what follows from them.
+#: The factors in a file follow from them.
 _LLAMA3 = ((1.0, 4.0, 8192), (1.0, 1.0, 8192))
 
 
 def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """One rotary embedding for all layers: plain, linear, YaRN, or Llama 3's by its factors.
+    """One RoPE for all layers: plain, linear, YaRN, or Llama 3's, known by its factors.
 
     Raises:
-        GGUFError: another kind of scaling, or factors that are not Llama 3's.
+        GGUFError: another type of scaling, or factors that are not Llama 3's.
     """
     plain, scaling = _plain(file), _scaling(file)
     if "rope_freqs.weight" not in file.tensors:
@@ -65,12 +65,12 @@ def _plain(file: GGUFFile) -> dict[str, Any]:
 
 
 def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`parameters`, of the first ``rope.dimension_count`` numbers of each head."""
+    """As :func:`parameters`, on the first ``rope.dimension_count`` dimensions of each head."""
     return parameters(file, attributes) | partial_factor(file, attributes)
 
 
 def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`partial`, or with Phi-3's factors for short and long prompts."""
+    """As :func:`partial`, or LongRoPE with factors for short and long prompts (Phi-3)."""
     if "rope_factors_long.weight" not in file.tensors:
         found = partial(file, attributes)
         if found["rope_type"] != "default":
@@ -99,10 +99,10 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 def by_layer_type(
     sliding_theta: float,
 ) -> Callable[[GGUFFile, Mapping[str, Any]], dict[str, Any]]:
-    """Of its own for sliding and full attention.
+    """Separate parameters for sliding-window and full attention.
 
     Args:
-        sliding_theta: of sliding attention, where the file does not say.
+        sliding_theta: base for sliding-window attention if the file lacks it.
     """
 
     def parameters_by_type(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def by_layer_type(
 
 
 def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
-    """``partial_rotary_factor``: the share of each head that is turned, all where none is said."""
+    """``partial_rotary_factor``: the share of each head that RoPE covers; all by default."""
     rotated = number(file, "rope.dimension_count")
     heads = attributes["num_attention_heads"]
     head = attributes.get("head_dim") or attributes["hidden_size"] // heads
@@ -123,7 +123,7 @@ def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, f
 
 
 def _scaling(file: GGUFFile) -> dict[str, Any]:
-    """Linear or YaRN; a factor without a type is linear, no factor, 0 or 1 is no scaling."""
+    """Linear or YaRN.  A factor without a type is linear; no factor, 0 or 1 is no scaling."""
     key = f"{file.architecture}.rope.scaling.type"
     scaling = file.metadata.get(key, "linear")
     if not isinstance(scaling, str) or scaling not in ("", "none", "linear", "yarn"):
@@ -137,7 +137,7 @@ def _scaling(file: GGUFFile) -> dict[str, Any]:
         )
     factor = number(file, "rope.scaling.factor", float, least=0)
     if factor is None:
-        factor = number(file, "rope.scale_linear", float, least=0)  # of files before October 2023
+        factor = number(file, "rope.scale_linear", float, least=0)  # files before October 2023
     attention = number(file, "rope.scaling.attn_factor", float, least=0)
     if scaling == "yarn" and factor not in (None, 0, 1):
         return {"rope_type": "yarn", "factor": factor} | _yarn(file, factor, attention)
@@ -163,8 +163,8 @@ def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, A
         value = number(file, f"rope.scaling.yarn_{name}", float, least=0)
         if value is not None:
             found[name] = value
-    # What sines and cosines are multiplied by: transformers takes the number itself, the engine
-    # takes what it is more than that which follows from the factor.
+    # The multiplier of sines and cosines: transformers takes the number itself, the engine its
+    # ratio to the one that follows from the factor.
     usual = usual_attention(factor)
     whole = number(file, "rope.scaling.yarn_attn_factor", float, least=0)
     whole = (usual if whole is None else whole) * (1 if attention is None else attention)
@@ -174,7 +174,7 @@ def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, A
 
 
 def usual_attention(factor: float) -> float:
-    """What YaRN multiplies sines and cosines by, for a factor."""
+    """YaRN's multiplier of sines and cosines for a factor."""
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
@@ -207,15 +207,15 @@ def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
 def llama3_factors(
     theta: float, rotated: int, factor: float, low: float, high: float, original: int
 ) -> torch.Tensor:
-    """What Llama 3.1 divides each rotary frequency by: ``[rotated / 2]``, float32.
+    """Llama 3.1's divisors of the RoPE frequencies: ``[rotated / 2]``, float32.
 
     Source: transformers, ``modeling_rope_utils._compute_llama3_parameters``.
 
     Args:
         theta: base of the frequencies.
-        rotated: numbers of a head that are turned.
-        factor: for frequencies whose wave is longer than ``original / low``; those shorter than
-            ``original / high`` stay, and between the two is a smooth passage.
+        rotated: dimensions of a head that RoPE covers.
+        factor: for wavelengths above ``original / low``; those below ``original / high`` stay, and
+            in between the factor changes smoothly.
     """
     frequencies = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
     turns = original * frequencies / (2 * math.pi)

@@ -1,8 +1,8 @@
-"""What conversion to GGUF did to a tensor, undone.
+"""Undo what conversion to GGUF did to a tensor.
 
-Each function takes the tensor as it stands in the file and the model's configuration.  Those that
-move whole rows work on blocks as well as on numbers, since a row is whole blocks; they copy the
-one tensor they are given.  The others work on numbers, which is how files hold what they apply to.
+Each function takes the tensor as stored and the model's configuration.  Functions that move whole
+rows work on blocks and on decoded values, because a row is whole blocks; they copy the tensor.  The
+others work on decoded values; files hold the tensors they apply to unquantized.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Transform = Callable[..., torch.Tensor]
 
 
 def halves_from_pairs(heads: str) -> Transform:
-    """Rows of each head from rotary pairs side by side to all firsts, then all seconds.
+    """Rows of each head from interleaved RoPE to half-split (NeoX) RoPE.
 
-    ggml's default rotary embedding turns neighbouring rows together; transformers' Llama turns row
-    ``i`` with row ``i + head_size / 2``.
+    ggml's default RoPE rotates neighbouring rows together; transformers' Llama rotates row ``i``
+    with row ``i + head_size / 2``.
 
     Args:
-        heads: the dimension that says how many heads the rows are.
+        heads: the dimension with the number of heads.
     """
 
     def undo(rows: torch.Tensor, config: Any) -> torch.Tensor:
@@ -37,11 +37,11 @@ def halves_from_pairs(heads: str) -> Transform:
 
 
 def of_parts(rows: str, *undos: Transform | None) -> Transform | None:
-    """Of a tensor whose rows are several tensors': what conversion did to each, undone.
+    """Undo conversion for each part of a merged tensor.
 
     Args:
         rows: the dimensions of the parts' rows.
-        undos: of each part.
+        undos: one for each part.
     """
     if not any(undos):
         return None
@@ -56,7 +56,7 @@ def of_parts(rows: str, *undos: Transform | None) -> Transform | None:
 
 
 def minus_one(numbers: torch.Tensor, config: Any) -> torch.Tensor:
-    """The weight of a norm that multiplies by ``1 + weight``, where the file holds the sum."""
+    """The weight of a norm that multiplies by ``1 + weight``; the file holds the sum."""
     return numbers - 1
 
 
