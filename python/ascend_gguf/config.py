@@ -16,8 +16,8 @@ from ascend_gguf.reader import GGUFFile, open_gguf
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: transformers makes a list as long as the model is deep, and the engine a table as long as its
-#: context, whatever a damaged file says.
+#: Limits for damaged files: transformers makes a list with an entry per layer, the engine a table
+#: with an entry per position.
 _MOST_LAYERS = 10_000
 _MOST_CONTEXT = 1 << 26
 
@@ -31,9 +31,9 @@ _TOKEN_IDS = {
 def load_config(path: str | os.PathLike) -> PretrainedConfig:
     """The configuration of the model in the GGUF file at ``path``.
 
-    Everything comes from the file: sizes that transformers' own GGUF table leaves at defaults
-    (head size, expert width) included.  ``dtype`` is bfloat16, in which the models of the table
-    were published; GGUF does not record it.
+    Everything comes from the file, including sizes that transformers' own GGUF table leaves at
+    defaults (head size, expert width).  ``dtype`` is bfloat16, in which these models were
+    published; GGUF does not record it.
 
     Raises:
         GGUFError: no such architecture, or a key is missing, of the wrong kind or impossible.
@@ -61,11 +61,11 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
         if kind in CONFIG_MAPPING:
             config = AutoConfig.for_model(kind, **attributes)
         else:
-            # Without a class of its own it takes any attribute.
+            # The base class accepts any attribute.
             config = PretrainedConfig(model_type=kind, **attributes)  # type: ignore[call-arg]
     except GGUFError:
         raise
-    except Exception as error:  # transformers has validators of its own, of many kinds
+    except Exception as error:  # transformers' validators raise many kinds
         raise GGUFError(
             f"the metadata gives no valid configuration of a {kind} model: {error}",
             file=file.path,
@@ -85,7 +85,7 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         value = number(file, key, field.kind, field.least, required)
         if value is not None and (field.unset is None or value != field.unset):
             values[field.attribute] = value
-    # What llama.cpp takes for a file that does not say; transformers has defaults of its own.
+    # llama.cpp's defaults, not transformers'.
     values = {**architecture.defaults, **values}
     heads = values["num_attention_heads"]
     values.setdefault("num_key_value_heads", heads)
@@ -93,7 +93,7 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         values.setdefault("head_dim", values["hidden_size"] // heads)
     _check_count(file, "block_count", values["num_hidden_layers"], _MOST_LAYERS)
     if further := number(file, "nextn_predict_layers", least=0):
-        # Blocks that predict further tokens count as blocks.
+        # The block count includes multi-token prediction layers.
         _check_count(file, "nextn_predict_layers", further, values["num_hidden_layers"] - 1)
         values["num_hidden_layers"] -= further
         values["num_nextn_predict_layers"] = further
@@ -128,7 +128,7 @@ def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:
 
 
 def _token_ids(file: GGUFFile) -> dict[str, int]:
-    """The ids of tokens that there are: converters write others to say that there is none."""
+    """Ids of tokens that exist: converters write other ids to say that there is no such token."""
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     count = _vocab_size(file) if not isinstance(tokens, list) else len(tokens)
     ids = {name: number(file, key, least=-math.inf) for key, name in _TOKEN_IDS.items()}
@@ -136,7 +136,7 @@ def _token_ids(file: GGUFFile) -> dict[str, int]:
 
 
 def _vocab_size(file: GGUFFile) -> int:
-    # The embedding's rows, not the token list: some models pad the matrix beyond the vocabulary.
+    # The embedding's rows, not the token list: some models pad the matrix.
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise GGUFError(

@@ -1,4 +1,4 @@
-"""The one error of the library half: what is wrong with which file, and what the user can do."""
+"""The library's one error: which file, what is wrong with it, and what the user can do."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ CONVERT_AGAIN = "Convert the model again with a current llama.cpp."
 
 # A hostile name may be as long as its file; a message stays one readable line.
 _LONGEST = 200
-# What a problem quotes of other libraries is longer, and what is expected may be a list of ours.
+# Longer: a problem may quote another library, and what is expected may be a list.
 _LONGEST_SENTENCE = 2000
 
 
 def shown(text: object, longest: int = _LONGEST) -> str:
-    """Text from a file or from another library, fit for a terminal or a log.
+    """Text from a file or another library, safe for a terminal or a log.
 
-    One line, cut after ``longest`` characters.  Whatever does not print (ends of lines, escape
-    sequences, marks that turn the direction of writing, lone surrogates) appears as its Python
-    escape.
+    One line, cut after ``longest`` characters.  Characters that are not printable (line ends,
+    escape sequences, marks of the writing direction, lone surrogates) appear as Python escapes.
     """
     line = str(text)
     if len(line) > longest:
@@ -30,8 +29,8 @@ class GGUFError(ValueError):
     """A GGUF file that cannot be read or used.
 
     ``str()`` is one line: ``FILE: tensor 'NAME': PROBLEM (found F, expected E). HINT``
-    Every part but the problem may be missing; each is :func:`shown`. All fields are plain strings,
-    so the error survives pickling on its way out of a worker process.
+    Every part but the problem may be missing; each is :func:`shown`.  All fields are plain strings,
+    so the error can be pickled on its way out of a worker process.
 
     Args:
         problem: what is wrong, as a clause: no full stop.
@@ -78,7 +77,7 @@ class GGUFError(ValueError):
         if self.expected is not None:
             facts.append(f"expected {shown(self.expected, _LONGEST_SENTENCE)}")
 
-        # Other libraries' messages, which a problem may quote, have several lines.
+        # A problem may quote another library's message of several lines.
         problem = " ".join(self.problem.splitlines())
         text = ": ".join([*where, shown(problem, _LONGEST_SENTENCE)])
         if facts:

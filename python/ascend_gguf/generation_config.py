@@ -1,4 +1,4 @@
-"""How a model wants to be sampled, and what ends its answers, from a GGUF file's metadata."""
+"""Recommended sampling and stop tokens, from a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class _Setting(NamedTuple):
-    """A key below ``general.sampling`` (gguf ``Keys.General``), in the ranges that llama.cpp knows.
+    """A key below ``general.sampling`` (gguf ``Keys.General``), with llama.cpp's range.
 
     Attributes:
         name: transformers' name.
-        above: the value is more than that.
-        most: the greatest value that is obeyed.
-        least: less means the same as that.
-        off: what the engine calls ``least`` or less.
+        above: exclusive lower bound.
+        most: inclusive upper bound.
+        least: smaller values mean the same as this one.
+        off: the engine's value for ``least`` or less.
     """
 
     name: str
@@ -41,18 +41,18 @@ _SAMPLING = {
     "min_p": _Setting("min_p", most=1, least=0),
     "penalty_repeat": _Setting("repetition_penalty", above=0, most=2),
 }
-#: Settings that the engine lacks, with the value that turns them off.
+#: Settings that the engine does not have, with the value that turns them off.
 _WITHOUT = {"mirostat": 0, "xtc_probability": 0.0}
 
 
 def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
     """transformers' generation configuration of the model in the GGUF file at ``path``.
 
-    ``eos_token_id`` is the list of all tokens that end an answer
-    (:func:`ascend_gguf.tokenizer.stop_token_ids`); the rest is what the file says and no more.
+    ``eos_token_id`` is the list of all stop tokens
+    (:func:`ascend_gguf.tokenizer.stop_token_ids`); everything else comes from the file.
 
     Raises:
-        GGUFError: the file is damaged, or a value in it is no number or out of range.
+        GGUFError: the file is damaged, or a value is not a number or out of range.
     """
     from transformers import GenerationConfig
 
@@ -67,18 +67,18 @@ def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
 
 
 def ignored_settings(file: GGUFFile) -> list[str]:
-    """The keys of sampling settings that the file turns on and the engine does not have."""
+    """Keys of sampling settings that the file turns on and the engine does not have."""
     keys = {f"general.sampling.{key}": off for key, off in _WITHOUT.items()}
     return [key for key, off in keys.items() if file.metadata.get(key, off) != off]
 
 
 def suppressed_tokens(file: GGUFFile) -> tuple[int, ...]:
-    """The tokens that no answer may have; ids that the vocabulary lacks count for nothing.
+    """Tokens that are never generated; ids outside the vocabulary are ignored.
 
     Source: ``tokenizer.ggml.suppress_tokens``, which llama.cpp's sampler gives a bias of -inf.
 
     Raises:
-        GGUFError: it is no array of whole numbers.
+        GGUFError: the value is not an array of integers.
     """
     key = "tokenizer.ggml.suppress_tokens"
     ids = file.metadata.get(key)

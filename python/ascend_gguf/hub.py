@@ -1,8 +1,8 @@
-"""GGUF models on the Hugging Face hub: from a reference to files on the disk.
+"""GGUF models on the Hugging Face Hub: from a reference to local files.
 
 References are the engine's: ``owner/repo``, ``owner/repo:QUANTIZATION`` and
-``owner/repo/path/file.gguf``; ``hf.co/`` may stand before each, and a page of the hub's site is one
-too.  Files land in the hub's cache, where the next start finds them without a network.
+``owner/repo/path/file.gguf``.  Each may begin with ``hf.co/``, or be the URL of a page of the Hub.
+Files go to the Hub's cache, where the next start finds them without a network.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _REFERENCE = re.compile(
     r"(?::(?P<quantization>[^/:]+)|/(?P<file>.+\.gguf)|/tree/(?P<tree>[^/]+))?/?",
     re.IGNORECASE,
 )
-#: What stands before a reference that was copied from the hub's site, llama.cpp or Ollama.
+#: Prefix of a reference that was copied from the Hub's site, llama.cpp or Ollama.
 _SITE = re.compile(r"(?:hf://|(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/)", re.IGNORECASE)
-#: Of a file's page or download on the site.
+#: Path of a file's page or download on the site.
 _PAGE = re.compile(r"(?:blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>[^?#]+)")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class Reference(NamedTuple):
-    """A model on the hub: a repository and, where it holds several, which one."""
+    """A model on the Hub: a repository and, if it holds several models, which one."""
 
     repo: str
     quantization: str | None = None
@@ -59,18 +59,18 @@ def fetch_model(
     *,
     required: bool = True,
 ) -> Path | None:
-    """Download the model that ``reference`` names, all its shards, unless they are there.
+    """Download the model that ``reference`` names, with all its shards, unless they are cached.
 
     Args:
-        revision: a branch, tag or commit of the repository, where the reference names none.
-        folder: where files are kept; the hub's cache if None.
-        required: False for a bare ``owner/repo`` that may as well be a model of another format.
+        revision: a branch, tag or commit of the repository, if the reference names none.
+        folder: the folder for downloads; the Hub's cache if None.
+        required: False for a bare ``owner/repo`` that may be a model in another format.
 
     Returns:
-        Its (first) file; None if the model is not GGUF and need not be.
+        The (first) file; None if the model is not GGUF and not required.
 
     Raises:
-        GGUFError: no such repository or model in it, several and none named, or no network.
+        GGUFError: no such repository or model, several models and none named, or no network.
     """
     revision = reference.revision or revision
     undecided = not required and reference.quantization is None and reference.file is None
@@ -87,7 +87,7 @@ def fetch_model(
 
 
 def is_gguf_repository(files: Iterable[str]) -> bool:
-    """True if there are weights in GGUF and none in another format."""
+    """True if the repository has GGUF weights and no others."""
     names = [name.lower() for name in files]
     return any(map(is_model_name, names)) and not any(n.endswith(_OTHER_WEIGHTS) for n in names)
 
@@ -168,7 +168,7 @@ def _list_files(repo: str, revision: str | None, folder: str | None) -> list[str
         ) from None
     except errors.RevisionNotFoundError:
         raise GGUFError("the repository has no such revision", file=repo, found=revision) from None
-    except Exception as error:  # of whichever HTTP library the hub's client uses
+    except Exception as error:  # from the HTTP library that the Hub's client uses
         try:
             kept = snapshot_download(
                 repo, revision=revision, cache_dir=folder, local_files_only=True

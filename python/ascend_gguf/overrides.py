@@ -1,7 +1,7 @@
-"""Attributes that a user sets himself (``--json-model-override-args``), as model cards write them.
+"""Attributes that a user overrides (``--json-model-override-args``), as model cards write them.
 
-transformers 5 keeps everything about the rotary embedding in ``rope_parameters``, for each kind of
-layer where they differ; what older cards call ``rope_theta`` and ``rope_scaling`` goes there.
+transformers 5 keeps all RoPE parameters in ``rope_parameters``, per kind of layer if they differ.
+``rope_theta`` and ``rope_scaling`` of older model cards go there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _OPTION = "--json-model-override-args"
 
-#: Parameters that another kind of scaling leaves as they are.
+#: Parameters that do not change with the type of scaling.
 _NOT_OF_SCALING = ("rope_theta", "partial_rotary_factor")
 
-#: Names that some configurations have for an attribute.
+#: Other names of an attribute in some configurations.
 _ALIASES = {
     "num_experts_per_tok": ("moe_k", "moe_topk"),
     "num_experts": ("moe_num_experts", "num_local_experts", "n_routed_experts"),
@@ -29,21 +29,21 @@ _ALIASES = {
 
 
 def apply_overrides(config: PretrainedConfig, overrides: Mapping[str, Any]) -> list[str]:
-    """Set attributes of a model's configuration.
+    """Override attributes of a model's configuration.
 
-    A dictionary changes the entries it has, as in the engine; ``rope_scaling``, and any
-    ``rope_parameters`` with a type, replace the scaling there was.
+    A dictionary updates single entries, as in the engine; ``rope_scaling``, and ``rope_parameters``
+    with a type, replace the previous scaling.
 
     Returns:
-        Names of attributes that the configuration did not have, of which most likely nobody reads.
+        Names of attributes that the configuration did not have; most likely nothing reads them.
 
     Raises:
-        GGUFError: scaling of the rotary embedding that transformers refuses.
+        GGUFError: RoPE scaling that transformers refuses.
     """
     overrides = dict(overrides)
     text = overrides.pop("text_config", None)
     if isinstance(text, Mapping) and not hasattr(config, "text_config"):
-        overrides = {**text, **overrides}  # of a model card of a model that sees
+        overrides = {**text, **overrides}  # from the model card of a vision model
     elif text is not None:
         overrides["text_config"] = text
     _set_rope(config, overrides)
@@ -60,7 +60,7 @@ def apply_overrides(config: PretrainedConfig, overrides: Mapping[str, Any]) -> l
 
 
 def _set_rope(config: PretrainedConfig, overrides: dict[str, Any]) -> None:
-    """Take out of ``overrides`` what is about the rotary embedding."""
+    """Apply the RoPE parameters and remove them from ``overrides``."""
     found = deepcopy(getattr(config, "rope_parameters", None))
     if not found:
         return
@@ -113,7 +113,7 @@ def _change(parameters: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 
 def _typed(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """With the kind of scaling by its name of today."""
+    """With the current name of the type of scaling."""
     changes = dict(changes)
     if "type" in changes:
         changes.setdefault("rope_type", changes.pop("type"))
@@ -123,7 +123,7 @@ def _typed(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _complete(parameters: dict[str, Any], config: PretrainedConfig) -> None:
-    """What transformers adds to such parameters, and the engine's name of one of them."""
+    """Add what transformers adds to such parameters, and the engine's name of one of them."""
     kind = parameters.get("rope_type")
     if kind in ("yarn", "llama3", "longrope"):
         trained = config.max_position_embeddings

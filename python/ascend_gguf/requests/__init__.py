@@ -1,8 +1,8 @@
-"""What a request may ask for: checked before it reaches the scheduler.
+"""Limits of requests, checked before a request reaches the scheduler.
 
-A value that the engine does not check itself can end the server for everybody: it becomes an index,
-a whole number of 32 bits, or a search that never ends.  Nothing here knows the engine; the patch
-calls it for each request (:mod:`ascend_gguf.srt.managers.tokenizer_manager`).
+A value that the engine does not check can end the server for everybody: it becomes an index, a
+32-bit integer, or a search that never ends.  Nothing here knows the engine; the plugin calls it for
+each request (:mod:`ascend_gguf.srt.managers.tokenizer_manager`).
 """
 
 from ascend_gguf.requests.bodies import check_body

@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests that have no prompt: fields that routes use as they come."""
+"""Bodies of HTTP requests: fields that routes use unchecked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ascend_gguf.requests.values import (
     whole_number,
 )
 
-#: What the engine itself tells a chat template, or those who render it.
+#: Variables that the engine sets for a chat template, or for its rendering.
 _TOLD = ("messages", "conversation", "tools", "tokenize", "add_generation_prompt", "return_dict")
 
 
@@ -26,12 +26,12 @@ def check_body(
     """Check the JSON of a request.
 
     Args:
-        path: of the route.
+        path: path of the route.
         vocab_size: rows of the model's embedding.
-        names: the field of a route that is a name, and which the engine knows, by path.
+        names: by path, the field that is a name, and the names that the engine knows.
 
     Raises:
-        RequestError: a value that the route would stumble over.
+        RequestError: a value that the route cannot handle.
     """
     if not isinstance(body, Mapping):
         raise RequestError("body", body, "an object")
@@ -70,7 +70,7 @@ _CHAT: dict[str, Callable[[str, Any], Any]] = {
     "chat_template_kwargs": partial(_object, but=_TOLD),
 }
 
-#: Fields by route: what they may be is checked when they are there.
+#: Fields by route; each is checked if it is present.
 _ROUTES: dict[str, dict[str, Callable[[str, Any], Any]]] = {
     **dict.fromkeys(("/v1/chat/completions", "/invocations", "/v1/messages"), _CHAT),
     **dict.fromkeys(("/v1/tokenize", "/tokenize", "/v1/embeddings", "/v1/responses"), _CHAT),

@@ -1,4 +1,4 @@
-"""Which values each field of a request may have."""
+"""The values that each field of a request may have."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ascend_gguf.requests.values import (
     whole_number,
 )
 
-#: Answers to one prompt, and to all prompts of one HTTP request: everybody else waits for them.
+#: Answers to one prompt, and to all prompts of one HTTP request: other requests wait for them.
 MOST_ANSWERS, MOST_AT_ONCE = 128, 2048
 
-#: Most probable tokens at each place, and numbers about one prompt.
+#: Top log-probabilities per position, and log-probabilities per prompt.
 MOST_TOP_LOGPROBS, MOST_PROMPT_LOGPROBS = 1024, 2**20
 
-#: Strings that end an answer; the tail of an answer that is as long is decoded at each step.
+#: Stop strings; the same length of the answer's tail is decoded in each step.
 MOST_STOPS, LONGEST_STOP = 32, 1024
 
-#: Biases are added in float32 and divided by temperatures.
+#: Biases are added in float32 and divided by the temperature.
 GREATEST_BIAS = 1e30
 
-#: What the engine works out itself: a request that says so would skip its checks.
+#: Set by the engine: a request with these fields would skip its checks.
 _INTERNAL = (
     *("is_normalized", "stop_strs", "stop_regex_strs"),
     *("stop_str_max_len", "stop_regex_max_len"),
@@ -45,10 +45,10 @@ class Limits:
 
     Args:
         vocab_size: rows of its embedding.
-        hidden_size: numbers of one.
-        answers: that one request may ask for, if there is a limit.
-        characters: of a prompt, if there is a limit.
-        shares_prefixes: what is known of a prompt's beginning is not computed again.
+        hidden_size: width of a row.
+        answers: most answers to one request, if there is a limit.
+        characters: most characters of a prompt, if there is a limit.
+        shares_prefixes: whether the prefix cache is on.
     """
 
     vocab_size: int
@@ -59,7 +59,7 @@ class Limits:
 
 
 def check_request(request: Any, limits: Limits) -> None:
-    """Check a request as it came, and turn whole numbers like 4.0 into such.
+    """Check a request as received, and convert integral floats such as 4.0.
 
     Args:
         request: the engine's ``GenerateReqInput`` or ``EmbeddingReqInput``, of one prompt or many.
@@ -82,14 +82,14 @@ def check_request(request: Any, limits: Limits) -> None:
 
 
 def check_prompt(request: Any, input_ids: Sequence[int] | None, limits: Limits) -> None:
-    """Check what depends on the tokens of one prompt.
+    """Check what depends on the prompt's tokens.
 
     Args:
         request: one prompt's ``GenerateReqInput`` or ``EmbeddingReqInput``.
         input_ids: its tokens.
 
     Raises:
-        RequestError: a token without a row, or places outside the prompt.
+        RequestError: a token outside the vocabulary, or a position outside the prompt.
     """
     length = len(input_ids if input_ids is not None else request.input_embeds or ())
     if not length and not getattr(request, "session_params", None):
@@ -110,7 +110,7 @@ def check_prompt(request: Any, input_ids: Sequence[int] | None, limits: Limits) 
 
 def _check_prompt_logprobs(request: Any, length: int) -> None:
     first = request.logprob_start_len
-    # Without a start and with ids the engine begins at the first token.
+    # Without a start and with ids, the engine starts at the first token.
     first = (0 if request.token_ids_logprob else length) if first == -1 else first
     if first > length:
         raise RequestError("logprob_start_len", first, f"whole numbers from -1 to {length}")
@@ -128,7 +128,7 @@ def _check_prompt_logprobs(request: Any, length: int) -> None:
 
 
 def _each(request: Any, field: str, check: Callable, prompts: int | None) -> None:
-    """Check a value, or each of a list of them; ``check`` returns what it becomes."""
+    """Check a value, or each of a list; ``check`` returns the value to use."""
     value = getattr(request, field)
     if isinstance(value, list):
         _check_length(field, value, prompts)
@@ -243,7 +243,7 @@ def _check_session(session: Any) -> None:
 
 
 def _check_overrides(field: str, overrides: Any, lists: int) -> None:
-    """Objects of the engine's own routes, in so many lists; JSON has none."""
+    """Objects of the engine's own routes, nested in ``lists`` lists; JSON cannot have them."""
     if isinstance(overrides, list) and lists:
         for item in overrides:
             _check_overrides(field, item, lists - 1)
@@ -252,7 +252,7 @@ def _check_overrides(field: str, overrides: Any, lists: int) -> None:
 
 
 def _checked_sampling(params: Any, limits: Limits) -> dict[str, Any]:
-    """The sampling parameters of one prompt, with whole numbers as such."""
+    """The sampling parameters of one prompt, with integral floats converted."""
     if params is None:
         return {}
     if not isinstance(params, Mapping):
@@ -309,7 +309,7 @@ def _checked_patterns(field: str, patterns: Any) -> Any:
     return patterns
 
 
-#: Sampling parameters that stand for themselves, whatever the model.
+#: Sampling parameters that do not depend on the model.
 _SAMPLING: dict[str, Callable[[str, Any], Any]] = {
     "temperature": partial(number, low=0, high=1e6),
     "top_p": partial(number, low=0, high=1, above=True),

@@ -1,7 +1,7 @@
-"""How large a grammar for structured output may be: everybody waits while it is compiled.
+"""Size limits of grammars for structured output: all requests wait while one is compiled.
 
-The limits were measured with xgrammar 0.2.7: within them a grammar is compiled in seconds and a
-step takes less than one, and beyond them both soon take minutes.
+The limits were measured with xgrammar 0.2.7: within them a grammar compiles in seconds and a step
+takes less than a second; beyond them both soon take minutes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ascend_gguf.requests.values import RequestError, text
 #: Characters of each kind of grammar.
 _LONGEST = {"regex": 8192, "ebnf": 2**15, "json_schema": 2**18, "structural_tag": 2**18}
 
-#: Parts that may be left out or repeated, in a row; what a schema nests; its optional properties.
+#: Optional or repeated parts; nesting depth of a schema; its optional properties.
 _MOST_REPEATS, _DEEPEST, _MOST_OPTIONAL = 256, 100, 1000
 
-#: A repetition from m to n times inside another: n times n.  One without end counts as so many.
+#: Product of nested repetitions, and what an unbounded repetition counts.
 _MOST_NESTED, _ENDLESS = 10_000, 1000
 
 _RANGE = re.compile(r"\{\s*(\d*)\s*,\s*(\d*)\s*\}")
@@ -31,7 +31,7 @@ def check_grammar(field: str, value: Any) -> Any:
     """Return the grammar of ``regex``, ``ebnf``, ``json_schema`` or ``structural_tag``.
 
     Raises:
-        RequestError: it is no text, or larger than can be compiled in a moment.
+        RequestError: it is not text, or too large to compile quickly.
     """
     text(field, value, _LONGEST[field])
     if field == "regex":
@@ -48,7 +48,7 @@ def _check_regex(field: str, pattern: str) -> None:
     try:
         nested = _nested(_parser.parse(pattern))
     except (re.error, OverflowError, RecursionError):
-        nested = _product_of_ranges(pattern)  # not Python's syntax: the engine says what is wrong
+        nested = _product_of_ranges(pattern)  # not Python syntax: the engine reports the error
     _check_nested(field, pattern, nested)
 
 
@@ -115,23 +115,23 @@ def _check_nested(field: str, grammar: str, nested: int) -> None:
 
 
 def _product_of_ranges(grammar: str) -> int:
-    """Of the two widest repetitions: rules may nest them."""
+    """Product of the two widest repetitions: rules may nest them."""
     widths = [int(most or 0) if least != most else 1 for least, most in _RANGE.findall(grammar)]
     first, second = sorted([1, 1, *widths])[-2:]
     return first * second
 
 
 def _nested(parsed: _parser.SubPattern) -> int:
-    """The greatest product of repetitions that hold each other; 0 without such."""
+    """The largest product of nested repetitions; 0 without any."""
     return max((_nested_in(*part)[1] for part in parsed), default=0)
 
 
 def _nested_in(operation: Any, argument: Any) -> tuple[int, int]:
-    """How often a part repeats what, and the greatest product of nested repetitions in it."""
+    """The widest repetition in a part, and the largest product of nested repetitions."""
     if operation in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
         least, most, inside = argument
         widths, products = _widest(inside)
-        if most is sre.MAXREPEAT:  # a loop: its steps are not told apart
+        if most is sre.MAXREPEAT:  # a loop: its iterations share states
             return max(widths, _ENDLESS), products
         width = int(most) if least != most else 1
         return max(width, 1) * max(widths, 1), max(products, int(most) * widths)

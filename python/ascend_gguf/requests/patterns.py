@@ -1,4 +1,4 @@
-"""How long a regular expression may search: patterns without bound are refused by their shape."""
+"""Refuse regular expressions whose search may backtrack too much."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ascend_gguf.requests.values import RequestError, text
 
-#: Characters of an answer that a pattern is judged by, and the ways in which it may match them:
-#: two parts of any length are fine, a repetition of a repetition is not.
+#: Characters of an answer to assume, and the most ways in which a pattern may match them: two
+#: unbounded parts are fine, a nested repetition is not.
 _ANSWER, _WAYS = 1000, 10**8
 
 _LONGEST = 256  # bytes, as the engine's own MAX_STOP_REGEX_LEN
@@ -18,9 +18,9 @@ _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT)
 
 
 def check_pattern(field: str, value: object) -> None:
-    """Raises RequestError: no regular expression, or one whose search may not end.
+    """Raises RequestError: not a regular expression, or one whose search may not end.
 
-    Python's search tries each way to match in turn.  Here their number is bounded, by the parsed
+    Python's search tries each way to match in turn.  This bounds their number from the parsed
     pattern: alternatives of a part times those of the next, to the power of its repetitions.
     """
     value = text(field, value)
@@ -42,7 +42,7 @@ def check_pattern(field: str, value: object) -> None:
 
 
 def _ways(parsed: _parser.SubPattern) -> int:
-    """In how many ways the parts may share an answer among them, at most (capped)."""
+    """The most ways in which the parts may divide an answer (capped)."""
     ways = 1
     for operation, argument in parsed:
         ways *= _ways_of(operation, argument)
@@ -71,7 +71,7 @@ def _ways_of(operation: object, argument: Any) -> int:
         inner = _ways(part)
         most = min(int(most), _ANSWER)
         least = min(int(least), most)
-        if inner > 1 and most > 1:  # each repetition in each of its ways
+        if inner > 1 and most > 1:  # each repetition matches in each of its ways
             return _WAYS + 1 if most * (inner.bit_length() - 1) > 40 else inner**most
         return inner * (most - least + 1)
     return 1

@@ -1,4 +1,4 @@
-"""Checks of single values: each returns the value, or says which field may be what."""
+"""Checks of single values: each returns the value, or raises with the field and what is allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-#: Whole numbers that fit the engine's tensors of 32 bits.
+#: Largest integer of the engine's 32-bit tensors.
 INT32 = 2**31 - 1
 
 _LONGEST_SHOWN = 60
@@ -24,7 +24,7 @@ class RequestError(ValueError):
 
 
 def shown(value: object) -> str:
-    """``repr`` of a value, cut to a readable length without building all of a long one."""
+    """``repr`` of a value, cut to a readable length; a long one is never built whole."""
     if isinstance(value, (list, tuple, dict, set)) and len(value) > 8:
         return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, (str, bytes)) and len(value) > _LONGEST_SHOWN:
@@ -39,7 +39,7 @@ def shown(value: object) -> str:
 
 
 def whole_number(field: str, value: Any, low: int, high: int, also: int | None = None) -> int:
-    """A whole number of ``[low, high]``, or ``also``; 4.0 is one, True is not."""
+    """An integer in ``[low, high]``, or ``also``; accepts 4.0, not True."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -51,7 +51,7 @@ def whole_number(field: str, value: Any, low: int, high: int, also: int | None =
 
 
 def number(field: str, value: Any, low: float, high: float, above: bool = False) -> Real:
-    """A number of ``[low, high]``, or of ``(low, high]`` if it must be ``above``; never NaN."""
+    """A number in ``[low, high]``, or in ``(low, high]`` with ``above``; not NaN."""
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
             found = float(value)
@@ -71,7 +71,7 @@ def flag(field: str, value: Any) -> bool:
 
 
 def text(field: str, value: Any, longest: int | None = None) -> str:
-    """A string that has an encoding (half of a surrogate pair has none)."""
+    """A string that can be encoded (half of a surrogate pair cannot)."""
     if not isinstance(value, str):
         raise RequestError(field, value, "a string")
     if longest is not None and len(value) > longest:
@@ -85,14 +85,14 @@ def text(field: str, value: Any, longest: int | None = None) -> str:
 
 
 def one_of(field: str, value: Any, names: Collection[str]) -> str:
-    """One of some names."""
+    """One of ``names``."""
     if isinstance(value, str) and value in names:
         return value
     raise RequestError(field, value, ", ".join(names))
 
 
 def token_ids(field: str, value: Any, vocab_size: int) -> None:
-    """A list of tokens that the model has a row for."""
+    """A list of token ids of the model."""
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):
         raise RequestError(field, value, "a list of token ids")
     for token in value:

@@ -3,15 +3,15 @@
 The way of a vocabulary through this folder::
 
     vocabulary.py      metadata -> tokens, their types, special ids: checked once
-    added_tokens.py    which tokens are found in text before anything else, and which end a turn
-    pre_tokenizers.py  ``tokenizer.ggml.pre`` -> how text is cut into words: one table
+    added_tokens.py    special tokens, found in text first; stop tokens
+    pre_tokenizers.py  ``tokenizer.ggml.pre`` -> regular expressions: one table
     bpe.py             byte-level BPE     (``tokenizer.ggml.model`` gpt2)
     sentencepiece.py   SentencePiece BPE  (llama, gemma4)
-    chat_templates.py  the templates of chats; template_trial.py: whether they come to an end
+    chat_templates.py  chat templates; template_trial.py: do they finish in time and memory?
     reranking.py       the prompt of a reranker
     load.py            all of it as one transformers tokenizer (load_tokenizer)
 
-What a file means is what llama.cpp makes of it; the work is done by the ``tokenizers`` library.
+llama.cpp defines what a file means; the ``tokenizers`` library does the work.
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer
 """
 

@@ -1,4 +1,4 @@
-"""Tokens that are found in text before it is cut into words, and those that end a turn.
+"""Special tokens, which are found in text before pre-tokenization, and stop tokens.
 
 Rules: llama.cpp ``llama_vocab::impl::load``, the special tokens and per-token attributes.
 """
@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from ascend_gguf.tokenizer.vocabulary import TokenType, Vocabulary
 
-#: A turn ends with any of these, whatever ids the file names.
+#: Names of stop tokens, whatever ids the file has.
 _END_OF_GENERATION = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -37,7 +37,7 @@ _END_OF_GENERATION = (
     "[e~[",
 )
 
-#: Marks of the parts that code models fill in between: ``fim_KEY_token_id`` -> names, first wins.
+#: Fill-in-the-middle tokens of code models: ``fim_KEY_token_id`` -> names, first wins.
 _FILL_IN_MARKS = {
     "fim_pre": (
         "<|fim_prefix|>",
@@ -71,7 +71,7 @@ _FILL_IN_MARKS = {
     ),
 }
 
-#: Code models go on with another file after these: ``fim_KEY_token_id`` -> names, first wins.
+#: Separators, after which code models continue with another file: as above.
 _FILL_IN_THE_MIDDLE = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -80,7 +80,7 @@ _FILL_IN_THE_MIDDLE = {
 
 
 def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
-    """The ids of all tokens that end an answer: eos, eot, eom, and those known by their names."""
+    """The ids of all stop tokens: eos, eot, eom, and those known by name."""
     ids = vocabulary.ids
     found = {ids[name] for name in _END_OF_GENERATION if name in ids}
     ends = (vocabulary.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom"))
@@ -89,7 +89,7 @@ def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     # Harmony and Solar end a message with <|end|>, and a turn with others.
     if {"<|return|>", "<|call|>"} <= ids.keys() or {"<|calls|>", "<|flush|>"} <= ids.keys():
         found.discard(ids.get("<|end|>", -1))
-    # Qwen and Gemma have it too, as the HTML that it also is.
+    # In Qwen's and Gemma's vocabularies it is plain HTML.
     if "</s>" in ids and vocabulary.types[ids["</s>"]] == TokenType.CONTROL:
         found.add(ids["</s>"])
     return frozenset(found)
@@ -107,13 +107,13 @@ def _fill_in_ids(vocabulary: Vocabulary, names_of: Mapping[str, tuple[str, ...]]
 
 
 def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedToken]:
-    """The tokens to be found in text before it is cut, as the ``tokenizers`` library wants them.
+    """The tokens to find in text before pre-tokenization, for the ``tokenizers`` library.
 
     Args:
-        special: ids of tokens that are special whatever type the file gives them.
+        special: ids of tokens that are special, whatever type the file gives them.
     """
     types = vocabulary.types.copy()
-    # Marks of the end, and of what is filled in, are marks whatever their type.
+    # Stop and fill-in-the-middle tokens are control tokens, whatever their type.
     types[[*special, *_fill_in_ids(vocabulary, _FILL_IN_MARKS)]] = TokenType.CONTROL
     wanted = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
     numbers = np.isin(types, wanted).nonzero()[0].tolist()
@@ -133,9 +133,9 @@ def added_tokens(vocabulary: Vocabulary, special: Iterable[int]) -> list[AddedTo
 
 
 def _eat_spaces(vocabulary: Vocabulary, texts: set[str]) -> tuple[set[str], set[str]]:
-    """Of the added tokens: those that swallow the spaces before them, and after them.
+    """The added tokens that strip the spaces before them, and those that strip after them.
 
-    GGUF has no place for it, so llama.cpp knows the models.
+    GGUF has no key for it, so llama.cpp recognizes the models by name.
     """
     name = str(vocabulary.file.metadata.get("general.name", "")).lower()
     if vocabulary.text("pre", "") in ("jina-v2-de", "jina-v2-es", "jina-v2-code"):

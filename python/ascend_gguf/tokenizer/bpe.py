@@ -1,4 +1,4 @@
-"""Byte-level BPE: words of bytes written as printable characters, merged by rank (GPT-2)."""
+"""Byte-level BPE (GPT-2): bytes written as printable characters, merged by rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from ascend_gguf.tokenizer.pre_tokenizers import PreTokenizer
 from ascend_gguf.tokenizer.vocabulary import Vocabulary
 
-_NOT_A_BYTE = "\ufdd0"  # a Unicode noncharacter, which no text and no token holds
+_NOT_A_BYTE = "\ufdd0"  # a Unicode noncharacter, which occurs in no text and no token
 
 
 def byte_level_bpe(
@@ -20,10 +20,10 @@ def byte_level_bpe(
     """The tokenizer of a ``gpt2`` vocabulary.
 
     Args:
-        added: its added tokens, which are stored as text and not as bytes.
+        added: its added tokens, which are stored as text, not as bytes.
 
     Raises:
-        GGUFError: there are no merges, or they do not fit the tokens.
+        GGUFError: the merges are missing, or do not fit the tokens.
     """
     model = merged_bpe(vocabulary, read_merges(vocabulary), ignore_merges=rule.ignore_merges)
     tokenizer = Tokenizer(model)
@@ -38,9 +38,9 @@ def byte_level_bpe(
 
 
 def _without_lacking(vocabulary: Vocabulary) -> list[pre_tokenizers.PreTokenizer]:
-    """What leaves out bytes that are no tokens.
+    """Steps that drop bytes without a token.
 
-    Of the library's own accord their neighbours would be merged as if nothing lay between.
+    The library alone would merge their neighbours as if nothing were between.
     """
     lacking = [
         letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in vocabulary.ids
@@ -52,7 +52,7 @@ def _without_lacking(vocabulary: Vocabulary) -> list[pre_tokenizers.PreTokenizer
 
 
 def _decoder(added: Iterable[str]) -> decoders.Decoder:
-    """Bytes to text, but added tokens as they are.
+    """Bytes to text, but added tokens unchanged.
 
     DeepSeek has added tokens such as ``\u00fc`` whose letters are also how bytes are written. A
     token that holds anything else than such letters is left alone, so they get a mark that does.
@@ -67,9 +67,9 @@ def _decoder(added: Iterable[str]) -> decoders.Decoder:
 
 
 def read_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The pairs of ``tokenizer.ggml.merges``, first merged first."""
+    """The pairs of ``tokenizer.ggml.merges``, by rank."""
     merges = vocabulary.strings("merges")
-    # A space between the two; a left side may itself begin with one.
+    # A space separates the two; the left side may itself begin with one.
     return [
         (merge[: (cut := merge.find(" ", 1))], merge[cut + 1 :])
         if merge[:1] == " "
@@ -82,7 +82,7 @@ def merged_bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options:
     """The ``tokenizers`` library's BPE over the vocabulary.
 
     Raises:
-        GGUFError: a merge is of, or gives, a token that there is not.
+        GGUFError: a merge uses or gives an unknown token.
     """
     try:
         return models.BPE(vocab=vocabulary.ids, merges=merges, **options)

@@ -1,4 +1,4 @@
-"""Where characters begin and end among token ids: a token may be a part of one."""
+"""Where characters begin and end among token ids: a token may be a part of a character."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST = 4  # bytes of a character
 
 
 class TokenBytes:
-    """The bytes of the tokens that are not whole characters.
+    """The bytes of tokens that are not whole characters.
 
     Args:
         tokenizer: of :func:`ascend_gguf.tokenizer.load_tokenizer`.
@@ -60,11 +60,11 @@ class TokenBytes:
 def split_at_character(
     prompt: Sequence[int], answer: Sequence[int], tokens: TokenBytes
 ) -> tuple[list[int], list[int]]:
-    """The end of a prompt and its answer, cut where a character ends.
+    """The end of a prompt and its answer, split between characters.
 
-    A character that the prompt begins and the answer ends becomes the answer's.  One that the
-    answer does not go on with is left out, as is what the prompt's end, being cut off from the
-    rest, holds of a character before it.
+    A character that begins in the prompt and ends in the answer belongs to the answer.  It is
+    dropped if the answer does not continue it.  So are bytes of an earlier character at the start
+    of the given prompt tokens.
 
     Args:
         prompt: the last tokens of the prompt.
@@ -94,7 +94,7 @@ def split_at_character(
 
 
 def _begun(data: bytes) -> bytes:
-    """The bytes at the end of ``data`` that a character begins with and does not end with."""
+    """The bytes of an incomplete character at the end of ``data``."""
     for size in range(1, min(_LONGEST, len(data) + 1)):
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -106,7 +106,7 @@ def _begun(data: bytes) -> bytes:
 
 
 def _byte_letters() -> dict[int, str]:
-    """How byte-level BPE writes each byte: as itself where that prints, else as a letter beyond."""
+    """How byte-level BPE writes each byte: as itself if printable, else as a letter from U+0100."""
     printable = pre_tokenizers.ByteLevel.alphabet()
     beyond = map(chr, itertools.count(0x100))
     return {

@@ -1,4 +1,4 @@
-"""The chat templates of a GGUF file: one, or several by name."""
+"""The chat templates of a GGUF file: one, or several with names."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ascend_gguf.tokenizer.template_trial import endless
 
 _KEY = "tokenizer.chat_template"
 
-#: A reranker's prompt, which is no template of chats: see :mod:`ascend_gguf.tokenizer.reranking`.
+#: A reranker's prompt, not a chat template: see :mod:`ascend_gguf.tokenizer.reranking`.
 RERANK_KEY = f"{_KEY}.rerank"
 
 _OTHER_TEMPLATE = "Pass another one with --chat-template FILE.jinja."
 
 
 def chat_templates(file: GGUFFile, check: bool = True) -> str | dict[str, str] | None:
-    """The template, or all of them by name where the file has several.
+    """The template, or all templates by name if the file has several.
 
     Args:
-        check: refuse a template that cannot be used; if false, there is none.
+        check: raise if a template cannot be used; otherwise return None.
 
     Raises:
-        GGUFError: a template is no text, does not parse, or does not come to an end.
+        GGUFError: a template is not text, is not valid Jinja, or takes too long or too much memory.
     """
     named = {
         key.removeprefix(f"{_KEY}."): template
@@ -31,7 +31,7 @@ def chat_templates(file: GGUFFile, check: bool = True) -> str | dict[str, str] |
         if key.startswith(f"{_KEY}.") and key != RERANK_KEY
     }
     default = file.metadata.get(_KEY)
-    # Of an engine's other processes the first has found it out.
+    # The engine's main process has tried it; its other processes need not.
     tried = check or multiprocessing.parent_process() is None
     try:
         for name, template in named.items():
@@ -48,14 +48,14 @@ def chat_templates(file: GGUFFile, check: bool = True) -> str | dict[str, str] |
 
 
 def with_tools(templates: dict[str, str]) -> dict[str, str]:
-    """Named templates, and before them one that is ``tool_use`` for a request with tools.
+    """Add a first template that is ``tool_use`` for requests with tools and the default for others.
 
-    For an engine that takes the first template for all requests.
+    For an engine that uses the first template for all requests.
     """
     if "tool_use" not in templates or templates["tool_use"] == templates["default"]:
         return templates
-    # What begins a template: a newline there is text, and would be trimmed behind a tag. A newline
-    # at the end is not text.
+    # A newline at the start of a template is text, but Jinja would trim it after a tag.  A newline at
+    # the end is not text.
     tools, default = (
         "{{ '' }}" + templates[name].removesuffix("\n") for name in ("tool_use", "default")
     )

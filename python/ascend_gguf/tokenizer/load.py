@@ -31,7 +31,7 @@ _NAMED_TOKENS = {
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
-#: What a ``llama`` vocabulary means where the file does not say.
+#: Defaults for a ``llama`` vocabulary.
 _LLAMA_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
 
 
@@ -40,16 +40,16 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of the model in the GGUF file at ``path``, chat template included.
 
-    Token ids are llama.cpp's for the same text; special tokens in the text are recognised, and
-    ``encode`` adds bos and eos as the file asks for.
+    Token ids are llama.cpp's for the same text.  Special tokens in the text are recognized, and
+    ``encode`` adds bos and eos as the file says.
 
     Args:
         path: a GGUF file, any one file of a split model, or the directory of one model.
-        check_template: refuse a file whose chat template cannot be used; if false, leave it out.
+        check_template: refuse a file whose chat template cannot be used; otherwise ignore it.
 
     Raises:
-        GGUFError: the file holds no vocabulary, one of an unknown kind, or a damaged one, or no
-            usable chat template.
+        GGUFError: the vocabulary is missing, damaged or of an unknown type, or the chat template
+            cannot be used.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -63,8 +63,8 @@ def load_tokenizer(
         for argument, key in _NAMED_TOKENS.items()
         if (number := vocabulary.token_id(key, defaults.get(argument))) is not None
     }
-    # transformers' own classes hand over their backend in this way; tokenizer_object= would copy
-    # it, which takes longer than all the rest.
+    # transformers' own classes set their backend this way; tokenizer_object= would copy it, which
+    # takes longer than everything else.
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
     tokenizer._tokenizer = backend  # type: ignore[assignment]  # declared as None
     template = chat_templates(file, check_template)
@@ -78,7 +78,7 @@ def load_tokenizer(
             chat_template=template,
             clean_up_tokenization_spaces=False,
         )
-    except ValueError as error:  # one with a space, or of no characters
+    except ValueError as error:  # a name with a space, or an empty one
         raise vocabulary.error(
             "transformers cannot add these tokens to a text",
             "tokens",
@@ -90,10 +90,10 @@ def load_tokenizer(
 
 
 def stop_token_ids(path: str | os.PathLike) -> frozenset[int]:
-    """The ids of all tokens that end an answer of the model in the GGUF file at ``path``.
+    """The ids of all stop tokens of the model in the GGUF file at ``path``.
 
-    eos, eot and eom as the file names them, and the tokens that llama.cpp takes for an end of
-    generation by their names; empty where the file has no vocabulary.
+    eos, eot and eom of the file, and the tokens that llama.cpp recognizes as end of generation by
+    name; empty if the file has no vocabulary.
 
     Raises:
         GGUFError: the file is damaged.
@@ -105,12 +105,12 @@ def stop_token_ids(path: str | os.PathLike) -> frozenset[int]:
 
 
 def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer, bool]:
-    """The ``tokenizers`` library's tokenizer, and whether text begins with bos."""
+    """The tokenizer of the ``tokenizers`` library, and whether text begins with bos."""
     model, pre = vocabulary.text("model"), vocabulary.text("pre")
     if model == "llama":
         return sentencepiece(vocabulary, added), vocabulary.flag("add_bos_token", True)
     if model == "gemma4" or model == "gpt2" and pre in RAW_BPE:
-        # Files of Gemma 4 say that there is no bos; the model needs it.
+        # Files of Gemma 4 turn bos off, but the model needs it.
         add_bos = pre != "sarvam-moe" or vocabulary.flag("add_bos_token", False)
         return raw_bpe(vocabulary, added), add_bos
     if model != "gpt2":

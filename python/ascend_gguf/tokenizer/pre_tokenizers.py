@@ -1,8 +1,8 @@
-"""How text is cut into words before byte-level BPE, by the name in ``tokenizer.ggml.pre``.
+"""Pre-tokenizers of byte-level BPE, by the name in ``tokenizer.ggml.pre``.
 
 The names, and which of them share a rule, are llama.cpp's (``llama_vocab::impl::load``).  The
-expressions are those of the models' own tokenizer.json or code, which the ``tokenizers`` library
-runs as they are; llama.cpp rewrites some of them for engines without Unicode classes.
+regular expressions are those of the models' own tokenizer.json or code; the ``tokenizers`` library
+runs them unchanged, where llama.cpp approximates some.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """A rule of cutting.
+    """A rule for splitting text into words.
 
     Args:
-        patterns: each cuts what the one before it left, into its matches and what lies between.
-        ignore_merges: a word that is a token is that token, whatever the merges would make of it.
+        patterns: each splits the parts that the previous one left, into its matches and the rest.
+        ignore_merges: a word in the vocabulary is one token, whatever the merges would give.
         add_bos: text starts with the bos token unless the file says otherwise.
     """
 
@@ -34,14 +34,14 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 
 def _words(digits: str, endings: str = _ENDINGS + "|") -> str:
-    """The rule of Llama 3 and Qwen2, which differ in how many digits make a word."""
+    """The rule of Llama 3 and Qwen2, which differ in the digits per word."""
     return endings + r"[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
 
 
 def _cased_words(
     digits: str, endings: str, letters: str = "", symbols_end: str = r"[\r\n/]*"
 ) -> str:
-    """The rule of GPT-4o: a capital starts a word.  ``letters`` narrows the classes of letters."""
+    """The rule of GPT-4o: a capital starts a word.  ``letters`` narrows the letter classes."""
     upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}" + letters + "]"
     lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}" + letters + "]"
     start = r"[^\r\n\p{L}\p{N}]?"

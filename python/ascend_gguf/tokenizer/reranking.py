@@ -1,4 +1,4 @@
-"""The prompt of a reranker: what llama.cpp's server makes of a query and a document.
+"""The prompt of a reranker for a query and a document, as in llama.cpp's server.
 
 Source: ``format_prompt_rerank`` of llama.cpp; ``Qwen3Model`` of its converter writes the template.
 """
@@ -21,10 +21,10 @@ _INSTRUCTION = r"(?<=<Instruct>: ).+"
 
 
 def rerank_template(file: GGUFFile) -> str | None:
-    """The text with places for ``{query}`` and ``{document}``; None if the file has none.
+    """The prompt with ``{query}`` and ``{document}``; None if the file has none.
 
     Raises:
-        GGUFError: it is no text, or lacks a place.
+        GGUFError: it is not text, or lacks one of the two.
     """
     template = file.metadata.get(RERANK_KEY)
     if template is None:
@@ -42,12 +42,12 @@ def rerank_template(file: GGUFFile) -> str | None:
 
 
 def takes_instruction(template: str | None) -> bool:
-    """True if the template has an instruction that another can stand in for."""
+    """True if the template has an instruction that a request can replace."""
     return template is not None and re.search(_INSTRUCTION, template) is not None
 
 
 def filled(template: str, query: str, document: str, instruction: str | None = None) -> str:
-    """A template with a query, a document and, if not None, another instruction than its own."""
+    """Fill a template with a query, a document and, if not None, another instruction."""
     texts = {"{query}": query, "{document}": document}
     if instruction is None:
         return re.sub(_PLACES, lambda place: texts[place[0]], template)
@@ -58,7 +58,7 @@ def filled(template: str, query: str, document: str, instruction: str | None = N
 def joined(
     file: GGUFFile, tokenizer: PreTrainedTokenizerFast, query: str, document: str
 ) -> list[int]:
-    """Tokens of a query and a document without a template, between the tokens the file asks for."""
+    """Tokens of a query and a document without a template, with bos, eos and sep as the file says."""
     ends = [tokenizer.eos_token_id] if getattr(tokenizer, "add_eos_token", False) else []
     has_separator = file.metadata.get("tokenizer.ggml.add_sep_token") is True
     return [

@@ -1,7 +1,7 @@
-"""SentencePiece BPE: spaces are written ``\u2581``, what is no token falls back to bytes.
+"""SentencePiece BPE: spaces are written ``\u2581``, unknown characters fall back to bytes.
 
-Source of the rules: llama.cpp ``llm_tokenizer_spm_session`` (merge the pair that makes the token
-of the highest score, leftmost first) and ``LLAMA_VOCAB_PRE_TYPE_GEMMA4`` (merges by rank).
+Source of the rules: llama.cpp ``llm_tokenizer_spm_session`` (merge the pair that gives the token
+with the highest score, leftmost first) and ``LLAMA_VOCAB_PRE_TYPE_GEMMA4`` (merges by rank).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sentencepiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
     """The tokenizer of a ``llama`` vocabulary.
 
     Raises:
-        GGUFError: there are no scores, or not one for each token.
+        GGUFError: scores are missing, or not every token has one.
     """
     tokenizer = Tokenizer(_model(vocabulary, merges_by_score(vocabulary)))
     prefix = vocabulary.flag("add_space_prefix", True)
@@ -38,7 +38,7 @@ def sentencepiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
 
 
 def raw_bpe(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
-    """The tokenizer of a vocabulary that has its merges in the file (:data:`RAW_BPE`)."""
+    """The tokenizer of a vocabulary with merges in the file (:data:`RAW_BPE`)."""
     tokenizer = Tokenizer(_model(vocabulary, read_merges(vocabulary)))
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
@@ -50,14 +50,14 @@ def raw_bpe(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
 
 
 def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The ways to make a token of two others, the token of the highest score first.
+    """The pairs that give each token, the token with the highest score first.
 
-    SentencePiece keeps scores in place of merges; ranks in the order of scores are the same.  Of
-    equal scores, which some converters write where they have none, the token of the least id comes
+    SentencePiece has scores instead of merges; ranks in the order of scores are equivalent.  Among
+    equal scores, which some converters write if they have none, the token with the lowest id comes
     first: vocabularies are sorted.
 
     Raises:
-        GGUFError: there are no scores, or not one for each token.
+        GGUFError: scores are missing, or not every token has one.
     """
     scores = _scores(vocabulary)[: len(vocabulary.tokens)]
     tokens, ids = vocabulary.tokens, vocabulary.ids
@@ -74,12 +74,12 @@ def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
             for cut in range(1, len(token))
             if (left := token[:cut]) in ids and (right := token[cut:]) in ids
         ]
-        # The others never occur, but are cheaper to keep than to tell apart.
+        # Only one of them ever occurs, but keeping all is cheaper than finding it.
         merges += ways if len(ways) <= _MOST_WAYS else _last_merge(token, ranks, ids)
     return merges
 
 
-#: Bounds of what is kept of a token: its ways by the number of its letters is the square of it.
+#: Limits: the pairs of a token times their length grow with the square of its length.
 _LONG = 64
 _MOST_WAYS = 8
 
@@ -99,13 +99,13 @@ def _scores(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _last_merge(token: str, ranks: list[int], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """The one pair that ever becomes ``token``, if any: what is left of its letters before that.
+    """The only pair that ever merges into ``token``, if any: found by merging its letters.
 
-    What surrounds a token does not change in which order its own letters are merged.
+    The text around a token does not change the order in which its own letters are merged.
     """
     size = len(token)
-    ends = list(range(1, size + 1))  # of the piece that begins at a letter; 0 inside a piece
-    before = list(range(-1, size - 1))  # where the piece before it begins
+    ends = list(range(1, size + 1))  # end of the piece that begins at a letter; 0 inside a piece
+    before = list(range(-1, size - 1))  # start of the previous piece
     waiting = [
         (ranks[number], left, left + 2)
         for left in range(size - 1)

@@ -1,7 +1,7 @@
-"""Whether a chat template comes to an end: tried in a process of its own.
+"""Try a chat template in a process of its own, with limits of time and memory.
 
-A template is a program, and whoever made the file wrote it.  Jinja's sandbox keeps it from
-everything but time and memory, and computes constants (``9 ** (9 ** 9)``) as soon as it compiles.
+A template is a program by the author of the file.  Jinja's sandbox limits everything but time and
+memory, and computes constants (``9 ** (9 ** 9)``) already when it compiles.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 from select import select
 from typing import Any
 
-#: What a template may take for a short chat; a real one takes some milliseconds.
+#: Limits for a short chat; a real template takes some milliseconds.
 CPU_SECONDS, MEGABYTES = 2, 256
 
-#: On a machine that is busy with something else.
+#: Wall-clock limit, for a busy machine.
 _SECONDS = 30.0
 
 _RENDERED, _NO_MEMORY = b"r", b"m"
@@ -31,13 +31,13 @@ _TOOLS: list[Any] = [{"type": "function", "function": _FUNCTION}]
 
 @lru_cache(maxsize=16)
 def endless(template: str) -> str | None:
-    """What a template takes too much of, as the end of a sentence; None if it comes to an end.
+    """The limit that a template exceeds, such as ``2 seconds``; None if it finishes.
 
-    An error in the template is an end.
+    An error in the template counts as finished.
     """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other threads, which the trial does not need
+        warnings.simplefilter("ignore")  # about other threads, which the trial does not use
         pid = os.fork()
     if pid == 0:
         _try(template, writer)
@@ -55,9 +55,9 @@ def endless(template: str) -> str | None:
 
 
 def _try(template: str, writer: int) -> None:
-    """Render the template for two chats, within limits, and end the process."""
+    """Render the template for two chats within limits, and exit the process."""
     try:
-        _limit(resource.RLIMIT_CPU, CPU_SECONDS)  # the system ends the process then
+        _limit(resource.RLIMIT_CPU, CPU_SECONDS)  # the system kills the process then
         _limit(resource.RLIMIT_CORE, 0)
         with open("/proc/self/statm") as statm:
             pages = int(statm.read().split()[0])
@@ -86,5 +86,5 @@ def _render(template: str) -> None:
             render_jinja_template([chat], tools, chat_template=template, add_generation_prompt=True)
         except MemoryError:
             raise
-        except Exception:  # templates refuse chats that they do not know
+        except Exception:  # templates raise for chats that they do not support
             continue

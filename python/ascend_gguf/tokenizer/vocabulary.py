@@ -28,7 +28,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of its tokens.
+    """The tokens of a GGUF file, with types and special ids.
 
     Attributes:
         file: where it comes from.
@@ -50,13 +50,13 @@ class Vocabulary:
         return self._typed(key, str, "a string", default)
 
     def flag(self, key: str, default: bool) -> bool:
-        """The truth value at ``tokenizer.ggml.KEY``."""
+        """The boolean at ``tokenizer.ggml.KEY``."""
         return self._typed(key, bool, "true or false", default)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
         """The token id at ``tokenizer.ggml.KEY``, or ``default``; None if there is no such token.
 
-        An id that the vocabulary lacks is as good as none: llama.cpp takes the default then.
+        An id outside the vocabulary counts as missing: llama.cpp then uses the default.
         """
         value = self._typed(key, int, "a token id", default)
         for candidate in (value, default):
@@ -80,7 +80,7 @@ class Vocabulary:
         expected: object = None,
         hint: str = CONVERT_AGAIN,
     ) -> GGUFError:
-        """An error about ``tokenizer.ggml.KEY``, for the caller to raise."""
+        """An error about ``tokenizer.ggml.KEY``, to be raised by the caller."""
         return _error(self.file, key, problem, found, expected, hint)
 
     def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
@@ -95,11 +95,11 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     """The vocabulary in ``file``'s metadata; the same object for the same file.
 
     Raises:
-        GGUFError: there is none, or its parts do not fit together.
+        GGUFError: it is missing or inconsistent.
     """
     tokens = _strings(file, "tokens")
     _check_text(file, tokens)
-    if "" in tokens:  # llama.cpp gives such a token a name too
+    if "" in tokens:  # as in llama.cpp
         tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     if _PREFIX + "token_type" in file.metadata:
         types = _numbers(file, "token_type", "iu", "whole numbers")
