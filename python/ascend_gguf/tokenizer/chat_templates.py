@@ -54,8 +54,8 @@ def with_tools(templates: dict[str, str]) -> dict[str, str]:
     """
     if "tool_use" not in templates or templates["tool_use"] == templates["default"]:
         return templates
-    # A newline at the start of a template is text, but Jinja would trim it after a tag.  A newline at
-    # the end is not text.
+    # A newline at the start of a template is text, but Jinja would trim it after a tag.  A newline
+    # at the end is not text.
     tools, default = (
         "{{ '' }}" + templates[name].removesuffix("\n") for name in ("tool_use", "default")
     )

@@ -58,7 +58,7 @@ def filled(template: str, query: str, document: str, instruction: str | None = N
 def joined(
     file: GGUFFile, tokenizer: PreTrainedTokenizerFast, query: str, document: str
 ) -> list[int]:
-    """Tokens of a query and a document without a template, with bos, eos and sep as the file says."""
+    """Tokens of a query and a document without a template, with the file's bos, eos and sep."""
     ends = [tokenizer.eos_token_id] if getattr(tokenizer, "add_eos_token", False) else []
     has_separator = file.metadata.get("tokenizer.ggml.add_sep_token") is True
     return [
