@@ -4,6 +4,8 @@ A kernel is a Python function of values (:mod:`.value`): whole numbers, floats a
 compiled by LLVM, and interpreted by NumPy, which says what it means.  docs/codegen.md shows one.
 """
 
+# ruff: noqa: F401
+
 from ascend_gguf.codegen import processor
 from ascend_gguf.codegen.control import fold, loop, minimum, switch, when
 from ascend_gguf.codegen.kernel import Kernel
@@ -44,47 +46,3 @@ from ascend_gguf.codegen.memory import (
     widened,
 )
 from ascend_gguf.codegen.value import Value, collect, shuffle, splat
-
-__all__ = [
-    "BF16",
-    "F16",
-    "F32",
-    "FLOATS",
-    "I1",
-    "I16",
-    "I32",
-    "I64",
-    "I8",
-    "LANES",
-    "REST",
-    "Kernel",
-    "Kind",
-    "Value",
-    "add_pairs",
-    "canonical_half",
-    "collect",
-    "exp",
-    "exp2",
-    "fold",
-    "load",
-    "local",
-    "lookup_words",
-    "loop",
-    "max_of",
-    "maximum",
-    "minimum",
-    "multiply_add",
-    "pointer",
-    "prefetch",
-    "processor",
-    "rounded",
-    "shuffle",
-    "splat",
-    "sqrt",
-    "store",
-    "sum_of",
-    "switch",
-    "table",
-    "when",
-    "widened",
-]

@@ -30,7 +30,7 @@ def fold(
 
 
 def loop(start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
-    """``for i in loop(start, stop, step)``: written once, so it must not be left early."""
+    """``for i in loop(start, stop, step)``: the body is traced once: no ``break``."""
     for raw in backend().loop(whole(start).raw, whole(stop).raw, step):
         yield Value(raw, I64)
 
@@ -38,16 +38,16 @@ def loop(start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value
 def when(
     condition: Value, then: Callable[[], None], otherwise: Callable[[], None] | None = None
 ) -> None:
-    """Do one thing or the other."""
+    """``if condition: then()``, ``else: otherwise()``."""
     backend().branch(condition.raw, then, otherwise)
 
 
 def switch(value: Value, cases: range, body: Callable[[int], None]) -> None:
-    """``body(value)`` written for each of some values, which Python then knows; else nothing."""
+    """``body(value)``, specialized for each of the cases; nothing for other values."""
     backend().switch(value.raw, cases, body)
 
 
 def minimum(a: Value, b: Value | int) -> Value:
-    """The lesser of two."""
+    """The lesser of two, lane by lane."""
     b = a.like(b)
     return (a < b).select(a, b)

@@ -23,8 +23,8 @@ class Kernel:
     Launch arguments are whole numbers of 64 bits: :data:`~.threads.HEAD`, then one a parameter.
 
     Args:
-        name: for those who read the code: see :mod:`~.compile`.
-        function: what is done with a tile: takes its number, and the parameters by name.
+        name: of the machine code, where it is printed.
+        function: processes one tile: takes its index, and the parameters by name.
         parameters: :data:`~.kinds.I64`, :data:`~.kinds.F32`, a :func:`~.kinds.pointer`, or, the
             last, :data:`~.kinds.REST`.
     """
@@ -35,7 +35,7 @@ class Kernel:
         self.code = compiled(name, self._write)
 
     def run(self, tiles: int, *arguments: float, most_threads: int | None = None) -> None:
-        """Do all tiles.
+        """Process all tiles.
 
         Args:
             arguments: addresses as whole numbers.
@@ -44,12 +44,12 @@ class Kernel:
         threads.run(self.code, self._launch(tiles, arguments), most_threads)
 
     def __call__(self, *arguments: float) -> None:
-        """Do one tile, in this thread: for callers who divide the work themselves."""
+        """Process one tile in this thread, for callers that divide the work themselves."""
         launch = self._launch(1, arguments)
         self.code(launch.buffer_info()[0])
 
     def interpret(self, tiles: int, *arguments: float) -> None:
-        """As :meth:`run`, by NumPy, operation by operation: what the machine code must do."""
+        """As :meth:`run`, in NumPy, operation by operation: the definition of the machine code."""
         launch = self._launch(tiles, arguments)
         with running(NumPy()), errors_ignored():
             address = backend().constant(I64, [launch.buffer_info()[0]])
@@ -74,12 +74,12 @@ class Kernel:
 
 
 def address_of(number: Value, element: Kind) -> Value:
-    """The address that a whole number of 64 bits is."""
+    """A whole number of 64 bits as an address."""
     return Value(backend().address(number.raw, element), pointer(element))
 
 
 def load_acquire(address: Value) -> Value:
-    """A whole number, and all that was written before it by those who count with it."""
+    """A whole number; what other threads wrote before they changed it is visible from here on."""
     return Value(backend().load_acquire(address.raw), I64)
 
 
@@ -89,11 +89,11 @@ def call(code: Value, launch: Value) -> None:
 
 
 def wait_for(address: Value, least: Value, looks: int, nap: int) -> None:
-    """Until the whole number at an address is so great.
+    """Wait until the whole number at an address is at least ``least``.
 
     Args:
-        looks: how often, before it lets whoever has to go on have its core
-        nap: for so many microseconds.
+        looks: how often to look before sleeping.
+        nap: microseconds to sleep, so that other threads get the core.
     """
     backend().wait_for(address.raw, least.raw, looks, nap)
 

@@ -16,7 +16,7 @@ def load(address: Value, count: int = 1, kind: Kind | None = None) -> Value:
     """``count`` elements; float16 and bfloat16 as float32.
 
     Args:
-        kind: what to load; by default what the address is of, whose alignment is taken for granted.
+        kind: of the elements; by default those of the address, whose alignment is assumed.
     """
     element = address.kind.element
     assert element is not None
@@ -26,7 +26,7 @@ def load(address: Value, count: int = 1, kind: Kind | None = None) -> Value:
 
 
 def store(address: Value, value: Value, *, normal: bool = False) -> None:
-    """Write a value; float32 is rounded to what the address is of, as :func:`rounded` does."""
+    """Write a value.  Float32 is rounded to the elements of the address: see :func:`rounded`."""
     element = address.kind.element
     assert element is not None
     if value.kind is F32:
@@ -35,10 +35,10 @@ def store(address: Value, value: Value, *, normal: bool = False) -> None:
 
 
 def prefetch(address: Value, nbytes: int, level: int = 1) -> None:
-    """Ask memory for bytes that are soon needed; there may be none at the address.
+    """Prefetch bytes that are needed soon; the address need not be valid.
 
     Args:
-        level: of the cache that they are to come to.
+        level: of the cache to bring them to.
     """
     start = address.cast(I8)
     for offset in range(0, nbytes, _CACHE_LINE):
@@ -46,15 +46,15 @@ def prefetch(address: Value, nbytes: int, level: int = 1) -> None:
 
 
 def table(name: str, content: np.ndarray) -> Value:
-    """The bytes of a table that the kernel carries along, under a name of its own."""
+    """The address of a constant table of bytes, embedded in the kernel under a name."""
     return Value(backend().table(name, content.tobytes()), pointer(I8))
 
 
 def local(element: Kind, count: int | Value) -> Value:
-    """The thread's own memory for ``count`` elements, at a multiple of 64; anything is in it.
+    """Memory of the thread for ``count`` elements, aligned to 64 bytes, not initialized.
 
     Args:
-        count: a number, or of bytes also a parameter of the kernel.
+        count: a Python number; for bytes also a parameter of the kernel.
     """
     nbytes = whole(count if element is I8 or isinstance(count, Value) else count * element.nbytes)
     return Value(backend().local(nbytes.raw), pointer(I8)).cast(element)

@@ -49,11 +49,12 @@ class DotSink(Sink):
     """Dot products of a block's weights with what they meet in one or more vectors.
 
     Args:
-        vectors: of each the address of what meets the block's first weight: float32; or bfloat16,
-            for a type whose weights all have codebooks, on a processor that multiplies those.
+        vectors: for each vector, the address of the element that meets the block's first weight:
+            float32; or bfloat16, on a processor that multiplies it, for a type whose weights all
+            have codebooks.
         sums: for each vector, the address of the sum of the elements that meet the weights of the
             block's first offset; the others follow.
-        totals: what to add products to: one or more for each vector, of 16 lanes, to be added up.
+        totals: accumulators of 16 lanes, one or more for each vector.
         count: as of ``Sink``.
 
     Attributes:
@@ -100,7 +101,7 @@ class DotSink(Sink):
             self._add_floats(offset + start, value[start : start + LANES])
 
     def finish(self) -> None:
-        """All weights of the block have come."""
+        """Finish the block, after all of its weights were taken."""
         assert not self._waiting
         if self._offsets:
             self._add_offsets()
@@ -183,7 +184,7 @@ class DotSink(Sink):
         """A scale in all lanes."""
         if scale.lane is None:
             return scale.splat(LANES)
-        # By way of memory: to load one float into all lanes costs nothing.
+        # Through memory: loading one float into all lanes is free.
         vector, lane = scale.lane
         if vector not in self._stored:
             self._stored[vector] = local(F32, len(vector))

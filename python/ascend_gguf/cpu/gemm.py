@@ -37,11 +37,11 @@ def _registers() -> tuple[int, int]:
     return (4, 32) if processor.IS_ARM else (8, 16)
 
 
-#: Rows multiplied together, with as many columns as their totals fit registers: most of all that
-#: there are, as some hold what is being multiplied.
+#: Rows of a register tile.  It has as many columns as fit: totals take most of the registers, and
+#: operands the rest.
 ROWS = 4
 
-# Bytes between decoded rows, so that weights of the same columns do not share places of the cache.
+# Bytes between decoded rows, so that weights of a column do not compete for a cache set.
 _APART = 64
 
 

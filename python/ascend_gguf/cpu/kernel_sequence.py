@@ -16,13 +16,13 @@ from ascend_gguf.codegen.threads import HEAD, Code
 
 # 64-bit numbers in a line of the cache, which no two launches share.
 _LINE = 8
-# A thread looks so often whether others are done, some 25 microseconds, before it lets whoever has
-# to go on have its core, for so many microseconds.
+# How often a thread looks whether the others are done (some 25 microseconds) before it sleeps, and
+# for how many microseconds.
 _LOOKS, _NAP = 1000, 50
 
 
 class KernelSequence:
-    """Some launches, to be done in order, as often as one likes.
+    """Launches that run in order, any number of times.
 
     A kernel begins when all tiles of the one before are done, not when all threads have come: one
     that the system lets wait holds up only what it has taken.
@@ -45,7 +45,7 @@ class KernelSequence:
         self._heads = (starts[:-1, None] + first + heads).reshape(-1)
 
     def run(self) -> None:
-        """Do all of them."""
+        """Run all of them."""
         self._numbers[self._heads] = 0
         threads.start(_sequence(), self._list.buffer_info()[0], len(self._list))
 

@@ -1,6 +1,6 @@
 """Matrices of blocks to multiply with vectors, cut into tiles: how GEMV and GEMM are launched.
 
-What is done with a tile is the same whichever thread does it.
+The result of a tile does not depend on the thread.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from ascend_gguf.codegen import I8, I64, REST, Kernel, Value, load, local, minimum, pointer
 from ascend_gguf.codegen.kernel import address_of
 
-#: How many bytes before it reads a matrix's blocks a kernel prefetches them: what the processor
-#: expects to be read it prefetches too late.  Rows, and tiles, lie one after the other.
+#: How many bytes ahead a kernel prefetches a matrix's blocks: the processor's own prefetcher comes
+#: too late.  Rows, and tiles, lie one after the other.
 AHEAD = 4096
 
 # Launch arguments of each product: the address of a matrix, the first of its vectors and of its
@@ -33,7 +33,7 @@ class Tile:
         first, stop: the rows.
         blocks, row_bytes: in a row of the matrix.
         x_stride, out_stride: elements from one vector, or its results, to the next.
-        scratch: the thread's own bytes, at a multiple of 64.
+        scratch: bytes of the thread, aligned to 64.
     """
 
     weights: Value
@@ -52,7 +52,7 @@ class Tile:
 def matmul_kernel(
     name: str, dtype: torch.dtype, out_dtype: torch.dtype, write: Callable[[Tile], None]
 ) -> Kernel:
-    """A kernel that does ``write`` for each tile.
+    """A kernel that calls ``write`` for each tile.
 
     Its arguments are in this order, then :data:`_PRODUCT` for each product.
     """

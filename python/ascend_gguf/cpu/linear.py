@@ -12,7 +12,7 @@ from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
-# For up to so many vectors what a layer does is prepared once; for more it is nothing to the rest.
+# Up to how many vectors a layer keeps its matmuls; for more, preparing them costs little.
 _MOST_KEPT = 64
 
 

@@ -74,7 +74,7 @@ class Matmul:
             raise ValueError(f"vectors must be one of {OUTPUT_DTYPES}, not {dtype}")
         self._kind, self._matrices, self._columns = kind, matrices, columns
         self._dtype, self._out_dtype, self._out_stride = dtype, out_dtype, out_stride
-        # Each does some of it: takes x, out and the most threads.
+        # Each takes x, out and the most threads.
         self._steps: list[Callable[[torch.Tensor, torch.Tensor, int | None], None]] = []
         by_columns: dict[int, list[Product]] = {}
         for product in products:

@@ -71,7 +71,7 @@ def decode_rows(
     """What :func:`kernel` does with its arguments.
 
     Args:
-        ahead: how many bytes before it reads blocks it prefetches them, if it does.
+        ahead: how many bytes ahead to prefetch blocks; 0 for not at all.
     """
     decode_block = decoder_of(kind)
     for row in loop(0, rows):
