@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ def recorded(rank: int, world: int) -> None:
 def in_process(rank: int, world: int, port: int, body) -> None:
     import torch.distributed as dist
 
+    # Forked, as importing takes seconds: the simulated device is plain memory of this process.
+    sys.modules["torch_npu.npu"]._is_internal_in_bad_fork = False
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.npu.set_device(rank)
@@ -128,4 +131,5 @@ def run(world: int, body) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(in_process, (world, port, body), nprocs=world)
+    arguments = (world, port, body)
+    torch.multiprocessing.start_processes(in_process, arguments, world, start_method="fork")

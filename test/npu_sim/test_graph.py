@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=1)
+pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=2)
 
 
 def captured(function, **options):

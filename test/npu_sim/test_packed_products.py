@@ -17,7 +17,7 @@ from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from random_model import random_blocks
 
-pytestmark = pytest.mark.npu_sim(memory_gb=2)
+pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=2)
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 MATRICES = pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=1)
+pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=2)
 
 
 def test_operators_and_weights():

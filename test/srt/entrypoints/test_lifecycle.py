@@ -21,7 +21,6 @@ from serving import (
     CPU,
     cpu_environment,
     group_members,
-    launch,
     server_command,
     wait_for_group_to_end,
 )
@@ -31,7 +30,7 @@ LONG = {"temperature": 0, "max_new_tokens": 1900, "ignore_eos": True}
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
-def _listening(pids: list[int]) -> list[str]:
+def addresses(pids: list[int]) -> list[str]:
     """Addresses, as /proc has them, at which the processes listen."""
     sockets = set()
     for pid in pids:
@@ -49,7 +48,7 @@ def _listening(pids: list[int]) -> list[str]:
     return found
 
 
-def _shared_memory(pids: list[int]) -> set[str]:
+def shared_memory(pids: list[int]) -> set[str]:
     """Files in shared memory that the processes use."""
     maps = (Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     return {
@@ -80,13 +79,16 @@ def temporary() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_server_of_two_ranks_ends_when_told_to(log, temporary):
-    """Streams end with an error, nobody outside could connect, and nothing is left behind."""
+def test_a_server_of_two_ranks_ends_when_told_to(zygote, log, temporary):
+    """Streams end with an error, nobody outside could connect, and nothing is left behind.
+
+    ``test_server.py`` shows that of one that is started from nothing.
+    """
     environment = cpu_environment(2) | {"TMPDIR": str(temporary)}
-    with launch(MODEL, log, *CPU, "--tp-size", "2", environment=environment) as server:
+    with zygote.serve(MODEL, log, *CPU, "--tp-size", "2", environment=environment) as server:
         pids = group_members(server.pid)
-        listening = _listening(pids)
-        shared = _shared_memory(pids)
+        listening = addresses(pids)
+        shared = shared_memory(pids)
         streams = [
             _Stream(f"{server.url}/generate", {"text": "1 + 1", "sampling_params": LONG}),
             _Stream(
@@ -159,7 +161,7 @@ def test_interrupted_while_loading(zygote, log, temporary):
     while "Load weight begin" not in (log.read_text() if log.exists() else ""):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    shared = _shared_memory(group_members(pid))
+    shared = shared_memory(group_members(pid))
     os.killpg(pid, signal.SIGINT)
     assert not wait_for_group_to_end(pid)
     assert "Traceback" not in log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import requests
 from openai import OpenAI
 
-from serving import CPU, cpu_environment, launch, wait_for_group_to_end
+from serving import CPU, cpu_environment, group_members, launch, wait_for_group_to_end
+from srt.entrypoints.test_lifecycle import LOOPBACK, addresses, shared_memory
 
 DATA = Path(__file__).parents[2] / "data"
 MODEL = DATA / "qwen3-moe-Q4_K_M.gguf"
@@ -24,8 +26,12 @@ EXACT = ("--dtype", "float32")
 def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "server.log"
     arguments = ("--quantization", "gguf", *CPU, *EXACT)
-    with launch(MODEL, log, *arguments, environment=cpu_environment()) as running:
-        yield running
+    # A folder with a name short enough for sockets in it.
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = cpu_environment() | {"TMPDIR": temporary}
+        with launch(MODEL, log, *arguments, environment=environment) as running:
+            running.temporary = Path(temporary)
+            yield running
 
 
 @pytest.fixture
@@ -76,8 +82,11 @@ def test_sixteen_at_once_with_a_shared_prefix(server):
 
 
 def test_stops_when_interrupted(server):
-    """Ctrl-C goes to every process of the terminal."""
+    """Ctrl-C goes to every process of the terminal, and nothing is left behind."""
     # The last test of the module: there is no server after it.
+    pids = group_members(server.pid)
+    listening, shared = addresses(pids), shared_memory(pids)
+    assert listening and set(listening) <= set(LOOPBACK)
     body = {"text": "a", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
     with requests.post(
         f"{server.url}/generate", json=body | {"stream": True}, stream=True
@@ -89,3 +98,5 @@ def test_stops_when_interrupted(server):
     assert wait_for_group_to_end(server.pid) == []
     log = server.log.read_text()
     assert "Traceback" not in log[log.index("SIGTERM received") :]
+    assert shared and not any(Path(name).exists() for name in shared)
+    assert not list(server.temporary.iterdir())
