@@ -34,7 +34,7 @@ def engine_model(
     from sglang.srt.plugins import load_plugins
     from sglang.srt.runtime_context import get_context, get_parallel
 
-    from ascend_gguf.srt.layers.quantization.gguf import Choice
+    from ascend_gguf.srt.layers.quantization.kernels import Choice
 
     load_plugins()
     get_context().override_server_args(device="cpu").install()

@@ -111,7 +111,7 @@ def _load(model: torch.nn.Module, path: Path, names: dict[str, tuple[str, ...]])
     from ascend_gguf.srt.model_loader import loader
 
     weights = loader._weights(model, str(path), names)
-    loader._load_weights(model, str(path), weights, [])
+    loader._load_weights(model, str(path), weights)
 
 
 def _engine(

@@ -15,6 +15,8 @@ import torch
 from gguf import GGMLQuantizationType
 from sglang.srt.runtime_context import get_parallel
 
+from ascend_gguf import BlockTensor
+from ascend_gguf.weights.pending import PendingWeight
 from random_model import ALL_TYPES, random_blocks
 
 HIDDEN = 256
@@ -53,23 +55,18 @@ class Matrix:
         self.blocks, self.values = torch.from_numpy(blocks), torch.from_numpy(values)
 
     @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What the iterator yields for it, in order: last part of the name to tensor."""
+    def weight(self) -> torch.Tensor:
+        """What the iterator yields for it."""
         if self.type_name in PLAIN:
-            return {"weight": self.blocks.view(PLAIN[self.type_name])}
-        ggml_type = GGMLQuantizationType[self.type_name]
-        return {"qweight_type": torch.tensor(int(ggml_type)), "qweight": self.blocks}
+            return self.blocks.view(PLAIN[self.type_name])
+        return BlockTensor(self.blocks, GGMLQuantizationType[self.type_name])
 
 
 def load(layer: torch.nn.Module, matrices: dict[Any, Matrix]) -> None:
-    """All types, then all weights, each to its parameter's loader; keys are shards or None."""
-    parameters = dict(layer.named_parameters())
-    for types in (True, False):
-        for shard, matrix in matrices.items():
-            for name, tensor in matrix.tensors.items():
-                if (name == "qweight_type") == types:
-                    arguments = () if shard is None else (shard,)
-                    parameters[name].weight_loader(parameters[name], tensor, *arguments)
+    """Each to the weight's loader; keys are shards or None."""
+    for shard, matrix in matrices.items():
+        arguments = () if shard is None else (shard,)
+        layer.weight.weight_loader(layer.weight, matrix.weight, *arguments)
     layer.quant_method.process_weights_after_loading(layer)
 
 
@@ -88,7 +85,7 @@ def numbers(layer: torch.nn.Module, name: str = "weight") -> torch.Tensor:
 
 def assert_only_weights(layer: torch.nn.Module, **expected: torch.Tensor) -> None:
     """That nothing is left of what receives blocks, and every weight is right."""
-    assert not [name for name, _ in layer.named_parameters() if "qweight" in name]
+    assert not any(isinstance(parameter, PendingWeight) for parameter in layer.parameters())
     for name, values in expected.items():
         found = numbers(layer, name)
         assert torch.equal(found, values.to(found.dtype))

@@ -24,7 +24,6 @@ OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
     ("layers.layernorm", "RMSNorm.forward_native", None),
     ("layers.layernorm", "GemmaRMSNorm.forward_native", "gemma_norm"),
     ("layers.layernorm", "Gemma3RMSNorm.forward_native", "gemma_norm"),
-    ("layers.moe.fused_moe_triton.layer", "FusedMoE._load_gguf_weight", None),
     ("layers.moe.topk", "TopK.forward_npu", None),
     ("layers.rotary_embedding.base", "RotaryEmbedding.forward_native", None),
 )

@@ -13,11 +13,8 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf import GGUFError, load_config
-from ascend_gguf.srt.layers.moe.fused_moe_triton.layer import check_experts
-from ascend_gguf.srt.layers.quantization.gguf import (
-    Choice,
-    GGUFMoEAscendMethod,
-)
+from ascend_gguf.srt.layers.quantization.gguf import GGUFMoEAscendMethod
+from ascend_gguf.srt.layers.quantization.kernels import Choice
 from random_model import ALL_TYPES, write_model
 from srt.engine_layers import (
     EVERY_TYPE,
@@ -67,14 +64,11 @@ def make_experts(weights: str = "auto", **options: Any) -> FusedMoE:
 def load_experts(layer: FusedMoE, matrices: dict[tuple[int, str], Matrix]) -> None:
     """As the models do it: every expert is offered to every rank."""
     parameters = dict(layer.named_parameters())
-    for types in (True, False):
-        for (expert, shard), matrix in matrices.items():
-            for suffix, tensor in matrix.tensors.items():
-                if (suffix == "qweight_type") == types:
-                    name = f"{SHARDS[shard]}_{suffix}"
-                    parameters[name].weight_loader(
-                        parameters[name], tensor, f"experts.{name}", shard, expert
-                    )
+    for (expert, shard), matrix in matrices.items():
+        name = f"{SHARDS[shard]}_weight"
+        parameters[name].weight_loader(
+            parameters[name], matrix.weight, f"experts.{name}", shard, expert
+        )
 
 
 def dense_experts(
@@ -172,30 +166,16 @@ def test_input_of_experts_is_not_written():
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize(
-    ("shard", "projection"), [("w1", "gate"), ("w2", "down"), ("w3", "up")], ids=str
-)
+@pytest.mark.parametrize("shard", SHARDS)
 @pytest.mark.parametrize("expert", range(EXPERTS))
-def test_missing_expert_is_named(shard, projection, expert):
+def test_missing_expert_is_named(shard, expert):
     matrices = expert_matrices(EXPERT_TYPES)
     del matrices[expert, shard]
     layer = make_experts()
     load_experts(layer, matrices)
-    with pytest.raises(GGUFError, match=rf"the {projection} projection of local expert {expert} "):
+    missing = rf"{SHARDS[shard]}_weight\[{expert}\] of FusedMoE was not loaded"
+    with pytest.raises(GGUFError, match=missing):
         layer.quant_method.process_weights_after_loading(layer)
-    with pytest.raises(GGUFError, match=r"model\.layers\.0\.mlp\.experts was not loaded"):
-        check_experts(layer)
-
-
-def test_type_without_blocks_does_not_count():
-    matrices = expert_matrices(EXPERT_TYPES)
-    layer = make_experts()
-    load_experts(layer, matrices)
-    layer.quant_method.loaded.discard((2, "w2"))
-    parameter = layer.w2_qweight_type
-    parameter.weight_loader(parameter, torch.tensor(12), "experts.w2_qweight_type", "w2", 2)
-    with pytest.raises(GGUFError, match="down projection of local expert 2"):
-        check_experts(layer)
 
 
 def test_experts_of_other_ranks_are_not_missed():
@@ -203,21 +183,18 @@ def test_experts_of_other_ranks_are_not_missed():
     with ranks(2, 1, ep=2):
         layer = make_experts()
         load_experts(layer, {key: matrix for key, matrix in matrices.items() if key[0] >= 2})
-        check_experts(layer)
+        layer.quant_method.process_weights_after_loading(layer)
         del matrices[3, "w3"]
         layer = make_experts()
         load_experts(layer, matrices)
-        with pytest.raises(GGUFError, match="up projection of local expert 1 "):
-            check_experts(layer)
+        with pytest.raises(GGUFError, match=r"w13_weight\[1\]"):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def test_biases_of_experts_are_the_engines_affair():
     matrices = expert_matrices(EXPERT_TYPES)
     layer = make_experts(with_bias=True)
     load_experts(layer, matrices)
-    for name, bias in (("w13", layer.w13_weight_bias), ("w2", layer.w2_weight_bias)):
-        shard = {"w13": "w1", "w2": "w2"}[name]
-        assert layer._load_gguf_weight(bias, torch.zeros(bias.shape[1]), shard, 0) is False
     layer.w13_weight_bias.data.normal_()
     layer.w2_weight_bias.data.normal_()
     layer.quant_method.process_weights_after_loading(layer)
@@ -252,13 +229,6 @@ def test_activation_that_nobody_implemented(options):
     x = torch.randn(1, HIDDEN)
     with pytest.raises(NotImplementedError, match=r"activation '\w+'.*not supported on the CPU"):
         run_experts(layer, x, routing(1))
-
-
-def test_other_methods_keep_the_engines_loader():
-    layer = FusedMoE(EXPERTS, HIDDEN, FFN, 0, top_k=TOP_K, prefix="m")
-    weight = layer.w13_weight
-    assert layer._load_gguf_weight(weight, torch.zeros(FFN, HIDDEN), "w1", 0) is False
-    layer.materialize_gguf_weights()  # nothing is missed where nothing is GGUF
 
 
 # --- models ---------------------------------------------------------------------------------

@@ -22,12 +22,10 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabPara
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 
 from ascend_gguf import GGUFError
-from ascend_gguf.srt.layers.parameter import accept_blocks, block_names, stop_accepting_blocks
-from ascend_gguf.srt.layers.quantization.gguf import (
-    Choice,
-    ggml_dequantize_ascend,
-)
+from ascend_gguf.srt.layers.quantization.gguf import ggml_dequantize_ascend
+from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.srt.layers.quantization.unquant import Float32LinearMethod, keep_float32
+from ascend_gguf.weights.pending import PendingWeight
 from srt.engine_layers import (
     EVERY_TYPE,
     EXPERTS,
@@ -197,12 +195,11 @@ def test_embedding_on_two_ranks():
             assert_only_weight(layer, padded[rank * rows : (rank + 1) * rows])
 
 
-def test_placeholders_before_loading():
+def test_parameter_before_loading():
     layer = ReplicatedLinear(HIDDEN, 64, False, quant_config=GGUFConfig(), prefix="m")
-    parameters = dict(layer.named_parameters())
-    assert set(parameters) == {"weight", *block_names("weight")}
-    assert parameters["qweight"].numel() == parameters["qweight_type"].numel() == 0
-    assert parameters["weight"].shape == (64, HIDDEN)
+    ((name, weight),) = layer.named_parameters()
+    assert (name, weight.shape) == ("weight", (64, HIDDEN))
+    assert isinstance(weight, PendingWeight)  # without memory
 
 
 def test_matrix_of_another_shape_is_refused():
@@ -216,12 +213,8 @@ def test_quantized_router():
     """A layer that the model leaves unquantized may come as blocks all the same."""
     matrix = Matrix("Q8_0", 8, HIDDEN)
     layer = ReplicatedLinear(HIDDEN, 8, False, prefix="gate")
-    accept_blocks(layer)
     load(layer, {None: matrix})
-    assert {"qweight", "qweight_type"} < dict(layer.named_parameters()).keys()
-    stop_accepting_blocks(layer)
     assert_only_weight(layer, matrix.values)
-    stop_accepting_blocks(layer)  # nothing is left to remove
 
 
 @EVERY_TYPE

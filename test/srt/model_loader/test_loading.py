@@ -76,7 +76,7 @@ def shapes_of(file: Model) -> dict[str, tuple[int, ...]]:
 def load(file: Model, model: Names | None = None) -> Names:
     model = model or Names(shapes_of(file))
     weights = loader._weights(model, str(file.path), names_of(file))
-    loader._load_weights(model, str(file.path), weights, [])
+    loader._load_weights(model, str(file.path), weights)
     return model
 
 

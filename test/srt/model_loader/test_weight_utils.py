@@ -13,13 +13,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from ascend_gguf import GGUFError, dequantize, load_config, open_gguf
+from ascend_gguf import BlockTensor, GGUFError, dequantize, load_config, open_gguf
 from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from ascend_gguf.architectures import Placement, architecture_of
-from ascend_gguf.srt.model_loader.weight_utils import (
-    get_gguf_extra_tensor_names,
-    gguf_quant_weights_iterator,
-)
+from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from random_model import NAMES, Model, random_blocks, write_model
 
 #: Those that :class:`Spec` can write, by name.
@@ -48,26 +45,22 @@ def names_of(model: Model) -> dict[str, str | tuple[str, ...]]:
 def weights_of(
     path: Path, names: Mapping[str, str | tuple[str, ...]]
 ) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
-    """Types and weights by name; checks that no type follows a weight and nothing comes twice."""
-    types: dict[str, int] = {}
+    """Types of those that are blocks, and weights, by name; checks that nothing comes twice."""
     weights: dict[str, torch.Tensor] = {}
     for name, data in gguf_quant_weights_iterator(str(path), names):
-        assert name not in types and name not in weights
-        if name.endswith(".qweight_type"):
-            assert not weights, f"{name} comes after {list(weights)[-1]}"
-            assert data.shape == ()
-            types[name] = data.item()
-        else:
-            weights[name] = data
+        assert name not in weights
+        weights[name] = data
+    types = {
+        name: int(data.block_type.ggml_type)
+        for name, data in weights.items()
+        if isinstance(data, BlockTensor)
+    }
     return types, weights
 
 
-def numbers_of(name: str, types: dict[str, int], weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def numbers_of(data: torch.Tensor) -> torch.Tensor:
     """The numbers of a weight, float32, in whichever layout it came."""
-    if name in weights:
-        return weights[name].float()
-    module = name.removesuffix(".weight")
-    return dequantize(weights[f"{module}.qweight"], types[f"{module}.qweight_type"])
+    return data.dequantize() if isinstance(data, BlockTensor) else data.float()
 
 
 def expected_numbers(model: Model, names: Mapping) -> dict[str, np.ndarray]:
@@ -93,23 +86,23 @@ def expected_numbers(model: Model, names: Mapping) -> dict[str, np.ndarray]:
 def test_every_number_under_its_name(arch, types, tmp_path):
     model = write_model(tmp_path / "m.gguf", arch=arch, types=types)
     names = names_of(model)
-    ids, weights = weights_of(model.path, names)
+    _, weights = weights_of(model.path, names)
     expected = expected_numbers(model, names)
-    assert {name.replace(".qweight", ".weight") for name in weights} == set(expected)
+    assert set(weights) == set(expected)
     for name, values in expected.items():
-        numbers = numbers_of(name, ids, weights)
+        numbers = numbers_of(weights[name])
         assert numbers.shape == values.shape, name
         assert np.array_equal(numbers.numpy(), values), name
 
 
 @EVERY_ARCHITECTURE
-def test_types_and_blocks_go_together(arch, tmp_path):
+def test_blocks_know_their_type(arch, tmp_path):
     model = write_model(tmp_path / "m.gguf", arch=arch, types=MIXED)
     types, weights = weights_of(model.path, names_of(model))
-    blocks = {name for name, data in weights.items() if name.endswith(".qweight")}
-    assert {name.removesuffix("_type") for name in types} == blocks != set()
-    assert all(weights[name].dtype is torch.uint8 for name in blocks)
-    assert all(weights[name].dtype is not torch.uint8 for name in set(weights) - blocks)
+    assert types
+    assert all(weights[name].block_type.is_quantized for name in types)
+    assert all(weights[name].blocks.dtype is torch.uint8 for name in types)
+    assert all(weights[name].dtype is not torch.uint8 for name in set(weights) - set(types))
 
 
 def test_types_are_the_files(tmp_path):
@@ -123,9 +116,9 @@ def test_types_are_the_files(tmp_path):
         "mlp.experts.0.down_proj": "Q6_K",
     }
     for name, type_name in expected.items():
-        assert types[f"{layer}{name}.qweight_type"] == GGMLQuantizationType[type_name]
+        assert types[f"{layer}{name}.weight"] == GGMLQuantizationType[type_name]
     for plain in ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.gate"):
-        assert f"{layer}{plain}.qweight_type" not in types
+        assert f"{layer}{plain}.weight" not in types
 
 
 @EVERY_ARCHITECTURE
@@ -144,9 +137,7 @@ def test_nothing_is_copied(arch, fused, tmp_path):
         for expert in range(experts):
             for hf_name in hf_names:
                 hf_name = hf_name.replace("{expert}", str(expert))
-                data = weights.get(hf_name)
-                if data is None:
-                    data = weights[hf_name.removesuffix("weight") + "qweight"]
+                data = getattr(weights[hf_name], "blocks", weights[hf_name])
                 assert data.data_ptr() == start, hf_name
                 assert data.nbytes == size
                 assert data.is_contiguous()
@@ -175,7 +166,7 @@ def test_plain_numbers_keep_their_dtype(arch, type_name, dtype, tmp_path):
     ]
     assert all(weights[layer + name].dtype is dtype for name in matrices)
     assert all(weights[layer + name].dim() == 2 for name in matrices)
-    assert set(types) == {"model.embed_tokens.qweight_type", "lm_head.qweight_type"}
+    assert set(types) == {"model.embed_tokens.weight", "lm_head.weight"}
     assert weights["model.norm.weight"].dtype is torch.float32
 
 
@@ -220,7 +211,7 @@ def test_packed_experts_without_names(fused, order, tmp_path):
                 gate_up = model.weights[f"blk.{layer}.ffn_gate_up_exps.weight"]
                 values = np.split(gate_up, 2, axis=1)[part == "up"]
             name = EXPERTS.format(layer=layer, expert=expert, part=part)
-            assert np.array_equal(numbers_of(name, types, weights).numpy(), values[expert])
+            assert np.array_equal(numbers_of(weights[name]).numpy(), values[expert])
 
 
 def test_names_of_experts_may_be_any(tmp_path):
@@ -228,9 +219,9 @@ def test_names_of_experts_may_be_any(tmp_path):
     names = {"blk.0.ffn_down_exps.weight": "x.{expert}.y.{expert}.weight"}
     _, weights = weights_of(model.path, names)
     assert [name for name in weights if name.startswith("x")] == [
-        f"x.{e}.y.{e}.qweight" for e in range(3)
+        f"x.{e}.y.{e}.weight" for e in range(3)
     ]
-    assert "model.layers.1.mlp.experts.0.down_proj.qweight" in weights  # not in the map
+    assert "model.layers.1.mlp.experts.0.down_proj.weight" in weights  # not in the map
     assert not [name for name in weights if "layers.0" in name and "down_proj" in name]
 
 
@@ -252,19 +243,18 @@ def tensor_file(path: Path, **tensors: tuple[str, tuple[int, ...]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("hf_name", "module"),
+    "hf_name",
     [
-        ("model.weight_norm.weight", "model.weight_norm."),
-        ("weight.weightless.weight", "weight.weightless."),
-        ("a.qweight.weight", "a.qweight."),
-        ("model.layers.0.weight.weight", "model.layers.0.weight."),
+        "model.weight_norm.weight",
+        "weight.weightless.weight",
+        "a.qweight.weight",
+        "model.layers.0.weight.weight",
     ],
 )
-def test_only_the_last_part_of_a_name_changes(hf_name, module, tmp_path):
+def test_names_of_blocks_do_not_change(hf_name, tmp_path):
     path = tensor_file(tmp_path / "m.gguf", a__weight=("Q8_0", (4, 64)))
     types, weights = weights_of(path, {"a.weight": hf_name})
-    assert list(types) == [f"{module}qweight_type"]
-    assert list(weights) == [f"{module}qweight"]
+    assert list(types) == list(weights) == [hf_name]
 
 
 def test_names_of_numbers_do_not_change(tmp_path):
@@ -303,7 +293,7 @@ def test_scale_of_a_weight(type_name, tmp_path):
     )
     names = {"a.weight": ("q.weight", "k.weight"), "experts.weight": "{expert}.weight"}
     types, weights = weights_of(path, names)
-    assert not types
+    assert types.keys() == weights.keys()
     tensors = open_gguf(path).tensors
     scale, scales = tensors["a.scale"].numbers, tensors["experts.scale"].numbers
     expected = tensors["a.weight"].dequantize() * scale
@@ -333,11 +323,11 @@ def test_scales_of_tensors_that_become_one(tmp_path):
 @pytest.mark.parametrize("type_name", ["F32", "BF16", "Q8_0"])
 def test_rows_shared_by_several_weights(type_name, tmp_path):
     path = tensor_file(tmp_path / "m.gguf", qkv__weight=(type_name, (6, 64)))
-    types, weights = weights_of(path, {"qkv.weight": ("q.weight", "k.weight", "v.weight")})
+    _, weights = weights_of(path, {"qkv.weight": ("q.weight", "k.weight", "v.weight")})
     whole = open_gguf(path).tensors["qkv.weight"]
     values = dequantize(whole.blocks, whole.type.ggml_type)
     for i, name in enumerate(("q", "k", "v")):
-        part = numbers_of(f"{name}.weight", types, weights)
+        part = numbers_of(weights[f"{name}.weight"])
         assert torch.equal(part, values[2 * i : 2 * i + 2])
 
 
@@ -377,7 +367,7 @@ def test_nothing_is_yielded_before_an_error(tmp_path):
 def test_tensors_without_a_name_are_skipped(tmp_path):
     model = write_model(tmp_path / "m.gguf")
     _, weights = weights_of(model.path, {"token_embd.weight": "lm_head.weight"})
-    assert list(weights) == ["lm_head.qweight"]
+    assert list(weights) == ["lm_head.weight"]
 
 
 def test_split_models(tmp_path):
@@ -396,19 +386,9 @@ def test_split_models(tmp_path):
         }
 
 
-@pytest.mark.parametrize(("tied", "expected"), [(True, ["lm_head.weight"]), (False, [])])
-def test_extra_names(tied, expected, tmp_path):
-    model = write_model(tmp_path / "m.gguf", tied=tied)
-    names = names_of(model) | {"output.weight": "lm_head.weight"}
-    assert get_gguf_extra_tensor_names(str(model.path), names) == expected
-    names["nowhere.weight"] = ("a.weight", "b.weight")
-    extra = get_gguf_extra_tensor_names(str(model.path), names)
-    assert extra == [*expected, ("a.weight", "b.weight")]
-
-
-def test_signatures_are_the_engines():
+def test_signature_is_the_engines():
     from sglang.srt.model_loader import weight_utils as engine
 
-    for ours in (gguf_quant_weights_iterator, get_gguf_extra_tensor_names):
-        theirs = inspect.signature(getattr(engine, ours.__name__))
-        assert list(inspect.signature(ours).parameters) == list(theirs.parameters)
+    theirs = inspect.signature(engine.gguf_quant_weights_iterator)
+    ours = inspect.signature(gguf_quant_weights_iterator)
+    assert list(ours.parameters) == list(theirs.parameters)

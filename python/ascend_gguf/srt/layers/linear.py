@@ -58,7 +58,7 @@ def _use_gguf_method(
 
 
 def wrap_loader(layer: nn.Module, wrap: Callable[[Callable], Callable]) -> None:
-    """Load a layer's weight, blocks or numbers, by what ``wrap`` makes of its weight loader."""
+    """Load a layer's weight by what ``wrap`` makes of its weight loader."""
     method = layer.quant_method
     if isinstance(method, GGUFLinearAscendMethod):
         method.wrap_loader(layer, wrap)

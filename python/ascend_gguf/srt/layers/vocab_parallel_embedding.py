@@ -15,7 +15,6 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
 from ascend_gguf.srt.layers.linear import layers_without_method
-from ascend_gguf.srt.layers.parameter import stop_accepting_blocks
 from ascend_gguf.srt.layers.quantization.gguf import GGUFEmbeddingAscendMethod
 
 
@@ -75,5 +74,4 @@ def tie_output(model: nn.Module, embedding: str) -> None:
         and first.weight.shape == last.weight.shape
         and first.weight.dtype == last.weight.dtype
     ):
-        stop_accepting_blocks(last)
         last.weight = first.weight

@@ -12,7 +12,7 @@ from torch import nn
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.reader import open_gguf
-from ascend_gguf.srt.layers.quantization.gguf import Choice
+from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.weights.report import Holding, table
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
     methods = [
         (module, module.quant_method)
         for module in model.modules()
-        if hasattr(getattr(module, "quant_method", None), "mismatches")
+        if hasattr(getattr(module, "quant_method", None), "self_checks")
     ]
     for module, method in methods:
-        for shape_class, mismatch in method.mismatches(module):
+        for shape_class, mismatch in method.self_checks(module):
             if shape_class not in results:
                 results[shape_class] = mismatch()
     wrong = {key: problem for key, problem in results.items() if problem is not None}
@@ -56,7 +56,7 @@ def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
             )
         logger.error("Weights are held as numbers, as this device is wrong with %s", problem)
     for module, method in methods if wrong else ():
-        method.use_numbers(module, wrong)
+        method.fall_back(module, wrong)
 
 
 def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:

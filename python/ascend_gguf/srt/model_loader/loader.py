@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -9,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from itertools import chain
 from typing import Any
 
 import psutil
@@ -35,11 +35,6 @@ from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
 from ascend_gguf.srt.layers.moe.topk import choose_routes
-from ascend_gguf.srt.layers.parameter import (
-    accept_blocks,
-    block_names,
-    stop_accepting_blocks,
-)
 from ascend_gguf.srt.layers.pooler import apply_pooling
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
 from ascend_gguf.srt.layers.vocab_parallel_embedding import (
@@ -121,7 +116,7 @@ def load_model(
     target_device = torch.device(device_config.device)
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
-    quant_config.modules_to_not_convert += _loaded_as_numbers(name_map)
+    quant_config.modules_to_not_convert += _computed_with(name_map)
     quant_config.choice = layouts.choose(self.options, path)
     pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
@@ -159,7 +154,7 @@ def load_weights(
     _tie_output(model, name_map)
     _keep_routers_in_float32(model, path, name_map)
     start = time.perf_counter()
-    _load_weights(model, path, _weights(model, path, name_map), _loaded_as_numbers(name_map))
+    _load_weights(model, path, _weights(model, path, name_map))
     for _, module in model.named_modules():
         quant_method = getattr(module, "quant_method", None)
         if quant_method is not None:
@@ -199,8 +194,8 @@ def name_map_of(path: str, config: Any) -> dict[str, Target]:
     return architecture_of(file).name_map(file, config)
 
 
-def _loaded_as_numbers(name_map: dict[str, Target]) -> list[str]:
-    """The modules whose loaders take no blocks."""
+def _computed_with(name_map: dict[str, Target]) -> list[str]:
+    """The modules whose weights the model computes with while it loads: they stay dense."""
     return [
         name.removesuffix(".weight")
         for target in name_map.values()
@@ -222,7 +217,9 @@ def _weights(
     if "output.weight" not in name_map and _has_separate_lm_head(model):
         # The file shares one matrix between embedding and output; this model's class does not.
         tied = gguf_quant_weights_iterator(path, {"token_embd.weight": "lm_head.weight"})
-        weights = chain(weights, (named for named in tied if named[0].startswith("lm_head.")))
+        weights = itertools.chain(
+            weights, (named for named in tied if named[0].startswith("lm_head."))
+        )
     return weights
 
 
@@ -249,10 +246,9 @@ def _with_progress(
 
         for name, data in weights:
             yield name, data
-            if data.dim():  # not the number of a type
-                stored = data.blocks if isinstance(data, BlockTensor) else data
-                loading.append((stream.submitted, stored.nbytes))
-                count()
+            stored = data.blocks if isinstance(data, BlockTensor) else data
+            loading.append((stream.submitted, stored.nbytes))
+            count()
         stream.wait()
         count()
 
@@ -273,29 +269,9 @@ def _has_separate_lm_head(model: nn.Module) -> bool:
     return any(name.startswith("lm_head.") for name, _ in model.named_parameters())
 
 
-def _load_weights(
-    model: nn.Module,
-    path: str,
-    weights: Iterable[tuple[str, torch.Tensor]],
-    as_numbers: list[str],
-) -> None:
-    """``model.load_weights`` with every weight accepted as blocks, and every weight required.
-
-    Modules named in ``as_numbers`` take no blocks: some models look for ``qweight`` while loading.
-    """
-    aliased = [
-        (module, name)
-        for path_of_module, module in model.named_modules()
-        if path_of_module not in as_numbers
-        for name, parameter in list(module.named_parameters(recurse=False))
-        if name.endswith("weight")
-        and parameter.dim() > 1
-        and block_names(name)[0] not in module._parameters
-    ]
-    for module, name in aliased:
-        accept_blocks(module, name)
+def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """``model.load_weights``, with every parameter required."""
     targets = _mark_uninitialised(model)
-
     current = ""
 
     def named(stream: Stream) -> Iterator[tuple[str, torch.Tensor]]:
@@ -303,8 +279,9 @@ def _load_weights(
         for name, data in _with_progress(weights, path, stream):
             current = name
             data = as_blocks(data)
-            # Of threads that some models load with, one would take blocks before their type is in.
-            setattr(data, RUNAI_STREAMER_TENSOR_ATTR, True)  # the engine loads such a one at once
+            # Some models load with threads of their own, which the stream does not see.  A tensor
+            # with this mark they load at once.
+            setattr(data, RUNAI_STREAMER_TENSOR_ATTR, True)
             yield name, data
 
     try:
@@ -318,9 +295,6 @@ def _load_weights(
             file=path,
             hint="The file and the model's configuration do not fit together.",
         ) from error
-    finally:
-        for module, name in aliased:
-            stop_accepting_blocks(module, name)
     _check_initialised(targets, path)
 
 
@@ -353,14 +327,16 @@ def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
     return targets
 
 
-def _is_missing(parameter: torch.Tensor) -> bool:
+def _missing(name: str, parameter: torch.Tensor) -> str | None:
+    """What of a parameter is uninitialised or NaN; None if nothing."""
     if isinstance(parameter, PendingWeight):
-        return parameter.pending.layout is None or parameter.pending.has_nan
-    return bool(_first_column(parameter).isnan().any())
+        weight = parameter.whole
+        return f"{name}{weight.missing()}" if weight.loaded is None or weight.has_nan else None
+    return name if _first_column(parameter).isnan().any() else None
 
 
 def _check_initialised(targets: dict[str, torch.Tensor], path: str) -> None:
-    missing = [name for name, parameter in targets.items() if _is_missing(parameter)]
+    missing = [what for what in itertools.starmap(_missing, targets.items()) if what is not None]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3))
         raise GGUFError(

@@ -9,7 +9,7 @@ import torch
 
 from ascend_gguf.architectures import Placement, Target
 from ascend_gguf.architectures.base import scale_name
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
@@ -30,7 +30,7 @@ _PROJECTIONS = {
 def gguf_quant_weights_iterator(
     gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """Every weight of a model, whole or split: the types of the quantized ones, then all weights.
+    """Every weight of a model, whole or split.
 
     Args:
         gguf_file: path of the file, or of any file of a split model.
@@ -41,12 +41,10 @@ def gguf_quant_weights_iterator(
             ``model.layers.N.mlp.experts.E.{gate,up,down}_proj.weight``.
 
     Yields:
-        ``(X.qweight_type, int tensor of no dimension)`` for each quantized ``X.weight``; then
-        ``(X.qweight, uint8 [rows, row_bytes])``, and for F32, F16 and BF16 tensors
-        ``(X.weight, numbers of that dtype)``.  All are views into the mapped file, but for those
-        in which conversion to GGUF is undone.  A quantized tensor that the model wants as numbers,
-        and one that is multiplied with a scale (:func:`scale_name`), comes as
-        ``(X.weight, BlockTensor)``; a quantized vector is decoded.
+        ``(X.weight, data)``: a quantized matrix as a ``BlockTensor`` ``[rows, cols]``, and tensors
+        of F32, F16 and BF16 as they are; all of them views into the mapped file, but for those in
+        which conversion to GGUF is undone.  A quantized vector is decoded; a weight with a scale
+        beside it (:func:`scale_name`) is a ``BlockTensor`` whatever its type.
 
     Raises:
         GGUFError: the file is damaged, or a tensor cannot be split as its names ask.
@@ -60,27 +58,14 @@ def gguf_quant_weights_iterator(
     for tensor, placement in placed:
         _check_names(tensor, placement)
     for tensor, placement in placed:
-        has_scale = scale_name(tensor.name) in tensors
-        if _goes_as_blocks(tensor, placement) and not has_scale:
-            for name in _names(tensor, placement):
-                yield (
-                    _renamed(name, "qweight_type", tensor),
-                    torch.tensor(int(tensor.type.ggml_type)),
-                )
-    for tensor, placement in placed:
         data = _data(tensor, placement, tensors)
         scales = None if placement.beside else _scales(tensor, tensors)
         count = len(placement.names)
         for i, (name, part) in enumerate(
             zip(_names(tensor, placement), _parts(tensor, placement, data), strict=True)
         ):
-            if scales is not None:
-                factor = scales[i // count % len(scales)].item()
-                yield name, _scaled(part, tensor, placement, factor)
-            elif _goes_as_blocks(tensor, placement):
-                yield _renamed(name, "qweight", tensor), part
-            else:
-                yield name, part
+            factor = 1.0 if scales is None else scales[i // count % len(scales)].item()
+            yield name, _weight(part, tensor, placement, factor)
 
 
 def _scales(tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]) -> torch.Tensor | None:
@@ -89,11 +74,13 @@ def _scales(tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]) -> torch.Tens
     return None if scale is None else scale.dequantize().flatten()
 
 
-def _scaled(
+def _weight(
     part: torch.Tensor, tensor: GGUFTensor, placement: Placement, factor: float
 ) -> torch.Tensor:
-    if _goes_as_blocks(tensor, placement):
+    if _is_blocks(tensor, placement):
         return BlockTensor(part, int(tensor.type.ggml_type), factor=factor)
+    if factor == 1:
+        return part
     if isinstance(part, BlockTensor):
         return BlockTensor(part.blocks, part.block_type.ggml_type, part.columns, factor)
     return as_blocks(part, factor)
@@ -109,28 +96,6 @@ def gguf_weight_names(gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target])
     )
 
 
-def get_gguf_extra_tensor_names(
-    gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target]
-) -> list[Target]:
-    """The model's names of the tensors that the map has and the file lacks."""
-    present = open_gguf(gguf_file).tensors
-    return [hf for gguf, hf in gguf_to_hf_name_map.items() if gguf not in present]
-
-
-def _renamed(name: str, parameter: str, tensor: GGUFTensor) -> str:
-    """``a.weight_norm.weight`` to ``a.weight_norm.qweight``: the last part of the name alone."""
-    module, _, last = name.rpartition(".")
-    if last != "weight":
-        raise GGUFError(
-            f"the model's {name} cannot be quantized: only a matrix named weight can",
-            file=tensor.file,
-            tensor=tensor.name,
-            found=tensor.type.name,
-            hint=CONVERT_AGAIN,
-        )
-    return f"{module}.{parameter}"
-
-
 def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement | None:
     target = name_map.get(tensor.name) or _packed_expert_names(tensor.name)
     if target is None or isinstance(target, Placement):
@@ -138,7 +103,8 @@ def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement 
     return Placement((target,) if isinstance(target, str) else target)
 
 
-def _goes_as_blocks(tensor: GGUFTensor, placement: Placement) -> bool:
+def _is_blocks(tensor: GGUFTensor, placement: Placement) -> bool:
+    """Whether :func:`_data` is blocks, uint8 ``[..., rows, row_bytes]``."""
     return _is_matrix(tensor, placement) and tensor.type.is_quantized and not placement.numbers
 
 
@@ -220,9 +186,6 @@ def _row_parts(placement: Placement, matrix: torch.Tensor) -> tuple[torch.Tensor
 
 def _check_names(tensor: GGUFTensor, placement: Placement) -> None:
     """Refuse names that the parts of a tensor cannot have."""
-    if _goes_as_blocks(tensor, placement):
-        for name in placement.names:
-            _renamed(name, "qweight", tensor)
     parts = len(placement.names)
     if parts < 2 or placement.rows is not None:
         return

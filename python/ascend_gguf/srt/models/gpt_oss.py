@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,13 +10,12 @@ from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.srt.models.single_experts import load_single_experts
 from ascend_gguf.srt.overrides import override_methods
-from ascend_gguf.weights.block_tensor import BlockTensor
 
 
 def repair_loading(model: Any, config: Any) -> None:
-    """``GptOssForCausalLM``: experts are loaded one by one, and types before blocks.
+    """``GptOssForCausalLM``: experts are loaded one by one.
 
-    The engine's loader has gate and up in one tensor of all experts, and sorts what it is given.
+    The engine's loader has gate and up in one tensor of all experts.
     """
     override_methods(model, load_weights=_load_weights)
 
@@ -27,23 +26,7 @@ def _load_weights(
     weights: Iterable[tuple[str, torch.Tensor]],
     **kwargs: Any,
 ) -> None:
-    weights = _blocks_with_types(load_single_experts(self, weights))
-    return original(self, weights, **kwargs)
-
-
-def _blocks_with_types(
-    weights: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """``X.qweight_type`` and ``X.qweight`` as one ``X.weight``."""
-    types = {}
-    for name, data in weights:
-        module, _, kind = name.rpartition(".")
-        if kind == "qweight_type":
-            types[module] = int(data)
-        elif kind == "qweight":
-            yield f"{module}.weight", BlockTensor(data, types[module])
-        else:
-            yield name, data
+    return original(self, load_single_experts(self, weights), **kwargs)
 
 
 def repair_attention(attention: Any, config: Any) -> None:

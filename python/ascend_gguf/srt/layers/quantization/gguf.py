@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.linear import LinearBase
@@ -31,24 +30,17 @@ from torch.nn import Parameter
 
 from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
-from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
-from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
-from ascend_gguf.srt.layers.moe.fused_moe_triton.layer import check_experts
-from ascend_gguf.srt.layers.parameter import (
-    accept_blocks,
-    finalize,
-    make_pending,
-    register_block_parameters,
-    remove_weight,
-    stop_accepting_blocks,
-    unpack,
+from ascend_gguf.srt.layers.parameter import finalize, make_pending, remove_weight, unpack
+from ascend_gguf.srt.layers.quantization.kernels import (
+    embedding_kernel,
+    expert_layouts,
+    linear_kernel,
 )
-from ascend_gguf.srt.overrides import override
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
@@ -73,61 +65,6 @@ def get_quant_method(
             skipped = is_layer_skipped_gguf(prefix, self.modules_to_not_convert)
             return unquantized() if skipped else quantized(self)
     return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a model's weights are held: the loader's options, and what the file suggests.
-
-    Attributes:
-        weights: ``auto``, ``packed`` or ``dense``.
-        nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
-            for one operator less.
-    """
-
-    weights: str = "auto"
-    nearly: bool = False
-
-
-def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
-    """What multiplies with packed weights on this device; None: weights become numbers."""
-    if not is_npu():
-        return BlocksLinear() if _packs(quant_config) else None
-    if not _packs_on_npu(quant_config, dtype):
-        return None
-    return NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
-
-
-def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
-    """As :func:`linear_kernel`, for the embedding and the output matrix.
-
-    The error of an output matrix is all in the logits, and it is one product of many: always exact,
-    and on the host not rounded either.
-    """
-    if not is_npu():
-        return BlocksLinear(torch.float32) if _packs(quant_config) else None
-    return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
-
-
-def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
-    """The packed layouts of experts on this device, narrowest first; none: they become numbers."""
-    if is_npu():
-        return (GroupedInt4, GroupedNibblePlanes) if _packs_on_npu(quant_config, dtype) else ()
-    return BlocksExperts.layouts if _packs(quant_config) else ()
-
-
-def _packs_on_npu(quant_config: GGUFConfig, dtype: torch.dtype) -> bool:
-    has_dtype = dtype in (torch.float16, torch.bfloat16)
-    return _packs(quant_config) and has_dtype and has_operators()
-
-
-def _packs(quant_config: GGUFConfig) -> bool:
-    return choice_of(quant_config).weights != "dense"
-
-
-def choice_of(quant_config: GGUFConfig) -> Choice:
-    """What the loader chose for the model whose configuration this is."""
-    return getattr(quant_config, "choice", Choice())
 
 
 def ggml_dequantize_ascend(
@@ -158,27 +95,74 @@ def ggml_dequantize_ascend(
     return numbers.view(rows, cols).to(qweight.device)
 
 
-class GGUFLinearAscendMethod(LinearMethodBase):
+class PackedWeights:
+    """What the methods below share: each weight of a layer is packed by itself, or dense."""
+
+    #: The layer's parameters that hold weights.
+    weight_names: tuple[str, ...] = ("weight",)
+
+    def create_with(self, create: Callable[..., None], layer: torch.nn.Module, **how: Any) -> None:
+        """Create the weights, and remember how."""
+        self._create = partial(create, **how)
+        self._create(layer)
+
+    def wrap_loader(self, layer: torch.nn.Module, wrap: Callable[[Callable], Callable]) -> None:
+        """Load the weights by what ``wrap`` makes of their weight loader, also once more."""
+        loader = wrap(self._create.keywords["weight_loader"])
+        self._create = partial(self._create, weight_loader=loader)
+        self.release_weights(layer)
+
+    def release_weights(self, layer: torch.nn.Module) -> None:
+        """Give up the weights, and be ready to load them once more."""
+        for name in self.weight_names:
+            remove_weight(layer, name)
+        self._create(layer)
+
+    def self_checks(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
+        """For each packed weight its shape class, and what checks it: see ``npu.self_check``."""
+        for name, layout in vars(layer).get("gguf_layouts", {}).items():
+            kernel = self._kernel_of(layer, name)
+            if kernel is not None:
+                yield shape_class(kernel, layout), self._self_check(kernel, layout)
+
+    def fall_back(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
+        """Hold each weight of one of these classes dense."""
+        for name, layout in list(vars(layer).get("gguf_layouts", {}).items()):
+            if shape_class(self._kernel_of(layer, name), layout) in shape_classes:
+                unpack(layer, name)
+                self._use_dense(layer, name)
+
+    def _kernel_of(self, layer: torch.nn.Module, name: str) -> Any:
+        """What multiplies with a packed weight; None if that needs no check."""
+        raise NotImplementedError
+
+    def _self_check(self, kernel: Any, layout: Layout) -> Callable[[], str | None]:
+        raise NotImplementedError
+
+    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
+        """Compute with the dense weight that is there now."""
+        raise NotImplementedError
+
+
+class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
     """A linear layer whose weight comes as GGUF blocks.
 
-    Before loading: ``weight`` ``[out, in]`` of ``params_dtype``, and the empty ``qweight`` and
-    ``qweight_type`` that receive blocks for it.  After: the tensors of its layout, parameters
-    ``weight_*``, or ``weight`` itself where it is held as numbers.
+    Before loading: ``weight`` ``[out, in]`` of ``params_dtype``, to which blocks are copied.
+    After: the tensors of its layout, parameters ``weight_*``, or ``weight`` itself where it is
+    dense.
     """
 
-    #: What holds and applies numbers.
+    #: What holds and applies dense weights.
     dense_method: type[QuantizeMethodBase] = UnquantizedLinearMethod
     #: What multiplies with packed layouts.
-    kernel_of = staticmethod(linear_kernel)
+    kernel_for = staticmethod(linear_kernel)
 
     def __init__(self, quant_config: GGUFConfig):
         self.quant_config = quant_config
         self.dense = self.dense_method()
         self.kernel: LinearKernel | None = None
-        #: The weight, once it is loaded; None where it is held as numbers.
+        #: The weight, once it is loaded; None where it is dense.
         self.weight: Layout | None = None
-        #: Creates the weights of a layer, once more.
-        self._create: Callable[[torch.nn.Module], None] | None = None
 
     def create_weights(
         self,
@@ -191,60 +175,36 @@ class GGUFLinearAscendMethod(LinearMethodBase):
         **extra_weight_attrs,
     ):
         sizes = (input_size_per_partition, output_partition_sizes, input_size, output_size)
-        self._create = partial(
-            self._create_weight, sizes=sizes, dtype=params_dtype, attributes=extra_weight_attrs
-        )
-        self._create(layer)
+        attributes = extra_weight_attrs
+        self.create_with(self._create_weight, layer, sizes=sizes, dtype=params_dtype, **attributes)
 
     def _create_weight(
-        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, attributes: dict
+        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, **attributes: Any
     ) -> None:
-        self.kernel = type(self).kernel_of(self.quant_config, dtype)
+        self.weight = None
+        self.kernel = type(self).kernel_for(self.quant_config, dtype)
         with nullcontext() if self.kernel is None else torch.device("meta"):
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         if self.kernel is not None:
             make_pending(layer, "weight", (*self.kernel.layouts, Dense))
-        accept_blocks(layer)
-        if getattr(layer, "bias", None) is not None:
-            _set_bias_dtype(layer, dtype)
-
-    def wrap_loader(self, layer: torch.nn.Module, wrap: Callable[[Callable], Callable]) -> None:
-        """Load the weight by what ``wrap`` makes of its weight loader, also when it comes anew."""
-        attributes = dict(self._create.keywords["attributes"])
-        attributes["weight_loader"] = wrap(attributes["weight_loader"])
-        self._create = partial(self._create, attributes=attributes)
-        self.give_up_weights(layer)
-
-    def give_up_weights(self, layer: torch.nn.Module) -> None:
-        """Give up the weight, and be ready to load it once more."""
-        self.weight = None
-        remove_weight(layer, "weight")
-        self._create(layer)
+        _set_bias_dtype(layer, dtype)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        stop_accepting_blocks(layer)
         self.weight = finalize(layer, "weight")
         if self.weight is None:
             self.dense.process_weights_after_loading(layer)
-            return
-        bias = getattr(layer, "bias", None)
-        if bias is not None and bias.dtype == torch.bfloat16:  # as the operator takes it
-            _set_bias_dtype(layer, torch.float32)
+        elif self.weight.dtype == torch.bfloat16:
+            _set_bias_dtype(layer, torch.float32)  # as the operator takes it
 
-    def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
-        """For each packed weight its shape class, and what checks it: see ``npu.self_check``."""
-        if self.weight is not None:
-            check = partial(linear_mismatch, self.kernel, self.weight, hasattr(self, "embedding"))
-            yield shape_class(self.kernel, self.weight), check
+    def _kernel_of(self, layer: torch.nn.Module, name: str) -> LinearKernel | None:
+        return self.kernel
 
-    def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
-        """Give up the packed layout if the weight is of one of these classes."""
-        if self.weight is None or shape_class(self.kernel, self.weight) not in shape_classes:
-            return
-        dtype, self.weight = self.weight.dtype, None
-        unpack(layer, "weight")
-        if getattr(layer, "bias", None) is not None:
-            _set_bias_dtype(layer, dtype)
+    def _self_check(self, kernel: LinearKernel, layout: Layout) -> Callable[[], str | None]:
+        return partial(linear_mismatch, kernel, layout, hasattr(self, "embedding"))
+
+    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
+        self.weight = None
+        _set_bias_dtype(layer, layer.weight.dtype)
         self.dense.process_weights_after_loading(layer)
 
     def apply(
@@ -259,7 +219,7 @@ class GGUFEmbeddingAscendMethod(GGUFLinearAscendMethod):
     """As :class:`GGUFLinearAscendMethod`, for the embedding and the output matrix."""
 
     dense_method = UnquantizedEmbeddingMethod
-    kernel_of = staticmethod(embedding_kernel)
+    kernel_for = staticmethod(embedding_kernel)
 
     def embedding(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if self.weight is None:
@@ -267,14 +227,16 @@ class GGUFEmbeddingAscendMethod(GGUFLinearAscendMethod):
         return self.kernel.rows(self.weight, x)
 
 
-class GGUFMoEAscendMethod(FusedMoEMethodBase):
+class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
     """Experts whose weights come as GGUF blocks.
 
     Before loading: ``w13_weight`` ``[experts, 2 * ffn, hidden]`` (gate, then up) and ``w2_weight``
-    ``[experts, hidden, ffn]`` of ``params_dtype``, with ``ffn`` this rank's share, and the empty
-    ``*_qweight`` and ``*_qweight_type`` that receive blocks for them.  After: of each weight the
-    tensors of its layout, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the weight
-    itself where it is held as numbers.
+    ``[experts, hidden, ffn]`` of ``params_dtype``, with ``ffn`` this rank's share.  After: of each
+    weight the tensors of its layout, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the
+    weight itself where it is dense.
+
+    Gate and up are cut along their output.  Down is cut along its *input*, the dimension the cut
+    gate and up produce, so that ranks hold partial sums for the layer's one all-reduce.
     """
 
     weight_names = ("w13_weight", "w2_weight")
@@ -282,13 +244,8 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
     def __init__(self, quant_config: GGUFConfig):
         self.quant_config = quant_config
         self.dense = UnquantizedFusedMoEMethod()
-        #: Block type of each (local expert, shard) that comes as blocks.
-        self.types: dict[tuple[int, str], int] = {}
-        #: The (local expert, shard) pairs whose numbers are in place.
-        self.loaded: set[tuple[int, str]] = set()
-        #: Packed weights on the host; None elsewhere, and where they are held as numbers.
+        #: Packed weights on the host; None elsewhere, and where they are dense.
         self.experts: BlocksExperts | None = None
-        self._create: Callable[[torch.nn.Module], None] | None = None
 
     def create_weights(
         self,
@@ -300,83 +257,59 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         **extra_weight_attrs,
     ):
         sizes = (num_experts, hidden_size, intermediate_size_per_partition)
-        override(layer)
-        self._create = partial(
-            self._create_experts, sizes=sizes, dtype=params_dtype, attributes=extra_weight_attrs
-        )
-        self._create(layer)
+        attributes = extra_weight_attrs
+        self.create_with(self._create_experts, layer, sizes=sizes, dtype=params_dtype, **attributes)
 
     def _create_experts(
-        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, attributes: dict
+        self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, **attributes: Any
     ) -> None:
+        self.experts = None
         layouts = expert_layouts(self.quant_config, dtype)
         # Biases are no packed layout's affair: they need their memory.
         is_shell = layouts and not attributes.get("with_bias")
         with torch.device("meta") if is_shell else nullcontext():
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
-        for name in self.weight_names:
-            if layouts:
-                make_pending(layer, name, (*layouts, Dense))
-            # The layer's own loader: it keeps this rank's experts, then calls _load_gguf_weight.
-            register_block_parameters(layer, name, layer.weight_loader, layer.weight_loader)
+        for name in self.weight_names if layouts else ():
+            make_pending(layer, name, (*layouts, Dense))
 
-    def give_up_weights(self, layer: torch.nn.Module) -> None:
-        """As of :class:`GGUFLinearAscendMethod`."""
-        self.types.clear()
-        self.loaded.clear()
-        self.experts = None
-        for name in self.weight_names:
-            remove_weight(layer, name)
-            if is_npu():
-                setattr(layer, f"{name.removesuffix('_weight')}_kernel", NPUUnquantMoEMethod())
-        self._create(layer)
+    def release_weights(self, layer: torch.nn.Module) -> None:
+        if is_npu():
+            for name in self.weight_names:
+                setattr(layer, _kernel_name(name), NPUUnquantMoEMethod())
+        super().release_weights(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        check_experts(layer)
-        layouts = {}
+        layouts = {name: finalize(layer, name) for name in self.weight_names}
         for name in self.weight_names:
-            stop_accepting_blocks(layer, name)
-            layouts[name] = finalize(layer, name)
             _fit_bias(layer, f"{name}_bias")
-        if not is_npu() and None in layouts.values():  # both are packed, or neither
-            for name in [name for name, layout in layouts.items() if layout is not None]:
-                unpack(layer, name)
-                layouts[name] = None
-        if not any(layouts.values()):
-            self.dense.process_weights_after_loading(layer)
-            return
-        if not is_npu():
+        if is_npu() and any(layouts.values()):
+            for name, layout in layouts.items():
+                self._finish_on_npu(layer, name, layout)
+            NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
+        elif all(layouts.values()):
             self.experts = BlocksExperts(*layouts.values())
-            return
-        for name, layout in layouts.items():
-            prefix = name.removesuffix("_weight")
-            if layout is None:
-                kernel = getattr(layer, f"{prefix}_kernel")
-                kernel.process_weights_after_loading(layer, prefix)
-            else:
-                kernel = NPUGGUFMoEMethod(layout, getattr(layer, f"{name}_bias", None))
-                setattr(layer, f"{prefix}_kernel", kernel)
-        NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
+        else:
+            for name, layout in layouts.items():  # on the host both are packed, or neither
+                if layout is not None:
+                    unpack(layer, name)
+            self.dense.process_weights_after_loading(layer)
 
-    def mismatches(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
-        """As of :class:`GGUFLinearAscendMethod`; nothing on the host."""
-        if self.experts is not None:
-            return
-        for name, layout in getattr(layer, "gguf_layouts", {}).items():
-            kernel = getattr(layer, f"{name.removesuffix('_weight')}_kernel")
-            yield shape_class(kernel, layout), partial(experts_mismatch, kernel.product, layout)
+    def _finish_on_npu(self, layer: torch.nn.Module, name: str, layout: Layout | None) -> None:
+        if layout is None:
+            getattr(layer, _kernel_name(name)).process_weights_after_loading(layer, _prefix(name))
+        else:
+            kernel = NPUGGUFMoEMethod(layout, getattr(layer, f"{name}_bias", None))
+            setattr(layer, _kernel_name(name), kernel)
 
-    def use_numbers(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
-        """As of :class:`GGUFLinearAscendMethod`."""
-        if self.experts is not None:
-            return
-        for name, layout in list(getattr(layer, "gguf_layouts", {}).items()):
-            prefix = name.removesuffix("_weight")
-            if shape_class(getattr(layer, f"{prefix}_kernel"), layout) in shape_classes:
-                unpack(layer, name)
-                kernel = NPUUnquantMoEMethod()
-                setattr(layer, f"{prefix}_kernel", kernel)
-                kernel.process_weights_after_loading(layer, prefix)
+    def _kernel_of(self, layer: torch.nn.Module, name: str) -> NPUGGUFMoEMethod | None:
+        return getattr(layer, _kernel_name(name)) if self.experts is None else None
+
+    def _self_check(self, kernel: NPUGGUFMoEMethod, layout: Layout) -> Callable[[], str | None]:
+        return partial(experts_mismatch, kernel.product, layout)
+
+    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
+        setattr(layer, _kernel_name(name), NPUUnquantMoEMethod())
+        self._finish_on_npu(layer, name, None)
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
         # The plain runner: ``w2`` is cut along its input, so its output is a partial sum that the
@@ -413,10 +346,20 @@ class GGUFMoEAscendMethod(FusedMoEMethodBase):
         return StandardCombineInput(hidden_states=hidden_states)
 
 
+def _prefix(weight_name: str) -> str:
+    return weight_name.removesuffix("_weight")
+
+
+def _kernel_name(weight_name: str) -> str:
+    """Where the engine keeps what multiplies with a weight of experts on an NPU."""
+    return f"{_prefix(weight_name)}_kernel"
+
+
 def _set_bias_dtype(layer: torch.nn.Module, dtype: torch.dtype) -> None:
-    bias = Parameter(layer.bias.to(dtype), requires_grad=False)
-    vars(bias).update(vars(layer.bias))  # its weight loader among them
-    layer.bias = bias
+    if getattr(layer, "bias", None) is not None:
+        bias = Parameter(layer.bias.to(dtype), requires_grad=False)
+        vars(bias).update(vars(layer.bias))  # its weight loader among them
+        layer.bias = bias
 
 
 def _fit_bias(layer: torch.nn.Module, name: str) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.arg_groups.model_path_hook import find_model
 from ascend_gguf.srt.device import set_lost_weights
-from ascend_gguf.srt.layers.quantization.gguf import GGUFLinearAscendMethod, GGUFMoEAscendMethod
+from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
 from ascend_gguf.srt.model_loader import layouts
 from ascend_gguf.srt.model_loader.loader import load_weights, name_map_of
 from ascend_gguf.srt.model_loader.source import Source, check_numbers
@@ -162,8 +162,8 @@ def _replace(self: WeightUpdater, new: Source) -> str | None:
 def _give_up(model: nn.Module) -> None:
     for module in model.modules():
         method = getattr(module, "quant_method", None)
-        if isinstance(method, (GGUFLinearAscendMethod, GGUFMoEAscendMethod)):
-            method.give_up_weights(module)
+        if isinstance(method, PackedWeights):
+            method.release_weights(module)
     gc.collect()
     if is_npu():
         current_platform.empty_cache()
