@@ -51,8 +51,8 @@ def test_rows_are_measured_as_gguf_py_does(type_):
 def test_part_of_a_block_is_refused():
     with pytest.raises(GGUFError, match=r"m.gguf: tensor 'w': .*found 257 weights.* of 256"):
         block_type(12).row_bytes(257, file="m.gguf", tensor="w")
-    with pytest.raises(GGUFError, match=r"m.gguf: tensor 'w': .*found 145 bytes.* of 144"):
-        block_type(12).row_cols(145, file="m.gguf", tensor="w")
+    with pytest.raises(GGUFError, match=r"found 145 bytes.* of 144"):
+        block_type(12).row_cols(145)
 
 
 def test_unknown_type_lists_the_known_ones():

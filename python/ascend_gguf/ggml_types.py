@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType
@@ -18,14 +19,15 @@ from ascend_gguf.errors import GGUFError
 
 @dataclass(frozen=True, slots=True)
 class CodeRange:
-    """The codes, whole numbers, that a quantized type is made of.
+    """The whole numbers that a quantized type stores.
 
-    A weight is ``scale * code``, plus an offset if :attr:`has_offset`.
+    A weight is ``scale * code``, plus an offset if :attr:`has_offset`.  Which layouts of an NPU can
+    hold a type (``npu.groups.Packing``) and how the CPU multiplies with it follow from its codes.
 
     Attributes:
         low, high: the least and the greatest code.
         step: the codes are ``low``, ``low + step`` and so on.
-        group: for how many weights in a row scale and offset hold at least: 16 or 32.
+        group: how many weights in a row share scale and offset at least: 16 or 32.
     """
 
     low: int
@@ -41,20 +43,20 @@ class BlockType:
 
     Attributes:
         ggml_type: the type's id in the file, an ``IntEnum``.
-        block_size: weights in a block; 1 for an unquantized type.
+        block_size: weights in a block; 1 if the type is not quantized.
         type_size: bytes in a block.
-        dtype: what torch calls an unquantized type; None for a quantized one.
         decoder: the module of :mod:`ascend_gguf.decoders` with the function that decodes a block,
             which is named like the type in lower case; None if the type cannot be decoded.
-        codes: those of a quantized type.
+        codes: the whole numbers that a quantized type stores.
+        dtype: torch's name of a type that is not quantized; None for a quantized one.
     """
 
     ggml_type: GGMLQuantizationType
     block_size: int
     type_size: int
-    dtype: torch.dtype | None
-    decoder: str | None
-    codes: CodeRange | None
+    decoder: str | None = None
+    codes: CodeRange | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class BlockType:
 
     @property
     def is_quantized(self) -> bool:
-        """False for the plain floats (F32, F16, BF16, F64) and integers."""
+        """False for floats (F32, F16, BF16, F64) and integers, which have a dtype of torch."""
         return self.dtype is None
 
     def row_bytes(
@@ -89,61 +91,45 @@ class BlockType:
             )
         return cols // self.block_size * self.type_size
 
-    def row_cols(
-        self,
-        nbytes: int,
-        *,
-        file: str | os.PathLike[str] | None = None,
-        tensor: str | None = None,
-    ) -> int:
+    def row_cols(self, nbytes: int) -> int:
         """Weights in a row of ``nbytes`` bytes: the inverse of :meth:`row_bytes`.
 
         Raises:
-            GGUFError: the row is not a whole number of blocks; names ``file`` and ``tensor``.
+            GGUFError: the row is not a whole number of blocks.
         """
         if nbytes % self.type_size:
             raise GGUFError(
                 f"a row is not a whole number of {self.name} blocks",
-                file=file,
-                tensor=tensor,
                 found=f"{nbytes} bytes",
                 expected=f"a multiple of {self.type_size}",
             )
         return nbytes // self.type_size * self.block_size
 
 
-_DTYPES = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
-    GGMLQuantizationType.F64: torch.float64,
-    GGMLQuantizationType.I8: torch.int8,
-    GGMLQuantizationType.I16: torch.int16,
-    GGMLQuantizationType.I32: torch.int32,
-    GGMLQuantizationType.I64: torch.int64,
-}
-
 _SIGNED_BYTE = CodeRange(-128, 127)
 _IQ4 = CodeRange(-127, 113)
 
-# What gguf-py does not know: the decoder's module, and the whole numbers.
+# What gguf-py does not know: decoder, codes and perhaps dtype of a :class:`BlockType`.
 # Names, not values: a gguf-py older than a type lacks it.
-_TYPES: dict[str, tuple[str, CodeRange | None]] = {
-    "F32": ("plain", None),
-    "F16": ("plain", None),
-    "BF16": ("plain", None),
+_TYPES: dict[str, tuple[Any, ...]] = {
+    "F32": ("plain", None, torch.float32),
+    "F16": ("plain", None, torch.float16),
+    "BF16": ("plain", None, torch.bfloat16),
+    "F64": (None, None, torch.float64),
+    "I8": (None, None, torch.int8),
+    "I16": (None, None, torch.int16),
+    "I32": (None, None, torch.int32),
+    "I64": (None, None, torch.int64),
     "Q4_0": ("legacy", CodeRange(-8, 7)),
     "Q4_1": ("legacy", CodeRange(0, 15, has_offset=True)),
     "Q5_0": ("legacy", CodeRange(-16, 15)),
     "Q5_1": ("legacy", CodeRange(0, 31, has_offset=True)),
     "Q8_0": ("legacy", _SIGNED_BYTE),
-    "Q8_1": ("legacy", _SIGNED_BYTE),
     "Q2_K": ("k_quants", CodeRange(0, 3, has_offset=True, group=16)),
     "Q3_K": ("k_quants", CodeRange(-4, 3, group=16)),
     "Q4_K": ("k_quants", CodeRange(0, 15, has_offset=True)),
     "Q5_K": ("k_quants", CodeRange(0, 31, has_offset=True)),
     "Q6_K": ("k_quants", CodeRange(-32, 31, group=16)),
-    "Q8_K": ("k_quants", _SIGNED_BYTE),
     "IQ1_S": ("iq", CodeRange(-1, 1, has_offset=True)),
     "IQ1_M": ("iq", CodeRange(-9, 9, group=16)),
     "IQ2_XXS": ("iq", CodeRange(-43, 43)),
@@ -161,14 +147,8 @@ _TYPES: dict[str, tuple[str, CodeRange | None]] = {
 }
 
 BLOCK_TYPES: dict[int, BlockType] = {
-    int(ggml_type): BlockType(
-        ggml_type,
-        block_size,
-        type_size,
-        _DTYPES.get(ggml_type),
-        *_TYPES.get(ggml_type.name, (None, None)),
-    )
-    for ggml_type, (block_size, type_size) in GGML_QUANT_SIZES.items()
+    int(ggml_type): BlockType(ggml_type, *sizes, *_TYPES.get(ggml_type.name, ()))
+    for ggml_type, sizes in GGML_QUANT_SIZES.items()
 }
 """Every type by its id in the file. Sizes are gguf-py's, so a newer gguf brings newer types."""
 

@@ -24,7 +24,7 @@ from random_model import random_blocks
 COLS = 512
 DECODABLE = [kind for kind in BLOCK_TYPES.values() if kind.decoder]
 #: Types of which there are real blocks.
-KINDS = {kind.name: kind for kind in DECODABLE if kind.name not in ("Q8_1", "Q8_K")}
+KINDS = {kind.name: kind for kind in DECODABLE}
 PLAIN_KINDS = {kind for kind in DECODABLE if not kind.is_quantized}
 EVERY_TYPE = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 #: One of each way to multiply: coded, scaled, plain floats.

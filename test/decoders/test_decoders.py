@@ -50,12 +50,6 @@ def reference(kind: BlockType, blocks: np.ndarray) -> np.ndarray:
             scale = groups[:, :2].copy().view(np.float16).astype(np.float32)
             signs = np.unpackbits(groups[:, 2:], axis=1, bitorder="little").astype(bool)
             values = np.where(signs, scale, -scale)
-        elif kind.name == "Q8_1":
-            scale = groups[:, :4].copy().view(np.float32)
-            values = scale * groups[:, 8:].view(np.int8)
-        elif kind.name == "Q8_K":
-            scale = groups[:, :4].copy().view(np.float32)
-            values = scale * groups[:, 4:260].view(np.int8)
         else:
             values = quants.dequantize(blocks, kind.ggml_type)
     return values.astype(np.float32, copy=False).reshape(blocks.shape[0], -1)
@@ -98,7 +92,7 @@ def test_random_bytes(kind, dtype):
 def test_all_types_of_golden_blocks_decode():
     names = {name.split(".")[0] for name in GOLDEN}
     assert names <= {kind.name for kind in DECODABLE}
-    assert {"Q8_1", "Q8_K"} <= {kind.name for kind in DECODABLE}
+    assert not {"Q8_1", "Q8_K"} & {kind.name for kind in DECODABLE}  # of activations
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16"])

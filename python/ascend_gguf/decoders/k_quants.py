@@ -1,4 +1,4 @@
-"""Q2_K to Q6_K and Q8_K: 256 weights, their scales (and offsets) quantized in turn.
+"""Q2_K to Q6_K: 256 weights, their scales (and offsets) quantized in turn.
 
 Q2_K, Q3_K and Q6_K have a scale for each 16 weights, in order.
 Source: ggml's ``dequantize_row_q2_K`` and so on.
@@ -6,7 +6,7 @@ Source: ggml's ``dequantize_row_q2_K`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.codegen import F32, Value
+from ascend_gguf.codegen import Value
 from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.sink import Sink
 
@@ -90,10 +90,3 @@ def q6_k(x: Block, y: Sink) -> None:
         q = x.bytes(64 * part + 32 * (row % 2) + 16 * side).field(4 * (row // 2), 4)
         h = x.bytes(128 + 32 * part + 16 * side).field(2 * row, 2, 4)
         y.scaled(16 * group, (q | h) - 32, scales[group])
-
-
-def q8_k(x: Block, y: Sink) -> None:
-    """``float d``, ``int8 q[256]``, sums for dot products: ``d q``."""
-    d = x.read(F32, 0)
-    for start in range(0, 256, 16):
-        y.scaled(start, x.bytes(4 + start), d, normal=False)

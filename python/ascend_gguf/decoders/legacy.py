@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1: 32 weights with one scale, and an offset where ``_1``.
+"""Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights with one scale, and an offset where ``_1``.
 
 Low nibbles are weights 0 to 15, high ones 16 to 31.
 Source: ggml's ``dequantize_row_q4_0`` and so on.
@@ -6,7 +6,7 @@ Source: ggml's ``dequantize_row_q4_0`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.codegen import F32, I1, I8, I16, I32, Value
+from ascend_gguf.codegen import I1, I8, I16, I32, Value
 from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.sink import Sink
 
@@ -50,13 +50,3 @@ def q8_0(x: Block, y: Sink) -> None:
     d = x.half(0)
     for start in range(0, 32, 16):
         y.scaled(start, x.bytes(2 + start), d)
-
-
-def q8_1(x: Block, y: Sink) -> None:
-    """``float d, s``, ``int8 q[32]``: ``d q``; ``s``, d times the sum of q, is for dot products.
-
-    As gguf-py defines the block.  ggml has since halved ``d`` and ``s``; no file holds either.
-    """
-    d = x.read(F32, 0)
-    for start in range(0, 32, 16):
-        y.scaled(start, x.bytes(8 + start), d, normal=False)

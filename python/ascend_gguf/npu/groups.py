@@ -1,4 +1,4 @@
-"""Codes in groups, with a scale and perhaps an offset each: how those of a block type are kept.
+"""CodeRange in groups, with a scale and perhaps an offset each: how those of a block type are kept.
 
 A weight is ``scale * (code + offset)``.  The codes of a type are kept, moved to fit, and its scale
 is rounded once, to the dtype of the layout: but for that it is exact.
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from ascend_gguf.codegen import Value
 from ascend_gguf.ggml_types import BlockType, CodeRange
+from ascend_gguf.weights.layout import NOT_QUANTIZED
 
 #: Weights with one scale in the Ascend operators: the fewest they take.
 GROUP = 32
@@ -67,7 +68,7 @@ class Packing:
         """Why a type cannot be kept so, as a clause; None if it can."""
         codes = kind.codes
         if codes is None:
-            return "a part is not quantized"
+            return NOT_QUANTIZED
         if not self.fits(codes):
             return f"{kind.name} does not fit {self.bits} bits"
         if codes.group < self.group and (codes.has_offset or not self.nearly):

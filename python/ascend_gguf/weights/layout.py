@@ -18,6 +18,9 @@ from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.thread_pool import in_parallel
 from ascend_gguf.weights.block_tensor import BlockTensor
 
+#: A reason of several layouts, which is not worth a line in the log.
+NOT_QUANTIZED = "a part is not quantized"
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -35,7 +38,7 @@ class Piece:
 
     @property
     def kind(self) -> BlockType:
-        """The block type; plain numbers have one too."""
+        """The block type; floats have one too."""
         return self.data.block_type
 
 

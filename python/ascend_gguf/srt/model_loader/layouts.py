@@ -1,4 +1,4 @@
-"""The layouts of a model's weights: chosen before loading, checked and reported after."""
+"""The layouts of a model's weights: chosen before loading, checked and reported after it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.layers.quantization.kernels import Choice
+from ascend_gguf.weights.layout import NOT_QUANTIZED
 from ascend_gguf.weights.report import Holding, table
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ def choose(options: dict[str, Any], path: str) -> Choice:
 
 
 def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
-    """Multiply once with a packed weight of each shape, and compare with decoded weights.
+    """Self-check: multiply once with a packed weight of each shape, and compare with dense weights.
 
-    Where the device is wrong, weights of that layout and shape become numbers, or loading stops.
+    Where it fails, weights of that layout and shape are held dense, or loading stops.
 
     Raises:
-        GGUFError: the device is wrong, and ``on_mismatch`` is ``stop``.
+        GGUFError: the self-check failed, and ``on_mismatch`` is ``stop``.
     """
     results: dict[Hashable, str | None] = {}
     methods = [
@@ -54,7 +55,7 @@ def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
                 file=path,
                 hint='Install another release of CANN, or load with {"weights": "dense"}.',
             )
-        logger.error("Weights are held as numbers, as this device is wrong with %s", problem)
+        logger.error("falling back to dense weights: self-check failed for %s", problem)
     for module, method in methods if wrong else ():
         method.fall_back(module, wrong)
 
@@ -63,9 +64,9 @@ def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:
     """Log what the weights take, and which could not stay packed and why."""
     for name, module in model.named_modules():
         for weight, unsupported in vars(module).get("gguf_unsupported", {}).items():
-            if unsupported and set(unsupported.values()) != {"a part is not quantized"}:
+            if unsupported and set(unsupported.values()) != {NOT_QUANTIZED}:
                 why = "; ".join(f"not {layout}: {reason}" for layout, reason in unsupported.items())
-                logger.info("%s.%s is held as numbers (%s)", name, weight, why)
+                logger.info("%s.%s has dense weights (%s)", name, weight, why)
     file_bytes = sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
     lines = table(holdings(model), file_bytes, 8 * dtype.itemsize)
     logger.info("The weights on the device (this rank's, beside the whole file):\n%s", lines)

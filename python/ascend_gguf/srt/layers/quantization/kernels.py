@@ -30,7 +30,7 @@ class Choice:
 
 
 def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
-    """What multiplies with packed weights on this device; None: weights become numbers."""
+    """What multiplies with packed weights on this device; None: weights are dense."""
     if not is_npu():
         return BlocksLinear() if _packs(quant_config) else None
     if not _packs_on_npu(quant_config, dtype):
@@ -50,7 +50,7 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKern
 
 
 def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
-    """The packed layouts of experts on this device, narrowest first; none: they become numbers."""
+    """The packed layouts of experts on this device, narrowest first; none: they are dense."""
     if is_npu():
         return (GroupedInt4, GroupedNibblePlanes) if _packs_on_npu(quant_config, dtype) else ()
     return BlocksExperts.layouts if _packs(quant_config) else ()
