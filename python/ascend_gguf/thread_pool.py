@@ -15,11 +15,11 @@ thread_limit: ContextVar[int | None] = ContextVar("thread_limit", default=None)
 
 
 def in_parallel(tasks: Iterable[Callable[[], object]], threads: int | None = None) -> None:
-    """Run tasks, each worth a thread's while and most of it without the interpreter's lock.
+    """Run tasks that are worth a thread each, and release the interpreter's lock.
 
     Args:
         tasks: in any order; the first error ends it, and is raised.
-        threads: the most to use, as in :func:`dequantize`.
+        threads: the most to use; by default :data:`thread_limit`, or else :func:`default_threads`.
     """
     waiting = deque(tasks)
     if len(waiting) == 1:

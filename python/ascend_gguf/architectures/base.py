@@ -8,7 +8,6 @@ which tensor of the file is which tensor of the Hugging Face model.  Names are t
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,43 +17,15 @@ import torch
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.dimensions import is_kind, size
+from ascend_gguf.architectures.tensor_names import is_left_out, is_of_head, split_layer
 from ascend_gguf.architectures.transforms import Transform
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, GGUFTensor
-
-#: Tensors that any file may hold and no model needs: their content is in the configuration.
-_IGNORED = re.compile(
-    r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight"
-    # For kernels of other programs that quantize activations too.
-    r"|.+\.input_scale"
-)
-
-#: Tensors of image, video and audio encoders, which some files have beside the text model: names of
-#: ``clip-impl.h`` of llama.cpp and of Hugging Face's checkpoints.
-_ENCODERS = re.compile(
-    r"(v|a|mm|resampler|adapter|vision_(tower|model)|visual|audio_tower|multi_modal_projector)\..+"
-)
-
-#: Heads of rerankers and classifiers, instead of the output matrix or beside it.
-_HEAD = re.compile(r"cls(\.(output|norm))?\.(weight|bias)")
 
 _NOT_KNOWN = (
     "It may be of another variant of the model, or the file newer than ascend-gguf: see the list "
     "of models in the documentation."
 )
-
-
-def is_of_encoder(tensor_name: str) -> bool:
-    """True for a tensor of an image, video or audio encoder."""
-    return _ENCODERS.fullmatch(tensor_name) is not None
-
-
-def scale_name(weight_name: str) -> str:
-    """The name of the tensor that scales a weight: one number, or one per expert.
-
-    Source: llama.cpp ``llama_model::load_tensors``; files of NVFP4 have them.
-    """
-    return weight_name.removesuffix(".weight") + ".scale"
 
 
 @dataclass(frozen=True)
@@ -266,7 +237,7 @@ class Architecture:
         Args:
             config: of the model, if layers of different kinds have a tensor of the same name.
         """
-        layer, pattern = _split_layer(tensor_name)
+        layer, pattern = split_layer(tensor_name)
         rules = self._by_name.get(pattern, ())
         if layer is None or not rules:
             return rules[0] if rules else None
@@ -286,7 +257,7 @@ class Architecture:
         """
         names = {}
         for tensor in file.tensors.values():
-            if _is_left_out(tensor, config) or self._is_scale(tensor, file):
+            if is_left_out(tensor, config) or self._is_scale(tensor, file):
                 continue
             names[tensor.name] = self._checked_rule(tensor, config).target(config)
         for rule in self._rules(config):
@@ -331,9 +302,9 @@ class Architecture:
 
     def _checked_rule(self, tensor: GGUFTensor, config: Any) -> Rename:
         rule = self.rename(tensor.name, config)
-        layer, _ = _split_layer(tensor.name)
+        layer, _ = split_layer(tensor.name)
         layers = config.num_hidden_layers
-        if rule is None and _HEAD.fullmatch(tensor.name):
+        if rule is None and is_of_head(tensor.name):
             raise GGUFError(
                 "the file holds a reranker or classifier that is not supported",
                 file=tensor.file,
@@ -391,26 +362,3 @@ class Architecture:
         for rule in self.tensors:
             found.setdefault(rule.gguf, []).append(rule)
         return found
-
-
-def _is_left_out(tensor: GGUFTensor, config: Any) -> bool:
-    """True for a tensor that text generation does not need."""
-    return (
-        _IGNORED.fullmatch(tensor.name) is not None
-        or is_of_encoder(tensor.name)
-        or _predicts_further_tokens(tensor, config)
-    )
-
-
-def _predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
-    """True for a tensor of a multi-token prediction layer, which follows the model's own layers."""
-    layer, _ = _split_layer(tensor.name)
-    layers = config.num_hidden_layers
-    extra = getattr(config, "num_nextn_predict_layers", None) or 0
-    return layer is not None and layers <= int(layer) < layers + extra
-
-
-def _split_layer(tensor_name: str) -> tuple[str | None, str]:
-    """``blk.7.attn_q.weight`` to ``("7", "blk.{layer}.attn_q.weight")``."""
-    match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(.+)", tensor_name)
-    return (match[1], f"blk.{{layer}}.{match[2]}") if match else (None, tensor_name)

@@ -26,7 +26,7 @@ class Int4(RowGroups):
 
 def nibbles(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """int32 ``[..., n]``, eight codes each, to ``dtype [..., 8 * n]``."""
-    # With floats, all exact: NPUs leave shifts to their host processor.
+    # In floats, all exact: an NPU leaves shifts to the host.
     both = packed.view(torch.int8).to(dtype)
     high = torch.floor_divide(both, 16)
     low = torch.sub(both, torch.floor_divide(both + 8, 16), alpha=16)

@@ -27,7 +27,7 @@ class Int8(RowGroups):
 class NearInt8(Int8):
     """As :class:`Int8`, also for types with a scale for 16 weights: those get the nearest codes.
 
-    docs/quantization.md has the error that adds.
+    docs/weight_layouts.md has the error that this adds.
     """
 
     name = "int8, nearly"

@@ -1,4 +1,4 @@
-"""Packed weights on an Ascend NPU: products, and rows of an embedding.
+"""Packed weights on an Ascend NPU: linear layers, and rows of an embedding.
 
 Source of the rules: torch_npu's documentation of ``npu_weight_quant_batchmatmul``.
 """
@@ -63,7 +63,7 @@ class NPULinear(LinearKernel[RowGroups]):
 def _decoded(
     weight: RowGroups, part: slice, tensors: Mapping[str, torch.Tensor], chosen: torch.Tensor
 ) -> torch.Tensor:
-    """The chosen rows of a part of the weight; any numbers for those of another part."""
+    """The chosen rows of a part of the weight; any values for those of another part."""
     own = chosen - part.start if part.start else chosen
     if len(weight.parts) > 1:
         own = own.clamp(0, part.stop - part.start - 1)
@@ -72,12 +72,12 @@ def _decoded(
 
 
 class NPUExactLinear(NPULinear):
-    """Without layouts that are only nearly right, at the price of one more operator for some."""
+    """With exact layouts alone; some take one more operator."""
 
     layouts = (Int4, Int8, NibblePlanes)
 
 
 def has_operators() -> bool:
-    """Whether this NPU multiplies with weights in groups: all do but the 310P."""
+    """Whether this NPU multiplies with weights in groups: all but the 310P do."""
     name = torch.npu.get_device_name()  # type: ignore[attr-defined]  # comes with torch_npu
     return not name.startswith("Ascend310P")

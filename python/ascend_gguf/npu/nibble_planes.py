@@ -8,19 +8,19 @@ from ascend_gguf.npu.groups import Packing
 from ascend_gguf.npu.int4 import nibbles
 from ascend_gguf.npu.row_groups import RowGroups
 
-#: A number of 8 bits is ``16 high + low``; this covers -136 to 119.
+#: A code of 8 bits is ``16 high + low``; this covers -136 to 119.
 PLANES = Packing(8, -136, 119, group=16, planes=True)
 
 
 class NibblePlanes(RowGroups):
     """A matrix as ``(high + offset) * scale + (low + offset) * scale / 16``, both from -8 to 7.
 
-    It stands for a matrix of four bits with twice the columns, to be multiplied with an input of
-    twice the width (:meth:`doubled`).  So types with a scale for 16 weights are exact in operators
-    whose groups are of 32, and 8 bits in groups fit those that have them for 4 bits alone.
+    To the operator it is a matrix of four bits with twice the columns, and its input is twice as
+    wide (:func:`doubled`).  So types with a scale for 16 weights are exact in operators with groups
+    of 32, and 8 bits in groups fit operators that have groups for 4 bits alone.
 
     ``packed``: int32 ``[rows, 2 * cols / 8]``, eight codes each, the first in the lowest bits: of
-    16 weights the high ones, then the low ones.
+    16 weights the high codes, then the low ones.
     ``scale``: ``dtype [rows, cols / 16]``.
     ``offset``: as ``scale``; absent where all are 0.
     """
@@ -53,9 +53,9 @@ def merged(values: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def doubled(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """The input for planes: ``[n, cols]`` to ``[n, 2 * cols]``, of each 16 themselves and a 16th.
+    """The input for planes: ``[n, cols]`` to ``[n, 2 * cols]``, each 16 values and a 16th of them.
 
-    ``factors``: :func:`plane_factors` for the dtype and device of ``x``; made beforehand.
+    ``factors``: :func:`plane_factors` for the dtype and device of ``x``.
     """
     return (x.unflatten(-1, (-1, 1, 16)) * factors).flatten(-3)
 

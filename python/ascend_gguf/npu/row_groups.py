@@ -1,8 +1,7 @@
-"""What ``int4``, ``int8`` and ``planes`` share: matrices whose rows are groups of 32 weights.
+"""What int4, int8 and nibble planes share: matrices whose rows are groups of weights.
 
-The matrix is stored as in the file, ``[rows, cols]``, so that a row is a row of blocks: nothing is
-transposed while loading, and an embedding gathers whole rows.  An operator that wants ``[K, N]``
-takes the transposed view.
+The matrix is stored as in the file, ``[rows, cols]``: nothing is transposed while loading, and an
+embedding gathers whole rows.  An operator that wants ``[K, N]`` takes the transposed view.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ _LONGEST = 65535
 def packing_unsupported_reason(weight: Weight, packing: Packing) -> str | None:
     """Why codes in groups along the columns cannot hold the weight."""
     for piece in weight.pieces:
-        unsupported_reason = packing.unsupported_reason(piece.kind)
-        if unsupported_reason is not None:
-            return unsupported_reason
+        reason = packing.unsupported_reason(piece.kind)
+        if reason is not None:
+            return reason
         if any(column % GROUP for column in piece.data.columns):
             return f"its columns are cut at {piece.data.columns}, not on multiples of {GROUP}"
         if piece.data.shape[-1] != weight.cols:
@@ -66,7 +65,7 @@ class RowGroups(Layout):
         self, shape: Sequence[int], dtype: torch.dtype, tensors: dict[str, torch.Tensor]
     ) -> None:
         super().__init__(shape, dtype, tensors)
-        #: The rows in parts, no longer than the operators take: which, and their tensors.
+        #: The rows in parts that the operators take: which rows, and their tensors.
         self.parts: list[tuple[slice, dict[str, torch.Tensor]]] = []
         self._set_parts([slice(0, self.shape[0])], self.tensors)
 
@@ -84,7 +83,7 @@ class RowGroups(Layout):
         step = -(-rows // count)
         parts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
         if count > 1:
-            # Each with memory of its own: torch_npu does not see that a part of a larger tensor is
+            # Each with its own memory: torch_npu does not see that a part of a larger tensor is
             # transposed.
             self.tensors = {
                 f"{name}_{i}": tensor[part].clone()

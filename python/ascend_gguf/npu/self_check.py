@@ -1,4 +1,4 @@
-"""Whether a device multiplies as its documentation says, with the weights it will multiply with.
+"""The self-check: does a device multiply with its packed weights as documented?
 
 What a release of CANN does with a shape or a layout is only known once it has run there.
 """
@@ -12,24 +12,24 @@ import torch
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
-#: The largest error, of the length of the right answer.  Rounding to bfloat16 makes less than a
-#: hundredth; a wrong order, sign or scale makes something near 1.
+#: The largest error, relative to the norm of the right answer.  Rounding to bfloat16 makes less
+#: than 0.01; a wrong order, sign or scale makes something near 1.
 _LARGEST = 0.05
 
-#: Rows of the weight that are compared at its beginning and at its end.
+#: Rows that are compared at the beginning of the weight and at its end.
 _ROWS = 32
 
 
 def shape_class(kernel: object, weight: Layout) -> Hashable:
-    """What weights have in common that one check speaks for."""
+    """Weights of the same class are checked once."""
     tensors = tuple(sorted((n, t.dtype, t.shape) for n, t in weight.tensors.items()))
     return type(kernel), weight.name, weight.dtype, weight.shape, str(tensors)
 
 
 def linear_mismatch(kernel: LinearKernel, weight: Layout, is_embedding: bool) -> str | None:
-    """What is wrong with a product of the device, and with rows of an embedding; None if nothing.
+    """What is wrong with a linear layer on the device, and with embedding rows; None if nothing.
 
-    Multiplies three random vectors once and compares a few outputs with decoded weights.
+    Multiplies three random vectors once and compares a few outputs with dense weights.
     """
     device = next(iter(weight.tensors.values())).device
     rows, cols = weight.shape
@@ -81,4 +81,4 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
     error = (found.float() - expected).norm() / expected.norm().clamp(min=1e-30)
     if error <= _LARGEST:  # not so for NaN
         return None
-    return f"the result differs from the decoded weights' by {error:.2g} of its length"
+    return f"relative error {error:.2g}"

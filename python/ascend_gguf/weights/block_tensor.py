@@ -1,10 +1,9 @@
-"""A matrix that is still in GGUF blocks, seen as numbers.
+"""A matrix of weights that is still in GGUF blocks.
 
-Engines cut, merge and copy weights by logical rows and columns.  :class:`BlockTensor` lets their
-own weight loaders do that to a matrix nobody has decoded yet: it has the logical shape, slicing it
-is free, and copying it into a parameter decodes exactly the slice that is asked for.  So one piece
-of code serves every kind of layer, every parallel layout and every block type, and a slice that
-cuts through a block is correct by construction.
+Engines shard, merge and copy weights by logical rows and columns.  :class:`BlockTensor` lets their
+own weight loaders do that to a matrix that is not decoded yet: it has the logical shape, slicing it
+is free, and copying it into a parameter decodes exactly that slice.  So the same code serves every
+kind of layer, every way to shard it and every block type, and a slice may begin inside a block.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ _PLAIN_TYPES = {
     if kind.dtype is not None and kind.decoder is not None
 }
 
-# What is read from a file and decoded at once, at most: more than a thread loses by calling the
-# interpreter, less than what memory has to spare where the result is copied to another place.
+# The most that is read from a file and decoded at once.  Smaller chunks would cost a thread more in
+# Python than in decoding; larger ones cost memory where the result is copied to another place.
 _WEIGHTS_AT_ONCE = 1 << 22
 _BYTES_AT_ONCE = 1 << 22
 
@@ -39,8 +38,8 @@ class BlockTensor(load_stream.Streamed):
 
     Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined
     in, on the device ``cpu``.  ``narrow``, slicing with step 1, ``select`` and ``detach`` make
-    views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes first and acts on
-    the numbers, so it is correct, if slower.
+    views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes first: it is
+    correct, if slower.
 
     Args:
         blocks: uint8 ``[..., rows, row_bytes]``, whole rows of blocks; kept by reference.
@@ -130,7 +129,7 @@ class BlockTensor(load_stream.Streamed):
         return out
 
     def dequantize(self) -> torch.Tensor:
-        """The numbers, float32 on the host."""
+        """The weights, float32 on the host."""
         return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
 
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
@@ -177,9 +176,9 @@ class BlockTensor(load_stream.Streamed):
 
 
 def as_blocks(data: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
-    """Numbers, ``[..., rows, cols]``, as a :class:`BlockTensor`, to be loaded as blocks are.
+    """F32, F16 or BF16 ``[..., rows, cols]`` as a :class:`BlockTensor`, to be loaded as blocks are.
 
-    Whatever else a file has, blocks and the ids of types, is returned as it is.
+    Anything else, a :class:`BlockTensor` too, is returned as it is.
     """
     ggml_type = _PLAIN_TYPES.get(data.dtype)
     is_row_major = data.dim() > 0 and data.stride(-1) == 1

@@ -1,4 +1,4 @@
-"""Plain numbers: the layout that holds every weight."""
+"""Dense weights: the layout that holds every weight."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Dense(Layout):
 
     @classmethod
     def allocate(cls, weight: Weight) -> Dense:
-        numbers = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu")
-        return cls(weight.shape, weight.dtype, {"weight": numbers})
+        dense = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu")
+        return cls(weight.shape, weight.dtype, {"weight": dense})
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], object]]:
         matrix = self.tensors["weight"].view(-1, *self.shape[-2:])[piece.expert]

@@ -1,8 +1,8 @@
-"""What a pending layout is: the way a layer's weights lie on the device once they are loaded.
+"""What a layout is: the way a layer's weight lies on the device.
 
-A weight is ``[rows, cols]``, outputs by inputs, or ``[experts, rows, cols]``.  It arrives in
-:class:`Piece` s, slices of tensors of the file; the first of a kernel's layouts that can hold all
-of them is allocated once and filled piece by piece, straight from the blocks.
+A weight is ``[rows, cols]``, outputs by inputs, or ``[experts, rows, cols]``.  It comes as
+:class:`Piece` s, slices of tensors of the file.  The first of a kernel's layouts that can hold all
+of them is allocated once, and filled piece by piece straight from the blocks.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Layout(abc.ABC):
         dtype: what the model computes in.
         tensors: what lies on the device, by name.
         shared: more of them, that other weights have too.
-        unsupported: of the layouts that would have been preferred, by name: what was in the way.
+        unsupported: why each layout that would have been preferred could not be used, by name.
     """
 
     name: ClassVar[str]
@@ -116,16 +116,16 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
-        """Rows of a matrix as numbers, float32 ``[n, cols]``, decoded on the host."""
+        """Rows of a matrix, float32 ``[n, cols]``, decoded on the host."""
 
     def dequantize(self) -> torch.Tensor:
-        """The numbers this stands for: float32 of :attr:`shape`, on the host."""
+        """All weights: float32 of :attr:`shape`, on the host."""
         everything = slice(0, self.shape[-2])
         matrices = [self.sample(everything, expert) for expert in range(self.experts)]
         return torch.stack(matrices).view(self.shape)
 
     def has_nan(self) -> bool:
-        """Whether some of the weights are not numbers."""
+        """Whether a weight is NaN."""
         return any(bool(t.isnan().any()) for t in self.tensors.values() if t.is_floating_point())
 
     def to(self, device: torch.device) -> Layout:
@@ -144,24 +144,19 @@ class Layout(abc.ABC):
         """Bytes on the device, without what is shared."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits on the device for each weight."""
-        return 8 * self.nbytes / torch.Size(self.shape).numel()
-
 
 def allocated(weight: Weight, layouts: Sequence[type[Layout]]) -> Layout:
     """The first of ``layouts`` that can hold the weight, all zeros, on the host.
 
     Raises:
-        ValueError: none of the layouts can; names the unsupported_reason of each.
+        ValueError: none of the layouts can; names the reason of each.
     """
     unsupported: dict[str, str] = {}
     for layout in layouts:
-        unsupported_reason = layout.unsupported_reason(weight)
-        if unsupported_reason is None:
+        reason = layout.unsupported_reason(weight)
+        if reason is None:
             empty = layout.allocate(weight)
             empty.unsupported = unsupported
             return empty
-        unsupported[layout.name] = unsupported_reason
+        unsupported[layout.name] = reason
     raise ValueError("; ".join(f"{name}: {why}" for name, why in unsupported.items()))

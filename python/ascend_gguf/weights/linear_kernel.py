@@ -1,7 +1,7 @@
-"""What a kernel is: it multiplies with weights in the layouts it names.
+"""What a linear kernel is: it multiplies with weights in the layouts it names.
 
-A layer on a device has one kernel, and its weight the first of the kernel's layouts that can hold
-it.  Dense weights are not a kernel's business: engines have code of their own for them.
+A layer has one kernel, and its weight the first of the kernel's layouts that can hold it.  Dense
+weights need no kernel of ours: engines have their own.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Loading without waiting: reading, decoding and copying to the device overlap.
 
 While a :class:`Stream` is current, copying a :class:`~ascend_gguf.BlockTensor` into a parameter
-only takes note of it, and asks the system to begin reading.  Threads do what was noted, each a
-slice at a time from the disk to its final place, while the caller finds out where the next goes::
+only queues the copy, and asks the system to begin reading.  Threads work through the queue, each a
+slice at a time from the disk to its final place, while the caller finds the place of the next one::
 
     with Stream():
         model.load_weights(weights)  # returns early; leaving the block waits
 
-Every operator that the caller applies to tensors meanwhile sees them as if each copy were made at
-once (what is no operator, such as ``numpy()`` or ``tolist()``, does not).
+Operators that the caller applies to tensors meanwhile see them as if each copy had been made at
+once.  ``numpy()`` and ``tolist()`` are not operators, and do not.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader.mapping import MappedFile, locate
 from ascend_gguf.thread_pool import default_threads, thread_limit
 
-# More cannot be fed by memory, and each holds a piece of a slice.
+# Memory cannot feed more, and each holds a chunk of a slice.
 _MOST_THREADS = 8
-# How far the caller, and with it reading, may be ahead of the threads: enough for a disk to read
-# while they work, little against what is loaded.
+# How far the caller, and with it reading, may be ahead of the threads: enough to keep a disk busy,
+# little beside what is loaded.
 _MOST_BYTES_AHEAD = 64 << 20
 _MOST_SLICES_AHEAD = 64
-# Fewer weights are in place sooner than handed over to a thread.
+# Handing fewer weights to a thread takes longer than loading them.
 _FEW_WEIGHTS = 1 << 18
 
 _current = threading.local()

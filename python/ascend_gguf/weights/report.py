@@ -10,7 +10,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One weight in place: the name of its layout, how many numbers it stands for, its bytes."""
+    """One weight in place: the name of its layout, its number of weights, its bytes."""
 
     layout: str
     weights: int
@@ -23,14 +23,14 @@ def table(holdings: Iterable[Holding], file_bytes: int, dense_bits: int) -> str:
     Args:
         holdings: every weight.
         file_bytes: what the same weights take in the file.
-        dense_bits: of a weight held as a number.
+        dense_bits: of a dense weight.
     """
-    by_form: dict[str, list[Holding]] = {}
+    by_layout: dict[str, list[Holding]] = {}
     for holding in holdings:
-        by_form.setdefault(holding.layout, []).append(holding)
+        by_layout.setdefault(holding.layout, []).append(holding)
     lines = [f"{'layout':<16}{'tensors':>8}{'weights':>16}{'MiB':>12}{'bits a weight':>15}"]
-    lines += [_line(layout, held) for layout, held in by_form.items()]
-    everything = [holding for held in by_form.values() for holding in held]
+    lines += [_line(layout, held) for layout, held in by_layout.items()]
+    everything = [holding for held in by_layout.values() for holding in held]
     nbytes = sum(holding.nbytes for holding in everything)
     dense = sum(holding.weights for holding in everything) * dense_bits // 8
     lines.append(

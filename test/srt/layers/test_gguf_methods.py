@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gguf import GGMLQuantizationType
 from sglang.srt.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -21,8 +20,6 @@ from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 
-from ascend_gguf import GGUFError
-from ascend_gguf.srt.layers.quantization.gguf import ggml_dequantize_ascend
 from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.srt.layers.quantization.unquant import Float32LinearMethod, keep_float32
 from ascend_gguf.weights.pending import PendingWeight
@@ -215,38 +212,6 @@ def test_quantized_router():
     layer = ReplicatedLinear(HIDDEN, 8, False, prefix="gate")
     load(layer, {None: matrix})
     assert_only_weight(layer, matrix.values)
-
-
-@EVERY_TYPE
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_ggml_dequantize_ascend(type_name, dtype):
-    matrix = Matrix(type_name, 6, 512)
-    ggml_type = GGMLQuantizationType[type_name]
-    for blocks in (matrix.blocks, matrix.blocks.flatten(), matrix.blocks.view(2, 3, -1)):
-        numbers = ggml_dequantize_ascend(blocks, ggml_type, 6, 512, dtype)
-        assert numbers.dtype is dtype
-        assert numbers.device == blocks.device
-        assert torch.equal(numbers, matrix.values.to(dtype))
-    reshaped = ggml_dequantize_ascend(matrix.blocks, int(ggml_type), 12, 256, dtype)
-    assert torch.equal(reshaped, matrix.values.to(dtype).view(12, 256))
-    strided = torch.stack([matrix.blocks, matrix.blocks], dim=1)[:, 0]
-    numbers = ggml_dequantize_ascend(strided, ggml_type, 6, 512, dtype)
-    assert torch.equal(numbers, matrix.values.to(dtype))
-
-
-@pytest.mark.parametrize(("rows", "cols"), [(6, 256), (7, 512), (5, 512), (0, 0)])
-def test_ggml_dequantize_ascend_of_another_size(rows, cols):
-    blocks = Matrix("Q4_K", 6, 512).blocks
-    with pytest.raises(ValueError, match=rf"hold 3072 weights, not {rows} x {cols}"):
-        ggml_dequantize_ascend(blocks, 12, rows, cols, torch.float32)
-
-
-def test_ggml_dequantize_ascend_of_nonsense():
-    blocks = Matrix("Q4_K", 6, 512).blocks
-    with pytest.raises(GGUFError, match="unknown block type"):
-        ggml_dequantize_ascend(blocks, 99, 6, 512, torch.float32)
-    with pytest.raises(GGUFError, match="whole number of Q4_K blocks"):
-        ggml_dequantize_ascend(blocks.flatten()[:-1], 12, 6, 512, torch.float32)
 
 
 # --- routers --------------------------------------------------------------------------------

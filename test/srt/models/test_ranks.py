@@ -180,5 +180,5 @@ def test_a_rank_that_ends_takes_the_server_along(zygote, log, tmp_path):
     finally:
         stop_group(pid, ask=False)
     text = log.read_text()
-    assert text.count(f"error: {model.path}: parameters are uninitialised, or not numbers") == 1
+    assert text.count(f"error: {model.path}: parameters are uninitialised, or NaN") == 1
     assert "Traceback" not in text

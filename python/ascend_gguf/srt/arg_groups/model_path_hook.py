@@ -14,7 +14,7 @@ from sglang.srt.utils import is_cpu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of, check_kind, is_reranker
-from ascend_gguf.architectures.base import is_of_encoder
+from ascend_gguf.architectures.tensor_names import is_of_encoder
 from ascend_gguf.codegen.threads import wait_briefly
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError, shown

@@ -340,7 +340,7 @@ def _check_initialised(targets: dict[str, torch.Tensor], path: str) -> None:
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" * (len(missing) > 3))
         raise GGUFError(
-            f"parameters are uninitialised, or not numbers, after loading: {shown}",
+            f"parameters are uninitialised, or NaN, after loading: {shown}",
             file=path,
             hint=DOWNLOAD_AGAIN,
         )

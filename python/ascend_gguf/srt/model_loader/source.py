@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf.config import load_config
@@ -112,14 +111,14 @@ class Source:
         return [key for key in keys if self.tokenizer.get(key) != new.tokenizer.get(key)]
 
 
-def check_numbers(path: str, part: int = 0, parts: int = 1) -> None:
+def check_finite(path: str, part: int = 0, parts: int = 1) -> None:
     """Decode every weight of the file at ``path`` once.
 
     Args:
         part, parts: look at every ``parts``-th tensor, from tensor ``part`` on.
 
     Raises:
-        GGUFError: a weight is not a finite number, or the file cannot be read.
+        GGUFError: a weight is NaN or infinite, or the file cannot be read.
     """
     for tensor in list(open_gguf(path).tensors.values())[part::parts]:
         if tensor.type.decoder is not None and tensor.nbytes:
@@ -140,11 +139,9 @@ def _check_tensor(tensor: GGUFTensor) -> None:
     step = max(1, WEIGHTS_PER_PIECE // cols)
 
     def check(first: int) -> None:
-        numbers = torch.empty(min(step, rows - first), cols, dtype=torch.float32, device="cpu")
-        weights[first : first + step].dequantize_into(numbers)
-        if not numbers.isfinite().all():
+        if not weights[first : first + step].dequantize().isfinite().all():
             raise GGUFError(
-                "the tensor holds values that are not finite numbers",
+                "the tensor holds NaN or infinite values",
                 file=tensor.file,
                 tensor=tensor.name,
                 hint=DOWNLOAD_AGAIN,

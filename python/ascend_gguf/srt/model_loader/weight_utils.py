@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 import torch
 
 from ascend_gguf.architectures import Placement, Target
-from ascend_gguf.architectures.base import scale_name
+from ascend_gguf.architectures.tensor_names import scale_name
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.chunked_read import read
@@ -128,7 +128,7 @@ def _names(tensor: GGUFTensor, placement: Placement) -> Iterator[str]:
 def _data(
     tensor: GGUFTensor, placement: Placement, tensors: Mapping[str, GGUFTensor]
 ) -> torch.Tensor:
-    """The whole tensor as the model knows it: blocks or numbers, conversion to GGUF undone."""
+    """The whole tensor as the model knows it, blocks or floats, with conversion to GGUF undone."""
 
     def stored(tensor: GGUFTensor) -> torch.Tensor:
         if not tensor.type.is_quantized:
@@ -158,10 +158,10 @@ def _data(
 
 
 def _multiplied(
-    numbers: torch.Tensor, tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]
+    data: torch.Tensor, tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]
 ) -> torch.Tensor:
     scales = _scales(tensor, tensors)
-    return numbers if scales is None else numbers * scales.view(-1, *[1] * (numbers.dim() - 1))
+    return data if scales is None else data * scales.view(-1, *[1] * (data.dim() - 1))
 
 
 def _parts(tensor: GGUFTensor, placement: Placement, data: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -31,7 +31,6 @@ from torch.nn import Parameter
 from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
-from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
@@ -65,34 +64,6 @@ def get_quant_method(
             skipped = is_layer_skipped_gguf(prefix, self.modules_to_not_convert)
             return unquantized() if skipped else quantized(self)
     return None
-
-
-def ggml_dequantize_ascend(
-    qweight: torch.Tensor,
-    qweight_type: int,
-    rows: int,
-    cols: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Decode GGUF blocks of any type.
-
-    Args:
-        qweight: uint8, ``rows * cols`` weights as blocks in any shape, on any device.
-        qweight_type: id of the block type.
-        rows, cols: shape of the result.
-        dtype: dtype of the result: float32, float16 or bfloat16.
-
-    Returns:
-        ``[rows, cols]`` of ``dtype`` on the device of ``qweight``.
-
-    Raises:
-        GGUFError: unknown type, or the bytes are not whole blocks.
-        ValueError: the blocks do not hold ``rows * cols`` weights.
-    """
-    numbers = dequantize(qweight.cpu().reshape(-1), qweight_type, dtype)
-    if numbers.numel() != rows * cols:
-        raise ValueError(f"the blocks hold {numbers.numel()} weights, not {rows} x {cols}")
-    return numbers.view(rows, cols).to(qweight.device)
 
 
 class PackedWeights:

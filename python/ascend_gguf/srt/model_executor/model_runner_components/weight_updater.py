@@ -25,7 +25,7 @@ from ascend_gguf.srt.device import set_lost_weights
 from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
 from ascend_gguf.srt.model_loader import layouts
 from ascend_gguf.srt.model_loader.loader import load_weights, name_map_of
-from ascend_gguf.srt.model_loader.source import Source, check_numbers
+from ascend_gguf.srt.model_loader.source import Source, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _checked(self: WeightUpdater, old: Source, model_path: str, load_format: str
             expected=f"at most {free >> 20} MB more",
             hint="Start a server on this file, or choose a smaller quantization.",
         )
-    check_numbers(path, parallel.tp_rank, parallel.tp_size)
+    check_finite(path, parallel.tp_rank, parallel.tp_size)
     return new
 
 
