@@ -1,4 +1,4 @@
-"""Attention with capped scores or sinks, by operations of torch: on any device."""
+"""Attention with logit soft-cap or sinks, in plain torch: on any device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: Queries that are multiplied with their keys at once: scores of all would not fit.
+#: Queries at once: the scores of all would take too much memory.
 _QUERIES = 512
 
 
@@ -67,7 +67,7 @@ def attend(
         q: ``[tokens, heads, size]``, of the last tokens of the sequence.
         k, v: ``[length, kv_heads, size]``, of the whole sequence.
         scale: of the scores.
-        cap: scores become ``cap * tanh(score / cap)``; zero for none.
+        cap: logit soft-cap: scores become ``cap * tanh(score / cap)``; zero for none.
         window: how many tokens before its own a token sees; all if None.
         sinks: ``[heads]``, one more score of each head, of a token that has no value.
 

@@ -111,7 +111,7 @@ def _layouts(path: Path, source: random.Random, made: dict) -> None:
     tensors = [t for t in open_gguf(path).tensors.values() if t.shape]
     for tensor in source.sample(tensors, min(3, len(tensors))):
         if not tensor.type.is_quantized:
-            tensor.numbers.float().sum()
+            tensor.values.float().sum()
         if tensor.type.decoder is None:
             continue
         rows = BlockTensor(tensor.blocks, tensor.type.ggml_type)[:_ROWS]

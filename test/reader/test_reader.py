@@ -68,9 +68,9 @@ def assert_same_tensors(file: GGUFFile, path: Path) -> None:
         assert our.blocks.shape == (*our.shape[:-1], our.type.row_bytes(our.shape[-1]))
         assert our.blocks.numpy().tobytes() == their.data.tobytes()
         if not our.type.is_quantized:
-            assert our.numbers.dtype is our.type.dtype
-            assert our.numbers.shape == our.shape
-            assert our.numbers.view(torch.uint8).numpy().tobytes() == their.data.tobytes()
+            assert our.values.dtype is our.type.dtype
+            assert our.values.shape == our.shape
+            assert our.values.view(torch.uint8).numpy().tobytes() == their.data.tobytes()
 
 
 def assert_same_metadata(file: GGUFFile) -> None:
@@ -114,7 +114,7 @@ class TestGoodFile:
         writer.add_tensor("bf16", bf16, raw_dtype=GGMLQuantizationType.BF16)
         write(writer)
         for tensor in open_gguf(tmp_path / "m.gguf").tensors.values():
-            assert tensor.numbers.tolist() == values.tolist()
+            assert tensor.values.tolist() == values.tolist()
 
     def test_architecture_fields(self, good):
         file = open_gguf(good)
@@ -126,7 +126,7 @@ class TestGoodFile:
 
     def test_quantized_blocks_are_not_numbers(self, good):
         with pytest.raises(GGUFError, match=r"good.gguf: tensor 'h.q4_k': .*quantized.*Q4_K"):
-            _ = open_gguf(good).tensors["h.q4_k"].numbers
+            _ = open_gguf(good).tensors["h.q4_k"].values
 
     def test_version_2_reads_the_same(self, good):
         three = open_gguf(good)
@@ -150,9 +150,9 @@ class TestGoodFile:
         )
         good.write_bytes(data)
         tensor = open_gguf(good).tensors["b.f32_1d"]
-        assert tensor.shape == tensor.numbers.shape == ()
+        assert tensor.shape == tensor.values.shape == ()
         assert tensor.blocks.shape == (4,)
-        assert tensor.numbers == open_gguf(good).tensors["a.f32"].numbers[0, 0]
+        assert tensor.values == open_gguf(good).tensors["a.f32"].values[0, 0]
 
     def test_alignment_of_one_byte(self, tmp_path):
         writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
@@ -161,8 +161,8 @@ class TestGoodFile:
         writer.add_tensor("two", np.array([4.5, 5.5], np.float64))
         write(writer)
         tensor = open_gguf(tmp_path / "m.gguf").tensors["two"]
-        assert tensor.numbers.tolist() == [4.5, 5.5]
-        assert tensor.numbers.data_ptr() % 8 == 0
+        assert tensor.values.tolist() == [4.5, 5.5]
+        assert tensor.values.data_ptr() % 8 == 0
 
     def test_bytes_that_are_not_utf8_are_kept(self, good):
         data = good.read_bytes()
@@ -206,7 +206,7 @@ class TestViews:
         tensor = open_gguf(good).tensors["g.q8_0"]
         assert tensor.blocks.data_ptr() == tensor.blocks.data_ptr()
         tensor = open_gguf(good).tensors["a.f32"]
-        assert tensor.blocks.data_ptr() == tensor.numbers.data_ptr()
+        assert tensor.blocks.data_ptr() == tensor.values.data_ptr()
 
     def test_storage_is_the_tensors_own(self, good):
         """Pickling or sharing a view must not take the rest of the file along."""
@@ -216,7 +216,7 @@ class TestViews:
     def test_views_outlive_the_file_object(self, tmp_path):
         path = good_file(tmp_path / "gone.gguf")
         expected = gguf.GGUFReader(path).tensors[0].data.copy()
-        view = open_gguf(path).tensors["a.f32"].numbers
+        view = open_gguf(path).tensors["a.f32"].values
         path.unlink()
         for number in range(20):  # push the file out of the cache
             open_gguf(good_file(tmp_path / f"{number}.gguf"))
@@ -226,13 +226,13 @@ class TestViews:
     @pytest.mark.filterwarnings("error")
     def test_a_write_does_not_reach_the_file(self, good):
         before = good.read_bytes()
-        open_gguf(good).tensors["a.f32"].numbers.zero_()
+        open_gguf(good).tensors["a.f32"].values.zero_()
         assert good.read_bytes() == before
 
     def test_a_file_larger_than_memory_is_mapped(self, good):
         with good.open("r+b") as file:
             file.truncate(1 << 42)  # sparse
-        assert open_gguf(good).tensors["a.f32"].numbers.shape == (3, 5)
+        assert open_gguf(good).tensors["a.f32"].values.shape == (3, 5)
 
 
 class TestCache:

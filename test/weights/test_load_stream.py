@@ -116,7 +116,7 @@ def test_stacks(tmp_path):
 def test_a_copy_of_a_view(tmp_path):
     path = write_tensors(tmp_path / "m.gguf", "Q4_K", "F16", shape=(3, 8, 256))
     blocks, numbers = (open_gguf(path).tensors[name] for name in ("t0", "t1"))
-    for view in (blocks.blocks, blocks.blocks[1, 2:], numbers.numbers, numbers.numbers[1:, :1]):
+    for view in (blocks.blocks, blocks.blocks[1, 2:], numbers.values, numbers.values[1:, :1]):
         copy = read(view)
         assert torch.equal(copy, view)
         assert (copy.data_ptr() == view.data_ptr()) == (not view.is_contiguous())

@@ -38,14 +38,14 @@ class Placement:
         rows: rows of each name; equal shares if None.
         undo: from the tensor as stored, and those beside it, to the model's tensor.
         beside: names in the file of other tensors that ``undo`` takes, decoded.
-        numbers: pass it to the model decoded, not as blocks.
+        dense: the model's loader computes with it: never packed.
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...] | None = None
     undo: Callable[..., torch.Tensor] | None = None
     beside: tuple[str, ...] = ()
-    numbers: bool = False
+    dense: bool = False
 
 
 #: A tensor's place in the model: its name, the names of its equal shares, or a Placement.
@@ -68,7 +68,7 @@ class Rename:
         rows: for several names, the dimensions of their rows.
         undo: undoes what conversion did to the tensor.
         beside: the ``gguf`` names of other tensors that ``undo`` takes, decoded.
-        numbers: the model's loader computes with it: pass it decoded, not as blocks.
+        dense: the model's loader computes with it: never packed.
     """
 
     gguf: str
@@ -80,7 +80,7 @@ class Rename:
     rows: str | None = None
     undo: Transform | None = None
     beside: tuple[str, ...] = ()
-    numbers: bool = False
+    dense: bool = False
 
     def expected_shape(self, config: Any) -> tuple[int, ...]:
         """:attr:`shape` under a transformers configuration."""
@@ -102,7 +102,7 @@ class Rename:
 
     def target(self, config: Any) -> Target:
         """Where the tensor goes in a model of a transformers configuration."""
-        if not (self.rows or self.undo or self.numbers):
+        if not (self.rows or self.undo or self.dense):
             return self.hf
         return Placement(
             names=self.hf if isinstance(self.hf, tuple) else (self.hf,),
@@ -111,7 +111,7 @@ class Rename:
             else tuple(size(words, config) for words in self.rows.split()),
             undo=self.undo and partial(self.undo, config=config),
             beside=self.beside,
-            numbers=self.numbers,
+            dense=self.dense,
         )
 
 
@@ -289,7 +289,7 @@ class Architecture:
             return False
         count = weight.shape[0] if len(weight.shape) == 3 else 1
         is_right = math.prod(tensor.shape) == count and tensor.type.dtype is not None
-        if not is_right or not tensor.numbers.isfinite().all():
+        if not is_right or not tensor.values.isfinite().all():
             raise GGUFError(
                 "the scale of a weight is not one finite number, or one per expert",
                 file=tensor.file,

@@ -67,7 +67,7 @@ _BODY: tuple[Rename, ...] = (
         "attn_q.weight", "heads*qk hidden", "self_attn.q_proj.weight", unless="attn_q_a.weight"
     ),
     per_layer(
-        "attn_q_a.weight", "q_lora hidden", "self_attn.q_a_proj.weight", numbers=True, optional=True
+        "attn_q_a.weight", "q_lora hidden", "self_attn.q_a_proj.weight", dense=True, optional=True
     ),
     per_layer("attn_q_a_norm.weight", "q_lora", "self_attn.q_a_layernorm.weight", optional=True),
     per_layer("attn_q_b.weight", "heads*qk q_lora", "self_attn.q_b_proj.weight", optional=True),
@@ -75,7 +75,7 @@ _BODY: tuple[Rename, ...] = (
         "attn_kv_a_mqa.weight",
         "kv_lora+rope hidden",
         "self_attn.kv_a_proj_with_mqa.weight",
-        numbers=True,
+        dense=True,
     ),
     per_layer("attn_kv_a_norm.weight", "kv_lora", "self_attn.kv_a_layernorm.weight"),
     per_layer(
@@ -84,7 +84,7 @@ _BODY: tuple[Rename, ...] = (
         "self_attn.kv_b_proj.weight",
         undo=_join_kv_b,
         beside=("attn_v_b.weight",),
-        numbers=True,
+        dense=True,
         unless="attn_kv_b.weight",
     ),
     per_layer("attn_v_b.weight", "heads v_head kv_lora", unless="attn_kv_b.weight"),
@@ -93,7 +93,7 @@ _BODY: tuple[Rename, ...] = (
         "attn_kv_b.weight",
         "heads*nope+heads*v_head kv_lora",
         "self_attn.kv_b_proj.weight",
-        numbers=True,
+        dense=True,
         optional=True,
     ),
     per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight"),

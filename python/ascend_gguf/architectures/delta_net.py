@@ -147,11 +147,11 @@ _DELTA_NET = (
         "2*linear_k+linear_v conv",
         "conv1d.weight",
         undo=then(_QKV, with_channel),
-        numbers=True,
+        dense=True,
     ),
-    _linear("ssm_dt.bias", "linear_heads", "dt_bias", undo=_GROUPED_NUMBERS, numbers=True),
+    _linear("ssm_dt.bias", "linear_heads", "dt_bias", undo=_GROUPED_NUMBERS, dense=True),
     _linear(
-        "ssm_a", "linear_heads", "A_log", undo=then(_GROUPED_NUMBERS, log_of_minus), numbers=True
+        "ssm_a", "linear_heads", "A_log", undo=then(_GROUPED_NUMBERS, log_of_minus), dense=True
     ),
     _linear("ssm_norm.weight", "linear_head", "norm.weight"),
     _linear("ssm_out.weight", "hidden linear_v", "out_proj.weight"),

@@ -54,12 +54,12 @@ NORMS_AROUND_ATTENTION = (
 
 def offset_norm(gguf: str, hf: str, shape: str = "hidden", kind: str = "") -> Rename:
     """A norm that multiplies by ``1 + weight``; files hold the sum."""
-    return per_layer(gguf, shape, hf, undo=minus_one, numbers=True, kind=kind)
+    return per_layer(gguf, shape, hf, undo=minus_one, dense=True, kind=kind)
 
 
 #: The norm before the output matrix, of the same kind.
 OFFSET_OUTPUT_NORM = Rename(
-    "output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, numbers=True
+    "output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, dense=True
 )
 
 

@@ -8,7 +8,7 @@ The way of a file through this folder::
     shard.py         one file: header, then
       metadata.py      keys and values
       tensor_table.py  tensor names, shapes, types, places
-    tensor.py        one tensor: views of its bytes or numbers
+    tensor.py        one tensor: views of its blocks or values
     model_file.py    the files of one model as one (open_gguf)
 
 gguf.GGUFReader makes a numpy array of every metadata element: minutes for a large vocabulary.

@@ -50,8 +50,8 @@ class GGUFTensor:
         return flat.view(*rows, -1)
 
     @property
-    def numbers(self) -> torch.Tensor:
-        """The numbers of an unquantized tensor: ``type.dtype`` of shape ``shape``.
+    def values(self) -> torch.Tensor:
+        """The values of a tensor that is not quantized: ``type.dtype`` of shape ``shape``.
 
         A view like :attr:`blocks`.
 
@@ -61,25 +61,25 @@ class GGUFTensor:
         dtype = self.type.dtype
         if dtype is None:
             raise GGUFError(
-                "the tensor is quantized: its bytes are not numbers",
+                "the tensor is quantized: its bytes are blocks",
                 file=self.file,
                 tensor=self.name,
                 found=self.type.name,
             )
         blocks = self.blocks
         if self.offset % self.type.type_size:
-            # A file may set an alignment below the size of a number; torch's kernels may not.
+            # A file may align less than torch's kernels need.
             blocks = blocks.clone()
         return blocks.view(dtype).view(self.shape)
 
     def dequantize(self) -> torch.Tensor:
-        """The numbers of a tensor of any type, decoded: float32 of shape ``shape``.
+        """The values of a tensor of any type, decoded: float32 of shape ``shape``.
 
         Raises:
             GGUFError: the type cannot be decoded.
         """
         if self.type.dtype is not None:
-            return self.numbers.to(torch.float32, copy=True)
+            return self.values.to(torch.float32, copy=True)
         try:
             return dequantize(self.blocks, self.type.ggml_type).view(self.shape)
         except GGUFError as error:

@@ -295,7 +295,7 @@ def test_scale_of_a_weight(type_name, tmp_path):
     types, weights = weights_of(path, names)
     assert types.keys() == weights.keys()
     tensors = open_gguf(path).tensors
-    scale, scales = tensors["a.scale"].numbers, tensors["experts.scale"].numbers
+    scale, scales = tensors["a.scale"].values, tensors["experts.scale"].values
     expected = tensors["a.weight"].dequantize() * scale
     assert torch.equal(torch.cat((weights["q.weight"] * 1, weights["k.weight"] * 1)), expected)
     expected = tensors["experts.weight"].dequantize() * scales.view(3, 1, 1)
@@ -311,12 +311,12 @@ def test_scales_of_tensors_that_become_one(tmp_path):
         v__scale=("F32", (1,)),
     )
     placement = Placement(
-        ("kv.weight",), undo=lambda k, v: torch.cat((k, v)), beside=("v.weight",), numbers=True
+        ("kv.weight",), undo=lambda k, v: torch.cat((k, v)), beside=("v.weight",), dense=True
     )
     _, weights = weights_of(path, {"k.weight": placement, "v.weight": Placement(())})
     tensors = open_gguf(path).tensors
-    k = tensors["k.weight"].dequantize() * tensors["k.scale"].numbers.view(2, 1, 1)
-    v = tensors["v.weight"].dequantize() * tensors["v.scale"].numbers
+    k = tensors["k.weight"].dequantize() * tensors["k.scale"].values.view(2, 1, 1)
+    v = tensors["v.weight"].dequantize() * tensors["v.scale"].values
     assert torch.equal(weights["kv.weight"], torch.cat((k, v)))
 
 

@@ -102,7 +102,7 @@ def load_model(
     model_config: ModelConfig,
     device_config: DeviceConfig,
 ) -> nn.Module:
-    """AROUND ``GGUFModelLoader.load_model``: every weight of the file into the model's own loaders.
+    """AROUND ``GGUFModelLoader.load_model``: build the model, and load every weight of the file.
 
     Raises:
         GGUFError: the file is damaged or does not fit the model, or a parameter was left
@@ -116,7 +116,7 @@ def load_model(
     target_device = torch.device(device_config.device)
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
-    quant_config.modules_to_not_convert += _computed_with(name_map)
+    quant_config.modules_to_not_convert += _dense_modules(name_map)
     quant_config.choice = layouts.choose(self.options, path)
     pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
@@ -142,7 +142,7 @@ def load_weights(
     options: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """Put every weight of the file at ``path`` in place, and check products with them.
+    """Load every weight of the file at ``path``, and run the self-check.
 
     Call with the model's dtype as the default one.
 
@@ -163,7 +163,7 @@ def load_weights(
     loaded = time.perf_counter()
     layouts.verify(model, path, options.get("on_mismatch", "dense"))
     logger.info(
-        "Loaded the weights in %.2f s, and checked products with them in %.2f s",
+        "Loaded the weights in %.2f s, self-check in %.2f s",
         loaded - start,
         time.perf_counter() - loaded,
     )
@@ -194,12 +194,12 @@ def name_map_of(path: str, config: Any) -> dict[str, Target]:
     return architecture_of(file).name_map(file, config)
 
 
-def _computed_with(name_map: dict[str, Target]) -> list[str]:
+def _dense_modules(name_map: dict[str, Target]) -> list[str]:
     """The modules whose weights the model computes with while it loads: they stay dense."""
     return [
         name.removesuffix(".weight")
         for target in name_map.values()
-        if isinstance(target, Placement) and target.numbers
+        if isinstance(target, Placement) and target.dense
         for name in target.names
     ]
 
@@ -311,7 +311,7 @@ def _first_column(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _mark_uninitialised(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Put NaN into every parameter that the file must fill, but for those that count by themselves.
+    """Put NaN into every parameter; pending weights know by themselves what is missing.
 
     Returns the parameters by name.
     """

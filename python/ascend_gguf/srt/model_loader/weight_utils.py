@@ -105,7 +105,7 @@ def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement 
 
 def _is_blocks(tensor: GGUFTensor, placement: Placement) -> bool:
     """Whether :func:`_data` is blocks, uint8 ``[..., rows, row_bytes]``."""
-    return _is_matrix(tensor, placement) and tensor.type.is_quantized and not placement.numbers
+    return _is_matrix(tensor, placement) and tensor.type.is_quantized and not placement.dense
 
 
 def _is_matrix(tensor: GGUFTensor, placement: Placement) -> bool:
@@ -132,12 +132,12 @@ def _data(
 
     def stored(tensor: GGUFTensor) -> torch.Tensor:
         if not tensor.type.is_quantized:
-            data = tensor.numbers
+            data = tensor.values
             if data.dtype == torch.float64:
                 return data.float()
         elif not _is_matrix(tensor, placement):
             return tensor.dequantize()
-        elif placement.numbers:
+        elif placement.dense:
             return BlockTensor(tensor.blocks, int(tensor.type.ggml_type))
         else:
             data = tensor.blocks
