@@ -78,11 +78,11 @@ def grouped_heads(width: str) -> Transform:
     return undo
 
 
-def then(*undos: Transform) -> Transform:
-    """Several transforms, one after the other."""
+def then(*undos: Transform | None) -> Transform:
+    """Several transforms, one after the other; None is none."""
 
     def undo(tensor: torch.Tensor, config: Any) -> torch.Tensor:
-        for act in undos:
+        for act in filter(None, undos):
             tensor = act(tensor, config)
         return tensor
 

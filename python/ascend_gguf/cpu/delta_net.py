@@ -138,8 +138,7 @@ def chunk_gated_delta_rule(
         state = states[request]
         for start in range(tokens.start, tokens.stop, CHUNK):
             chunk = slice(start, min(start + CHUNK, tokens.stop))
-            arguments = (*(part[:, chunk] for part in parts), *(rate[:, chunk] for rate in rates))
-            found, state = _chunk(*arguments, state)
+            found, state = _chunk(state, *(part[:, chunk] for part in (*parts, *rates)))
             out[chunk] = found.transpose(0, 1).to(v.dtype)
         states[request] = state
     initial_state[slots] = states.to(initial_state.dtype)
@@ -147,12 +146,12 @@ def chunk_gated_delta_rule(
 
 
 def _chunk(
+    state: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     g: torch.Tensor,
     beta: torch.Tensor,
-    state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs ``[heads, tokens, value_size]`` and the state after some tokens of one request."""
     since = g.cumsum(-1)
