@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gguf
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ascend_gguf import GGUFError, GGUFFile, load_config, open_gguf
 from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from ascend_gguf.architectures import REFUSED, Rename, architecture_of
+from ascend_gguf.ggml_types import BLOCK_TYPES
 from random_model import NAMES, Spec, write_model
 from reader.bad_files import good_file
 from rewrite import rewrite
@@ -236,6 +237,16 @@ def test_wrong_shape_of_any_tensor(arch, tmp_path):
             assert error.value.tensor == name
             assert error.value.found == str(wrong)
             assert str(shape) in error.value.expected
+
+
+@pytest.mark.parametrize("type_name", ["Q8_1", "Q8_K", "I32"])
+def test_types_that_hold_no_weights(type_name, tmp_path):
+    file, name = opened(tmp_path, "qwen3"), "blk.0.attn_q.weight"
+    kind = next(kind for kind in BLOCK_TYPES.values() if kind.name == type_name)
+    file.tensors = {**file.tensors, name: replace(file.tensors[name], type=kind)}
+    match = f"'{name}': weights of this type are not supported .found {type_name}.*Q4_K_M or Q8_0"
+    with pytest.raises(GGUFError, match=match):
+        name_map(file)
 
 
 def test_transposed_matrix(tmp_path):
