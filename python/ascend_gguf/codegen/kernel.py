@@ -32,7 +32,7 @@ class Kernel:
     def __init__(self, name: str, function: Callable[..., None], **parameters: Kind) -> None:
         self._function, self._parameters = function, parameters
         self._floats = [i for i, kind in enumerate(parameters.values()) if kind is F32]
-        self.code = compiled(name, self._write)
+        self.code = compiled(name.replace("torch.", ""), self._write)  # of dtypes
 
     def run(self, tiles: int, *arguments: float, most_threads: int | None = None) -> None:
         """Process all tiles.
