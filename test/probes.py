@@ -121,3 +121,21 @@ def _chosen(logits: torch.Tensor, bias: torch.Tensor | None, config: TopKConfig)
     if config.renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights * config.routed_scaling_factor
+
+
+def whose(model_runner: Any) -> dict[str, list[str]]:
+    """The engine's classes of a model's modules, and the names of those where something is ours."""
+    known, changed = set(), []
+    for name, module in model_runner.model.named_modules():
+        known |= {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+        functions = (*module._forward_pre_hooks.values(), *vars(module).values())
+        if any(
+            str(getattr(found, "__module__", "")).startswith("ascend_gguf")
+            for found in (type(module), *map(type, functions), *functions)
+        ):
+            changed.append(name)
+    parts = ("attn_backend", "sampler", "weight_exporter", "weight_updater")
+    for name, part in (("runner", model_runner), *((n, getattr(model_runner, n)) for n in parts)):
+        if type(part).__module__.startswith("ascend_gguf"):
+            changed.append(name)
+    return {"classes": sorted(known), "changed": changed}

@@ -34,6 +34,6 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture
 def other_device(monkeypatch) -> None:
     """As on a device that the patch does not serve."""
-    from ascend_gguf.srt import plugin
+    from ascend_gguf.srt import device
 
-    monkeypatch.setattr(plugin, "uses_ascend_methods", lambda: False)
+    monkeypatch.setattr(device, "uses_ascend_methods", lambda: False)

@@ -5,6 +5,7 @@ Run as a script, this file is such a process: ``python test_plugin.py known`` pr
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,40 @@ def known() -> dict[str, Any]:
     }
 
 
+def broken() -> dict[str, list[Any]]:
+    """What is registered, and what the log says, where something is not as it should be."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.speculative import eagle_utils
+
+    from ascend_gguf.srt import plugin
+
+    backends, excepthook = dict(ATTENTION_BACKENDS), sys.excepthook
+    found: dict[str, list[Any]] = {}
+    for name, change in {
+        "a method that the engine lacks": ("delattr", Req, "_check_vocab_boundary_finish"),
+        "a class instead of a function": ("setattr", eagle_utils, "eagle_sample", dict),
+        "a module that fails": ("setitem", sys.modules, "ascend_gguf.srt.not_finite", None),
+    }.items():
+        messages: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for loaded in [m for m in sys.modules if m.startswith("ascend_gguf.srt.managers")]:
+                patch.delitem(sys.modules, loaded)
+            getattr(patch, change[0])(*change[1:])
+            patch.setattr(plugin.logger, "warning", messages.append)
+            plugin.register()
+        found[name] = [sorted(HookRegistry._hooks), messages]
+        HookRegistry.reset()
+    assert backends == ATTENTION_BACKENDS and sys.excepthook is excepthook
+    return found
+
+
 def unknown() -> dict[str, Any]:
-    """An engine that says it is of another version."""
+    """An engine that says it is of another version; before that, one that lacks something."""
     import sglang
 
+    problems = broken()
     sglang.__version__ = UNKNOWN_VERSION
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.plugins import load_plugins
@@ -64,6 +96,7 @@ def unknown() -> dict[str, Any]:
     except RuntimeError as error:
         message = str(error)
     return {
+        "broken": problems,
         "patched": sorted(HookRegistry._patched),
         "hooked": [target for target, hook, found in _hooks(plugin) if _is_hooked(found, hook)],
         "message": message,
@@ -73,7 +106,7 @@ def unknown() -> dict[str, Any]:
 
 
 def switched_off() -> dict[str, Any]:
-    """SGLANG_PLUGINS names another plugin; the hooks' signatures beside the untouched engine's."""
+    """SGLANG_PLUGINS names another plugin; the signatures of what is ours beside the engine's."""
     from sglang.srt.plugins import load_plugins
     from sglang.srt.plugins.hook_registry import HookRegistry
 
@@ -81,26 +114,25 @@ def switched_off() -> dict[str, Any]:
     load_plugins()
     loaded = [name for name in sys.modules if name.startswith("ascend_gguf.")]
     excepthook = sys.excepthook is not default
-    from ascend_gguf.srt import plugin
+    from ascend_gguf.srt import overrides, plugin
 
     return {
         "patched": sorted(HookRegistry._patched),
         "registered": sorted(HookRegistry._hooks),
         "loaded": loaded,
         "excepthook": excepthook,
-        "kinds": {
-            target: kind.value for _, target, kind, _ in plugin._HOOKS + plugin._SERVER_HOOKS
-        },
         "signatures": {
-            target: [_signatures(hook), _signatures(found)]
-            for target, hook, found in _hooks(plugin)
+            target: [_parameters(hook), _parameters(found)]
+            for target, hook, found in chain(
+                _hooks(plugin), ((row, ours, engines) for row, engines, ours in overrides.rows())
+            )
         },
     }
 
 
 def _hooks(plugin: Any) -> Iterator[tuple[str, Any, Any]]:
     """Target below ``sglang.srt``, our hook, and what the engine has at the target."""
-    for module, target, _, name in plugin._HOOKS + plugin._SERVER_HOOKS:
+    for module, target, name in plugin.HOOKS + plugin.SERVER_HOOKS:
         hook = getattr(
             import_module(f"ascend_gguf.srt.{module}"), name or target.rpartition(".")[2]
         )
@@ -111,22 +143,10 @@ def _hooks(plugin: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _is_hooked(found: Any, hook: Any) -> bool:
-    """Whether the engine has our class, or a wrapper that calls our function."""
+    """Whether the engine has a wrapper that calls our function."""
     cells = getattr(found, "__closure__", None) or ()
     called = [getattr(c.cell_contents, "__wrapped__", c.cell_contents) for c in cells]
-    return found is hook or any(function is hook for function in called)
-
-
-def _signatures(thing: Any) -> dict[str, list[list[str]]]:
-    """Parameters of a function, or of each of a class's own and inherited public methods."""
-    if not isinstance(thing, type):
-        return {"": _parameters(thing)}
-    methods = inspect.getmembers(thing, inspect.isfunction)
-    return {
-        name: _parameters(method)
-        for name, method in methods
-        if name == "__init__" or not name.startswith("_")
-    }
+    return any(function is hook for function in called)
 
 
 def _parameters(function: Callable) -> list[list[str]]:
@@ -196,7 +216,7 @@ def hooks() -> dict[str, str]:
 
     return {
         f"sglang.srt.{module}.{target}": target
-        for module, target, _, _ in plugin._HOOKS + plugin._SERVER_HOOKS
+        for module, target, _ in plugin.HOOKS + plugin.SERVER_HOOKS
     }
 
 
@@ -209,12 +229,43 @@ def test_every_hook_is_applied(processes):
     assert "Failed to" not in processes.ended("known")[2]
 
 
+#: What refuses GGUF, before anything is started and while loading.
+REFUSING = [
+    "sglang.srt.arg_groups.model_path_hook.resolve_hf_gguf_model_path",
+    "sglang.srt.model_loader.loader.GGUFModelLoader.__init__",
+]
+
+
+def test_a_patch_that_does_not_fit_refuses_gguf_alone(processes):
+    found = processes.answer("unknown")["broken"]
+    reasons = {
+        "a method that the engine lacks": "AttributeError: type object 'Req' has no attribute",
+        "a class instead of a function": "TypeError: eagle_sample is <class 'dict'>, no function",
+        "a module that fails": "ModuleNotFoundError: import of ascend_gguf.srt.not_finite halted",
+    }
+    assert found.keys() == reasons.keys()
+    for name, (registered, (message,)) in found.items():
+        assert registered == REFUSING, name
+        assert reasons[name] in message and "GGUF models are refused" in message
+        assert "\n" not in message
+
+
+def test_the_entry_point_imports_nothing_that_may_fail():
+    """The engine goes on without a plugin that cannot be imported: nobody would refuse GGUF."""
+    source = Path(__file__).parents[2] / "python" / "ascend_gguf" / "srt" / "plugin.py"
+    imported = [
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+    own = [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert set(own) == {"sglang.srt.plugins.hook_registry"}
+
+
 def test_unknown_version_refuses_gguf_alone(processes):
     answer = processes.answer("unknown")
-    assert answer["patched"] == [
-        "sglang.srt.arg_groups.model_path_hook.resolve_hf_gguf_model_path",
-        "sglang.srt.model_loader.loader.GGUFModelLoader.__init__",
-    ]
+    assert answer["patched"] == REFUSING
     assert not answer["excepthook"]
     for version in (UNKNOWN_VERSION, *answer["versions"]):
         assert f"SGLang {version}" in answer["message"]
@@ -234,16 +285,9 @@ def test_switched_off(processes):
 def test_signatures_are_the_engines(processes):
     """An engine that changes what it passes must fail here, not while serving."""
     answer = processes.answer("switched_off")
-    for target, (ours, theirs) in answer["signatures"].items():
-        kind = answer["kinds"][target]
-        if kind in ("around", "after"):
-            (first, *rest), [passed] = ours[""], theirs.values()
-            assert first[0] == ("original" if kind == "around" else "result")
-            assert _takes(rest, passed), target
-        elif kind == "replace":
-            # We may have more methods than they, and base classes bring in some of both.
-            for method, parameters in theirs.items():
-                assert ours.get(method) == parameters, f"{target}.{method}"
+    for target, ((first, *rest), theirs) in answer["signatures"].items():
+        assert first[0] == "original"
+        assert _takes(rest, theirs), target
 
 
 def _takes(ours: list[list[str]], theirs: list[list[str]]) -> bool:

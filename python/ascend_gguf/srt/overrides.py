@@ -13,24 +13,120 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any
 
+from sglang.srt.utils import is_npu
+
 _PATCH = "ascend_gguf.srt"
 _ENGINE = "sglang.srt"
 
 #: (module below ``sglang.srt`` and, the same, below ``ascend_gguf.srt``; class and method; ours,
 #: where its name is another)
 OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
+    ("entrypoints.ollama.serving", "OllamaServing._convert_options_to_sampling_params", None),
+    ("entrypoints.ollama.serving", "OllamaServing._stream_chat_response", "stream_whole"),
+    ("entrypoints.ollama.serving", "OllamaServing._stream_generate_response", "stream_whole"),
+    ("entrypoints.openai.serving_base", "OpenAIServingBase.create_error_response", None),
+    ("entrypoints.openai.serving_chat", "OpenAIServingChat._process_messages", None),
+    (
+        "entrypoints.openai.serving_rerank",
+        "OpenAIServingRerank._handle_non_streaming_request",
+        None,
+    ),
     ("layers.activation", "SiluAndMul.forward_native", "silu_and_mul"),
     ("layers.activation", "GeluAndMul.forward_native", "gelu_and_mul"),
+    *(
+        ("layers.attention.torch_native_backend", f"TorchNativeAttnBackend.{name}", None)
+        for name in (
+            "forward_extend",
+            "forward_decode",
+            "_run_sdpa_forward_extend",
+            "_run_sdpa_forward_decode",
+        )
+    ),
     ("layers.layernorm", "RMSNorm.forward_native", None),
     ("layers.layernorm", "GemmaRMSNorm.forward_native", "gemma_norm"),
     ("layers.layernorm", "Gemma3RMSNorm.forward_native", "gemma_norm"),
     ("layers.moe.topk", "TopK.forward_npu", None),
     ("layers.rotary_embedding.base", "RotaryEmbedding.forward_native", None),
+    ("layers.sampler", "Sampler._sample_from_logits", None),
+    ("layers.sampler", "Sampler._sample_from_probs", None),
+    ("managers.schedule_batch", "Req._check_str_based_finish", None),
+    ("managers.schedule_batch", "Req._check_vocab_boundary_finish", None),
+    *(
+        ("managers.scheduler", f"Scheduler.{name}", None)
+        for name in (
+            "_create_generation_req",
+            "init_batch_result_processor",
+            "init_profiler",
+            "init_request_dispatcher",
+            "init_weight_updater",
+        )
+    ),
+    (
+        "managers.scheduler_components.batch_result_processor",
+        "SchedulerBatchResultProcessor.process_batch_result_prefill",
+        None,
+    ),
+    *(
+        (
+            "managers.scheduler_components.profiler_manager",
+            f"SchedulerProfilerManager.{name}",
+            "ended_by_an_error",
+        )
+        for name in ("_profile", "_profile_batch_predicate")
+    ),
+    *(
+        (
+            "managers.scheduler_components.weight_updater",
+            f"SchedulerWeightUpdaterManager.{name}",
+            None,
+        )
+        for name in ("begin_weight_update", "init_weights_update_group", "update_weights_from_ipc")
+    ),
+    *(
+        (
+            "managers.tokenizer_control_mixin",
+            f"TokenizerControlMixin.{name}_memory_occupation",
+            "refuse",
+        )
+        for name in ("release", "resume")
+    ),
+    *(
+        ("managers.tokenizer_manager", f"TokenizerManager.{name}", None)
+        for name in (
+            "_create_tokenized_object",
+            "_wait_for_model_update_from_disk",
+            "generate_request",
+        )
+    ),
+    ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", None),
+    ("model_executor.model_runner", "ModelRunner.init_cuda_graphs", "replay_decode_steps"),
+    ("model_executor.model_runner", "ModelRunner.init_decode_cuda_graph", "replay_decode_steps"),
+    ("model_executor.model_runner", "ModelRunner.init_lora_manager", None),
+    ("model_executor.model_runner", "ModelRunner.sample", None),
+    (
+        "model_executor.model_runner_components.weight_exporter",
+        "WeightExporter.get_weights_by_name",
+        None,
+    ),
+    (
+        "model_executor.model_runner_components.weight_updater",
+        "WeightUpdater.update_weights_from_disk",
+        None,
+    ),
+    ("model_loader.loader", "GGUFModelLoader.load_model", None),
+    ("sampling.sampling_batch_info", "SamplingBatchInfo.filter_batch", None),
+    ("sampling.sampling_batch_info", "SamplingBatchInfo.merge_batch", None),
+)
+
+#: The same, of modules that import torch_npu.
+NPU_OVERRIDES: tuple[tuple[str, str, str | None], ...] = tuple(
+    ("hardware_backend.npu.attention.ascend_backend", f"AscendAttnBackend.{name}", None)
+    for name in ("forward_decode", "forward_extend")
 )
 
 
 def override(thing: Any) -> None:
-    """Give an object the methods of :data:`OVERRIDES` for its class and the classes above."""
+    """Give an object the methods of the tables above, for its class and those it has them from."""
     _become(thing, _overridden(type(thing)))
 
 
@@ -65,12 +161,12 @@ def seeing(function: Callable, **ours: Callable) -> Callable:
 
 
 def rows() -> Iterator[tuple[str, Callable, Callable]]:
-    """Each row of :data:`OVERRIDES`: class and method, the engine's function and ours.
+    """Each row of the tables: class and method, the engine's function and ours.
 
     Raises:
         ImportError, AttributeError: one of them is not there.
     """
-    for module, target, name in OVERRIDES:
+    for module, target, name in OVERRIDES + (NPU_OVERRIDES if is_npu() else ()):
         cls, _, method = target.partition(".")
         engine = getattr(getattr(import_module(f"{_ENGINE}.{module}"), cls), method)
         yield target, engine, getattr(import_module(f"{_PATCH}.{module}"), name or method)
@@ -105,4 +201,5 @@ def _around(original: Callable, hook: Callable) -> Callable:
 
 
 def _become(thing: Any, cls: type) -> None:
-    object.__setattr__(thing, "__class__", cls)  # also of a frozen dataclass
+    if cls is not type(thing):
+        object.__setattr__(thing, "__class__", cls)  # also of a frozen dataclass

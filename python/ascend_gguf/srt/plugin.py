@@ -9,12 +9,11 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
+# Nothing else of the engine or of this package, here or above: what cannot be imported must not
+# keep :func:`register` from refusing GGUF.
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.utils import is_npu
-
-from ascend_gguf.errors import GGUFError
-from ascend_gguf.srt.device import uses_ascend_methods
 
 logger = logging.getLogger(__name__)
 
@@ -28,230 +27,122 @@ _PATCH = "ascend_gguf.srt"
 _ENGINE = "sglang.srt"
 
 #: (module below ``sglang.srt`` and, the same, below ``ascend_gguf.srt``; what it hooks in the
-#: engine's module; how; the hook, where its name is not the last part of the target's)
-_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
-    ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", HookType.AROUND, None),
-    ("arg_groups.validation_hook", "check_server_args", HookType.AROUND, None),
-    ("arg_groups.model_hook", "handle_model_specific_adjustments", HookType.AROUND, None),
-    ("utils.hf_transformers.config", "get_config", HookType.AROUND, None),
-    ("utils.hf_transformers.common", "get_generation_config", HookType.AROUND, None),
-    ("utils.hf_transformers.tokenizer", "get_tokenizer", HookType.AROUND, None),
-    ("layers.quantization.gguf", "GGUFConfig.get_quant_method", HookType.AROUND, None),
-    ("distributed.bootstrap", "_resolve_dist_init_method", HookType.AROUND, None),
-    ("lora.lora", "LoRAAdapter.initialize_weights", HookType.AROUND, None),
-    (
-        "entrypoints.openai.serving_chat",
-        "OpenAIServingChat._process_messages",
-        HookType.AROUND,
-        None,
-    ),
-    (
-        "entrypoints.openai.serving_rerank",
-        "OpenAIServingRerank._handle_non_streaming_request",
-        HookType.AROUND,
-        None,
-    ),
-    (
-        "entrypoints.openai.serving_base",
-        "OpenAIServingBase.create_error_response",
-        HookType.AROUND,
-        None,
-    ),
-    (
-        "entrypoints.ollama.serving",
-        "OllamaServing._convert_options_to_sampling_params",
-        HookType.AROUND,
-        None,
-    ),
-    *(
-        ("entrypoints.ollama.serving", f"OllamaServing.{name}", HookType.AROUND, "stream_whole")
-        for name in ("_stream_chat_response", "_stream_generate_response")
-    ),
-    ("managers.tokenizer_manager", "TokenizerManager.generate_request", HookType.AROUND, None),
-    (
-        "managers.tokenizer_manager",
-        "TokenizerManager._create_tokenized_object",
-        HookType.AROUND,
-        None,
-    ),
-    ("managers.scheduler", "Scheduler.init_request_dispatcher", HookType.AFTER, "guard_requests"),
-    *(
-        (
-            "managers.scheduler_components.profiler_manager",
-            f"SchedulerProfilerManager.{name}",
-            HookType.AROUND,
-            "ended_by_an_error",
-        )
-        for name in ("_profile", "_profile_batch_predicate")
-    ),
-    ("managers.schedule_batch", "Req._check_str_based_finish", HookType.AROUND, None),
-    ("managers.schedule_batch", "Req._check_vocab_boundary_finish", HookType.AROUND, None),
-    (
-        "managers.scheduler_components.batch_result_processor",
-        "SchedulerBatchResultProcessor.process_batch_result_prefill",
-        HookType.AROUND,
-        None,
-    ),
-    ("managers.utils", "GenerationBatchResult.copy_to_cpu", HookType.AROUND, None),
-    *(
-        (
-            "managers.scheduler_components.weight_updater",
-            f"SchedulerWeightUpdaterManager.{name}",
-            HookType.AROUND,
-            None,
-        )
-        for name in ("begin_weight_update", "init_weights_update_group", "update_weights_from_ipc")
-    ),
-    (
-        "managers.tokenizer_manager",
-        "TokenizerManager._wait_for_model_update_from_disk",
-        HookType.AROUND,
-        None,
-    ),
-    *(
-        (
-            "managers.tokenizer_control_mixin",
-            f"TokenizerControlMixin.{name}_memory_occupation",
-            HookType.AROUND,
-            None,
-        )
-        for name in ("release", "resume")
-    ),
-    (
-        "managers.detokenizer_manager",
-        "DetokenizerManager._decode_batch_token_id_output",
-        HookType.BEFORE,
-        "split_prompts_at_characters",
-    ),
-    ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", HookType.AROUND, None),
-    ("model_executor.model_runner", "ModelRunner.sample", HookType.AROUND, None),
-    (
-        "model_executor.model_runner_components.cuda_graph_setup",
-        "capture_decode_graph",
-        HookType.AROUND,
-        None,
-    ),
-    (
-        "model_executor.model_runner_components.weight_updater",
-        "WeightUpdater.update_weights_from_disk",
-        HookType.AROUND,
-        None,
-    ),
-    (
-        "model_executor.model_runner_components.weight_exporter",
-        "WeightExporter.get_weights_by_name",
-        HookType.AROUND,
-        None,
-    ),
-    ("speculative.eagle_utils", "eagle_sample", HookType.AROUND, None),
-    ("model_loader.loader", "GGUFModelLoader.__init__", HookType.AROUND, None),
-    ("model_loader.loader", "GGUFModelLoader.load_model", HookType.AROUND, None),
-    *(
-        (
-            "layers.attention.torch_native_backend",
-            f"TorchNativeAttnBackend.{name}",
-            HookType.AROUND,
-            None,
-        )
-        for name in (
-            "forward_extend",
-            "forward_decode",
-            "_run_sdpa_forward_extend",
-            "_run_sdpa_forward_decode",
-        )
-    ),
-    ("layers.sampler", "multinomial_with_seed", HookType.AROUND, None),
-    ("layers.sampler", "Sampler._sample_from_logits", HookType.AROUND, None),
-    ("layers.sampler", "sampling_from_probs_torch", HookType.AROUND, None),
-    (
-        "layers.sampler",
-        "top_k_top_p_min_p_sampling_from_probs_torch",
-        HookType.AROUND,
-        None,
-    ),
-    *(
-        (
-            "sampling.sampling_batch_info",
-            f"SamplingBatchInfo.{name}",
-            HookType.AROUND,
-            None,
-        )
-        for name in ("from_schedule_batch", "merge_batch", "filter_batch")
-    ),
+#: engine's module; the hook, where its name is not the last part of the target's).  Each stands
+#: AROUND its target: ``hook(original, ...)``.  Objects of a class whose ``__init__`` is hooked get
+#: the methods of :mod:`ascend_gguf.srt.overrides`.
+HOOKS: tuple[tuple[str, str, str | None], ...] = (
+    ("arg_groups.model_hook", "handle_model_specific_adjustments", None),
+    ("arg_groups.model_path_hook", "resolve_hf_gguf_model_path", None),
+    ("arg_groups.validation_hook", "check_server_args", None),
+    ("distributed.bootstrap", "_resolve_dist_init_method", None),
+    ("layers.quantization.gguf", "GGUFConfig.get_quant_method", None),
+    ("managers.detokenizer_manager", "DetokenizerManager._decode_batch_token_id_output", None),
+    ("managers.scheduler", "Scheduler.__init__", None),
+    ("managers.tokenizer_manager", "TokenizerManager.__init__", None),
+    ("managers.utils", "GenerationBatchResult.copy_to_cpu", None),
+    ("model_executor.model_runner", "ModelRunner.__init__", None),
+    ("model_loader.loader", "GGUFModelLoader.__init__", None),
+    ("sampling.sampling_batch_info", "SamplingBatchInfo.from_schedule_batch", None),
+    ("speculative.eagle_utils", "eagle_sample", None),
+    ("utils.hf_transformers.common", "get_generation_config", None),
+    ("utils.hf_transformers.config", "get_config", None),
+    ("utils.hf_transformers.tokenizer", "get_tokenizer", None),
 )
 
 #: The same, of modules that import torch_npu.
-_NPU_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
-    *(
-        (
-            "hardware_backend.npu.attention.ascend_backend",
-            f"AscendAttnBackend.{name}",
-            HookType.AROUND,
-            None,
-        )
-        for name in ("forward_extend", "forward_decode")
-    ),
+NPU_HOOKS: tuple[tuple[str, str, str | None], ...] = (
+    ("hardware_backend.npu.attention.ascend_backend", "AscendAttnBackend.__init__", None),
 )
 
 #: The same, of what the main process alone imports.
-_SERVER_HOOKS: tuple[tuple[str, str, HookType, str | None], ...] = (
-    ("entrypoints.http_server", "launch_server", HookType.AROUND, None),
-    ("entrypoints.http_server", "ORJSONRequest.json", HookType.AROUND, "checked_json"),
+SERVER_HOOKS: tuple[tuple[str, str, str | None], ...] = (
+    ("entrypoints.http_server", "launch_server", None),
+    ("entrypoints.http_server", "ORJSONRequest.json", "checked_json"),
 )
 
 
-def hooks() -> tuple[tuple[str, str, HookType, str | None], ...]:
-    """The hooks of this process."""
-    npu = _NPU_HOOKS if is_npu() else ()
-    server = _SERVER_HOOKS if multiprocessing.parent_process() is None else ()
-    return _HOOKS + npu + server
-
-
 def register() -> None:
-    """Register the hooks.  The engine calls this in each of its processes (``load_plugins``)."""
+    """Register the hooks, all or none.  The engine calls this in each of its processes."""
     import sglang
 
+    from ascend_gguf import __version__
+
+    versions = " or ".join(ENGINE_VERSIONS)
     if sglang.__version__ not in ENGINE_VERSIONS:
-        _refuse(sglang.__version__)
+        _refuse(
+            f"ascend-gguf {__version__} patches SGLang {versions}, and this is SGLang "
+            f"{sglang.__version__}: GGUF models are refused. Install a matching pair of versions, "
+            f"or uninstall ascend-gguf to use the engine's own GGUF support."
+        )
+        return
+    try:
+        hooks = checked_hooks()
+        import_module(f"{_PATCH}.layers.attention.torch_native_backend").register()
+    except Exception as error:
+        logger.debug("The patch cannot be applied", exc_info=error)
+        _refuse(
+            f"ascend-gguf {__version__} cannot be applied to this SGLang {sglang.__version__}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}. GGUF models are refused. "
+            f"Install both anew, or uninstall ascend-gguf to use the engine's own GGUF support."
+        )
         return
     _report_gguf_errors_in_one_line()
-    for module, target, kind, name in hooks():
-        name = name or target.rpartition(".")[2]
-        hook = getattr(import_module(f"{_PATCH}.{module}"), name)
-        HookRegistry.register(f"{_ENGINE}.{module}.{target}", where_served(hook, kind), kind)
+    for target, hook in hooks:
+        HookRegistry.register(target, hook, HookType.AROUND)
 
 
-def where_served(hook: Callable, kind: HookType) -> Callable:
-    """``hook``, doing nothing in the engine on devices that the patch does not serve.
+def checked_hooks() -> list[tuple[str, Callable]]:
+    """Each target of this process, and what is to stand around it: everything is there.
 
-    What replaces something of the engine is as it was: nothing asks for it there.
+    Raises:
+        Exception: whatever importing raises.
+        AttributeError, TypeError: a target or a hook is not there, or no function.
     """
-    if kind is HookType.REPLACE:
-        return hook
+    from sglang.srt.utils import is_npu
+
+    from ascend_gguf.srt import overrides
+
+    table = HOOKS + (NPU_HOOKS if is_npu() else ())
+    if multiprocessing.parent_process() is None:
+        table += SERVER_HOOKS
+    hooks = []
+    for module, target, name in table:
+        hook = getattr(import_module(f"{_PATCH}.{module}"), name or target.rpartition(".")[2])
+        found: Any = import_module(f"{_ENGINE}.{module}")
+        for part in target.split("."):
+            found = getattr(found, part)
+        _check_functions(target, found, hook)
+        hooks.append((f"{_ENGINE}.{module}.{target}", where_served(hook)))
+    for target, engine, ours in overrides.rows():
+        _check_functions(target, engine, ours)
+    return hooks
+
+
+def _check_functions(target: str, *functions: Any) -> None:
+    for function in functions:
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(f"{target} is {function!r:.80}, no function")
+
+
+def where_served(hook: Callable) -> Callable:
+    """``hook``, doing nothing in the engine on devices that the patch does not serve."""
+    from ascend_gguf.srt import device
 
     @functools.wraps(hook)
-    def stepping_aside(first, *args, **kwargs):
-        if uses_ascend_methods():
-            return hook(first, *args, **kwargs)
-        # AROUND is given what it stands around; None from AFTER keeps the result.
-        return first(*args, **kwargs) if kind is HookType.AROUND else None
+    def stepping_aside(original, *args, **kwargs):
+        if device.uses_ascend_methods():
+            return hook(original, *args, **kwargs)
+        return original(*args, **kwargs)
 
     return stepping_aside
 
 
-def _refuse(version: str) -> None:
-    """Let an unknown engine run everything but GGUF: half a patch would give wrong numbers."""
-    from ascend_gguf import __version__
-
-    message = (
-        f"ascend-gguf {__version__} patches SGLang {' or '.join(ENGINE_VERSIONS)}, and this is "
-        f"SGLang {version}: GGUF models are refused. Install a matching pair of versions, or "
-        f"uninstall ascend-gguf to use the engine's own GGUF support."
-    )
-    logger.warning(message)
+def _refuse(reason: str) -> None:
+    """Let this engine run everything but GGUF: half a patch would give wrong numbers."""
+    logger.warning(reason)
 
     def refuse(*args, **kwargs):
-        raise RuntimeError(message)
+        raise RuntimeError(reason)
 
     def refuse_gguf(server_args):
         if str(server_args.model_path).endswith(".gguf"):
@@ -267,6 +158,8 @@ def _refuse(version: str) -> None:
 
 def _report_gguf_errors_in_one_line() -> None:
     """An error about the user's file ends the command with its message, not with a traceback."""
+    from ascend_gguf.errors import GGUFError
+
     default = sys.excepthook
     logging.getLogger("sglang.srt.managers.scheduler").addFilter(_without_traceback)
 
@@ -285,6 +178,9 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
     The other ranks then lose their connections to it, of which they need not say more either.
     """
+    from ascend_gguf.errors import GGUFError
+    from ascend_gguf.srt.device import uses_ascend_methods
+
     error = sys.exc_info()[1]
     if isinstance(error, GGUFError):
         record.msg, record.args = "error: %s", (error,)

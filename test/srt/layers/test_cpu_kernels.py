@@ -46,10 +46,9 @@ def run(method: Callable, *args, is_ours: bool = True, **kwargs):
 
     def original(*args, **kwargs):
         calls.append(args)
-        return plain(*args, **kwargs)
+        return method(*args, **kwargs)
 
-    plain = getattr(method, "__wrapped__", method)
-    module = plain.__module__.replace("sglang", "ascend_gguf", 1)
+    module = method.__module__.replace("sglang", "ascend_gguf", 1)
     hook = getattr(import_module(module), NAMES.get(type(args[0]), method.__name__))
     result = hook(original, *args, **kwargs)
     assert bool(calls) != is_ours
@@ -65,10 +64,10 @@ def test_rms_norm(dtype: torch.dtype) -> None:
     norm = RMSNorm(128, eps=1e-5).to(dtype)
     norm.weight.data.uniform_(0.5, 2)
     x, residual = torch.randn(7, 128).to(dtype), torch.randn(7, 128).to(dtype)
-    method = plain = RMSNorm.forward_native
-    close(run(method, norm, x), plain(norm, x), dtype)
-    close(run(method, norm, x, residual), plain(norm, x, residual), dtype)
-    close(run(method, norm, x, residual, None), plain(norm, x, residual), dtype)
+    method = RMSNorm.forward_native
+    close(run(method, norm, x), method(norm, x), dtype)
+    close(run(method, norm, x, residual), method(norm, x, residual), dtype)
+    close(run(method, norm, x, residual, None), method(norm, x, residual), dtype)
 
 
 @pytest.mark.parametrize("kind", [GemmaRMSNorm, Gemma3RMSNorm])
@@ -77,9 +76,9 @@ def test_gemma_norm(kind: type, dtype: torch.dtype) -> None:
     norm = kind(128, eps=1e-5).to(dtype)
     norm.weight.data.uniform_(-1, 1)
     x, residual = torch.randn(7, 2, 128).to(dtype), torch.randn(7, 2, 128).to(dtype)
-    method = plain = kind.forward_native
-    close(run(method, norm, x), plain(norm, x), dtype)
-    close(run(method, norm, x, residual), plain(norm, x, residual), dtype)
+    method = kind.forward_native
+    close(run(method, norm, x), method(norm, x), dtype)
+    close(run(method, norm, x, residual), method(norm, x, residual), dtype)
     run(method, kind(100), torch.randn(3, 100), is_ours=False)
     if kind is GemmaRMSNorm:
         run(method, norm, x, residual, x, is_ours=False)
@@ -187,7 +186,7 @@ def test_attention(dtype: torch.dtype) -> None:
         out, expected = torch.empty_like(query), torch.empty_like(query)
         arguments = *caches, slots, requests, *sizes
         run(method, backend(), query, out, *arguments, None, **options | others)
-        method.__wrapped__(backend(), query, expected, *arguments, None, **options | others)
+        method(backend(), query, expected, *arguments, None, **options | others)
         close(out, expected, dtype)
 
     for window in (None, 5):
@@ -223,7 +222,7 @@ def test_sampling() -> None:
 
     def original(probs, *rest, **options):
         calls.append(probs.shape[1])
-        return method.__wrapped__(probs, *rest, **options)
+        return method(probs, *rest, **options)
 
     tokens = hooks.top_k_top_p_min_p_sampling_from_probs_torch(original, *arguments)
     assert calls == [64]

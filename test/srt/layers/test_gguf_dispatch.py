@@ -19,7 +19,6 @@ from sglang.srt.layers.quantization.unquant import (
     UnquantizedLinearMethod,
 )
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from sglang.srt.plugins.hook_registry import HookType
 
 from ascend_gguf import GGUFError
 from ascend_gguf.srt import plugin
@@ -105,12 +104,9 @@ def test_other_device_gets_what_the_engine_gives(other_device):
     }
 
 
-ASIDE = [hook for hook in plugin._HOOKS + plugin._SERVER_HOOKS if hook[2] is not HookType.REPLACE]
-
-
-@pytest.mark.parametrize("hook", ASIDE, ids=lambda hook: hook[1])
+@pytest.mark.parametrize("hook", plugin.HOOKS + plugin.SERVER_HOOKS, ids=lambda hook: hook[1])
 def test_hooks_step_aside_on_other_devices(hook, other_device):
-    module, target, kind, name = hook
+    module, target, name = hook
     function = getattr(
         import_module(f"ascend_gguf.srt.{module}"), name or target.rpartition(".")[2]
     )
@@ -121,12 +117,9 @@ def test_hooks_step_aside_on_other_devices(hook, other_device):
         return answer
 
     answer, first, second = object(), object(), object()
-    hooked = plugin.where_served(function, kind)
-    if kind is not HookType.AROUND:
-        assert hooked(answer, first, named=second) is None
-    else:
-        assert hooked(original, first, named=second) is answer
-        assert calls == [((first,), {"named": second})]
+    hooked = plugin.where_served(function)
+    assert hooked(original, first, named=second) is answer
+    assert calls == [((first,), {"named": second})]
 
 
 def test_loader_on_other_devices_is_the_engines(other_device):

@@ -66,12 +66,13 @@ def test_adapter_is_not_read_as_gguf():
     from sglang.srt.configs.load_config import LoadConfig, LoadFormat
     from sglang.srt.model_loader.loader import DefaultModelLoader
 
-    from ascend_gguf.srt.lora.lora import initialize_weights
+    from ascend_gguf.srt.model_executor.model_runner import init_lora_manager
 
     options = {"modules_to_not_convert": []}  # the engine's loader would refuse it
-    adapter = SimpleNamespace(
+    runner = SimpleNamespace(
         load_config=LoadConfig(load_format="gguf", model_loader_extra_config=options)
     )
     loaders = []
-    initialize_weights(lambda self: loaders.append(DefaultModelLoader(self.load_config)), adapter)
+    init_lora_manager(lambda self: loaders.append(DefaultModelLoader(self.load_config)), runner)
+    assert runner.load_config.load_format == LoadFormat.GGUF
     assert loaders[0].load_config.load_format == LoadFormat.AUTO

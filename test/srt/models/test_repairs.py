@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 
 import pytest
@@ -18,6 +19,46 @@ def test_repaired_class_is_the_engines(name):
     module, _, cls = name.partition(".")
     found = getattr(import_module(f"sglang.srt.models.{module}"), cls)
     assert f"{found.__module__}.{found.__qualname__}" == f"sglang.srt.models.{name}"
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repaired_class_is_the_engines_own(engine, name):
+    """With the patch: no method of a class that other models have, too, is hooked."""
+    module, _, cls = name.partition(".")
+    for base in getattr(import_module(f"sglang.srt.models.{module}"), cls).__mro__:
+        for method in vars(base).values():
+            code = getattr(getattr(method, "__func__", method), "__code__", None)
+            assert code is None or not code.co_filename.endswith("hook_registry.py")
+            assert not str(getattr(method, "__module__", "")).startswith("ascend_gguf")
+
+
+#: Small safetensors models that the engine serves on the CPU, and what their configurations lack.
+SAFETENSORS = {
+    "cohere2": {},
+    "gemma2": {"hidden_act": "gelu_pytorch_tanh"},
+    "gemma3": {},
+    "glm4moe": {},
+    "granitemoe": {},
+    "llama4": {},
+    "minimax-m2": {"scoring_func": "sigmoid"},
+    "mixtral": {},
+    "phi3": {},
+    "starcoder2": {},
+}
+
+
+def test_safetensors_models_of_repaired_classes_are_untouched(cpu_engine, tiny_model):
+    loaded = set()
+    for name, lacking in SAFETENSORS.items():
+        options = {"json_model_override_args": json.dumps(lacking), "probe": "probes:whose"}
+        with cpu_engine.load(tiny_model(name).hf, dtype="float32", **options) as model:
+            (found,) = model.probes
+        assert found["changed"] == [], name
+        loaded |= {cls.removeprefix("sglang.srt.models.") for cls in found["classes"]}
+    assert len(loaded & REPAIRS.keys()) >= 13
+    with cpu_engine.load(tiny_model("gemma3").path, dtype="float32", probe="probes:whose") as model:
+        (found,) = model.probes
+    assert {"", "model.layers.0.self_attn", "runner", "sampler"} <= set(found["changed"])
 
 
 def _attention(bias: bool) -> torch.nn.Module:

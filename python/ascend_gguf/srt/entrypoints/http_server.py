@@ -12,12 +12,13 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import psutil
+from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.entrypoints.engine import init_tokenizer_manager
@@ -33,6 +34,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.requests import RequestError, check_body
 from ascend_gguf.srt.entrypoints.errors import answer_in_one_line, in_one_line
 from ascend_gguf.srt.managers.tokenizer_manager import BadRequest, has_gguf_model
+from ascend_gguf.srt.overrides import override
 
 #: Seconds that requests have to end by themselves once the server is told to stop.
 _GRACE = 4.0
@@ -92,6 +94,7 @@ def launch_server(
         from sglang.srt.entrypoints.http_server import app
 
         answer_in_one_line(app)
+        app.router.lifespan_context = _with_our_handlers(app.router.lifespan_context)
         manager, *others = init_tokenizer_manager_func(server_args, port_args)
         manager.signal_handler_class = _StopsOnInterrupt
         manager.sigterm_watchdog = lambda: _stop(manager, left)
@@ -107,6 +110,19 @@ def launch_server(
         finally:
             for path in left | _queues_of_children():
                 path.unlink(missing_ok=True)
+
+
+def _with_our_handlers(lifespan: Callable) -> Callable:
+    """The engine's lifespan of an application, which makes what answers its routes."""
+
+    @contextlib.asynccontextmanager
+    async def ours(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state:
+            for handler in app.state._state.values():
+                override(handler)
+            yield state
+
+    return ours
 
 
 async def checked_json(original: Callable, self: Any) -> Any:

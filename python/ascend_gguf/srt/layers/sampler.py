@@ -1,27 +1,46 @@
-"""Sampling on the CPU."""
+"""Sampling of a GGUF model."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from sglang.srt.layers import sampler as engine
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from ascend_gguf.cpu.sampling import filtered, finite_rows, most_probable, sample, sample_seeded
-from ascend_gguf.srt.device import serves_gguf, uses_cpu_kernels
+from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.srt.overrides import seeing
+
+
+def _sample_from_probs(original: Callable, self: Sampler, *args: Any, **kwargs: Any) -> tuple:
+    """Overrides ``Sampler._sample_from_probs``: of functions of this module."""
+    return _with_ours(original)(self, *args, **kwargs)
+
+
+@functools.cache
+def _with_ours(original: Callable) -> Callable:
+    ours = {
+        name: functools.partial(
+            globals()[name],
+            seeing(getattr(engine, name), multinomial_with_seed=multinomial_with_seed),
+        )
+        for name in ("sampling_from_probs_torch", "top_k_top_p_min_p_sampling_from_probs_torch")
+    }
+    return seeing(original, **ours)
 
 
 def multinomial_with_seed(
-    original: Callable, logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
+    logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """AROUND the engine's, which hashes every token of the vocabulary, in Triton.
+    """As the engine's, which hashes every token of the vocabulary, in Triton.
 
     Returns:
         ``[rows, 1]``: a column of ``logprobs [rows, n]`` for each row.
     """
-    if not serves_gguf():
-        return original(logprobs, seed, positions)
     return sample_seeded(logprobs.exp(), seed, positions).view(-1, 1).to(logprobs.device)
 
 
@@ -33,9 +52,9 @@ def _sample_from_logits(
     simple_sampling_case: bool,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """AROUND the engine's for NPUs: a batch with seeds is drawn on the host."""
+    """Overrides the engine's for NPUs: a batch with seeds is drawn on the host."""
     seeds = sampling_info.sampling_seed
-    if seeds is None or not serves_gguf():
+    if seeds is None:
         return original(self, logits, sampling_info, simple_sampling_case, positions)
     probs = logits.cpu().float().softmax(-1)
     if not simple_sampling_case:
@@ -50,7 +69,7 @@ def sampling_from_probs_torch(
     sampling_seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """AROUND the engine's: int32 ``[rows]`` of ``probs [rows, vocabulary]``; seeds are its own."""
+    """As the engine's: int32 ``[rows]`` of ``probs [rows, vocabulary]``; seeds are its own."""
     if sampling_seed is not None or not uses_cpu_kernels(probs):
         return original(probs, sampling_seed=sampling_seed, positions=positions)
     return sample(probs)
@@ -69,11 +88,11 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
     return_filtered_probs: bool = False,
     max_top_k: int | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """AROUND the engine's: the same, of the tokens that can be drawn alone, where those are few.
+    """As the engine's, of the tokens that can be drawn alone, where those are few.
 
     Seeds, and the filtered probabilities where they are asked for, are the engine's own.
     """
-    if sampling_seed is not None and not return_filtered_probs and serves_gguf():
+    if sampling_seed is not None and not return_filtered_probs:
         kept = filtered(*(given.cpu() for given in (probs, top_ks, top_ps, min_ps)))
         return sample_seeded(kept, sampling_seed, positions).int().to(probs.device)
     rest = top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.runtime_context import get_serving
@@ -10,8 +11,14 @@ from ascend_gguf.srt.utils.hf_transformers.tokenizer import reads_tokenizer_from
 from ascend_gguf.tokenizer.characters import TokenBytes, split_at_character
 
 
+def _decode_batch_token_id_output(original: Callable, self: Any, recv_obj: Any) -> Any:
+    """AROUND ``DetokenizerManager._decode_batch_token_id_output``."""
+    split_prompts_at_characters(self, recv_obj)
+    return original(self, recv_obj)
+
+
 def split_prompts_at_characters(self: Any, recv_obj: Any) -> None:
-    """BEFORE ``DetokenizerManager._decode_batch_token_id_output``.
+    """Let a prompt end with a whole character.
 
     The engine decodes an answer behind the last tokens of its prompt, and takes as many letters
     off the text as those tokens have alone.  That is wrong where a character spans both.

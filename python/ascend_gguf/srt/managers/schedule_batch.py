@@ -12,7 +12,6 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from ascend_gguf.srt.device import serves_gguf
 from ascend_gguf.srt.not_finite import abort_reason
 
 #: Seconds that the patterns of ``stop_regex`` may search an answer at each step: everybody waits.
@@ -20,8 +19,8 @@ MOST_SECONDS = 0.1
 
 
 def _check_str_based_finish(original: Callable, self: Any, new_accepted_len: int = 1) -> bool:
-    """AROUND ``Req._check_str_based_finish``: a pattern that searches too long ends its request."""
-    if not (self.sampling_params.stop_regex_strs and serves_gguf()):
+    """Overrides the engine's: a pattern that searches too long ends its request."""
+    if not self.sampling_params.stop_regex_strs:
         return original(self, new_accepted_len)
     try:
         with seconds_at_most(MOST_SECONDS):
@@ -36,18 +35,17 @@ def _check_str_based_finish(original: Callable, self: Any, new_accepted_len: int
 def _check_vocab_boundary_finish(
     original: Callable, self: Any, new_accepted_tokens: list[int] | None = None
 ) -> bool:
-    """AROUND ``Req._check_vocab_boundary_finish``: no token where logits are not finite.
+    """Overrides ``Req._check_vocab_boundary_finish``: no token where logits are not finite.
 
     The engine ends such an answer as if it were complete, and with a token in it.
     """
     if not original(self, new_accepted_tokens):
         return False
-    if serves_gguf():
-        self.finished_len -= 1
-        del self.output_ids[self.finished_len :]
-        self.return_logprob = False  # of this step there are none
-        self.grammar = None
-        self.finished_reason = abort_reason("logits", self.rid)
+    self.finished_len -= 1
+    del self.output_ids[self.finished_len :]
+    self.return_logprob = False  # of this step there are none
+    self.grammar = None
+    self.finished_reason = abort_reason("logits", self.rid)
     return True
 
 

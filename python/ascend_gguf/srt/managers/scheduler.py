@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, get_origin
 
 import msgspec
 from sglang.srt.managers import io_struct
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import get_model
+from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
-from ascend_gguf.srt.device import lost_weights, serves_gguf
+from ascend_gguf.srt.device import lost_weights
+from ascend_gguf.srt.overrides import override
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +24,50 @@ logger = logging.getLogger(__name__)
 MOST_SLEEP = 1.0
 
 
-def guard_requests(result: None, self: Any) -> None:
-    """AFTER ``Scheduler.init_request_dispatcher``: what a handler raises is its request's answer.
+def __init__(original: Callable, self: Scheduler, server_args: Any, port_args: Any) -> None:
+    """AROUND ``Scheduler.__init__``: the scheduler of a GGUF model and its parts are ours."""
+    if check_gguf_file(get_model().model_path):
+        override(self)
+    original(self, server_args, port_args)
+
+
+def init_profiler(original: Callable, self: Scheduler) -> None:
+    """Overrides ``Scheduler.init_profiler``."""
+    original(self)
+    override(self.profiler_manager)
+
+
+def init_weight_updater(original: Callable, self: Scheduler) -> None:
+    """Overrides ``Scheduler.init_weight_updater``."""
+    original(self)
+    override(self.weight_updater)
+
+
+def init_batch_result_processor(original: Callable, self: Scheduler) -> None:
+    """Overrides ``Scheduler.init_batch_result_processor``."""
+    original(self)
+    override(self.batch_result_processor)
+
+
+def _create_generation_req(
+    original: Callable, self: Scheduler, recv_req: Any, *args: Any, **kwargs: Any
+) -> Req:
+    """Overrides ``Scheduler._create_generation_req``."""
+    req = original(self, recv_req, *args, **kwargs)
+    override(req)
+    return req
+
+
+def init_request_dispatcher(original: Callable, self: Scheduler) -> None:
+    """Overrides the engine's: what a handler raises is its request's answer.
 
     What many requests have in common, their forward pass, is not guarded: what it leaves behind is
     not known.
     """
+    original(self)
     dispatch = self._request_dispatcher
 
     def guarded(recv_req: Any) -> Any:
-        if not serves_gguf():
-            return dispatch(recv_req)
         _bound(recv_req)
         if (problem := lost_weights()) and list(self._tokenized_requests(recv_req)):
             return _answer(self, recv_req, problem)

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import HTTPException
 from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.io_struct import GenerateReqInput, msgpack_encode
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.managers.utils import MsgpackDecodeError, msgpack_decode_explained
 from sglang.srt.runtime_context import get_memory
 
@@ -19,6 +20,7 @@ from ascend_gguf.reader import open_gguf
 from ascend_gguf.requests import Limits, RequestError, check_prompt, check_request
 from ascend_gguf.requests.checks import GREATEST_BIAS, MOST_AT_ONCE
 from ascend_gguf.requests.values import INT32
+from ascend_gguf.srt.overrides import override
 
 # Seconds in which the last step of decoding ends.
 _PATIENCE = 30.0
@@ -27,18 +29,23 @@ _PATIENCE = 30.0
 _MISUNDERSTOOD = (TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
 
+def __init__(
+    original: Callable, self: TokenizerManager, server_args: Any, port_args: Any, **kwargs: Any
+) -> None:
+    """AROUND ``TokenizerManager.__init__``: the one of a GGUF model is ours."""
+    original(self, server_args, port_args, **kwargs)
+    if has_gguf_model(self):
+        override(self)
+
+
 async def generate_request(
     original: Callable, self: Any, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
-    """AROUND ``TokenizerManager.generate_request``, by which each request comes, of any route.
+    """Overrides ``TokenizerManager.generate_request``, by which each request comes, of any route.
 
     Raises:
         ValueError: the field, what was found, what is allowed; the routes' status 400.
     """
-    if not has_gguf_model(self):
-        async for answer in original(self, obj, request):
-            yield answer
-        return
     try:
         # Who calls the engine from Python waits for nobody else.
         check_request(obj, limits_of(self, None if request is None else MOST_AT_ONCE))
@@ -76,17 +83,15 @@ def _create_tokenized_object(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """AROUND the engine's: the last look at a prompt, now that its tokens are known."""
-    if has_gguf_model(self):
-        check_prompt(obj, input_ids, limits_of(self))
+    """Overrides the engine's: the last look at a prompt, now that its tokens are known."""
+    check_prompt(obj, input_ids, limits_of(self))
     made = original(self, obj, input_text, input_ids, *rest, **named)
     sampling = made.sampling_params
     # Repetitions of repetitions are longer than a message may say.
     sampling.stop_regex_max_len = min(sampling.stop_regex_max_len, INT32)
-    if has_gguf_model(self):
-        if never := _never(self.model_config.model_path):
-            sampling.logit_bias = (sampling.logit_bias or {}) | never
-        _check_types(made)
+    if never := _never(self.model_config.model_path):
+        sampling.logit_bias = (sampling.logit_bias or {}) | never
+    _check_types(made)
     return made
 
 
@@ -133,11 +138,11 @@ def _check_kind(manager: Any, obj: Any) -> None:
 
 
 async def _wait_for_model_update_from_disk(original: Callable, self: Any, obj: Any) -> tuple:
-    """AROUND the engine's: the scheduler is a step behind the answers it has given.
+    """Overrides the engine's: the scheduler is a step behind the answers it has given.
 
     It calls that busy, and would not flush the cache of the old weights.
     """
-    if obj.flush_cache and not self.is_pause and has_gguf_model(self):
+    if obj.flush_cache and not self.is_pause:
         await self.flush_cache(timeout_s=_PATIENCE)
     return await original(self, obj)
 

@@ -173,7 +173,7 @@ def _is_known(backend: AttentionBackend) -> bool:
     """Whether attention, linear attention beside it included, is of the kind that is captured."""
     if type(backend) is HybridLinearAttnBackend:
         return _is_known(backend.full_attn_backend) and _is_known(backend.linear_attn_backend)
-    return type(backend) in (TorchNativeAttnBackend, GDNAttnBackend)
+    return isinstance(backend, TorchNativeAttnBackend | GDNAttnBackend)
 
 
 def _states(

@@ -1,23 +1,67 @@
-"""Memory for requests on the CPU, and tokens of rows that have none."""
+"""The model runner of a GGUF model: memory and decode graphs on the CPU, rows without a token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_schedule, get_spec
 
 from ascend_gguf.cpu.sampling import finite_rows
 from ascend_gguf.memory.lazy_zeros import LazyZeros
+from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.srt.model_executor.cpu_graph_runner import GGUFGraphRunner
 from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
+from ascend_gguf.srt.overrides import override
 
 if TYPE_CHECKING:
     from sglang.srt.configs.draft_parallel import DraftParallelLayout
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+
+def __init__(
+    original: Callable, self: ModelRunner, model_config: ModelConfig, *args: Any, **kwargs: Any
+) -> None:
+    """AROUND ``ModelRunner.__init__``: the runner of a GGUF model and its parts are ours."""
+    is_gguf = model_config.quantization == "gguf"
+    if is_gguf:
+        override(self)
+    original(self, model_config, *args, **kwargs)
+    if is_gguf:
+        override(self.sampler)
+        override(self.weight_exporter)
+    if serves_gguf():  # also for a draft model of another format
+        override(self.weight_updater)
+
+
+def init_lora_manager(original: Callable, self: ModelRunner) -> None:
+    """Overrides ``ModelRunner.init_lora_manager``: an adapter is not GGUF where the model is.
+
+    The engine reads adapters in the model's own format, and knows no such adapters in GGUF.
+    """
+    load_config = self.load_config
+    self.load_config = LoadConfig(download_dir=load_config.download_dir)
+    try:
+        original(self)
+    finally:
+        self.load_config = load_config
+
+
+def replay_decode_steps(original: Callable, self: ModelRunner, *args: Any, **kwargs: Any) -> None:
+    """Overrides ``init_cuda_graphs`` and ``init_decode_cuda_graph``.
+
+    The engine has a graph for the CPU only of what ``torch.compile`` makes.
+    """
+    original(self, *args, **kwargs)
+    if self.decode_cuda_graph_runner is None and GGUFGraphRunner.serves(self):
+        self.decode_cuda_graph_runner = GGUFGraphRunner(self)
+        self.decode_cuda_graph_captured = True
 
 
 def alloc_memory_pool(
@@ -27,12 +71,12 @@ def alloc_memory_pool(
     *,
     draft_parallel_layout: DraftParallelLayout | None = None,
 ) -> None:
-    """AROUND ``ModelRunner.alloc_memory_pool``: the cache takes memory as requests fill it.
+    """Overrides ``ModelRunner.alloc_memory_pool``: the cache takes memory as requests fill it.
 
     The engine gives the cache most of a machine's memory, and on the CPU writes zeros into all of
     it before the first request: a second for each gigabyte.
     """
-    if self.device != "cpu" or self.model_config.quantization != "gguf":
+    if self.device != "cpu":
         return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
     with LazyZeros():
         return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
@@ -44,15 +88,13 @@ def sample(
     logits_output: LogitsProcessorOutput,
     forward_batch: ForwardBatch,
 ) -> torch.Tensor:
-    """AROUND ``ModelRunner.sample``: a row of logits that are not all finite has no token.
+    """Overrides ``ModelRunner.sample``: a row of logits that are not all finite has no token.
 
     Returns :data:`NO_TOKEN` for it, which ends its request
     (:mod:`ascend_gguf.srt.managers.schedule_batch`).  Where the next step, or a draft, begins
     before this one's result is looked at, it gets what was drawn, and the result's copy for the
     host is marked (:mod:`ascend_gguf.srt.managers.utils`): an accelerator is not waited for.
     """
-    if self.model_config.quantization != "gguf":
-        return original(self, logits_output, forward_batch)
     logits = logits_output.next_token_logits
     finite = finite_rows(logits)
     if logits.device.type == "cpu" and bool(finite.all()):

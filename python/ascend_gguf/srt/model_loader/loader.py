@@ -48,6 +48,7 @@ from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.models import pipeline
 from ascend_gguf.srt.models.repairs import repair, repair_config
+from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 from ascend_gguf.weights.load_stream import Stream
@@ -68,6 +69,7 @@ def __init__(original: Callable, self: engine.GGUFModelLoader, load_config: Load
     """AROUND ``GGUFModelLoader.__init__``: take the options the engine's loader refuses."""
     engine.BaseModelLoader.__init__(self, load_config)
     self.options = checked_options(load_config.model_loader_extra_config)
+    override(self)
 
 
 def checked_options(options: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def load_model(
     model_config: ModelConfig,
     device_config: DeviceConfig,
 ) -> nn.Module:
-    """AROUND ``GGUFModelLoader.load_model``: build the model, and load every weight of the file.
+    """Overrides ``GGUFModelLoader.load_model``: build the model, load every weight of the file.
 
     Raises:
         GGUFError: the file is damaged or does not fit the model, or a parameter was left

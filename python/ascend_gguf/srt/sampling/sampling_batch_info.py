@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.srt.overrides import override
 
 
 def from_schedule_batch(
@@ -19,13 +20,16 @@ def from_schedule_batch(
     A batch with a seed has one for every request: requests that named none get random ones.
     """
     info = original(cls, batch, vocab_size)
-    if info.sampling_seed is None and serves_gguf():
+    if not serves_gguf():
+        return info
+    override(info)
+    if info.sampling_seed is None:
         _set_seeds(info, [request.sampling_params.sampling_seed for request in batch.reqs])
     return info
 
 
 def merge_batch(original: Callable, self: SamplingBatchInfo, other: SamplingBatchInfo) -> None:
-    """AROUND the engine's, which drops the seeds where one of the batches has none."""
+    """Overrides the engine's, which drops the seeds where one of the batches has none."""
     seeded = _seeded(self) + _seeded(other)
     if any(seeded):
         for info in (self, other):
@@ -41,7 +45,7 @@ def filter_batch(
     keep_indices: list[int],
     keep_indices_device: torch.Tensor,
 ) -> None:
-    """AROUND the engine's: the last request with a seed takes the others' seeds along."""
+    """Overrides the engine's: the last request with a seed takes the others' seeds along."""
     seeded = _seeded(self)
     original(self, keep_indices, keep_indices_device)
     kept = [seeded[i] for i in keep_indices]

@@ -15,7 +15,7 @@ from ascend_gguf.srt.entrypoints.errors import problem_of
 def _convert_options_to_sampling_params(
     original: Callable, self: Any, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """AROUND ``OllamaServing._convert_options_to_sampling_params``.
+    """Overrides ``OllamaServing._convert_options_to_sampling_params``.
 
     The engine's parameter for a seed has another name, and none has no limit for -1.
     """
@@ -30,7 +30,7 @@ def _convert_options_to_sampling_params(
 async def stream_whole(
     original: Callable, self: Any, gen_request: Any, raw_request: Any, model_name: str
 ) -> Any:
-    """AROUND ``OllamaServing._stream_chat_response`` and ``_stream_generate_response``.
+    """Overrides ``OllamaServing._stream_chat_response`` and ``_stream_generate_response``.
 
     The engine leaves out the text that comes with the end of an answer, and breaks the connection
     where an error comes.

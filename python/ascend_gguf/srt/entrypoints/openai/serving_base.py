@@ -10,7 +10,6 @@ from typing import Any
 from fastapi.responses import ORJSONResponse
 
 from ascend_gguf.srt.entrypoints.errors import MISUNDERSTOOD, problem_of
-from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model
 
 
 def create_error_response(
@@ -21,13 +20,12 @@ def create_error_response(
     status_code: int = 400,
     param: str | None = None,
 ) -> ORJSONResponse:
-    """AROUND ``OpenAIServingBase.create_error_response``: what is raised is the request's fault.
+    """Overrides ``OpenAIServingBase.create_error_response``: what is raised is the request's fault.
 
     The engine's handlers have this made while they handle what they did not expect.
     """
     error = sys.exc_info()[1]
     if status_code == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, MISUNDERSTOOD):
-        if has_gguf_model(self.tokenizer_manager):
-            message, err_type = problem_of(error), "BadRequestError"
-            status_code = HTTPStatus.BAD_REQUEST
+        message, err_type = problem_of(error), "BadRequestError"
+        status_code = HTTPStatus.BAD_REQUEST
     return original(self, message, err_type, status_code, param)

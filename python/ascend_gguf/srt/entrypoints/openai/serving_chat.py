@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ascend_gguf.requests import RequestError
-from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model
 
 #: Kinds of content that a text model does not take, by a part of their names.
 _MEDIA = ("image", "video", "audio")
@@ -15,14 +14,14 @@ _MEDIA = ("image", "video", "audio")
 def _process_messages(
     original: Callable, self: Any, request: Any, is_multimodal: bool, **options: Any
 ) -> Any:
-    """AROUND ``OpenAIServingChat._process_messages``: refuse what a text model would not see.
+    """Overrides ``OpenAIServingChat._process_messages``: refuse what a text model would not see.
 
     The engine leaves pictures out where a chat template writes text alone.
 
     Raises:
         RequestError: names the kind of content; HTTP status 400.
     """
-    if not is_multimodal and has_gguf_model(self.tokenizer_manager):
+    if not is_multimodal:
         for message in request.messages:
             content = getattr(message, "content", None)
             for part in content if isinstance(content, list) else ():

@@ -15,7 +15,7 @@ from ascend_gguf.reader import open_gguf
 from ascend_gguf.requests import RequestError
 from ascend_gguf.requests.checks import MOST_AT_ONCE
 from ascend_gguf.requests.values import text
-from ascend_gguf.srt.managers.tokenizer_manager import has_gguf_model, limits_of
+from ascend_gguf.srt.managers.tokenizer_manager import limits_of
 from ascend_gguf.tokenizer.reranking import filled, joined, rerank_template, takes_instruction
 
 _CLASS = "Qwen3ForSequenceClassification"
@@ -24,7 +24,7 @@ _CLASS = "Qwen3ForSequenceClassification"
 async def _handle_non_streaming_request(
     original: Callable, self: Any, adapted_request: Any, request: Any, raw_request: Any
 ) -> Any:
-    """AROUND ``OpenAIServingRerank``'s: scores of a reranker in a GGUF file.
+    """Overrides ``OpenAIServingRerank``'s: scores of a reranker in a GGUF file.
 
     The engine knows rerankers that answer yes or no as text, and others that take a query and a
     document as a pair; these files have the former's prompt and a head like the latter.
@@ -33,7 +33,7 @@ async def _handle_non_streaming_request(
         RequestError: names the field; HTTP status 400.
     """
     manager = self.tokenizer_manager
-    if not has_gguf_model(manager) or _CLASS not in manager.model_config.hf_config.architectures:
+    if _CLASS not in manager.model_config.hf_config.architectures:
         return await original(self, adapted_request, request, raw_request)
     prompts = await asyncio.to_thread(_prompts, manager, request)
     asked = EmbeddingReqInput(input_ids=prompts)

@@ -10,6 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from sglang.srt.layers.attention.attention_registry import (
+    ATTENTION_BACKENDS,
+    register_attention_backend,
+)
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
@@ -17,7 +21,22 @@ from ascend_gguf import torch_attention
 from ascend_gguf.cpu import paged_attention
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.paged_attention import Tokens
-from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.srt.device import uses_ascend_methods, uses_cpu_kernels
+from ascend_gguf.srt.overrides import override
+
+_NAME = "torch_native"
+
+
+def register() -> None:
+    """Let the runner of a GGUF model have this backend where the engine's is asked for."""
+    create = ATTENTION_BACKENDS[_NAME]
+
+    @register_attention_backend(_NAME)
+    def create_backend(runner: Any) -> TorchNativeAttnBackend:
+        backend = create(runner)
+        if uses_ascend_methods() and runner.model_config.quantization == "gguf":
+            override(backend)
+        return backend
 
 
 def _remember_layer(
@@ -43,7 +62,7 @@ forward_extend = forward_decode = _remember_layer
 def _run_sdpa_forward_extend(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """AROUND the engine's attention of new tokens, some of a request's or all."""
+    """Overrides the engine's attention of new tokens, some of a request's or all."""
     *common, prefix_lens, new_lens, encoder_lens = args
     if self.ascend_gguf_extras:
         return _attend_with_extras(self.ascend_gguf_extras | kwargs, *common, new_lens)
@@ -58,7 +77,7 @@ def _run_sdpa_forward_extend(
 def _run_sdpa_forward_decode(
     original: Callable, self: TorchNativeAttnBackend, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """AROUND the engine's attention of one new token of each request."""
+    """Overrides the engine's attention of one new token of each request."""
     *common, encoder_lens = args
     if self.ascend_gguf_extras:
         options = self.ascend_gguf_extras | kwargs

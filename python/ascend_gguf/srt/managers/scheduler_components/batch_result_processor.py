@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.srt.device import serves_gguf
 from ascend_gguf.srt.not_finite import abort_reason
 
 
 def process_batch_result_prefill(original: Callable, self: Any, batch: Any, result: Any) -> None:
-    """AROUND ``SchedulerBatchResultProcessor.process_batch_result_prefill``.
+    """Overrides ``SchedulerBatchResultProcessor.process_batch_result_prefill``.
 
     A reason to discard a request's output is the engine's own way to end it.
     """
-    if serves_gguf() and (batch.return_logprob or not self.is_generation):
+    if batch.return_logprob or not self.is_generation:
         if result.copy_done is not None:
             result.copy_done.synchronize()
         if self.is_generation:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def ended_by_an_error(original: Callable, self: Any, *args: Any) -> ProfileReqOutput | None:
-    """AROUND ``SchedulerProfilerManager._profile`` (requests) and ``_profile_batch_predicate``.
+    """Overrides ``SchedulerProfilerManager._profile`` (requests) and ``_profile_batch_predicate``.
 
     The latter is passed by each step, and ignores what it is told.
     """

@@ -30,7 +30,7 @@ _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 def get_weights_by_name(
     original: Callable, self: WeightExporter, name: str, truncate_size: int = 100
 ) -> list | None:
-    """AROUND ``WeightExporter.get_weights_by_name``: rows of a weight, packed or not, as floats.
+    """Overrides ``WeightExporter.get_weights_by_name``: rows of a weight, packed or not, as floats.
 
     Args:
         name: of the weight in the model's checkpoints, such as
@@ -41,11 +41,8 @@ def get_weights_by_name(
         float32 as nested lists, of what the device holds; of a layer that is cut along its output
         this rank's part.  None if there is no such weight on this rank.
     """
-    model = self.get_model()
-    if not hasattr(model, "gguf_source"):
-        return original(self, name, truncate_size)
     try:
-        return _values(model, name, max(0, truncate_size)).tolist()
+        return _values(self.get_model(), name, max(0, truncate_size)).tolist()
     except Exception as error:  # a request must not end the server
         logger.error("%s: no such weight on this rank: %r", name, error)
         return None

@@ -40,15 +40,15 @@ def update_weights_from_disk(
     weight_name_filter: Callable[[str], bool] | None = None,
     recapture_cuda_graph: bool = False,
 ) -> tuple[bool, str]:
-    """AROUND ``WeightUpdater.update_weights_from_disk``: from a GGUF file, if that fits.
+    """Overrides ``WeightUpdater.update_weights_from_disk``: from a GGUF file, if that fits.
 
     All ranks check all there is to check before one of them touches a weight.  Then the old
     weights are given up, before the new ones take their memory; if those cannot be loaded after
     all, the old file is loaded again.
     """
     old = getattr(self.get_model(), "gguf_source", None)
-    if old is None:
-        if self.get_model_runner().is_draft_worker and check_gguf_file(model_path):
+    if old is None:  # a draft model of another format
+        if check_gguf_file(model_path):
             return True, "The draft model keeps its weights."
         return original(self, model_path, load_format, weight_name_filter, recapture_cuda_graph)
     start = time.perf_counter()

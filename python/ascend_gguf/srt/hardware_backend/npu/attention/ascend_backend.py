@@ -18,8 +18,17 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from ascend_gguf.srt.arg_groups.model_hook import HEAD_MULTIPLE
-from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.srt.overrides import override
 from ascend_gguf.torch_attention import attend_requests
+
+
+def __init__(
+    original: Callable, self: AscendAttnBackend, model_runner: Any, *args: Any, **kwargs: Any
+) -> None:
+    """AROUND ``AscendAttnBackend.__init__``: a draft model's backends are made in many places."""
+    original(self, model_runner, *args, **kwargs)
+    if model_runner.model_config.quantization == "gguf":
+        override(self)
 
 
 def forward_extend(
@@ -33,7 +42,7 @@ def forward_extend(
     save_kv_cache: bool = True,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """AROUND ``forward_extend``: attention of new tokens, some of a request's or all.
+    """Overrides ``forward_extend``: attention of new tokens, some of a request's or all.
 
     Args:
         q: ``[tokens, heads * size]``.
@@ -76,7 +85,7 @@ def forward_decode(
     save_kv_cache: bool = True,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """AROUND ``forward_decode``: attention of one new token of each request.
+    """Overrides ``forward_decode``: attention of one new token of each request.
 
     Args:
         q, k, v: as of :func:`forward_extend`.
@@ -98,7 +107,7 @@ def forward_decode(
 
 
 def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
-    if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention or not serves_gguf():
+    if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention:
         return False
     return _is_by_torch(layer) or layer.sliding_window_size > -1 or _is_both_ways(layer)
 
