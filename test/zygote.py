@@ -7,8 +7,10 @@ answers with its process id.  Ends when nobody is connected any more.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -18,6 +20,30 @@ import sys
 import tempfile
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+
+#: What the engine imports once it starts, beside all that the server's modules import.
+_IMPORTED_LATE = (
+    *(f"arg_groups.{name}_hook" for name in (
+        "attention", "cp_tp_group_sharing", "cuda_graph", "dllm", "expert_pack", "hicache",
+        "hisparse", "layernorm_sp", "lora", "mamba", "mega_moe", "memory", "moe", "parallel",
+        "pd_disaggregation", "platform", "speculative",
+    )),
+    *(f"distributed.device_communicators.{name}" for name in (
+        "custom_all_reduce", "hpu_communicator", "pcie_ipc_ar", "pymscclpp", "torch_symm_mem",
+        "xpu_communicator",
+    )),
+    "arg_groups.boundary_reduction",
+    "dllm.algorithm",
+    "layers.attention.deepseek_v4_backend",
+    "layers.attention.qsa.config",
+    "mem_cache.rust_tree_core.adapter",
+    "model_loader.expert_pack_config",
+    "rust_extensions.torch_build",
+)  # fmt: skip
+_IMPORTED_LATE_ON_AN_NPU = (
+    "hardware_backend.npu.graph_runner.npu_cudagraph_backend",
+    "hardware_backend.npu.memory_pool_npu",
+)
 
 #: Tokens decoded in a step, at the most; prompts whose routes are recorded are longer.
 MOST_DECODED = 16
@@ -156,10 +182,14 @@ def _import_everything() -> None:
 
     import kernel_cache
 
+    on_npu = "torch_npu" in sys.modules
+    for name in _IMPORTED_LATE + (_IMPORTED_LATE_ON_AN_NPU if on_npu else ()):
+        with contextlib.suppress(ImportError):  # of what is not here
+            importlib.import_module(f"sglang.srt.{name}")
     kernel_cache.install()
     # Once for all servers: the engine looks through every module for each hook.
     load_plugins()
-    if "torch_npu" not in sys.modules:
+    if not on_npu:
         _compile_kernels()
 
     # The engine asks for spawn, which would import everything again in each process.
