@@ -34,7 +34,7 @@ def test_prefill_decode_and_cached_prompt(score):
     assert len(score.logprobs) == len(score.tokens) - 1 == len(PROMPT) - 1 + NEW
     assert score.cached_tokens == len(PROMPT)
     assert mean_error(score.cached_logprobs, score.logprobs[1 - NEW :]) <= 1e-4
-    assert "Decode steps of 1 are replayed." in score.log
+    assert "CPU decode graph active for batch size 1" in score.log
 
 
 @pytest.mark.parametrize("ranks", [{"tp_size": 2}, {"pp_size": 2}], ids=["tp2", "pp2"])

@@ -114,8 +114,8 @@ def test_a_model_that_needs_more_than_tensors(read: Callable, message: str, capl
     batches = [batch_of([5, 8]) for _ in range(6)]
     with caplog.at_level("INFO"):
         results = steps(runner, *batches)
-    (line,) = [r.message for r in caplog.records if "replayed" in r.message]
-    assert line.startswith("Decode steps are not replayed: ") and message in line
+    (line,) = [r.message for r in caplog.records if "decode graph" in r.message]
+    assert line.startswith("No CPU decode graph: ") and message in line
     # The step it was noticed in is done all the same, by the engine's runner as are the others.
     assert results[-1] is None
     noticed = max(i for i, result in enumerate(results) if result is not None)
@@ -200,5 +200,5 @@ def test_answers_are_the_same(zygote, tmp_path, model: str) -> None:
         assert both["replayed"][some] == both["engine"][some]
     for answer, expected in zip(both["replayed"], both["engine"], strict=True):
         assert len(answer[0]) == len(expected[0])
-    assert "Decode steps of 1 are replayed." in (tmp_path / "replayed.log").read_text()
-    assert "are replayed" not in (tmp_path / "engine.log").read_text()
+    assert "CPU decode graph active for batch size 1" in (tmp_path / "replayed.log").read_text()
+    assert "decode graph active" not in (tmp_path / "engine.log").read_text()

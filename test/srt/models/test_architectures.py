@@ -24,7 +24,7 @@ LIMITS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 ANY_DTYPE = {"model_loader_extra_config": '{"float16": "allow"}'}
 
 #: What the log says when a step has been replayed and compared with the model's own.
-REPLAYED = "Decode steps of 1 are replayed."
+REPLAYED = "CPU decode graph active for batch size 1"
 
 #: One of each kind, which a server serves too: dense, capped scores, experts with biases, and
 #: latent attention with experts.

@@ -41,16 +41,17 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     the one for the CPU has with :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     What they cannot do at all is kept from being asked of them.
     """
+    if not check_gguf_file(resolving_view(server_args).model_path):
+        return original(server_args)
     config = model_config_of(server_args).hf_config
-    if check_gguf_file(resolving_view(server_args).model_path):
-        check_ranks(server_args)
-        _keep_within_chunk(server_args, config)
-        if is_npu() and (reason := _attends_by_torch(server_args)):
-            _do_without_graphs(server_args, reason)
-        _refuse_what_is_left_out(server_args, config)
-        _refuse_routing(server_args, config)
-        _refuse_embeddings(server_args)
-        _keep_state_in_dtype(server_args)
+    check_ranks(server_args)
+    _keep_within_chunk(server_args, config)
+    if is_npu() and (reason := _attends_by_torch(server_args)):
+        _do_without_graphs(server_args, reason)
+    _refuse_what_is_left_out(server_args, config)
+    _refuse_routing(server_args, config)
+    _refuse_embeddings(server_args)
+    _keep_state_in_dtype(server_args)
     kind = getattr(config, "model_type", None)
     if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None

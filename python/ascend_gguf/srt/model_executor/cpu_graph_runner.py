@@ -111,7 +111,7 @@ class GGUFGraphRunner:
         try:
             return step.run(batch)
         except Exception as error:  # whatever is wrong with capturing, the engine can do the step
-            logger.info("Decode steps are not replayed: %s", error or type(error).__name__)
+            logger.info("No CPU decode graph: %s", error or type(error).__name__)
             self._is_given_up = True
             self._steps.clear()
             self._model_runner._prepare_eager_forward_batch(batch)
@@ -158,7 +158,7 @@ class _Step:
             self.graph.replay()
             if not torch.equal(expected, self._output.next_token_logits):
                 raise NotCapturable("a replay gave other numbers")
-            logger.info("Decode steps of %d are replayed.", self._batch.batch_size)
+            logger.info("CPU decode graph active for batch size %d", self._batch.batch_size)
             self._is_proven = True
         return dataclasses.replace(self._output)
 
