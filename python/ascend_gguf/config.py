@@ -72,8 +72,9 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
             hint=CONVERT_AGAIN,
         ) from error
     if "expert_used_count" in architecture.fields:
-        used = number(file, "expert_used_count", required=True)
-        _check_count(file, "expert_used_count", used, experts(config))
+        required = experts(config) > 0
+        used = number(file, "expert_used_count", least=required, required=required)
+        _check_count(file, "expert_used_count", used or 0, experts(config))
     return config
 
 

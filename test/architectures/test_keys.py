@@ -29,6 +29,7 @@ VALUES: dict[str, Any] = {
     "attention.kv_lora_rank": 32,
     "rope.dimension_count": 16,
     "logit_scale": 0.5,
+    "attention.key_length_swa": 16,
     "ssm.conv_kernel": 4,
     "ssm.state_size": 16,
     "ssm.group_count": 2,
@@ -64,6 +65,8 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
             found[key] = values[0]
     if architecture.name == "llama4":
         found["expert_shared_feed_forward_length"] = None
+    if architecture.name == "gemma4":  # the last layer has no window
+        found["attention.sliding_window_pattern"] = [True, True, True, False]
     return found
 
 
@@ -149,6 +152,16 @@ LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "gemma3": (
         ("attention.sliding_window",),
         {"final_logit_softcapping": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "gemma4": (
+        ("attention.key_length_swa", "expert_count", "expert_used_count"),
+        {
+            "swa_head_dim": 16,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": None,
+            "enable_moe_block": False,
+        },
     ),
     "granite": (
         (),
@@ -304,4 +317,50 @@ def test_layers_with_a_state(tmp_path, keys, expected):
 def test_linear_attention_that_the_engine_does_not_have(tmp_path, key, value, message):
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", QWEN35, **{key: value}))
+    assert len(str(error.value).splitlines()) == 1
+
+
+(GEMMA4,) = (a for a in ARCHITECTURES if a.name == "gemma4")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"attention.head_count_kv": [3, 3, 3, 2], "attention.key_length_swa": 8},
+            {"num_key_value_heads": 2, "swa_num_key_value_heads": 3, "swa_head_dim": 8}
+            | {"head_dim": 16, "use_double_wide_mlp": False},
+        ),
+        (
+            {"attention.sliding_window_pattern": [True, False, True, False]}
+            | {"attention.shared_kv_layers": 2, "feed_forward_length": [192, 192, 384, 384]},
+            {"num_kv_shared_layers": 2, "intermediate_size": 192, "use_double_wide_mlp": True},
+        ),
+    ],
+    ids=["heads", "shared"],
+)
+def test_layers_of_two_sizes(tmp_path, keys, expected):
+    keys |= {"attention.value_length_swa": keys.get("attention.key_length_swa")}
+    config = load_config(write(tmp_path / "m.gguf", GEMMA4, **keys)).to_dict()
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention.sliding_window_pattern": [True] * 4}, "cannot attend so"),
+        ({"attention.shared_kv_layers": 1}, "cannot attend so"),
+        ({"attention.head_count_kv": [3, 2, 3, 2]}, "cannot be shared so"),
+        ({"attention.head_count_kv": [4, 4, 4, 2]}, "cannot be shared so"),
+        ({"attention.head_count_kv": [3, 3]}, "invalid values"),
+        ({"feed_forward_length": [192, 192, 192, 384]}, "the widths differ"),
+        ({"rope.dimension_count_swa": 8}, "does not support this value"),
+        ({"attention.value_length_swa": 8}, "does not support this value"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, "scales no frequencies"),
+    ],
+    ids=str,
+)
+def test_layers_that_the_engine_does_not_have(tmp_path, keys, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", GEMMA4, **keys))
     assert len(str(error.value).splitlines()) == 1

@@ -65,6 +65,8 @@ def test_configuration_is_the_models(name, tiny_model):
     made = AutoConfig.from_pretrained(model.hf).to_dict()
     if name == "olmo3":  # the engine's model of OLMo 2 knows that windows are not scaled
         made["rope_parameters"] = made["rope_parameters"]["full_attention"]
+    if "swa_num_key_value_heads" in ours:  # transformers has those of layers with a window
+        ours["num_key_value_heads"] = ours["swa_num_key_value_heads"]
     for key in (
         "hidden_size",
         "intermediate_size",

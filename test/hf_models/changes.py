@@ -39,6 +39,9 @@ SIZES = frozenset(
         "leading_dense_block_count",
         "interleave_moe_layer_step",
         "nextn_predict_layers",
+        "attention.key_length_swa",
+        "attention.shared_kv_layers",
+        "embedding_length_per_layer_input",
         "ssm.conv_kernel",
         "ssm.state_size",
         "ssm.group_count",
@@ -84,7 +87,7 @@ def _experts_of_a_token(config: dict[str, Any]) -> None:
     if "moe_topk" in config:
         config["moe_topk"] = [3] * len(config["moe_topk"])
     else:
-        _set(num_experts_per_tok=3, moe_k=3)(config)
+        _set(num_experts_per_tok=3, moe_k=3, top_k_experts=3)(config)
 
 
 def _turn_less(config: dict[str, Any]) -> None:

@@ -295,3 +295,54 @@ def qwen35_metadata(config: Any) -> dict[str, Any]:
             "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
         }
     return found
+
+
+def gemma4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    layer = name.split(".")[2]
+    if name.endswith("router.scale"):
+        yield f"=blk.{layer}.ffn_gate_inp.scale", tensor
+    elif name.endswith("per_expert_scale"):
+        yield f"=blk.{layer}.ffn_down_exps.scale", tensor
+    elif name.endswith("layer_scalar") or ".experts." in name:
+        yield f"{name}.weight", tensor
+    else:
+        yield name, tensor
+
+
+def gemma4_metadata(config: Any) -> dict[str, Any]:
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    layers = [config.per_layer_config[layer] for layer in range(len(sliding))]
+    shared = len(sliding) - config.num_kv_shared_layers
+    heads = {slides: one.head_dim for slides, one in zip(sliding, layers, strict=True)}
+    found = {
+        "attention.head_count_kv": [one.num_key_value_heads for one in layers],
+        "attention.key_length": heads[False],
+        "attention.value_length": heads[False],
+        "attention.key_length_swa": heads[True],
+        "attention.value_length_swa": heads[True],
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": sliding,
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "rope.freq_base_swa": config.rope_parameters["sliding_attention"]["rope_theta"],
+        "rope.dimension_count": heads[False],
+        "rope.dimension_count_swa": heads[True],
+    }
+    if config.use_double_wide_mlp:
+        width = config.intermediate_size
+        found["feed_forward_length"] = [width * (1 + (i >= shared)) for i in range(len(sliding))]
+    if config.enable_moe_block:
+        found |= {
+            "expert_used_count": config.top_k_experts,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
+    return found
+
+
+def gemma4_factors(config: Any) -> dict[str, torch.Tensor]:
+    head = config.per_layer_config[len(config.layer_types) - 1].head_dim
+    turned = int(head * config.rope_parameters["full_attention"]["partial_rotary_factor"] / 2)
+    factors = torch.full((head // 2,), 1e30)
+    factors[:turned] = 1
+    return {"rope_freqs.weight": factors}

@@ -13,6 +13,9 @@ from hf_models.conversion import (
     ernie_metadata,
     gemma2_metadata,
     gemma3_metadata,
+    gemma4,
+    gemma4_factors,
+    gemma4_metadata,
     glm4moe_metadata,
     gpt_oss,
     gpt_oss_metadata,
@@ -108,15 +111,27 @@ _MLA_YARN = {
     "mscale_all_dim": 0.707,
 }
 
-_NO_KERNELS = {
-    "npu": "the engine's kernels for linear attention on Ascend are not in the simulation"
-}
 _DELTA_NET = {
     "num_hidden_layers": 4,
     "head_dim": 64,
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
     "rope_parameters": _PARTIAL,
+}
+
+_GEMMA4 = {
+    "sliding_window": 16,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 400000.0,
+            "partial_rotary_factor": 0.25,
+        },
+    },
 }
 
 _llama = partial(Tiny, convert=llama, metadata=llama_metadata)
@@ -148,6 +163,34 @@ TINY: dict[str, Tiny] = {
         | {"query_pre_attn_scalar": 64, "tie_word_embeddings": True, "rope_parameters": _BY_LAYER},
         gemma3_metadata,
         plus_one,
+    ),
+    # As E2B and E4B.
+    "gemma4-e2b": Tiny(
+        "gemma4",
+        "gemma4_text",
+        _GEMMA4
+        | {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 512},
+        gemma4_metadata,
+        gemma4,
+        extra=gemma4_factors,
+        refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
+    ),
+    # As 26B-A4B, whose attention is 31B's too.
+    "gemma4-26b": Tiny(
+        "gemma4",
+        "gemma4_text",
+        _GEMMA4
+        | {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {"hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0}
+        | {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+        | {"moe_intermediate_size": 64},
+        gemma4_metadata,
+        gemma4,
+        extra=gemma4_factors,
+        refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
     ),
     "phi3": Tiny("phi3", "phi3", {"rope_parameters": _PHI3, "sliding_window": 16}, phi3_metadata),
     "phi4-mini": Tiny(
@@ -307,7 +350,6 @@ TINY: dict[str, Tiny] = {
         | {"tie_word_embeddings": True},
         qwen35_metadata,
         qwen35,
-        refused=_NO_KERNELS,
     ),
     "qwen3.5-moe": Tiny(
         "qwen35moe",
@@ -318,13 +360,13 @@ TINY: dict[str, Tiny] = {
         | {"shared_expert_intermediate_size": 96},
         qwen35_metadata,
         qwen35,
-        refused=_NO_KERNELS,
+        refused={"npu": "decode steps of its experts beside linear attention are not right there"},
     ),
 }
 
 #: Models that the engine runs on one stage of a pipeline only.
 ONE_STAGE = frozenset(
-    ("gemma2", "gemma3", "granite", "granitemoe", "olmo2", "olmo3")
+    ("gemma2", "gemma3", "gemma4-e2b", "gemma4-26b", "granite", "granitemoe", "olmo2", "olmo3")
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
 )

@@ -113,6 +113,8 @@ def randomize(model: torch.nn.Module) -> None:
                 weight.copy_(noise * weight.shape[-1] ** -0.5)
             elif "norm" in name and weight.mean() > 0.5:
                 weight.copy_(1 + 0.2 * noise)
+            elif "layer_scalar" in name:
+                weight.copy_(1 + 0.2 * noise)
             elif "correction_bias" in name or "expert_bias" in name:
                 weight.copy_(noise.abs() * 0.2)
             else:
@@ -250,15 +252,18 @@ def common_metadata(config: Any) -> dict[str, Any]:
     """The keys that llama.cpp's ``TextModel.set_gguf_parameters`` writes."""
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
+    head = kv_heads = None
+    if not config.is_heterogeneous:  # or the architecture has more to say
+        head, kv_heads = getattr(config, "head_dim", None), config.num_key_value_heads
     found = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": getattr(config, "head_dim", None),
-        "attention.value_length": getattr(config, "head_dim", None),
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
         "attention.layer_norm_rms_epsilon": _first(config, "rms_norm_eps"),
         "attention.layer_norm_epsilon": _first(config, "layer_norm_eps", "norm_epsilon"),
         "rope.freq_base": float(rope["rope_theta"]),

@@ -184,4 +184,6 @@ CHOSEN = (
     "hunyuan-dense",
     "qwen3.5",
     "qwen3.5-moe-fused",
+    "gemma4-e2b",
+    "gemma4-26b",
 )

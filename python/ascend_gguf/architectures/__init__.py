@@ -8,6 +8,7 @@ from ascend_gguf.architectures import (
     deepseek,
     delta_net,
     gemma,
+    gemma4,
     glm,
     gpt_oss,
     granite,
@@ -43,6 +44,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         llama,
         qwen,
         gemma,
+        gemma4,
         granite,
         post_norm,
         cohere,
@@ -59,11 +61,11 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
 
 #: Architectures that are known but not supported: why, on "cpu" and "npu".
 REFUSED = {
-    "qwen3next": {
-        "cpu": "the engine merges projections of this model that a file holds apart, in types of "
-        "their own",
-        "npu": "the engine's kernels for linear attention on Ascend are not in the simulation",
-    },
+    "qwen3next": dict.fromkeys(
+        ("cpu", "npu"),
+        "the engine merges projections of this model that a file holds apart, in types of their "
+        "own",
+    ),
 }
 
 

@@ -64,7 +64,8 @@ class Rename:
             dimension.  Several names split the tensor's rows, equally or as :attr:`rows` says.
         optional: the file may lack it.
         unless: the tensor may be missing if the one of this ``gguf`` name is there.
-        kind: the kind of layer that has it, a word of :mod:`dimensions`; every layer by default.
+        kind: the kind of layer that has it, words of :mod:`dimensions`; every layer by default.
+            Of a tensor of no layer, the kind of model.
         rows: for several names, the dimensions of their rows.
         undo: undoes what conversion did to the tensor.
         beside: the ``gguf`` names of other tensors that ``undo`` takes, decoded.
@@ -314,7 +315,7 @@ class Architecture:
                 hint="Serve the original model in Hugging Face format.",
             )
         if rule is None or not (
-            layer is None or (int(layer) < layers and is_kind(rule.kind, config, int(layer)))
+            int(layer or 0) < layers and is_kind(rule.kind, config, int(layer or 0))
         ):
             raise GGUFError(
                 "the model has no such tensor",
@@ -350,7 +351,8 @@ class Architecture:
     def _rules(self, config: Any) -> Iterator[Rename]:
         for rule in self.tensors:
             if "{layer}" not in rule.gguf:
-                yield rule
+                if is_kind(rule.kind, config, 0):
+                    yield rule
                 continue
             for layer in range(config.num_hidden_layers):
                 if is_kind(rule.kind, config, layer):

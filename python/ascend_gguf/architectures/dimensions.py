@@ -62,6 +62,14 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "linear_heads": lambda c: c.linear_num_value_heads,
     "linear_head": lambda c: c.linear_value_head_dim,
     "conv": lambda c: c.linear_conv_kernel_dim,
+    "layers": lambda c: c.num_hidden_layers,
+    # Of layers with a window, where these have other heads.
+    "swa_head": lambda c: c.swa_head_dim,
+    "swa_q": lambda c: c.num_attention_heads * c.swa_head_dim,
+    "swa_kv": lambda c: c.swa_num_key_value_heads * c.swa_head_dim,
+    # Of what each layer adds for a token, beside the embedding.
+    "per_layer": lambda c: c.hidden_size_per_layer_input,
+    "per_layer_vocab": lambda c: c.vocab_size_per_layer_input,
 }
 
 
@@ -84,20 +92,35 @@ def is_sparse(config: Any, layer: int) -> bool:
     return layer >= start and (layer + 1) % first(config, "moe_layer_interval", default=1) == 0
 
 
+def _shares_kv(config: Any, layer: int) -> bool:
+    """True for a block that attends to the keys and values of one before it."""
+    return layer >= config.num_hidden_layers - first(config, "num_kv_shared_layers", default=0)
+
+
+def _is_wide(config: Any, layer: int) -> bool:
+    return bool(first(config, "use_double_wide_mlp")) and _shares_kv(config, layer)
+
+
 def _has_type(*types: str) -> Callable[[Any, int], bool]:
     return lambda config, layer: config.layer_types[layer] in types
 
 
 #: Kind of layer in the tables -> whether a layer of a model is of it.
 _KINDS: dict[str, Callable[[Any, int], bool]] = {
-    "": lambda config, layer: True,
     "dense": lambda config, layer: not is_sparse(config, layer),
     "sparse": is_sparse,
     "linear": _has_type("linear_attention"),
     "full": _has_type("full_attention"),
+    "sliding": _has_type("sliding_attention"),
+    "own_kv": lambda config, layer: not _shares_kv(config, layer),
+    "shared_kv": _shares_kv,
+    "own_v": lambda config, layer: not config.attention_k_eq_v,
+    "wide": _is_wide,
+    "narrow": lambda config, layer: not _is_wide(config, layer),
+    "per_layer": lambda config, layer: bool(config.hidden_size_per_layer_input),
 }
 
 
 def is_kind(kind: str, config: Any, layer: int) -> bool:
-    """True if a layer is of a kind of ``_KINDS``; every layer is of the kind ``""``."""
-    return _KINDS[kind](config, layer)
+    """True if a layer is of all kinds that are named, words of ``_KINDS``."""
+    return all(_KINDS[word](config, layer) for word in kind.split())

@@ -75,13 +75,13 @@ _DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
     "embedding_length_out": lambda file, sizes: (0, sizes["hidden_size"]),
     "attention.key_length": lambda file, sizes: (_head(sizes),),
     "attention.value_length": lambda file, sizes: (_head(sizes),),
-    "attention.key_length_swa": lambda file, sizes: (_head(sizes),),
-    "attention.value_length_swa": lambda file, sizes: (_head(sizes),),
+    "attention.key_length_swa": lambda file, sizes: (_swa_head(sizes),),
+    "attention.value_length_swa": lambda file, sizes: (_swa_head(sizes),),
     "attention.scale": lambda file, sizes: (0, _head(sizes) ** -0.5),
     "attention.sliding_window": lambda file, sizes: (0,),
     "rope.dimension_count": lambda file, sizes: (_head(sizes),),
     "rope.dimension_count_swa": lambda file, sizes: (
-        number(file, "rope.dimension_count") or _head(sizes),
+        sizes.get("swa_head_dim") or number(file, "rope.dimension_count") or _head(sizes),
     ),
     "rope.freq_base_swa": lambda file, sizes: (number(file, "rope.freq_base", float) or 10000.0,),
 }
@@ -149,3 +149,7 @@ def _is_number(value: Any) -> bool:
 def _head(attributes: Mapping[str, Any]) -> int:
     found = attributes.get("head_dim")
     return found or attributes["hidden_size"] // attributes["num_attention_heads"]
+
+
+def _swa_head(attributes: Mapping[str, Any]) -> int:
+    return attributes.get("swa_head_dim") or _head(attributes)

@@ -43,7 +43,7 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         GGUFError: another type of scaling, or factors that are not Llama 3's.
     """
-    plain, scaling = _plain(file), _scaling(file)
+    plain, scaling = unscaled(file), scaling_of(file)
     if "rope_freqs.weight" not in file.tensors:
         return plain | scaling
     factors = _llama3(file, plain["rope_theta"])
@@ -59,7 +59,8 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return plain | scaling | factors
 
 
-def _plain(file: GGUFFile) -> dict[str, Any]:
+def unscaled(file: GGUFFile) -> dict[str, Any]:
+    """The base of the frequencies: 10,000 where the file does not say."""
     theta = number(file, "rope.freq_base", float)
     return {"rope_theta": 10000.0 if theta is None else theta, "rope_type": "default"}
 
@@ -82,7 +83,7 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
                 expected="tensors rope_factors_long.weight and rope_factors_short.weight",
             )
     else:
-        found = _plain(file) | partial_factor(file, attributes) | {"rope_type": "longrope"}
+        found = unscaled(file) | partial_factor(file, attributes) | {"rope_type": "longrope"}
         for kind in ("long", "short"):
             tensor = file.tensors[f"rope_factors_{kind}.weight"]
             found[f"{kind}_factor"] = tensor.dequantize().flatten().tolist()
@@ -122,7 +123,7 @@ def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, f
     return {"partial_rotary_factor": 1.0 if rotated is None else rotated / head}
 
 
-def _scaling(file: GGUFFile) -> dict[str, Any]:
+def scaling_of(file: GGUFFile) -> dict[str, Any]:
     """Linear or YaRN.  A factor without a type is linear; no factor, 0 or 1 is no scaling."""
     key = f"{file.architecture}.rope.scaling.type"
     scaling = file.metadata.get(key, "linear")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_process import EngineProcess
+from engine_process import EngineFailed, EngineProcess
 from hf_models import ONE_STAGE, TINY, Written, write_model
 from random_model import PROMPT
 from serving import CPU, NPU_ONE, cpu_environment, mean_error, typical_error
@@ -112,6 +112,13 @@ def test_on_the_simulated_npu(npu_engine, tiny_model, name):
 @pytest.mark.parametrize("name", SERVED)
 def test_served_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
     _serve(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if "npu" in TINY[name].refused])
+def test_refused_on_the_simulated_npu(npu_engine, tiny_model, name):
+    with pytest.raises(EngineFailed) as failure:
+        npu_engine.score(tiny_model(name).path, PROMPT, 1, **ANY_DTYPE)
+    assert TINY[name].refused["npu"] in failure.value.reason
 
 
 @pytest.mark.parametrize("name", _runs_on("npu"))

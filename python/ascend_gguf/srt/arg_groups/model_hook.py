@@ -23,6 +23,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
+from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ HEAD_MULTIPLE = 16
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
     """AROUND the engine's checks: let models attend by backends that it thinks cannot.
 
-    EXAONE 4 needs windows, which both have, the one for Ascend with
+    EXAONE 4 and Gemma 4 need windows, which both have, the one for Ascend with
     :mod:`ascend_gguf.srt.hardware_backend.npu.attention.ascend_backend`; gpt-oss needs sinks, which
     the one for the CPU has with :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     What they cannot do at all is kept from being asked of them.
@@ -49,13 +50,15 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     if is_npu() and (reason := _attends_by_torch(server_args)):
         _do_without_graphs(server_args, reason)
     _refuse_what_is_left_out(server_args, config)
+    _refuse_on_npu(server_args, config)
     _refuse_routing(server_args, config)
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
+    _keep_one_cache(server_args, config)
     kind = getattr(config, "model_type", None)
     if kind == "exaone4":
         hidden, value = "sliding_window_pattern", None
-    elif kind == "gpt_oss" and is_cpu():
+    elif kind in ("gpt_oss", "gemma4_text") and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
     else:
         return original(server_args)
@@ -82,6 +85,17 @@ def _keep_within_chunk(server_args: Any, config: Any) -> None:
     )
     model_config.context_len = chunk
     declare_resolution(server_args, _SOURCE, context_length=chunk)
+
+
+def _keep_one_cache(server_args: Any, config: Any) -> None:
+    """Layers with a window and those without have one cache, in parts of their sizes.
+
+    The engine has two for these, and neither backend reads the one of layers with a window as it
+    is written.  See :mod:`ascend_gguf.srt.model_executor.layer_sizes`.
+    """
+    if has_layer_sizes(config):
+        declare_resolution(server_args, _SOURCE, disable_hybrid_swa_memory=True)
+        model_config_of(server_args).is_hybrid_swa = False
 
 
 def _keep_state_in_dtype(server_args: Any) -> None:
@@ -124,6 +138,23 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
             "SGLang checks drafted tokens on Ascend without the windows and caps of this model",
             file=file,
             hint=hint,
+        )
+
+
+#: What is not served on an NPU, by ``model_type``.
+_NOT_ON_NPU = {
+    "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
+    "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
+}
+
+
+def _refuse_on_npu(server_args: Any, config: Any) -> None:
+    """Raises GGUFError for a model that is right on the CPU alone."""
+    if is_npu() and config.model_type in _NOT_ON_NPU:
+        raise GGUFError(
+            f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
+            file=resolving_view(server_args).model_path,
+            hint="On the CPU it is served.",
         )
 
 

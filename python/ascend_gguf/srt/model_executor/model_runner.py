@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,10 @@ from ascend_gguf.cpu.sampling import finite_rows
 from ascend_gguf.memory.lazy_zeros import LazyZeros
 from ascend_gguf.srt.device import serves_gguf
 from ascend_gguf.srt.model_executor.cpu_graph_runner import GGUFGraphRunner
+from ascend_gguf.srt.model_executor.layer_sizes import (
+    give_layers_their_sizes,
+    has_layer_sizes,
+)
 from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
 from ascend_gguf.srt.overrides import override
 
@@ -76,10 +81,11 @@ def alloc_memory_pool(
     The engine gives the cache most of a machine's memory, and on the CPU writes zeros into all of
     it before the first request: a second for each gigabyte.
     """
-    if self.device != "cpu":
-        return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
-    with LazyZeros():
-        return original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
+    with LazyZeros() if self.device == "cpu" else nullcontext():
+        original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
+        config = self.model_config.hf_config
+        if has_layer_sizes(config):
+            give_layers_their_sizes(self.token_to_kv_pool, config)
 
 
 def sample(

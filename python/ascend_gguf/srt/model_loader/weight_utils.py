@@ -50,6 +50,8 @@ def gguf_quant_weights_iterator(
         GGUFError: the file is damaged, or a tensor cannot be split as its names ask.
     """
     tensors = open_gguf(gguf_file).tensors
+    # A scale that the model takes by itself multiplies no weight.
+    factors = {name: t for name, t in tensors.items() if name not in gguf_to_hf_name_map}
     placed = [
         (tensor, placement)
         for tensor in tensors.values()
@@ -58,8 +60,8 @@ def gguf_quant_weights_iterator(
     for tensor, placement in placed:
         _check_names(tensor, placement)
     for tensor, placement in placed:
-        data = _data(tensor, placement, tensors)
-        scales = None if placement.beside else _scales(tensor, tensors)
+        data = _data(tensor, placement, tensors, factors)
+        scales = None if placement.beside else _scales(tensor, factors)
         count = len(placement.names)
         for i, (name, part) in enumerate(
             zip(_names(tensor, placement), _parts(tensor, placement, data), strict=True)
@@ -68,9 +70,9 @@ def gguf_quant_weights_iterator(
             yield name, _weight(part, tensor, placement, factor)
 
 
-def _scales(tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]) -> torch.Tensor | None:
+def _scales(tensor: GGUFTensor, factors: Mapping[str, GGUFTensor]) -> torch.Tensor | None:
     """What a weight is multiplied with: float32 ``[1]``, or ``[experts]``; None if with nothing."""
-    scale = tensors.get(scale_name(tensor.name)) if tensor.name.endswith(".weight") else None
+    scale = factors.get(scale_name(tensor.name)) if tensor.name.endswith(".weight") else None
     return None if scale is None else scale.dequantize().flatten()
 
 
@@ -126,7 +128,10 @@ def _names(tensor: GGUFTensor, placement: Placement) -> Iterator[str]:
 
 
 def _data(
-    tensor: GGUFTensor, placement: Placement, tensors: Mapping[str, GGUFTensor]
+    tensor: GGUFTensor,
+    placement: Placement,
+    tensors: Mapping[str, GGUFTensor],
+    factors: Mapping[str, GGUFTensor],
 ) -> torch.Tensor:
     """The whole tensor as the model knows it, blocks or floats, with conversion to GGUF undone."""
 
@@ -152,15 +157,15 @@ def _data(
         return placement.undo(data)
     others = (tensors[name] for name in placement.beside)
     return placement.undo(
-        _multiplied(data, tensor, tensors),
-        *(_multiplied(stored(other), other, tensors) for other in others),
+        _multiplied(data, tensor, factors),
+        *(_multiplied(stored(other), other, factors) for other in others),
     )
 
 
 def _multiplied(
-    data: torch.Tensor, tensor: GGUFTensor, tensors: Mapping[str, GGUFTensor]
+    data: torch.Tensor, tensor: GGUFTensor, factors: Mapping[str, GGUFTensor]
 ) -> torch.Tensor:
-    scales = _scales(tensor, tensors)
+    scales = _scales(tensor, factors)
     return data if scales is None else data * scales.view(-1, *[1] * (data.dim() - 1))
 
 

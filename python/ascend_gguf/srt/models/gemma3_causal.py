@@ -24,6 +24,13 @@ class ScaledEmbedding(VocabParallelEmbedding):
         return super().forward(input_) * self.embed_scale
 
 
+def shared_by_ranks(whole: Any) -> ScaledEmbedding:
+    """What takes the place of one of the engine's, which every rank has whole."""
+    shared = ScaledEmbedding(whole.num_embeddings, whole.embedding_dim)
+    shared.embed_scale = whole.embed_scale
+    return shared
+
+
 def repair_embedding(model: Any, config: Any) -> None:
     """``Gemma3ForCausalLM``: an embedding that ranks share, and the output matrix of the file.
 
@@ -31,9 +38,7 @@ def repair_embedding(model: Any, config: Any) -> None:
     even where the file has an output matrix, and its loader leaves out one of plain numbers.
     """
     whole = model.model.embed_tokens
-    shared = ScaledEmbedding(whole.num_embeddings, whole.embedding_dim)
-    shared.embed_scale = whole.embed_scale
-    model.model.embed_tokens = shared
+    model.model.embed_tokens = shared = shared_by_ranks(whole)
     if model.lm_head is whole:
         model.lm_head = shared
         return

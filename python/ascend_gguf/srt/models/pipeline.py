@@ -11,8 +11,9 @@ from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
-# They accept hidden states from the stage before, and do nothing with them.
-_ONE_STAGE = ("Llama4ForCausalLM",)
+# The first accepts hidden states from the stage before, and does nothing with them.  Layers of the
+# second attend to keys of layers that another stage may have.
+_ONE_STAGE = ("Llama4ForCausalLM", "Gemma4ForCausalLM")
 
 
 def model_class_of(model_config: ModelConfig) -> type[nn.Module]:

@@ -7,3 +7,6 @@ imports, and raises with its full name when it is called.
 from npu_sim.boot.missing import missing_in
 
 missing_in(__name__)
+
+# Operators of torch.ops.npu, which the package registers when it is imported.
+from sgl_kernel_npu.fla import delta_rule  # noqa: E402, F401

@@ -75,3 +75,41 @@ def split_qkv_rmsnorm_rope(
         k_bias,
         is_neox_style,
     )
+
+
+@device_kernel(
+    "split_gate",
+    "(Tensor qkv, int q_size, int kv_size, int head_dim) -> (Tensor, Tensor)",
+)
+def _split_gate(qkv, q_size, kv_size, head_dim):
+    q, rest = qkv.split([2 * q_size, 2 * kv_size], -1)
+    q, gate = q.reshape(len(q), -1, 2, head_dim).unbind(2)
+    return torch.cat((q.flatten(1), rest), -1), gate.reshape(len(q), -1)
+
+
+@device_kernel("plus_one", "(Tensor weight) -> Tensor")
+def _plus_one(weight):
+    return weight.float() + 1
+
+
+def split_qkvgate_gemma_rmsnorm_rope(
+    input,
+    sin,
+    cos,
+    q_hidden_size,
+    kv_hidden_size,
+    head_dim,
+    rope_dim,
+    *,
+    eps,
+    q_weight,
+    k_weight,
+):
+    """The same of a projection that has a gate beside each query, with Gemma's norm."""
+    qkv, gate = _split_gate(input, q_hidden_size, kv_hidden_size, head_dim)
+    if sin.shape[-1] != rope_dim:
+        raise ValueError(f"{sin.shape[-1]} sines to turn {rope_dim} numbers")
+    weights = _plus_one(q_weight), _plus_one(k_weight)
+    sizes = q_hidden_size, kv_hidden_size, head_dim
+    q, k, v = _kernel(qkv, sin, cos, *sizes, eps, *weights, None, None, True)
+    return q, k, v, gate

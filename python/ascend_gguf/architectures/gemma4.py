@@ -1,0 +1,262 @@
+"""Gemma 4: heads of one size with a window and of another without, and layers that share keys.
+
+The configuration is in the engine's terms: ``head_dim`` and ``num_key_value_heads`` are of layers
+that attend to everything, ``swa_head_dim`` and ``swa_num_key_value_heads`` of those with a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import (
+    Architecture,
+    Rename,
+    count,
+    length,
+    per_layer,
+    scale,
+)
+from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import (
+    FIELDS,
+    HEAD_SIZE,
+    PATTERN,
+    REQUIRED,
+    SOFTMAX_ROUTER,
+    TIED_FRAME,
+)
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_BY_LAYER = frozenset({"attention.head_count_kv", "feed_forward_length"})
+_PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
+
+#: What a frequency is divided by to stand still: anything as large.
+_STILL = 1e20
+
+
+def _refused(file: GGUFFile, problem: str, key: str, found: Any, expected: str) -> GGUFError:
+    key = f"{file.architecture}.{key}"
+    return GGUFError(
+        problem, file=file.path, key=key, found=found, expected=expected, hint=CONVERT_AGAIN
+    )
+
+
+def _of_layers(file: GGUFFile, key: str, layers: int) -> list[int]:
+    """A key's value for each layer."""
+    value = file.arch_field(key)
+    values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
+    if len(values) != layers or not all(type(v) is int and v > 0 for v in values):
+        expected = f"a whole number of at least 1 for each of {layers} layers"
+        raise _refused(file, "invalid values", key, f"{values!s:.80}", expected)
+    return values
+
+
+def _attention(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads by the type of layer, and which layers have keys and values of their own."""
+    types, layers = attributes["layer_types"], attributes["num_hidden_layers"]
+    shared = attributes["num_kv_shared_layers"]
+    if types[-1] != _FULL or not set(types[layers - shared :]) <= set(types[: layers - shared]):
+        raise _refused(
+            file,
+            "the layers cannot attend so",
+            "attention.sliding_window_pattern",
+            f"{types.count(_SLIDING)} of {layers} layers with a window, {shared} that share keys",
+            "none in the last layer, and each layer that shares keys behind another of its type",
+        )
+    heads = {}
+    per_layer_heads = _of_layers(file, "attention.head_count_kv", layers)
+    for kind in (_FULL, _SLIDING):
+        found = {n for n, type_ in zip(per_layer_heads, types, strict=True) if type_ == kind}
+        if len(found) > 1 or any(attributes["num_attention_heads"] % n for n in found):
+            expected = f"one number for all layers of {kind}, of which the heads are a multiple"
+            key = "attention.head_count_kv"
+            raise _refused(file, "the heads cannot be shared so", key, sorted(found), expected)
+        heads[kind] = found.pop() if found else heads[_FULL]
+    head = attributes["head_dim"]
+    swa_head = attributes.get("swa_head_dim", head)
+    full = [layer for layer in range(layers - shared) if types[layer] == _FULL]
+    has_v = [{f"blk.{n}.attn_{part}.weight" for part in ("v", "qkv")} for n in full]
+    return {
+        "num_key_value_heads": heads[_FULL],
+        "swa_num_key_value_heads": heads[_SLIDING],
+        "swa_head_dim": swa_head,
+        "v_head_dim": head,
+        "swa_v_head_dim": swa_head,
+        "attention_k_eq_v": not any(names & file.tensors.keys() for names in has_v),
+        # Not transformers' terms for the same.
+        "per_layer_config": None,
+    }
+
+
+def _feed_forward(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The width of all layers, or twice as much in those that share keys."""
+    layers = attributes["num_hidden_layers"]
+    own = layers - attributes["num_kv_shared_layers"]
+    widths = _of_layers(file, "feed_forward_length", layers)
+    wide = widths == [widths[0]] * own + [2 * widths[0]] * (layers - own) and own < layers
+    if not wide and widths != [widths[0]] * layers:
+        expected = f"{widths[0]} for all layers, or twice that for those that share keys"
+        found = f"{widths!s:.80}"
+        raise _refused(file, "the widths differ", "feed_forward_length", found, expected)
+    return {"intermediate_size": widths[0], "use_double_wide_mlp": wide}
+
+
+def _embeddings(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of the embedding of what each layer adds, and whether there are experts."""
+    experts = {"enable_moe_block": "num_experts" in attributes}
+    embedding = file.tensors.get(_PER_LAYER_EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        return experts
+    return experts | {"vocab_size_per_layer_input": embedding.shape[0]}
+
+
+def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain with a window; without one, of the first frequencies alone, by the file's factors."""
+    if scaling := rope.scaling_of(file):
+        key = "rope.scaling.factor"
+        raise _refused(file, "Gemma 4 scales no frequencies", key, scaling["factor"], "none")
+    full = rope.unscaled(file)
+    theta = number(file, "rope.freq_base_swa", float)
+    sliding = full | ({} if theta is None else {"rope_theta": theta})
+    full |= {"rope_type": "proportional", "partial_rotary_factor": 1.0}
+    tensor = file.tensors.get("rope_freqs.weight")
+    if tensor is not None:
+        factors = tensor.dequantize().flatten()
+        turned = int((factors == 1).sum())
+        if 2 * len(factors) != attributes["head_dim"] or not (
+            (factors[:turned] == 1).all() and (factors[turned:] >= _STILL).all()
+        ):
+            raise GGUFError(
+                "the factors of the rotary embedding are not Gemma 4's",
+                file=tensor.file,
+                tensor=tensor.name,
+                found=f"{len(factors)} factors from {factors.min():g} to {factors.max():g}",
+                expected=f"{attributes['head_dim'] // 2}: ones, then {_STILL:g} or more",
+                hint=CONVERT_AGAIN,
+            )
+        full["partial_rotary_factor"] = turned / len(factors)
+    return {_SLIDING: sliding, _FULL: full}
+
+
+def _projections(kind: str, prefix: str) -> Iterator[Rename]:
+    """Attention of layers of a kind, in words with a prefix."""
+    q, kv, head = (f"{prefix}{word}" for word in ("q", "kv", "head"))
+    own, names = f"{kind} own_kv", [f"self_attn.{part}_proj.weight" for part in "qkv"]
+    fused = "attn_qkv.weight"
+    yield per_layer("attn_q.weight", f"{q} hidden", names[0], unless=fused, kind=kind)
+    yield per_layer("attn_k.weight", f"{kv} hidden", names[1], unless=fused, kind=own)
+    own_v = f"{own} own_v" if kind == "full" else own
+    yield per_layer("attn_v.weight", f"{kv} hidden", names[2], unless=fused, kind=own_v)
+    yield per_layer(
+        fused,
+        f"{q}+2*{kv} hidden",
+        *names,
+        rows=f"{q} {kv} {kv}",
+        optional=True,
+        kind=own_v,
+    )
+    yield per_layer("attn_output.weight", f"hidden {q}", "self_attn.o_proj.weight", kind=kind)
+    yield per_layer("attn_q_norm.weight", head, "self_attn.q_norm.weight", kind=kind)
+    yield per_layer("attn_k_norm.weight", head, "self_attn.k_norm.weight", kind=own)
+    for part, shape in (("k", f"{kv} hidden"), ("v", f"{kv} hidden"), ("k_norm", head)):
+        # Some files have them, and nothing takes them.
+        name = f"blk.{{layer}}.attn_{part}.weight"
+        yield Rename(name, shape, (), optional=True, kind=f"{kind} shared_kv")
+
+
+def _mlp(kind: str, width: str) -> Iterator[Rename]:
+    for part in ("gate", "up"):
+        name = f"mlp.{part}_proj.weight"
+        yield per_layer(f"ffn_{part}.weight", f"{width} hidden", name, kind=kind)
+    yield per_layer("ffn_down.weight", f"hidden {width}", "mlp.down_proj.weight", kind=kind)
+
+
+_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_EXPERT_NORMS = {
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
+
+
+def _experts() -> Iterator[Rename]:
+    """Beside the feed-forward network; what each gives is scaled by the scale of its matrix."""
+    gate, up, down = (f"experts.{{expert}}.{part}_proj.weight" for part in ("gate", "up", "down"))
+    fused, shape = "ffn_gate_up_exps.weight", "experts expert_ffn hidden"
+    yield per_layer("ffn_gate_inp.weight", "experts hidden", "router.proj.weight", kind="sparse")
+    yield per_layer("ffn_gate_inp.scale", "hidden", "router.scale", kind="sparse")
+    yield per_layer("ffn_gate_exps.weight", shape, gate, unless=fused, kind="sparse")
+    yield per_layer("ffn_up_exps.weight", shape, up, unless=fused, kind="sparse")
+    both = "experts 2*expert_ffn hidden"
+    yield per_layer(fused, both, gate, up, optional=True, kind="sparse")
+    yield per_layer("ffn_down_exps.weight", "experts hidden expert_ffn", down, kind="sparse")
+    for gguf, hf in _EXPERT_NORMS.items():
+        yield per_layer(f"{gguf}.weight", "hidden", f"{hf}.weight", kind="sparse")
+
+
+def _per_layer_inputs() -> Iterator[Rename]:
+    """What each layer adds for a token, of an embedding of its own."""
+    kind, model = "per_layer", "model."
+    table, projection = "per_layer_vocab layers*per_layer", "layers*per_layer hidden"
+    yield Rename(_PER_LAYER_EMBEDDING, table, f"{model}embed_tokens_per_layer.weight", kind=kind)
+    name = f"{model}per_layer_model_projection.weight"
+    yield Rename("per_layer_model_proj.weight", projection, name, kind=kind)
+    name = f"{model}per_layer_projection_norm.weight"
+    yield Rename("per_layer_proj_norm.weight", "per_layer", name, kind=kind)
+    name = "per_layer_input_gate.weight"
+    yield per_layer("inp_gate.weight", "per_layer hidden", name, kind=kind)
+    yield per_layer("proj.weight", "hidden per_layer", "per_layer_projection.weight", kind=kind)
+    yield per_layer("post_norm.weight", "hidden", "post_per_layer_input_norm.weight", kind=kind)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="gemma4",
+        model_type="gemma4_text",
+        fields={key: value for key, value in FIELDS.items() if key not in _BY_LAYER}
+        | HEAD_SIZE
+        | {
+            "attention.sliding_window": "sliding_window",
+            "attention.key_length_swa": length("swa_head_dim"),
+            "attention.shared_kv_layers": count("num_kv_shared_layers"),
+            "embedding_length_per_layer_input": count("hidden_size_per_layer_input"),
+            "final_logit_softcapping": scale("final_logit_softcapping"),
+            "expert_count": length("num_experts"),
+            "expert_used_count": length("top_k_experts"),
+            "expert_feed_forward_length": length("moe_intermediate_size"),
+        },
+        required=REQUIRED - _BY_LAYER | {"attention.sliding_window"},
+        defaults={
+            "final_logit_softcapping": None,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+        },
+        reads=PATTERN | _BY_LAYER | {"rope.freq_base_swa"},
+        fixed=SOFTMAX_ROUTER | {"hidden_activation": ("gelu_pytorch_tanh",)},
+        tensors=(
+            *TIED_FRAME,
+            *(per_layer(f"{k}.weight", "hidden", f"{v}.weight") for k, v in _NORMS.items()),
+            per_layer("layer_output_scale.weight", "1", "layer_scalar", optional=True),
+            *_projections("full", ""),
+            *_projections("sliding", "swa_"),
+            *_mlp("narrow", "ffn"),
+            *_mlp("wide", "2*ffn"),
+            *_experts(),
+            *_per_layer_inputs(),
+        ),
+        rope=_rope,
+        derived=(sliding_unless(6), _attention, _feed_forward, _embeddings),
+    ),
+)

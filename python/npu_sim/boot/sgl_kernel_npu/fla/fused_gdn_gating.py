@@ -1,0 +1,15 @@
+import torch
+
+from npu_sim.boot.kernels import device_kernel
+from npu_sim.boot.missing import missing_in
+
+missing_in(__name__)
+
+
+@device_kernel(
+    "fused_gdn_gating", "(Tensor A_log, Tensor a, Tensor b, Tensor dt_bias) -> (Tensor, Tensor)"
+)
+def fused_gdn_gating_npu(A_log, a, b, dt_bias):
+    """The logarithm of the decay and the rate of each token and head, float32."""
+    g = -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
+    return g, b.float().sigmoid()
