@@ -8,7 +8,9 @@ PORT   ?= 30000
 # For pip: a requirement and an extra index for the CPU build of torch (see python/make/setup_env.py).
 TORCH       ?=
 TORCH_INDEX ?=
-export TORCH TORCH_INDEX
+# The release of SGLang: 0.5.20 to 0.5.23, the last by default.
+ENGINE      ?=
+export TORCH TORCH_INDEX ENGINE
 
 with_python = @for python in $(PYTHON); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
@@ -21,10 +23,10 @@ in_env = @exec .venv/bin/python $(1)
 # Empty where the SGLang environment that is active is used: on a real NPU.
 own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 
-.PHONY: help setup check demo serve eval test peers fuzz bench wheel
+.PHONY: help setup check demo serve eval test peers fuzz fingerprints bench wheel
 
 help:
-	@echo "make setup    a Python environment for the CPU in .venv"
+	@echo "make setup    a Python environment for the CPU in .venv           [ENGINE=0.5.22]"
 	@echo "make check    lint, types and the library's tests                 [ARGS='-k name ...']"
 	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
 	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
@@ -35,6 +37,8 @@ help:
 	@echo "make peers    compare files of llama.cpp's converter with transformers [ARGS='-k name ...']"
 	@echo "make fuzz     corrupted files: each must load or be refused in one line"
 	@echo "              [SECONDS=60] [SEED=1] [FILES=1000] [JOBS=2] [FOLDER=build/fuzz], or AGAIN=file.gguf"
+	@echo "make fingerprints  what a release of SGLang changes of what is patched"
+	@echo "              [VERSION=0.5.24] [FOLDER=path/to/sglang/srt] [WRITE=1]"
 	@echo "make bench    the benchmarks of benchmark/                        [ARGS=...]"
 	@echo "make wheel    wheel and source distribution in dist/, and a model served with the wheel"
 
@@ -68,6 +72,10 @@ fuzz: setup
 peers: export ALL_PEERS := 1
 peers: setup
 	$(call in_env,-m pytest test/peers -q $(ARGS))
+
+fingerprints: setup
+	@SGLANG_USE_CPU_ENGINE=1 exec .venv/bin/python -W ignore python/make/fingerprints.py \
+		$(VERSION) $(if $(FOLDER),--folder '$(FOLDER)') $(if $(filter-out 0,$(WRITE)),--write)
 
 bench: setup
 	@test -f benchmark/run.py || { echo "make bench: benchmark/run.py is not there yet" >&2; exit 1; }

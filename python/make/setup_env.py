@@ -5,7 +5,8 @@ The environment is rebuilt if the interpreter or the checkout has moved, updated
 packages change, completed if an earlier run failed, and rebuilt if one was killed.
 
 Variables: ``TORCH`` is the requirement for torch, ``TORCH_INDEX`` the index to use for it if the
-configured ones have no CPU build.  pip's variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
+configured ones have no CPU build, ``ENGINE`` the release of SGLang (:data:`ENGINES`).  pip's
+variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ PTH_NAME = "zz_ascend_gguf_standins.pth"
 DEFAULT_TORCH = "torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0"
 DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
+_TRANSFORMERS_5_12 = (
+    *("transformers==5.12.1", "tokenizers==0.22.2", "huggingface_hub==1.33.0"),
+    *("httpx==0.28.1", "httpcore==1.0.9"),
+)
+#: The tested releases of SGLang, and what each is installed with in place of the pinned packages.
+ENGINES: dict[str, tuple[str, ...]] = {
+    "0.5.20": _TRANSFORMERS_5_12,
+    "0.5.21": _TRANSFORMERS_5_12,
+    "0.5.22": (),
+    "0.5.23": (),
+}
+
 #: What a server imports before it reads a model: shows that nothing is missing.
 IMPORT_CHECK = "import gguf, llvmlite, openai, torch, sglang.srt.server_args, ascend_gguf"
 
@@ -53,7 +66,7 @@ def place() -> dict[str, str]:
 
 def contents() -> str:
     """A digest of everything that determines what is installed."""
-    digest = hashlib.sha256(torch_requirement().encode())
+    digest = hashlib.sha256(" ".join([torch_requirement(), *engine_requirements()]).encode())
     for path in (REQUIREMENTS, CHECKOUT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -61,6 +74,16 @@ def contents() -> str:
 
 def torch_requirement() -> str:
     return os.environ.get("TORCH") or DEFAULT_TORCH
+
+
+def engine_requirements() -> list[str]:
+    """Packages that replace pinned ones for the engine that ``ENGINE`` names."""
+    engine = os.environ.get("ENGINE")
+    if not engine:
+        return []
+    if engine not in ENGINES:
+        raise SetupError(f"ENGINE={engine}: expected one of {', '.join(ENGINES)}")
+    return [f"sglang=={engine}", *ENGINES[engine]]
 
 
 def _read_stamp() -> dict:
@@ -156,6 +179,8 @@ def _install_packages() -> None:
     _install_torch()
     _step("installing SGLang and what it imports")
     _pip("-r", REQUIREMENTS, failure="pip could not install the pinned packages")
+    if engine := engine_requirements():
+        _pip(*engine, failure=f"pip could not install {engine[0]}")
     _step("installing ascend-gguf from this checkout")
     _pip("--no-build-isolation", "-e", CHECKOUT, failure="pip could not install this checkout")
     (site_packages,) = ENVIRONMENT.glob("lib/python*/site-packages")

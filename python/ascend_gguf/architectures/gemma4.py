@@ -70,7 +70,7 @@ def _attention(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
             f"{types.count(_SLIDING)} of {layers} layers with a window, {shared} that share keys",
             "none in the last layer, and each layer that shares keys behind another of its type",
         )
-    heads = {}
+    heads: dict[str, int] = {}
     per_layer_heads = _of_layers(file, "attention.head_count_kv", layers)
     for kind in (_FULL, _SLIDING):
         found = {n for n, type_ in zip(per_layer_heads, types, strict=True) if type_ == kind}

@@ -15,6 +15,8 @@ from typing import Any
 
 from sglang.srt.utils import is_npu
 
+from ascend_gguf.srt import fingerprints
+
 _PATCH = "ascend_gguf.srt"
 _ENGINE = "sglang.srt"
 
@@ -54,7 +56,7 @@ OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
     *(
         ("managers.scheduler", f"Scheduler.{name}", None)
         for name in (
-            "_create_generation_req",
+            "_add_request_to_queue",
             "init_batch_result_processor",
             "init_profiler",
             "init_request_dispatcher",
@@ -163,12 +165,17 @@ def seeing(function: Callable, **ours: Callable) -> Callable:
 def rows() -> Iterator[tuple[str, Callable, Callable]]:
     """Each row of the tables: class and method, the engine's function and ours.
 
+    Functions that some known release does not have are left out where they are missing.
+
     Raises:
         ImportError, AttributeError: one of them is not there.
     """
     for module, target, name in OVERRIDES + (NPU_OVERRIDES if is_npu() else ()):
         cls, _, method = target.partition(".")
-        engine = getattr(getattr(import_module(f"{_ENGINE}.{module}"), cls), method)
+        engine_class = getattr(import_module(f"{_ENGINE}.{module}"), cls)
+        if not hasattr(engine_class, method) and fingerprints.may_lack((module, target)):
+            continue
+        engine = getattr(engine_class, method)
         yield target, engine, getattr(import_module(f"{_PATCH}.{module}"), name or method)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 logger = logging.getLogger(__name__)
 
-#: Releases of the engine that the tests run against.
-ENGINE_VERSIONS = ("0.5.23",)
+#: Set to 1: an engine whose functions are not known is patched all the same.
+ALLOW_UNKNOWN = "ASCEND_GGUF_ALLOW_UNKNOWN_ENGINE"
+# Why the main process refuses GGUF, for the processes that it starts.
+REFUSED = "ASCEND_GGUFREFUSED"
 
 #: What gloo raises in the ranks beside one that has ended.
 _PEER_GONE = re.compile(r"gloo.*Connection (closed|reset) by peer")
@@ -63,32 +66,65 @@ SERVER_HOOKS: tuple[tuple[str, str, str | None], ...] = (
 
 def register() -> None:
     """Register the hooks, all or none.  The engine calls this in each of its processes."""
-    import sglang
-
-    from ascend_gguf import __version__
-
-    versions = " or ".join(ENGINE_VERSIONS)
-    if sglang.__version__ not in ENGINE_VERSIONS:
-        _refuse(
-            f"ascend-gguf {__version__} patches SGLang {versions}, and this is SGLang "
-            f"{sglang.__version__}: GGUF models are refused. Install a matching pair of versions, "
-            f"or uninstall ascend-gguf to use the engine's own GGUF support."
-        )
-        return
     try:
-        hooks = checked_hooks()
-        import_module(f"{_PATCH}.layers.attention.torch_native_backend").register()
+        reason = os.environ.get(REFUSED) or _unknown_engine()
+        if not reason:
+            hooks = checked_hooks()
+            import_module(f"{_PATCH}.layers.attention.torch_native_backend").register()
     except Exception as error:
         logger.debug("The patch cannot be applied", exc_info=error)
-        _refuse(
-            f"ascend-gguf {__version__} cannot be applied to this SGLang {sglang.__version__}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}. GGUF models are refused. "
-            f"Install both anew, or uninstall ascend-gguf to use the engine's own GGUF support."
+        reason = (
+            f"{_names()} do not go together: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. GGUF models are refused. Install both anew, or "
+            f"uninstall ascend-gguf to use the engine's own GGUF support."
         )
+    if reason:
+        _refuse(reason)
         return
     _report_gguf_errors_in_one_line()
     for target, hook in hooks:
         HookRegistry.register(target, hook, HookType.AROUND)
+
+
+def targets() -> list[tuple[str, str]]:
+    """Module and name of every function of the engine that is hooked or overridden."""
+    from ascend_gguf.srt.overrides import NPU_OVERRIDES, OVERRIDES
+
+    tables = HOOKS + NPU_HOOKS + SERVER_HOOKS + OVERRIDES + NPU_OVERRIDES
+    return list(dict.fromkeys((module, target) for module, target, _ in tables))
+
+
+def _unknown_engine() -> str | None:
+    """Why this engine is not patched: functions that are like no known release's."""
+    if multiprocessing.parent_process() is not None:
+        return None  # the main process has looked
+    from ascend_gguf.srt import fingerprints
+
+    changed = fingerprints.changed(targets())
+    if not changed:
+        return None
+    what = (
+        f"{_names()}: these functions of the engine differ from SGLang "
+        f"{', '.join(fingerprints.known())}, which ascend-gguf knows: {', '.join(changed)}."
+    )
+    if os.environ.get(ALLOW_UNKNOWN) == "1":
+        logger.warning(
+            "%s GGUF models are served all the same (%s=1): answers may be wrong.",
+            *(what, ALLOW_UNKNOWN),
+        )
+        return None
+    return (
+        f"{what} GGUF models are refused. Install one of these releases, or a newer ascend-gguf. "
+        f"{ALLOW_UNKNOWN}=1 serves them all the same, at your own risk."
+    )
+
+
+def _names() -> str:
+    import sglang
+
+    from ascend_gguf import __version__
+
+    return f"ascend-gguf {__version__} and SGLang {sglang.__version__}"
 
 
 def checked_hooks() -> list[tuple[str, Callable]]:
@@ -107,8 +143,8 @@ def checked_hooks() -> list[tuple[str, Callable]]:
         table += SERVER_HOOKS
     hooks = []
     for module, target, name in table:
-        hook = getattr(import_module(f"{_PATCH}.{module}"), name or target.rpartition(".")[2])
         found: Any = import_module(f"{_ENGINE}.{module}")
+        hook = getattr(import_module(f"{_PATCH}.{module}"), name or target.rpartition(".")[2])
         for part in target.split("."):
             found = getattr(found, part)
         _check_functions(target, found, hook)
@@ -140,6 +176,7 @@ def where_served(hook: Callable) -> Callable:
 def _refuse(reason: str) -> None:
     """Let this engine run everything but GGUF: half a patch would give wrong numbers."""
     logger.warning(reason)
+    os.environ[REFUSED] = reason
 
     def refuse(*args, **kwargs):
         raise RuntimeError(reason)

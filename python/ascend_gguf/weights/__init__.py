@@ -9,7 +9,7 @@ The way of a weight, in five hops::
     pending.py                         PendingWeight.copy_: keeps the piece; when all have come,
                                        layout.py allocates the first layout that can hold them
     load_stream.py                     a thread reads, decodes and converts each piece: Layout.put
-    srt/layers/parameter.py            finalize: the layout's tensors are the layer's parameters
+    srt/layers/parameter.py            materialize_gguf_weights: its tensors are parameters
 
 Without a packed layout the parameter is a plain tensor, and ``copy_`` decodes into it
 (``BlockTensor.dequantize_into``).  ``dense.py`` is the layout that holds every weight, and

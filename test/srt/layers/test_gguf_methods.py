@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gguf import GGMLQuantizationType
 from sglang.srt.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -20,6 +21,7 @@ from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 
+from ascend_gguf.srt.layers.quantization.gguf import ggml_dequantize_ascend
 from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.srt.layers.quantization.unquant import Float32LinearMethod, keep_float32
 from ascend_gguf.weights.pending import PendingWeight
@@ -259,3 +261,16 @@ def test_other_layers_stay_as_they_are(make):
     keep_float32(layer)
     assert getattr(layer, "quant_method", None) is method
     assert {name: (id(p), p.dtype) for name, p in layer.named_parameters()} == before
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_ggml_dequantize_ascend(type_name, dtype):
+    matrix = Matrix(type_name, 6, 512)
+    ggml_type = GGMLQuantizationType[type_name]
+    for blocks in (matrix.blocks, matrix.blocks.flatten(), matrix.blocks.view(2, 3, -1)):
+        weights = ggml_dequantize_ascend(blocks, ggml_type, 6, 512, dtype)
+        assert weights.dtype is dtype
+        assert torch.equal(weights, matrix.values.to(dtype))
+    with pytest.raises(ValueError, match="hold 3072 weights, not 7 x 512"):
+        ggml_dequantize_ascend(matrix.blocks, ggml_type, 7, 512, dtype)

@@ -9,7 +9,6 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 from sglang.srt.configs.model_config import AttentionArch, ModelConfig
-from sglang.srt.runtime_context import derive_attn_tp_size
 from sglang.srt.utils import is_cpu, is_npu
 from sglang.srt.utils.common import get_cpu_ids_by_node
 
@@ -151,9 +150,7 @@ def _uneven(
     pads = is_cpu()
     if pads and _NOT_PADDED.isdisjoint(model_config.hf_config.architectures):
         return
-    attention = derive_attn_tp_size(
-        tp_size=tp_size, attn_cp_size=options.attn_cp_size, attn_dp_size=options.attn_dp_size
-    )
+    attention = tp_size // _attention_dp_size(options) // options.attn_cp_size
     heads, kv_heads = model_config.num_attention_heads, model_config.get_total_num_kv_heads()
     is_latent = model_config.attention_arch == AttentionArch.MLA
     if not attention or heads % attention:
@@ -179,3 +176,10 @@ def _widths(path: str) -> dict[str, list[GGUFTensor]]:
         if match and match[1] in _WIDTHS:
             found.setdefault(match[1], []).append(tensor)
     return found
+
+
+def _attention_dp_size(options: Any) -> int:
+    """Groups of ranks that each attend to requests of their own; before 0.5.22 ``dp_size``."""
+    if hasattr(options, "attn_dp_size"):
+        return options.attn_dp_size
+    return options.dp_size if options.enable_dp_attention else 1

@@ -29,7 +29,7 @@ def make_pending(layer: Module, weight_name: str, layouts: Sequence[type[Layout]
     setattr(layer, weight_name, parameter)
 
 
-def finalize(layer: Module, weight_name: str) -> Layout | None:
+def materialize_gguf_weights(layer: Module, weight_name: str) -> Layout | None:
     """Replace a pending parameter by the tensors of its layout.
 
     Returns:

@@ -86,7 +86,7 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
     positions: torch.Tensor,
     *,
     return_filtered_probs: bool = False,
-    max_top_k: int | None = None,
+    **options: Any,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """As the engine's, of the tokens that can be drawn alone, where those are few.
 
@@ -101,21 +101,19 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
         few = most_probable(probs, top_ks, top_ps)
     if few is None:
         if sampling_seed is None and not return_filtered_probs and uses_cpu_kernels(probs):
-            return _with_tokens(original, probs, rest, max_top_k)
-        return original(
-            probs, *rest, return_filtered_probs=return_filtered_probs, max_top_k=max_top_k
-        )
+            return _with_tokens(original, probs, rest, options)
+        return original(probs, *rest, return_filtered_probs=return_filtered_probs, **options)
     values, ids = few
     chosen = original(values, *rest)
     return ids.gather(1, chosen.long().view(-1, 1)).view(-1).int()
 
 
 def _with_tokens(
-    original: Callable, probs: torch.Tensor, rest: tuple, max_top_k: int | None
+    original: Callable, probs: torch.Tensor, rest: tuple, options: dict[str, Any]
 ) -> torch.Tensor:
     """The engine's, and -1 for rows that are NaN: torch raises an error for all rows then."""
     finite = finite_rows(probs)
     if bool(finite.all()):
-        return original(probs, *rest, max_top_k=max_top_k)
-    chosen = original(probs.masked_fill(~finite.unsqueeze(-1), 1.0), *rest, max_top_k=max_top_k)
+        return original(probs, *rest, **options)
+    chosen = original(probs.masked_fill(~finite.unsqueeze(-1), 1.0), *rest, **options)
     return chosen.masked_fill(~finite, -1)

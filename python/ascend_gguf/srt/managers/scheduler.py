@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 MOST_SLEEP = 1.0
 
 
-def __init__(original: Callable, self: Scheduler, server_args: Any, port_args: Any) -> None:
+def __init__(original: Callable, self: Scheduler, *args: Any, **kwargs: Any) -> None:
     """AROUND ``Scheduler.__init__``: the scheduler of a GGUF model and its parts are ours."""
     if check_gguf_file(get_model().model_path):
         override(self)
-    original(self, server_args, port_args)
+    original(self, *args, **kwargs)
 
 
 def init_profiler(original: Callable, self: Scheduler) -> None:
@@ -49,13 +49,12 @@ def init_batch_result_processor(original: Callable, self: Scheduler) -> None:
     override(self.batch_result_processor)
 
 
-def _create_generation_req(
-    original: Callable, self: Scheduler, recv_req: Any, *args: Any, **kwargs: Any
-) -> Req:
-    """Overrides ``Scheduler._create_generation_req``."""
-    req = original(self, recv_req, *args, **kwargs)
+def _add_request_to_queue(
+    original: Callable, self: Scheduler, req: Req, is_retracted: bool = False
+) -> None:
+    """Overrides ``Scheduler._add_request_to_queue``, which every request passes."""
     override(req)
-    return req
+    original(self, req, is_retracted)
 
 
 def init_request_dispatcher(original: Callable, self: Scheduler) -> None:

@@ -24,10 +24,8 @@ from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
 from ascend_gguf.srt.overrides import override
 
 if TYPE_CHECKING:
-    from sglang.srt.configs.draft_parallel import DraftParallelLayout
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 
 
 def __init__(
@@ -69,20 +67,14 @@ def replay_decode_steps(original: Callable, self: ModelRunner, *args: Any, **kwa
         self.decode_cuda_graph_captured = True
 
 
-def alloc_memory_pool(
-    original: Callable,
-    self: ModelRunner,
-    memory_pool_config: MemoryPoolConfig | None = None,
-    *,
-    draft_parallel_layout: DraftParallelLayout | None = None,
-) -> None:
+def alloc_memory_pool(original: Callable, self: ModelRunner, *args: Any, **kwargs: Any) -> None:
     """Overrides ``ModelRunner.alloc_memory_pool``: the cache takes memory as requests fill it.
 
     The engine gives the cache most of a machine's memory, and on the CPU writes zeros into all of
     it before the first request: a second for each gigabyte.
     """
     with LazyZeros() if self.device == "cpu" else nullcontext():
-        original(self, memory_pool_config, draft_parallel_layout=draft_parallel_layout)
+        original(self, *args, **kwargs)
         config = self.model_config.hf_config
         if has_layer_sizes(config):
             give_layers_their_sizes(self.token_to_kv_pool, config)

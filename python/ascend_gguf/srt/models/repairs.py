@@ -6,11 +6,15 @@ not GGUF never come here.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.srt import fingerprints
 from ascend_gguf.srt.models import (
     bailing_moe,
     commandr,
@@ -34,6 +38,7 @@ from ascend_gguf.srt.models import (
 from ascend_gguf.srt.models.output_matrix import load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
 from ascend_gguf.srt.overrides import override
+from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
 
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
@@ -89,6 +94,20 @@ def repair(model: nn.Module, config: Any) -> None:
         for cls in type(module).__mro__:
             name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("sglang.srt.models.")
             if name in REPAIRS:
+                _check_class(name)
                 REPAIRS[name](module, config)
         override(module)
     avoid_rotary_kernel(model)
+
+
+@functools.cache
+def _check_class(name: str) -> None:
+    """Raise a GGUFError where the engine's class is like no known release's."""
+    module, _, cls = f"models.{name}".rpartition(".")
+    if fingerprints.changed([(module, cls)]) and os.environ.get(ALLOW_UNKNOWN) != "1":
+        raise GGUFError(
+            f"the engine's class {name} is repaired for GGUF, and differs from that of SGLang "
+            f"{', '.join(fingerprints.known())}, which ascend-gguf knows",
+            hint=f"Install one of these releases, or a newer ascend-gguf; {ALLOW_UNKNOWN}=1 loads "
+            "it all the same, at your own risk.",
+        )

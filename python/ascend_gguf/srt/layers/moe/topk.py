@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
-from sglang.srt.hardware_backend.npu.moe import topk as engine
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import StandardTopKOutput, TopK, TopKConfig, select_experts
 
@@ -28,7 +28,7 @@ def forward_npu(
     *,
     num_token_non_padded: torch.Tensor | None = None,
     expert_location_dispatch_info: Any = None,
-    dynamic_expert_bias: torch.Tensor | None = None,
+    **options: torch.Tensor | None,
 ) -> StandardTopKOutput:
     """Overrides ``TopK.forward_npu``: experts are chosen as :func:`choose_routes` has found right.
 
@@ -36,16 +36,18 @@ def forward_npu(
         router_logits: ``[tokens, experts]``.
     """
     route = _routes.get(_key(self.topk_config, router_logits.shape[-1], router_logits.dtype))
-    if route is None or dynamic_expert_bias is not None:
+    if route is None or options.get("dynamic_expert_bias") is not None:
         return original(
             self,
             hidden_states,
             router_logits,
             num_token_non_padded=num_token_non_padded,
             expert_location_dispatch_info=expert_location_dispatch_info,
-            dynamic_expert_bias=dynamic_expert_bias,
+            **options,
         )
-    tokens, info = self._resolve_routing_inputs(num_token_non_padded, expert_location_dispatch_info)
+    tokens, info = num_token_non_padded, expert_location_dispatch_info
+    if hasattr(self, "_resolve_routing_inputs"):  # not before 0.5.23
+        tokens, info = self._resolve_routing_inputs(tokens, info)
     return route(
         hidden_states,
         router_logits,
@@ -78,7 +80,9 @@ def _choose(config: TopKConfig, experts: int, dtype: torch.dtype) -> None:
     if key in _routes:
         return
     _routes[key] = None
-    if _is_plain_softmax(config) and config.renormalize:
+    engine = _engine()
+    is_plain = _is_plain_softmax(config) and config.renormalize
+    if is_plain and hasattr(engine, "_finalize_topk_npu"):  # not before 0.5.23
         reason = _mismatch(_softmax_of_best, config, experts, dtype)
         if reason is None:
             _routes[key] = _softmax_of_best
@@ -93,12 +97,17 @@ def _choose(config: TopKConfig, experts: int, dtype: torch.dtype) -> None:
         logger.info("Experts are chosen by torch's operators: %s", reason)
 
 
+def _engine() -> Any:
+    """The engine's routing, whose module imports operators of the NPU before 0.5.23."""
+    return import_module("sglang.srt.hardware_backend.npu.moe.topk")
+
+
 def _key(config: TopKConfig, experts: int, dtype: torch.dtype) -> tuple:
     groups = (config.num_expert_group, config.topk_group) if config.use_grouped_topk else None
     is_scaled = config.apply_routed_scaling_factor_on_output
     return (
         *(experts, dtype, config.top_k, groups, config.scoring_func, config.renormalize),
-        *(config.correction_bias is not None, config.num_shared_topk_slots),
+        *(config.correction_bias is not None, _shared_experts(config)),
         *(config.routed_scaling_factor if is_scaled else None, config.custom_routing_function),
     )
 
@@ -150,7 +159,7 @@ def _softmax_of_best(
     weights, ids, _ = torch.ops.npu.npu_moe_gating_top_k_softmax_v2(
         router_logits, k=config.top_k, renorm=1
     )
-    return engine._finalize_topk_npu(
+    return _engine()._finalize_topk_npu(
         topk_ids=ids,
         topk_weights=weights.float(),
         router_logits=router_logits,
@@ -160,5 +169,12 @@ def _softmax_of_best(
 
 
 def _is_plain_softmax(config: TopKConfig) -> bool:
-    is_changed = config.use_grouped_topk or config.num_shared_topk_slots
+    is_changed = config.use_grouped_topk or _shared_experts(config)
     return config.scoring_func == "softmax" and config.correction_bias is None and not is_changed
+
+
+def _shared_experts(config: TopKConfig) -> int:
+    """How many of a token's experts are shared ones, which releases name differently."""
+    if hasattr(config, "num_shared_topk_slots"):
+        return config.num_shared_topk_slots
+    return config.num_fused_shared_experts

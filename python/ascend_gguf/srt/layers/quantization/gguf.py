@@ -31,10 +31,16 @@ from torch.nn import Parameter
 from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
+from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
-from ascend_gguf.srt.layers.parameter import finalize, make_pending, remove_weight, unpack
+from ascend_gguf.srt.layers.parameter import (
+    make_pending,
+    materialize_gguf_weights,
+    remove_weight,
+    unpack,
+)
 from ascend_gguf.srt.layers.quantization.kernels import (
     embedding_kernel,
     expert_layouts,
@@ -64,6 +70,29 @@ def get_quant_method(
             skipped = is_layer_skipped_gguf(prefix, self.modules_to_not_convert)
             return unquantized() if skipped else quantized(self)
     return None
+
+
+def ggml_dequantize_ascend(
+    qweight: torch.Tensor, qweight_type: int, rows: int, cols: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Decode GGUF blocks of any type, as the engine's function of this name does of three.
+
+    Args:
+        qweight: uint8, ``rows * cols`` weights as blocks in any shape, on any device.
+        qweight_type: id of the block type.
+        dtype: float32, float16 or bfloat16.
+
+    Returns:
+        ``[rows, cols]`` of ``dtype`` on the device of ``qweight``.
+
+    Raises:
+        GGUFError: unknown type, or the bytes are not whole blocks.
+        ValueError: the blocks do not hold ``rows * cols`` weights.
+    """
+    weights = dequantize(qweight.cpu().reshape(-1), qweight_type, dtype)
+    if weights.numel() != rows * cols:
+        raise ValueError(f"the blocks hold {weights.numel()} weights, not {rows} x {cols}")
+    return weights.view(rows, cols).to(qweight.device)
 
 
 class PackedWeights:
@@ -161,7 +190,7 @@ class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
         _set_bias_dtype(layer, dtype)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self.weight = finalize(layer, "weight")
+        self.weight = materialize_gguf_weights(layer, "weight")
         if self.weight is None:
             self.dense.process_weights_after_loading(layer)
         elif self.weight.dtype == torch.bfloat16:
@@ -250,7 +279,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         super().release_weights(layer)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        layouts = {name: finalize(layer, name) for name in self.weight_names}
+        layouts = {name: materialize_gguf_weights(layer, name) for name in self.weight_names}
         for name in self.weight_names:
             _fit_bias(layer, f"{name}_bias")
         if is_npu() and any(layouts.values()):

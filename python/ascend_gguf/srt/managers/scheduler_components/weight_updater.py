@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang.srt.managers.io_struct import (
-    BeginWeightUpdateReqOutput,
-    InitWeightsUpdateGroupReqOutput,
-    UpdateWeightsFromIPCReqOutput,
-)
+from sglang.srt.managers import io_struct
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
 _REFUSED = (
@@ -26,6 +22,8 @@ def _refusing(output: type) -> Callable:
     return refuse
 
 
-begin_weight_update = _refusing(BeginWeightUpdateReqOutput)
-init_weights_update_group = _refusing(InitWeightsUpdateGroupReqOutput)
-update_weights_from_ipc = _refusing(UpdateWeightsFromIPCReqOutput)
+# Not in 0.5.20.
+if hasattr(io_struct, "BeginWeightUpdateReqOutput"):
+    begin_weight_update = _refusing(io_struct.BeginWeightUpdateReqOutput)
+init_weights_update_group = _refusing(io_struct.InitWeightsUpdateGroupReqOutput)
+update_weights_from_ipc = _refusing(io_struct.UpdateWeightsFromIPCReqOutput)

@@ -1,0 +1,51 @@
+"""The engine's functions are known by their source."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import sglang
+
+from ascend_gguf.srt import fingerprints
+from ascend_gguf.srt.plugin import targets
+
+
+def test_the_installed_engine_is_known():
+    """``make fingerprints`` was called since what is hooked or overridden has changed."""
+    from ascend_gguf.srt.models.repairs import REPAIRS
+
+    classes = [tuple(f"models.{name}".rsplit(".", 1)) for name in REPAIRS]
+    found = fingerprints.fingerprints([*targets(), *classes])
+    expected = {fingerprints.key(target): found[target] for target in found}
+    assert fingerprints.known()[sglang.__version__] == expected
+    assert all(release.keys() == expected.keys() for release in fingerprints.known().values())
+
+
+SOURCE = '''
+class Kept:
+    def method(self, x):
+        """Says what."""
+        # And why.
+        return x  +  "#1"
+'''
+
+
+def of_method(source: str) -> str | None:
+    (kept,) = ast.parse(source).body
+    return fingerprints.fingerprint(source, kept.body[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_alike"),
+    [
+        ("Says what.", "Says it otherwise.", True),
+        ("        # And why.\n", "", True),
+        ("x  +  ", "x + ", True),
+        ('"#1"', '"#2"', False),
+        ("(self, x)", "(self, x, y=1)", False),
+        ("    def method", "    @property\n    def method", False),
+    ],
+)
+def test_what_a_fingerprint_sees(old, new, is_alike):
+    assert (of_method(SOURCE.replace(old, new, 1)) == of_method(SOURCE)) is is_alike
