@@ -29,7 +29,8 @@ def grown(device: str) -> int:
         assert (config, draft_parallel_layout) == ("config", "layout")
         self.cache = torch.zeros((2, SIZE // 2), dtype=torch.uint8, device="cpu")
 
-    runner = SimpleNamespace(device=device)
+    model = SimpleNamespace(hf_config=SimpleNamespace(model_type="qwen3"))
+    runner = SimpleNamespace(device=device, model_config=model)
     before = resident()
     alloc_memory_pool(original, runner, "config", draft_parallel_layout="layout")
     size = resident() - before

@@ -39,7 +39,8 @@ def _finite_embeddings(result: Any) -> Iterator[bool]:
 
 def _finite_logprobs(self: Any, batch: Any, result: Any) -> Iterator[bool]:
     output = result.logits_output
-    output.finalize_input_logprobs()
+    if hasattr(output, "finalize_input_logprobs"):  # not before 0.5.21
+        output.finalize_input_logprobs()
     counts = (
         self.logprob_result_processor.calculate_num_input_logprobs(req, length, start)
         for req, length, start in zip(
