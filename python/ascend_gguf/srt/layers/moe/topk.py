@@ -146,6 +146,10 @@ def _native(
 ) -> StandardTopKOutput:
     """The engine's own choice in plain torch."""
     config.torch_native = True
+    if not hasattr(_engine(), "_finalize_topk_npu"):
+        # Rows of padding choose experts too, and nobody reads them: before 0.5.23 torch's
+        # operators cannot leave them out.
+        kwargs["num_token_non_padded"] = None
     found = select_experts(hidden_states, router_logits.float(), config, **kwargs)
     return found._replace(
         topk_weights=found.topk_weights.float(), topk_ids=found.topk_ids.to(torch.int32)
