@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ascend_gguf.srt import fingerprints
-from ascend_gguf.srt.models.repairs import REPAIRS
+from ascend_gguf.srt.models.repairs import engine_classes
 from ascend_gguf.srt.plugin import targets
 from fetch import FetchError, fetch
 
@@ -29,9 +29,10 @@ def folder_of(release: str) -> Path:
 
 
 def taken(folder: Path) -> dict[str, str | None]:
-    """Of all functions, and classes of models that are repaired, as they are in a folder."""
-    classes = [tuple(f"models.{name}".rsplit(".", 1)) for name in REPAIRS]
-    found = fingerprints.fingerprints([*targets(), *classes], folder)
+    """Of all functions, classes of models that are repaired, and their files, in a folder."""
+    functions = [*targets(), *engine_classes()]
+    files = sorted({(module, "") for module, _ in functions})
+    found = fingerprints.fingerprints([*functions, *files], folder)
     return {fingerprints.key(target): fingerprint for target, fingerprint in found.items()}
 
 
@@ -40,7 +41,7 @@ def difference(found: dict[str, str | None], known: dict[str, str | None]) -> li
     return [
         f"{target}: {'is not there' if fingerprint is None else 'changed'}"
         for target, fingerprint in found.items()
-        if known.get(target) != fingerprint
+        if known.get(target) != fingerprint and not target.endswith(":")  # a file
     ]
 
 
@@ -59,7 +60,8 @@ def main() -> int:
         return 1
     for name, known in releases.items():
         lines = difference(found, known)
-        print(f"SGLang {release} beside {name}: {len(lines)} of {len(found)} functions differ")
+        functions = sum(not target.endswith(":") for target in found)
+        print(f"SGLang {release} beside {name}: {len(lines)} of {functions} functions differ")
         print("".join(f"  {line}\n" for line in lines), end="")
     if asked.write:
         releases = dict(sorted({**releases, release: found}.items(), key=_numbers))

@@ -18,7 +18,8 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-#: A function of the engine: its module below ``sglang.srt``, and its name there.
+#: A function of the engine: its module below ``sglang.srt``, and its name there; the whole file
+#: where the name is empty.
 Target = tuple[str, str]
 
 #: What :func:`known` reads; ``make fingerprints`` writes it.
@@ -38,12 +39,17 @@ def key(target: Target) -> str:
 def changed(targets: Iterable[Target], folder: Path | None = None) -> list[str]:
     """Names of the functions that are in this engine as in no known release.
 
+    A file that is a known release's own is not looked into: parsing all takes a second.
+
     Args:
         folder: as of :func:`fingerprints`.
     """
+    targets = list(targets)
+    files = fingerprints({(module, "") for module, _ in targets}, folder)
+    others = [(m, name) for m, name in targets if files[m, ""] not in _known_of((m, ""))]
     return [
         f"{module}.{name}"
-        for (module, name), found in fingerprints(targets, folder).items()
+        for (module, name), found in fingerprints(others, folder).items()
         if found not in _known_of((module, name))
     ]
 
@@ -101,16 +107,19 @@ def _left_out(
 
 
 def _fingerprint(folder: Path, module: str, name: str) -> str | None:
-    source, tree = _parsed(folder / f"{module.replace('.', '/')}.py")
+    path = folder / f"{module.replace('.', '/')}.py"
+    if not path.exists():
+        return None
+    if not name:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    source, tree = _parsed(path)
     node = _find(tree, name)
     return fingerprint(source, node) if node is not None else None
 
 
 @functools.lru_cache(maxsize=1)  # targets of a module are neighbours
 def _parsed(path: Path) -> tuple[str, ast.Module]:
-    if not path.exists():
-        path = path.with_suffix("") / "__init__.py"
-    source = path.read_text(encoding="utf-8") if path.exists() else ""
+    source = path.read_text(encoding="utf-8")
     return source, ast.parse(source)
 
 

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Set to 1: an engine whose functions are not known is patched all the same.
 ALLOW_UNKNOWN = "ASCEND_GGUF_ALLOW_UNKNOWN_ENGINE"
-# Why the main process refuses GGUF, for the processes that it starts.
-REFUSED = "ASCEND_GGUFREFUSED"
+#: Why the main process refuses GGUF, for the processes that it starts.
+REFUSED = "ASCEND_GGUF_REFUSED"
 
 #: What gloo raises in the ranks beside one that has ended.
 _PEER_GONE = re.compile(r"gloo.*Connection (closed|reset) by peer")
@@ -87,11 +87,11 @@ def register() -> None:
 
 
 def targets() -> list[tuple[str, str]]:
-    """Module and name of every function of the engine that is hooked or overridden."""
+    """Module and name of each function that is hooked or overridden, those of a module together."""
     from ascend_gguf.srt.overrides import NPU_OVERRIDES, OVERRIDES
 
     tables = HOOKS + NPU_HOOKS + SERVER_HOOKS + OVERRIDES + NPU_OVERRIDES
-    return list(dict.fromkeys((module, target) for module, target, _ in tables))
+    return sorted({(module, target) for module, target, _ in tables})
 
 
 def _unknown_engine() -> str | None:

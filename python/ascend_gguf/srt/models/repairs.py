@@ -79,6 +79,16 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
 }
 
 
+def engine_classes() -> list[tuple[str, str]]:
+    """Module below ``sglang.srt`` and name of each class of :data:`REPAIRS`."""
+    return [_engine_class(name) for name in REPAIRS]
+
+
+def _engine_class(name: str) -> tuple[str, str]:
+    module, _, cls = name.rpartition(".")
+    return f"models.{module}", cls
+
+
 def repair_config(config: Any) -> None:
     """Apply the repair of :data:`CONFIG_REPAIRS` for this kind of model, if any."""
     if config.model_type in CONFIG_REPAIRS:
@@ -103,8 +113,7 @@ def repair(model: nn.Module, config: Any) -> None:
 @functools.cache
 def _check_class(name: str) -> None:
     """Raise a GGUFError where the engine's class is like no known release's."""
-    module, _, cls = f"models.{name}".rpartition(".")
-    if fingerprints.changed([(module, cls)]) and os.environ.get(ALLOW_UNKNOWN) != "1":
+    if fingerprints.changed([_engine_class(name)]) and os.environ.get(ALLOW_UNKNOWN) != "1":
         raise GGUFError(
             f"the engine's class {name} is repaired for GGUF, and differs from that of SGLang "
             f"{', '.join(fingerprints.known())}, which ascend-gguf knows",
