@@ -21,6 +21,7 @@ LEVELS = (
     ("reader",),
     ("architectures", "tokenizer", "hub", "requests", "torch_attention"),
     ("config", "generation_config", "overrides"),
+    ("servable",),
     ("weights",),
     ("npu", "cpu"),
     ("srt",),

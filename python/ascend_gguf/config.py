@@ -38,14 +38,23 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
     Raises:
         GGUFError: no such architecture, or a key is missing, of the wrong kind or impossible.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_config(path)
+    architecture = architecture_of(open_gguf(path))
+    name = architecture.causal_lm or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]
+    config.architectures = [name]
+    return config
+
+
+def read_config(path: str | os.PathLike) -> PretrainedConfig:
+    """As :func:`load_config`, without the name of the model's class: its table takes seconds."""
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     file = open_gguf(path)
     architecture = architecture_of(file)
     kind = architecture.model_type
     attributes = {
-        "architectures": [architecture.causal_lm or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]],
         "dtype": "bfloat16",
         "vocab_size": _vocab_size(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,

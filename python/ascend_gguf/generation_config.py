@@ -57,13 +57,21 @@ def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
     from transformers import GenerationConfig
 
     file = open_gguf(path)
-    values: dict[str, object] = {
+    stops = sorted(stop_token_ids(path))
+    return GenerationConfig(eos_token_id=stops or None, **recommended_sampling(file))
+
+
+def recommended_sampling(file: GGUFFile) -> dict[str, float]:
+    """The settings that the file recommends, by transformers' names.
+
+    Raises:
+        GGUFError: a value is not a number or out of range.
+    """
+    return {
         setting.name: value
         for key, setting in _SAMPLING.items()
         if (value := _value(file, key, setting)) is not None
     }
-    stops = sorted(stop_token_ids(path))
-    return GenerationConfig(eos_token_id=stops or None, **values)
 
 
 def ignored_settings(file: GGUFFile) -> list[str]:

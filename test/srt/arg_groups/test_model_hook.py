@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ascend_gguf import GGUFError
+from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups import model_hook
 from hf_models import TINY, write_model
 from serving import CPU
@@ -95,9 +96,8 @@ def test_a_cache_of_another_dtype_is_refused_on_an_npu(on_an_npu, monkeypatch):
 LLAMA4 = {"model_type": "llama4_text", "num_experts_per_tok": 2, "num_local_experts": 4}
 
 
-def test_experts_that_cannot_be_chosen_are_refused_on_an_npu(on_an_npu):
-    options = SimpleNamespace(model_path="m.gguf")
+def test_experts_that_cannot_be_chosen_are_refused_on_an_npu():
     with pytest.raises(GGUFError, match=r"m\.gguf: .*expert_used_count.*On the CPU"):
-        model_hook._refuse_routing(options, SimpleNamespace(**LLAMA4))
+        refuse_on_npu("m.gguf", SimpleNamespace(**LLAMA4))
     for change in ({"model_type": "deepseek_v2"}, {"num_experts_per_tok": 1}):
-        model_hook._refuse_routing(options, SimpleNamespace(**LLAMA4 | change))
+        refuse_on_npu("m.gguf", SimpleNamespace(**LLAMA4 | change))

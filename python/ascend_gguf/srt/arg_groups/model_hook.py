@@ -22,6 +22,7 @@ from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
@@ -50,8 +51,8 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     if is_npu() and (reason := _attends_by_torch(server_args)):
         _do_without_graphs(server_args, reason)
     _refuse_what_is_left_out(server_args, config)
-    _refuse_on_npu(server_args, config)
-    _refuse_routing(server_args, config)
+    if is_npu():
+        refuse_on_npu(resolving_view(server_args).model_path, config)
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
     _keep_one_cache(server_args, config)
@@ -139,37 +140,6 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
             file=file,
             hint=hint,
         )
-
-
-#: What is not served on an NPU, by ``model_type``.
-_NOT_ON_NPU = {
-    "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
-    "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
-}
-
-
-def _refuse_on_npu(server_args: Any, config: Any) -> None:
-    """Raises GGUFError for a model that is right on the CPU alone."""
-    if is_npu() and config.model_type in _NOT_ON_NPU:
-        raise GGUFError(
-            f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
-            file=resolving_view(server_args).model_path,
-            hint="On the CPU it is served.",
-        )
-
-
-def _refuse_routing(server_args: Any, config: Any) -> None:
-    """Raises GGUFError where nothing on an NPU chooses the experts of a token as the model does."""
-    if not is_npu() or config.model_type != "llama4_text" or config.num_experts_per_tok == 1:
-        return
-    raise GGUFError(
-        "SGLang cannot choose experts so on an NPU",
-        file=resolving_view(server_args).model_path,
-        key="expert_used_count",
-        found=config.num_experts_per_tok,
-        expected="1",
-        hint="On the CPU this model is served.",
-    )
 
 
 def _refuse_embeddings(server_args: Any) -> None:

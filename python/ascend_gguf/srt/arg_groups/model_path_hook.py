@@ -28,8 +28,9 @@ from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.locate import is_gguf_name
+from ascend_gguf.servable import refuse_both_ways, refuse_float16
 from ascend_gguf.srt.arg_groups.unsupported_options import refuse_options
-from ascend_gguf.srt.layers.pooler import attends_both_ways, prepare_pooling
+from ascend_gguf.srt.layers.pooler import prepare_pooling
 from ascend_gguf.srt.model_loader.loader import checked_options
 from ascend_gguf.srt.utils.hf_transformers.common import reads_from
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
@@ -182,7 +183,7 @@ def _check_model(path: str, asked: Any) -> None:
         architecture_of(file).name_map(file, config)
         _tell_what_is_left_out(file)
         if not asked.is_embedding:
-            _refuse_both_ways(file)
+            refuse_both_ways(file)
     suppressed_tokens(file)
     if reads_from(path, unless="generation_config.json"):
         load_generation_config(path)
@@ -192,18 +193,7 @@ def _check_model(path: str, asked: Any) -> None:
     if asked.load_format in ("auto", "gguf"):
         options = checked_options(asked.model_loader_extra_config)
     if asked.dtype in ("float16", "half") and options.get("float16") != "allow":
-        _refuse_float16(file)
-
-
-def _refuse_both_ways(file: GGUFFile) -> None:
-    if attends_both_ways(file):
-        raise GGUFError(
-            "the model attends in both directions, which gives embeddings and no text",
-            file=file.files[0],
-            key=f"{file.architecture}.attention.causal",
-            found=False,
-            hint="Serve it with --is-embedding.",
-        )
+        refuse_float16(file)
 
 
 def _check_reranker(file: GGUFFile) -> None:
@@ -228,15 +218,4 @@ def _tell_what_is_left_out(file: GGUFFile) -> None:
             len(tensors),
             ", ".join(f"{kind}.*" for kind in kinds),
             sum(tensor.nbytes for tensor in tensors) / 1e6,
-        )
-
-
-def _refuse_float16(file: GGUFFile) -> None:
-    reason = architecture_of(file).beyond_float16
-    if reason is not None:
-        raise GGUFError(
-            f"this model does not work in float16: {reason}",
-            file=file.path,
-            hint="Serve it with --dtype bfloat16 (an Ascend 310P has float16 only: it cannot "
-            "serve this model).",
         )

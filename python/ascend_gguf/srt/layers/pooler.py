@@ -10,9 +10,9 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from torch import nn
 
 from ascend_gguf.architectures import is_reranker
-from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
+from ascend_gguf.servable import attends_both_ways
 
 #: ``ARCHITECTURE.pooling_type`` (gguf ``PoolingType``): its name, and the engine's.
 _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
@@ -48,11 +48,6 @@ def pooling_of(file: GGUFFile) -> PoolingType | None:
             hint="Leave out --is-embedding to serve the model's text.",
         )
     return pooling
-
-
-def attends_both_ways(file: GGUFFile) -> bool:
-    """True if a token sees those that follow it."""
-    return number(file, "attention.causal", bool) is False
 
 
 def prepare_pooling(server_args: Any, file: GGUFFile) -> None:

@@ -1,0 +1,91 @@
+"""What a model must be to be served, told before anything is started."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ascend_gguf.architectures import architecture_of, check_kind
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.config import read_config
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.generation_config import recommended_sampling, suppressed_tokens
+from ascend_gguf.reader import GGUFFile, open_gguf
+from ascend_gguf.tokenizer import stop_token_ids
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+#: What is not served on an NPU, by ``model_type``.
+_NOT_ON_NPU = {
+    "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
+    "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
+}
+
+
+def check_model(path: str | os.PathLike) -> PretrainedConfig:
+    """Check all that does not depend on the device, but for the tokenizer.
+
+    Returns:
+        The model's configuration, without the name of its class.
+
+    Raises:
+        GGUFError: the model cannot be served.
+    """
+    file = open_gguf(path)
+    check_kind(file)
+    config = read_config(path)
+    architecture_of(file).name_map(file, config)
+    refuse_both_ways(file)
+    suppressed_tokens(file)
+    recommended_sampling(file)
+    stop_token_ids(path)
+    return config
+
+
+def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
+    """Raises GGUFError for a model of a configuration that is right on the CPU alone."""
+    if config.model_type in _NOT_ON_NPU:
+        raise GGUFError(
+            f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
+            file=path,
+            hint="On the CPU it is served.",
+        )
+    if config.model_type == "llama4_text" and config.num_experts_per_tok != 1:
+        raise GGUFError(
+            "SGLang cannot choose experts so on an NPU",
+            file=path,
+            key="expert_used_count",
+            found=config.num_experts_per_tok,
+            expected="1",
+            hint="On the CPU this model is served.",
+        )
+
+
+def attends_both_ways(file: GGUFFile) -> bool:
+    """True if a token sees those that follow it."""
+    return number(file, "attention.causal", bool) is False
+
+
+def refuse_both_ways(file: GGUFFile) -> None:
+    """Raises GGUFError for a model that gives embeddings and no text."""
+    if attends_both_ways(file):
+        raise GGUFError(
+            "the model attends in both directions, which gives embeddings and no text",
+            file=file.files[0],
+            key=f"{file.architecture}.attention.causal",
+            found=False,
+            hint="Serve it with --is-embedding.",
+        )
+
+
+def refuse_float16(file: GGUFFile) -> None:
+    """Raises GGUFError for a model that overflows float16."""
+    reason = architecture_of(file).beyond_float16
+    if reason is not None:
+        raise GGUFError(
+            f"this model does not work in float16: {reason}",
+            file=file.path,
+            hint="Serve it with --dtype bfloat16 (an Ascend 310P has float16 only: it cannot "
+            "serve this model).",
+        )
