@@ -8,13 +8,15 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
+from ascend_gguf.npu.experts import Grouped, GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
 from ascend_gguf.npu.linear import NPULinear, has_operators
 from ascend_gguf.npu.nibble_planes import NibblePlanes
-from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
+from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
+from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
+from npu_sim.operators import faults
 from random_model import random_blocks
 
 pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=2)
@@ -25,6 +27,7 @@ MATRICES = pytest.mark.parametrize(
     [(Int4, "Q4_K"), (Int4, "Q4_0"), (Int4, "IQ3_S"), (Int8, "Q5_K"), (Int8, "Q8_0"),
      (NearInt8, "Q6_K"), (NibblePlanes, "Q6_K"), (NibblePlanes, "Q2_K")],
 )  # fmt: skip
+EXPERT_LAYOUTS = (GroupedInt4, GroupedNibblePlanes)
 EXPERTS = pytest.mark.parametrize(
     ("layout", "type_name"),
     [(GroupedInt4, "Q4_K"), (GroupedInt4, "Q4_0"), (GroupedNibblePlanes, "Q6_K"),
@@ -32,14 +35,21 @@ EXPERTS = pytest.mark.parametrize(
 )  # fmt: skip
 
 
-def on_npu(layout: type[Layout], type_name: str, dtype: torch.dtype, *shape: int) -> Layout:
+def on_npu(
+    layouts: type[Layout] | tuple[type[Layout], ...],
+    type_name: str,
+    dtype: torch.dtype = torch.float16,
+    *shape: int,
+) -> Layout:
+    layouts = layouts if isinstance(layouts, tuple) else (layouts,)
+    shape = shape or ((4, 48, 256) if issubclass(layouts[0], Grouped) else (48, 256))
     *experts, rows, cols = shape
     blocks, _ = random_blocks(np.random.default_rng(0), type_name, (*shape[:-1], cols))
     matrices = torch.from_numpy(blocks).view(-1, rows, blocks.shape[-1])
     ggml_type = GGMLQuantizationType[type_name]
     pieces = tuple(Piece(i, 0, 0, BlockTensor(m, ggml_type)) for i, m in enumerate(matrices))
     weight = Weight(experts[0] if experts else None, rows, cols, dtype, pieces)
-    result = allocated(weight, [layout])
+    result = allocated(weight, layouts)
     for piece in pieces:
         result.put(piece)
     return result.to(torch.device("npu"))
@@ -144,6 +154,57 @@ def test_a_device_that_is_right_is_trusted(layout, type_name, dtype):
 def test_experts_of_a_device_that_is_right_are_trusted(layout, type_name, dtype):
     weight = on_npu(layout, type_name, dtype, 4, 48, 256)
     assert experts_mismatch(experts_kernel(weight).product, weight) is None
+
+
+#: Fault of a device, weights on it, and the layout that they get in the end.
+FAULTY = [
+    ("npu_weight_quant_batchmatmul:int4", Int4, "Q4_K", "int8"),
+    ("npu_weight_quant_batchmatmul", Int4, "Q4_K", "dense"),
+    ("npu_weight_quant_batchmatmul:int8", Int8, "Q5_K", "planes"),
+    ("npu_weight_quant_batchmatmul:int8", NearInt8, "Q6_K", "planes"),
+    ("npu_weight_quant_batchmatmul", NibblePlanes, "Q2_K", "dense"),
+    ("npu_grouped_matmul", GroupedInt4, "Q4_K", "dense"),
+    ("npu_grouped_matmul:int4", GroupedNibblePlanes, "Q6_K", "dense"),
+]
+SAYS = {
+    "wrong": "relative error 1",
+    "refuse": "RuntimeError: EZ1001: {} is refused",
+    "missing": "{0} or {0}GetWorkspaceSize not in libopapi.so",
+}
+
+
+@pytest.mark.parametrize("kind", faults.KINDS)
+@pytest.mark.parametrize(("operator", "layout", "type_name", "served_by"), FAULTY)
+def test_a_device_at_fault(monkeypatch, caplog, kind, operator, layout, type_name, served_by):
+    is_linear = layout in NPULinear.layouts
+    layouts = NPULinear.layouts if is_linear else EXPERT_LAYOUTS
+    weight = on_npu((layout, *layouts[layouts.index(layout) + 1 :], Dense), type_name)
+    numbers = weight.dequantize()
+    monkeypatch.setenv(faults.VARIABLE, f"{kind}:{operator}")
+
+    def mismatch(layout: Layout) -> str | None:
+        if is_linear:
+            return linear_mismatch(NPULinear(), layout, is_embedding=True)
+        return experts_mismatch(experts_kernel(layout).product, layout)
+
+    found = SelfCheck(lambda problem: None).settled(weight, mismatch)
+    assert found.name == served_by and found.device.type == "npu"
+    first = f"self-check failed for {layout.name} "
+    said = SAYS[kind].format(operator.partition(":")[0])
+    line = next(r.getMessage() for r in caplog.records if first in r.getMessage())
+    assert line.startswith(f"falling back to {served_by} weights: ") and said in line
+    assert (found.dequantize() - numbers).norm() <= 0.01 * numbers.norm()
+    if not isinstance(found, Dense):
+        x = torch.randn(3, 256).half()
+        assert_near(NPULinear().linear(x.npu(), found), x.float() @ numbers.t(), torch.bfloat16)
+
+
+def test_memory_that_ran_out_is_passed_on():
+    def mismatch(layout: Layout) -> str | None:
+        return str(torch.empty(1 << 40, dtype=torch.int8, device="npu").shape)
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        SelfCheck(lambda problem: None).settled(on_npu((Int4, Dense), "Q4_K"), mismatch)
 
 
 def _no_offset(w, scale, offset, group):

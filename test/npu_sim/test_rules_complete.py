@@ -17,7 +17,7 @@ import torch
 from rule_cases import A2, A3, A5, P310, on, run
 
 import npu_sim.operators as operators
-from npu_sim.operators import rules
+from npu_sim.operators import faults, rules
 from npu_sim.operators.registry import OPERATORS
 from npu_sim.operators.rules import (
     OperatorMissing,
@@ -115,6 +115,41 @@ def test_every_right_call_is_taken():
     for operator, build, _ in TABLES:
         with on(A2):
             operator(**build())
+
+
+def test_every_operator_can_be_at_fault(monkeypatch):
+    seen = set()
+
+    def names(build, operator) -> set[str]:
+        named = []
+        with monkeypatch.context() as m, on(A2):
+            m.setattr(faults, "strike", lambda name, weights=None: named.append(name))
+            operator(**build())
+        return {name.rpartition("::")[2] for name in named}
+
+    for operator, build, _ in TABLES:
+        (name,) = names(build, operator)
+        seen.add(name)
+        for kind in ("refuse", "missing"):
+            with monkeypatch.context() as m, on(A2), pytest.raises(faults.Fault, match=name):
+                m.setenv(faults.VARIABLE, f"{kind}:{name}")
+                operator(**build())
+    assert seen == set(faults.OPERATORS)
+    assert not names(small.norm_call, small.rms_norm) & set(faults.WITH_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["refuse", "refuse:npu_x", "crash:npu_rms_norm", "wrong:npu_rms_norm", "offset", "missing:",
+     "refuse:npu_rms_norm:int4", "wrong:npu_grouped_matmul:int2", "top_k_renorm,refuse:npu_x"],
+)  # fmt: skip
+def test_unknown_faults_are_named(monkeypatch, fault):
+    monkeypatch.setenv(faults.VARIABLE, fault)
+    with pytest.raises(ValueError, match="no such fault") as error:
+        faults.check()
+    for name in (*faults.DEFECTS, *faults.KINDS, *faults.OPERATORS):
+        assert name in str(error.value)
+    assert f"{faults.VARIABLE}={fault.rpartition(',')[2]}:" in str(error.value)
 
 
 def test_every_entry_point_has_a_signature_and_a_description():

@@ -83,6 +83,8 @@ class Layout(abc.ABC):
         tensors: what lies on the device, by name.
         shared: more of them, that other weights have too.
         unsupported: why each layout that would have been preferred could not be used, by name.
+        source: the weight it was filled from, and the layouts that come next.  Only while a model
+            loads: see :meth:`next`.
     """
 
     name: ClassVar[str]
@@ -95,6 +97,7 @@ class Layout(abc.ABC):
         self.tensors = tensors
         self.shared: dict[str, torch.Tensor] = {}
         self.unsupported: dict[str, str] = {}
+        self.source: tuple[Weight, Sequence[type[Layout]]] | None = None
 
     @classmethod
     @abc.abstractmethod
@@ -134,6 +137,30 @@ class Layout(abc.ABC):
             self.tensors[name] = tensor.to(device)
         return self
 
+    def next(self, reason: str, first: type[Layout] | None = None) -> Layout:
+        """The same weight in the next layout that can hold it, converted again, on the device.
+
+        Args:
+            reason: why this one cannot be used.
+            first: the first to consider of those that come next.
+
+        Raises:
+            ValueError: no layout comes next, or :attr:`source` is gone.
+        """
+        if self.source is None:
+            raise ValueError(f"{self.name}: what it was filled from is not known any more")
+        weight, layouts = self.source
+        layout = allocated(weight, layouts[0 if first is None else layouts.index(first) :])
+        layout.unsupported = {**self.unsupported, self.name: reason, **layout.unsupported}
+        for piece in weight.pieces:
+            layout.put(piece)
+        return layout.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
+
     @property
     def experts(self) -> int:
         """Number of matrices."""
@@ -152,11 +179,12 @@ def allocated(weight: Weight, layouts: Sequence[type[Layout]]) -> Layout:
         ValueError: none of the layouts can; names the reason of each.
     """
     unsupported: dict[str, str] = {}
-    for layout in layouts:
+    for i, layout in enumerate(layouts):
         reason = layout.unsupported_reason(weight)
         if reason is None:
             empty = layout.allocate(weight)
             empty.unsupported = unsupported
+            empty.source = weight, layouts[i + 1 :]
             return empty
         unsupported[layout.name] = reason
     raise ValueError("; ".join(f"{name}: {why}" for name, why in unsupported.items()))

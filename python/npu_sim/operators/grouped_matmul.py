@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import torch
 
+from . import faults
 from .antiquant import dequantise, matmul
 from .registry import aclnn
 from .rules import (
@@ -111,6 +112,8 @@ def grouped_matmul(
     many = len(weight) > 1
     kind = weight[0].t.dtype
     int4, antiquant = kind == I32, kind in (I8, I32)
+    packed_as = {I8: "int8", I32: "int4"}.get(kind)
+    faults.strike(NAME, packed_as)
 
     # dtypes
     rule.dtype(
@@ -215,6 +218,8 @@ def grouped_matmul(
             b = None if not bias else bias[e].t if many else bias[0].t[e]
             out[start:end] = matmul(a[start:end], w, b).to(out.dtype)
         start = end
+    if packed_as and faults.is_wrong(NAME, packed_as):
+        out.mul_(2)
     # Rows past the last group are not written: on a device they hold what was in memory.
 
 

@@ -23,6 +23,8 @@ import sys
 
 import torch
 
+from . import faults
+
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 I8, I16, I32, I64, U8, BOOL = (
     torch.int8,
@@ -108,6 +110,7 @@ class Rules:
 
     def __init__(self, operator: str, source: str):
         self.operator, self.source = operator, source
+        faults.strike(operator)
 
     # -- the general form
     def that(self, holds: bool, argument: str, rule: str, source: str | None = None) -> None:

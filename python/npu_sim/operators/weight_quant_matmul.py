@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from . import faults
 from .antiquant import dequantise, matmul
 from .registry import aclnn
 from .rules import (
@@ -59,6 +60,8 @@ def weight_quant_matmul(
         view(a) for a in (x, weight, antiquant_scale, antiquant_offset, bias, y)
     )
     rule = Rules(name, DOC)
+    packed_as = "int4" if weight.t.dtype == I32 else "int8"
+    faults.strike(name, packed_as)
     wide = product() != P310
 
     for argument, value in (("quant_scale", quant_scale), ("quant_offset", quant_offset)):
@@ -179,6 +182,8 @@ def weight_quant_matmul(
         group,
     )
     y.t.copy_(matmul(x.t, weights, bias_ and bias_.t))
+    if faults.is_wrong(name, packed_as):
+        y.t.mul_(2)
 
 
 def _nz_rules(rule, int4, transposed, x, scale, group, k, n):

@@ -85,9 +85,11 @@ def take_over() -> None:
         return
 
     from .. import operators
+    from ..operators import faults
     from .opapi import device_operators
     from .opapi.dispatch import Dispatch
 
+    faults.check()
     aten = ctypes.CDLL(_libraries() / "libnpu_sim_aten.so", mode=ctypes.RTLD_GLOBAL)
     _state["aten"] = aten
     registered = _registered("PrivateUse1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -174,8 +175,27 @@ def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
     text = log.read_text()
     for layout in ("int4", "int4, experts"):
         assert f"falling back to dense weights: self-check failed for {layout} " in text
-    # What has no offsets is right, and stays packed.
-    assert "self-check failed for planes" not in text
+    # What has no offsets is right, and stays packed, as the report says.
+    assert re.search(r"^planes, experts ", text, re.M) and not re.search(r"^int4", text, re.M)
+
+
+def test_where_the_device_refuses_weights_get_the_next_layout(npu_zygote, log):
+    arguments = (*NPU_ONE, "--dtype", "float16")
+    path = DATA / "qwen3-moe-Q4_K_M.gguf"
+    reference = json.loads(path.with_suffix(".ref.json").read_text())
+    refused = ("npu_weight_quant_batchmatmul:int4", "npu_grouped_matmul")
+    environment = {faults.VARIABLE: ",".join(f"refuse:{operator}" for operator in refused)}
+    with npu_zygote.serve(path, log, *arguments, environment=environment) as server:
+        error = server.mean_error(reference["input_ids"], reference["token_logprobs"])
+    assert error <= LIMITS["float16"]
+    text = log.read_text()
+    for operator, layout, found in zip(
+        refused, ("int4", "int4, experts"), ("int8", "dense"), strict=True
+    ):
+        line = rf"falling back to {found} weights: self-check failed for {layout} [\dx ]+ in "
+        line += rf"float16: RuntimeError: EZ1001: {operator.partition(':')[0]} is refused"
+        assert re.search(line, text), text[-3000:]
+    assert re.search(r"^int8 ", text, re.M) and not re.search(r"^int4", text, re.M)  # the report
 
 
 def test_where_the_device_is_wrong_the_engines_operators_choose_experts(npu_engine, tmp_path):

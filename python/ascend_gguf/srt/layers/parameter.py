@@ -6,7 +6,8 @@ the engine's own weight loaders fill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn import Module, Parameter
@@ -50,9 +51,27 @@ def materialize_gguf_weights(layer: Module, weight_name: str) -> Layout | None:
         what = f"{weight_name}{pending.missing()}"
         raise GGUFError(f"{what} of {type(layer).__name__} was not loaded", hint=DOWNLOAD_AGAIN)
     delattr(layer, weight_name)
+    own = {k: v for k, v in vars(parameter).items() if k not in vars(pending)}
+    return put_layout(layer, weight_name, layout, own)
+
+
+def put_layout(
+    layer: Module, weight_name: str, layout: Layout, attributes: Mapping[str, Any] | None = None
+) -> Layout | None:
+    """Make the tensors of a layout a layer's parameters, in place of those of another layout.
+
+    Args:
+        attributes: of a dense parameter.
+
+    Returns:
+        As :func:`materialize_gguf_weights`.
+    """
+    old = vars(layer).get("gguf_layouts", {}).pop(weight_name, None)
+    for name in old.tensors if old is not None else ():
+        delattr(layer, f"{weight_name}_{name}")
     if isinstance(layout, Dense):
         dense = Parameter(layout.tensors["weight"], requires_grad=False)
-        vars(dense).update({k: v for k, v in vars(parameter).items() if k not in vars(pending)})
+        vars(dense).update(attributes or {})
         layer.register_parameter(weight_name, dense)
         vars(layer).setdefault("gguf_unsupported", {})[weight_name] = layout.unsupported
         return None
@@ -65,7 +84,7 @@ def materialize_gguf_weights(layer: Module, weight_name: str) -> Layout | None:
 def unpack(layer: Module, weight_name: str) -> None:
     """Replace the tensors of a layout by dense weights, as the parameter ``NAME``."""
     layout = layer.gguf_layouts.pop(weight_name)
-    device = next(iter(layout.tensors.values())).device
+    device = layout.device
     for name in layout.tensors:
         delattr(layer, f"{weight_name}_{name}")
     dense = layout.dequantize().to(layout.dtype).to(device)

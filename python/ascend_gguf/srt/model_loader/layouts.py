@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.groups import GROUP
+from ascend_gguf.npu.self_check import SelfCheck
 from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
 from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.weights.layout import NOT_QUANTIZED
 from ascend_gguf.weights.report import Holding, table
@@ -32,32 +34,29 @@ def choose(options: dict[str, Any], path: str) -> Choice:
 def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
     """Self-check: multiply once with a packed weight of each shape, and compare with dense weights.
 
-    Where it fails, weights of that layout and shape are held dense, or loading stops.
+    Where it fails, weights of that layout and shape get the next layout that passes, or dense
+    weights, or loading stops.
 
     Raises:
         GGUFError: the self-check failed, and ``on_mismatch`` is ``stop``.
     """
-    results: dict[Hashable, str | None] = {}
-    methods = [
-        (module, module.quant_method)
-        for module in model.modules()
-        if hasattr(getattr(module, "quant_method", None), "self_checks")
-    ]
-    for module, method in methods:
-        for shape_class, mismatch in method.self_checks(module):
-            if shape_class not in results:
-                results[shape_class] = mismatch()
-    wrong = {key: problem for key, problem in results.items() if problem is not None}
-    for problem in wrong.values():
+
+    def fail(problem: str) -> None:
         if on_mismatch == "stop":
             raise GGUFError(
                 f"this device does not multiply with packed weights as it should: {problem}",
                 file=path,
                 hint='Install another release of CANN, or load with {"weights": "dense"}.',
             )
-        logger.error("falling back to dense weights: self-check failed for %s", problem)
-    for module, method in methods if wrong else ():
-        method.fall_back(module, wrong)
+
+    check = SelfCheck(fail)
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, PackedWeights):
+            method.self_check(module, check)
+    for module in model.modules():
+        for layout in vars(module).get("gguf_layouts", {}).values():
+            layout.source = None
 
 
 def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from math import prod
 
 import torch
 
+from ...operators.rules import OperatorRuleError
 from .table import TABLE
 
 ACLNN_ERR_PARAM_INVALID = 161002
@@ -303,6 +304,8 @@ class Dispatch:
 
     def _error(self, name: str, error: BaseException, code: int = ACLNN_ERR_PARAM_INVALID) -> int:
         text = str(error)
+        if isinstance(error, OperatorRuleError):
+            text = f"AclNN_Parameter_Error(EZ1001): {text}"  # as CANN words it
         if not text.startswith(name):
             text = f"{name}: {text}"
         if not isinstance(error, (ValueError, NotImplementedError)):

@@ -12,6 +12,8 @@ import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import StandardTopKOutput, TopK, TopKConfig, select_experts
 
+from ascend_gguf.npu.self_check import refusal
+
 logger = logging.getLogger(__name__)
 
 _Route = Callable[..., StandardTopKOutput]
@@ -122,8 +124,8 @@ def _mismatch(route: _Route, config: TopKConfig, experts: int, dtype: torch.dtyp
     expected = _weights(_native, config, logits, bias)
     try:
         found = _weights(route, config, logits.npu(), bias.npu())
-    except RuntimeError as error:
-        return str(error).partition("\n")[0]
+    except Exception as error:
+        return refusal(error)
     if torch.allclose(found, expected, rtol=0.02):
         return None
     return f"weights differ from torch's ({experts} experts, {config.top_k} for a token)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,12 +32,13 @@ from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
-from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch, shape_class
+from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     make_pending,
     materialize_gguf_weights,
+    put_layout,
     remove_weight,
     unpack,
 )
@@ -118,29 +119,27 @@ class PackedWeights:
             remove_weight(layer, name)
         self._create(layer)
 
-    def self_checks(self, layer: torch.nn.Module) -> Iterator[tuple[Hashable, Callable]]:
-        """For each packed weight its shape class, and what checks it: see ``npu.self_check``."""
-        for name, layout in vars(layer).get("gguf_layouts", {}).items():
-            kernel = self._kernel_of(layer, name)
-            if kernel is not None:
-                yield shape_class(kernel, layout), self._self_check(kernel, layout)
-
-    def fall_back(self, layer: torch.nn.Module, shape_classes: Container[Hashable]) -> None:
-        """Hold each weight of one of these classes dense."""
+    def self_check(self, layer: torch.nn.Module, check: SelfCheck) -> None:
+        """Check each packed weight, and replace what the device does not multiply with."""
         for name, layout in list(vars(layer).get("gguf_layouts", {}).items()):
-            if shape_class(self._kernel_of(layer, name), layout) in shape_classes:
-                unpack(layer, name)
-                self._use_dense(layer, name)
+            kernel = self._kernel_of(layer, name)
+            if kernel is None:
+                continue
+            mismatch = partial(self._mismatch, kernel)
+            settled = check.settled(layout, mismatch, (type(self), type(kernel)))
+            if settled is not layout:
+                self._use(layer, name, put_layout(layer, name, settled))
 
     def _kernel_of(self, layer: torch.nn.Module, name: str) -> Any:
         """What multiplies with a packed weight; None if that needs no check."""
         raise NotImplementedError
 
-    def _self_check(self, kernel: Any, layout: Layout) -> Callable[[], str | None]:
+    def _mismatch(self, kernel: Any, layout: Layout) -> str | None:
+        """What is wrong with the weight in a layout: see ``npu.self_check``."""
         raise NotImplementedError
 
-    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
-        """Compute with the dense weight that is there now."""
+    def _use(self, layer: torch.nn.Module, name: str, layout: Layout | None) -> None:
+        """Compute with the weight in another layout; None: with the dense weight that is there."""
         raise NotImplementedError
 
 
@@ -190,22 +189,21 @@ class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
         _set_bias_dtype(layer, dtype)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        self.weight = materialize_gguf_weights(layer, "weight")
-        if self.weight is None:
+        self._use(layer, "weight", materialize_gguf_weights(layer, "weight"))
+
+    def _use(self, layer: torch.nn.Module, name: str, layout: Layout | None) -> None:
+        self.weight = layout
+        if layout is None:
+            _set_bias_dtype(layer, layer.weight.dtype)
             self.dense.process_weights_after_loading(layer)
-        elif self.weight.dtype == torch.bfloat16:
+        elif layout.dtype == torch.bfloat16:
             _set_bias_dtype(layer, torch.float32)  # as the operator takes it
 
     def _kernel_of(self, layer: torch.nn.Module, name: str) -> LinearKernel | None:
         return self.kernel
 
-    def _self_check(self, kernel: LinearKernel, layout: Layout) -> Callable[[], str | None]:
-        return partial(linear_mismatch, kernel, layout, hasattr(self, "embedding"))
-
-    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
-        self.weight = None
-        _set_bias_dtype(layer, layer.weight.dtype)
-        self.dense.process_weights_after_loading(layer)
+    def _mismatch(self, kernel: LinearKernel, layout: Layout) -> str | None:
+        return linear_mismatch(kernel, layout, hasattr(self, "embedding"))
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -284,7 +282,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
             _fit_bias(layer, f"{name}_bias")
         if is_npu() and any(layouts.values()):
             for name, layout in layouts.items():
-                self._finish_on_npu(layer, name, layout)
+                self._use(layer, name, layout)
             NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
         elif all(layouts.values()):
             self.experts = BlocksExperts(*layouts.values())
@@ -294,9 +292,11 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
                     unpack(layer, name)
             self.dense.process_weights_after_loading(layer)
 
-    def _finish_on_npu(self, layer: torch.nn.Module, name: str, layout: Layout | None) -> None:
+    def _use(self, layer: torch.nn.Module, name: str, layout: Layout | None) -> None:
         if layout is None:
-            getattr(layer, _kernel_name(name)).process_weights_after_loading(layer, _prefix(name))
+            kernel = NPUUnquantMoEMethod()
+            setattr(layer, _kernel_name(name), kernel)
+            kernel.process_weights_after_loading(layer, _prefix(name))
         else:
             kernel = NPUGGUFMoEMethod(layout, getattr(layer, f"{name}_bias", None))
             setattr(layer, _kernel_name(name), kernel)
@@ -304,12 +304,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
     def _kernel_of(self, layer: torch.nn.Module, name: str) -> NPUGGUFMoEMethod | None:
         return getattr(layer, _kernel_name(name)) if self.experts is None else None
 
-    def _self_check(self, kernel: NPUGGUFMoEMethod, layout: Layout) -> Callable[[], str | None]:
-        return partial(experts_mismatch, kernel.product, layout)
-
-    def _use_dense(self, layer: torch.nn.Module, name: str) -> None:
-        setattr(layer, _kernel_name(name), NPUUnquantMoEMethod())
-        self._finish_on_npu(layer, name, None)
+    def _mismatch(self, kernel: NPUGGUFMoEMethod, layout: Layout) -> str | None:
+        return experts_mismatch(NPUGGUFMoEMethod(layout, None).product, layout)
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
         # The plain runner: ``w2`` is cut along its input, so its output is a partial sum that the
