@@ -297,6 +297,15 @@ def qwen35_metadata(config: Any) -> dict[str, Any]:
     return found
 
 
+def sections_metadata(config: Any) -> dict[str, Any]:
+    found = {"rope.dimension_sections": [16, 24, 24, 0]}
+    if config.model_type != "qwen2":
+        found["n_deepstack_layers"] = 3
+    if config.model_type == "qwen3_moe":
+        found["expert_feed_forward_length"] = config.moe_intermediate_size
+    return found
+
+
 def gemma4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     layer = name.split(".")[2]
     if name.endswith("router.scale"):

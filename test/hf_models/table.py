@@ -34,6 +34,7 @@ from hf_models.conversion import (
     plus_one,
     qwen35,
     qwen35_metadata,
+    sections_metadata,
     window_pattern_metadata,
 )
 from hf_models.tiny import Tiny
@@ -341,6 +342,16 @@ TINY: dict[str, Tiny] = {
         hunyuan_metadata,
     ),
     "hunyuan-dense": Tiny("hunyuan-dense", "hunyuan_v1_dense", {"head_dim": 64}),
+    # Their text, which is that of these models.
+    "qwen2-vl": Tiny("qwen2vl", "qwen2", metadata=sections_metadata, twin=True),
+    "qwen3-vl": Tiny("qwen3vl", "qwen3", {"head_dim": 64}, sections_metadata, twin=True),
+    "qwen3-vl-moe": Tiny(
+        "qwen3vlmoe",
+        "qwen3_moe",
+        _EXPERTS | {"num_experts": 4, "head_dim": 64, "norm_topk_prob": True},
+        sections_metadata,
+        twin=True,
+    ),
     # Two value heads for a key head.
     "qwen3.5": Tiny(
         "qwen35",

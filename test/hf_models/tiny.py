@@ -33,6 +33,7 @@ class Tiny:
         extra: tensors that conversion makes from the configuration.
         types: type of matrices, before those of ``_TYPES``, by the end of their names.
         npu_dtype: in which an NPU computes it.
+        twin: it is served by the very model of another row, which is computed on ranks and stages.
         refused: device ("cpu" or "npu") to why the engine does not run it there.
     """
 
@@ -45,4 +46,5 @@ class Tiny:
     extra: Callable[[Any], Mapping[str, torch.Tensor]] = lambda config: {}
     types: Mapping[str, Type] = field(default_factory=dict)
     npu_dtype: str = "float16"
+    twin: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)

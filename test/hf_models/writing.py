@@ -70,13 +70,22 @@ class Written:
         return logits.gather(1, ids[1:, None])[:, 0].tolist()
 
 
+def auto_class(model_type: str) -> Any:
+    """transformers' automatic class of a model that gives text: of a vision model, or of text."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
+
+
 @cache
 def _loaded(hf: Path) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    return AutoModelForCausalLM.from_pretrained(
-        hf, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model_class = auto_class(AutoConfig.from_pretrained(hf).model_type)
+    return model_class.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:

@@ -41,18 +41,34 @@ RERANKER_WORDS = {"yes": 57, "no": 58, "|": 59}
 def write_checkpoint(folder: Path, peer: Any) -> str:
     """transformers' model with random weights; the name of its class."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from hf_models.writing import randomize
+    from hf_models.writing import auto_class, randomize
 
     torch.manual_seed(0)
     # A copy: transformers writes into the dictionaries it is given.
-    config = AutoConfig.for_model(peer.model_type, **deepcopy({**SIZES, **peer.sizes}))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    sizes = deepcopy({**SIZES, **peer.sizes})
+    if peer.vision:
+        tied = {"tie_word_embeddings": sizes["tie_word_embeddings"]}
+        sizes = {"text_config": sizes, "vision_config": dict(peer.vision)} | tied
+    config = AutoConfig.for_model(peer.model_type, **sizes)
+    model = auto_class(peer.model_type).from_config(config, dtype=torch.float32)
     randomize(model)
     _round_to_blocks(model)
     model.save_pretrained(folder)
+    if peer.transposed:
+        _transpose(folder / "model.safetensors", peer.transposed)
     return json.loads((folder / "config.json").read_text())["architectures"][0]
+
+
+def _transpose(path: Path, ends: Sequence[str]) -> None:
+    """Matrices with these ends of names, as published checkpoints have them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith(tuple(ends))]:
+        tensors[name] = tensors[name].transpose(-1, -2).contiguous()
+    save_file(tensors, path, {"format": "pt"})
 
 
 def _round_to_blocks(model: Any) -> None:

@@ -18,7 +18,11 @@ class Peer:
 
     Args:
         model_type: transformers'.
-        sizes: of its configuration, beside those of :mod:`peers.convert`.
+        sizes: of its configuration, beside those of :mod:`peers.convert`; of a vision model, of
+            its text model.
+        vision: sizes of the encoder of pictures, if it is a vision model.
+        transposed: ends of the names of matrices that published checkpoints have transposed, and
+            transformers, which takes both, does not write so.
         fuse_qkv: an option of the converter.  It has one for gate and up of experts too, and no
             architecture of the table for which it works.
         drop: keys of the metadata, below the architecture's name, to leave out.
@@ -30,6 +34,8 @@ class Peer:
 
     model_type: str
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     fuse_qkv: bool = False
     drop: tuple[str, ...] = ()
     add: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +86,35 @@ _QWEN = {
 }
 
 _deepseek = Peer("deepseek_v3", npu_dtype="bfloat16")
+
+#: Sizes of an encoder of pictures, in the words of several models.
+_VISION = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
+
+
+def _sections(*sections: int) -> dict[str, Any]:
+    return _rope(mrope_section=list(sections))
+
+
+#: The models whose text the rows of :data:`hf_models.TINY` with these names are.
+_OF_PICTURES = {
+    "qwen2-vl": Peer("qwen2_vl", _sections(4, 6, 6), _VISION | {"hidden_size": 128}),
+    "qwen2.5-vl": Peer(
+        "qwen2_5_vl",
+        {"tie_word_embeddings": True} | _sections(4, 6, 6),
+        _VISION | {"out_hidden_size": 128},
+    ),
+    "qwen3-vl": Peer(
+        "qwen3_vl",
+        {"head_dim": 64} | _sections(12, 10, 10),
+        _VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen3-vl-moe": Peer(
+        "qwen3_vl_moe",
+        _EXPERTS | {"moe_intermediate_size": 96, "head_dim": 64} | _sections(12, 10, 10),
+        _VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
+        transposed=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+}
 
 #: What went wrong once, and its kind: scaling that the engine's class does not read, a factor
 #: without a type, files without expert groups, heads of other sizes, fused tensors, biases.
@@ -147,6 +182,7 @@ def _of_architectures() -> dict[str, Peer]:
     plain["deepseek-v3"] = replace(
         plain["deepseek-v3"], sizes=TINY["deepseek-v3"].sizes | {"scoring_func": "sigmoid"}
     )
+    plain |= _OF_PICTURES
     fused = {
         f"{name}-fused": replace(peer, fuse_qkv=True)
         for name, peer in plain.items()
@@ -160,8 +196,10 @@ PEERS: dict[str, Peer] = _of_architectures() | ROWS
 #: Their heads are rows of the output matrix, or of the embedding.
 RERANKERS = {
     "qwen3-reranker": Peer("qwen3", {"head_dim": 64}, reranker=True),
-    "qwen3-reranker-tied": Peer(
-        "qwen3", {"head_dim": 64, "tie_word_embeddings": True}, reranker=True
+    "qwen3-vl-reranker-tied": replace(
+        _OF_PICTURES["qwen3-vl"],
+        sizes=_OF_PICTURES["qwen3-vl"].sizes | {"tie_word_embeddings": True},
+        reranker=True,
     ),
 }
 
@@ -182,6 +220,7 @@ CHOSEN = (
     "llama-bias",
     "llama-mlp-bias",
     "hunyuan-dense",
+    "qwen3-vl-moe",
     "qwen3.5",
     "qwen3.5-moe-fused",
     "gemma4-e2b",

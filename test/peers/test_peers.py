@@ -45,8 +45,10 @@ RERANKER_LIMITS = {"cpu": ("float32", 1e-5), "npu": ("float16", 5e-3)}
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Callable[[str, str], Written]:
-    """The converted models, by name and type, made once for all of pytest's processes."""
+def files(request, tmp_path_factory) -> Callable[[str, str], Written]:
+    """The models that the chosen tests need, by name and type, made once for all processes."""
+    tests = [item.callspec.params for item in request.session.items if "files" in item.fixturenames]
+    names = sorted({test["name"] for test in tests})
     try:
         source = llama_cpp()
     except FetchError as error:
@@ -58,7 +60,7 @@ def files(tmp_path_factory) -> Callable[[str, str], Written]:
         if not folder.exists():
             folder.mkdir()
             script = [sys.executable, "-W", "ignore", Path(__file__).with_name("convert.py")]
-            command = [*script, source, folder, ",".join(TYPES), *NAMES, *RERANKERS]
+            command = [*script, source, folder, ",".join(TYPES), *names]
             subprocess.run(command, check=True, capture_output=True)
 
     def written(name: str, kind: str) -> Written:

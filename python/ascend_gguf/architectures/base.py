@@ -311,7 +311,8 @@ class Architecture:
                 file=tensor.file,
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
-                expected="architecture qwen3, pooling_type 4 (rank) and only cls.output.weight",
+                expected="architecture qwen3 or qwen3vl, pooling_type 4 (rank) and only "
+                "cls.output.weight",
                 hint="Serve the original model in Hugging Face format.",
             )
         if rule is None or not (

@@ -1,8 +1,9 @@
-"""Qwen2, Qwen3, their mixtures of experts, and Qwen3 rerankers."""
+"""Qwen2, Qwen3, their mixtures of experts, the text of their vision models, and rerankers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
@@ -58,7 +59,7 @@ _RANK = 4
 
 def is_reranker(file: GGUFFile) -> bool:
     """True for a model with a classification head (yes, no) instead of an output matrix."""
-    if file.architecture != "qwen3" or _HEAD.gguf not in file.tensors:
+    if file.architecture not in ("qwen3", "qwen3vl") or _HEAD.gguf not in file.tensors:
         return False
     pooling = file.arch_field("pooling_type", _RANK)
     return type(pooling) is int and pooling == _RANK
@@ -74,7 +75,7 @@ def _labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         raise GGUFError(
             "the classification head does not have one row per label",
             file=file.files[0],
-            key="qwen3.classifier.output_labels",
+            key=f"{file.architecture}.classifier.output_labels",
             found=f"{names!r:.80}",
             expected=f"{count} names, the rows of {_HEAD.gguf}",
             hint=CONVERT_AGAIN,
@@ -85,7 +86,7 @@ def _labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 _BODY = FRAME + NORMS + ATTENTION
 _BIASED_BODY = FRAME + NORMS + attention(biased=True)
 
-ARCHITECTURES = (
+_TEXT_MODELS = (
     Architecture(
         name="qwen2",
         model_type="qwen2",
@@ -135,4 +136,17 @@ ARCHITECTURES = (
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": True},
         derived=(expert_width,),
     ),
+)
+
+#: Text alone has one position in all sections of the rotary embedding, and a layer adds nothing of
+#: a picture to it (deepstack).
+_OF_PICTURES = frozenset({"rope.dimension_sections", "n_deepstack_layers"})
+
+#: The text model of each vision model.
+_VISION_MODELS = {"qwen2": "qwen2vl", "qwen3": "qwen3vl", "qwen3moe": "qwen3vlmoe"}
+
+ARCHITECTURES = _TEXT_MODELS + tuple(
+    replace(text, name=_VISION_MODELS[text.name], reads=text.reads | _OF_PICTURES)
+    for text in _TEXT_MODELS
+    if text.name in _VISION_MODELS
 )

@@ -38,6 +38,11 @@ def _runs_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
+def _alone_on(device: str) -> list[str]:
+    """Those that are no twin of another."""
+    return [name for name in _runs_on(device) if not TINY[name].twin]
+
+
 def _check(model: Written, dtype: str, tokens: Sequence[int], *found: Sequence[float]) -> None:
     """Compare log-probabilities: each of ``found`` is of the last tokens."""
     expected = model.logprobs(tokens)
@@ -80,7 +85,7 @@ def test_served_on_the_cpu(zygote, log, tiny_model, name):
     assert REPLAYED in log.read_text()
 
 
-@pytest.mark.parametrize("name", _runs_on("cpu"))
+@pytest.mark.parametrize("name", _alone_on("cpu"))
 def test_on_two_ranks(cpu_engine, tiny_model, name):
     score_right(cpu_engine, tiny_model(name), "float32", tp_size=2)
 
@@ -91,7 +96,7 @@ def test_served_on_two_ranks(zygote, log, tiny_model, name):
     _serve(zygote, log, tiny_model(name), *arguments, environment=cpu_environment(2))
 
 
-@pytest.mark.parametrize("name", [name for name in _runs_on("cpu") if name not in ONE_STAGE])
+@pytest.mark.parametrize("name", [name for name in _alone_on("cpu") if name not in ONE_STAGE])
 def test_on_two_stages(cpu_engine, tiny_model, name):
     """``test_ranks.py`` shows that others are refused."""
     score_right(cpu_engine, tiny_model(name), "float32", pp_size=2)
@@ -121,7 +126,7 @@ def test_refused_on_the_simulated_npu(npu_engine, tiny_model, name):
     assert TINY[name].refused["npu"] in failure.value.reason
 
 
-@pytest.mark.parametrize("name", _runs_on("npu"))
+@pytest.mark.parametrize("name", _alone_on("npu"))
 def test_on_two_ranks_on_the_simulated_npu(npu_engine, tiny_model, name):
     score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, tp_size=2)
 

@@ -100,7 +100,8 @@ def followed(model: Written) -> frozenset[str]:
     """Keys that the project's table says the model follows, but for those of sizes."""
     keys = architecture_of(open_gguf(model.path)).obeyed - SIZES
     keys -= {"attention.causal"}  # of embeddings: test_features.py
-    keys -= {"rope.dimension_sections"}  # of pictures: text has one position in all of them
+    # Of pictures: text has one position in all sections, and nothing of them in a layer.
+    keys -= {"rope.dimension_sections", "n_deepstack_layers"}
     latent = {"rope.dimension_count"} if "kv_lora_rank" in model.reference.config else set()
     return keys - latent
 
