@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,12 @@ _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextlib.contextmanager
-def hub(repositories: dict[str, dict[str, Path]]) -> Iterator[str]:
-    """The URL of a hub with these repositories: name -> file's name -> file."""
+def hub(repositories: dict[str, dict[str, Path]], sent: list[int] | None = None) -> Iterator[str]:
+    """The URL of a hub with these repositories: name -> file's name -> file.
+
+    Args:
+        sent: gets the bytes of each answer.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -49,9 +54,18 @@ def hub(repositories: dict[str, dict[str, Path]]) -> Iterator[str]:
             if file is None:
                 self._reply(404, headers={"X-Error-Code": "EntryNotFound"})
             else:
-                data = file.read_bytes()
-                etag = f'"{hashlib.sha256(data).hexdigest()}"'
-                self._reply(200, data, {"ETag": etag, "X-Repo-Commit": _COMMIT})
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
+                if wanted is None:
+                    data = file.read_bytes()
+                    etag = f'"{hashlib.sha256(data).hexdigest()}"'
+                    self._reply(200, data, {"ETag": etag, "X-Repo-Commit": _COMMIT})
+                    return
+                first, last = int(wanted[1]), int(wanted[2])
+                with file.open("rb") as opened:
+                    opened.seek(first)
+                    data = opened.read(last - first + 1)
+                last, size = first + len(data) - 1, file.stat().st_size
+                self._reply(206, data, {"Content-Range": f"bytes {first}-{last}/{size}"})
 
         def _exists(self, repo: str, revision: str) -> bool:
             if repo in repositories and revision in ("main", _COMMIT):
@@ -67,6 +81,8 @@ def hub(repositories: dict[str, dict[str, Path]]) -> Iterator[str]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
+                if sent is not None:
+                    sent.append(len(body))
 
         def log_message(self, *_: object) -> None:
             pass

@@ -25,6 +25,7 @@ LEVELS = (
     ("weights",),
     ("npu", "cpu"),
     ("srt",),
+    ("desk",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -75,7 +75,7 @@ def fetch_model(
     revision = reference.revision or revision
     undecided = not required and reference.quantization is None and reference.file is None
     try:
-        files = _list_files(reference.repo, revision, folder)
+        files = list_files(reference.repo, revision, folder)
     except GGUFError:
         if undecided:
             return None
@@ -154,7 +154,12 @@ def _text(reference: Reference) -> str:
     return reference.repo + (f":{quantization}" if quantization else f"/{file}" if file else "")
 
 
-def _list_files(repo: str, revision: str | None, folder: str | None) -> list[str]:
+def list_files(repo: str, revision: str | None, folder: str | None) -> list[str]:
+    """Names of a repository's files, in the cache if there is no network.
+
+    Raises:
+        GGUFError: no such repository, or it cannot be reached.
+    """
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
@@ -174,7 +179,7 @@ def _list_files(repo: str, revision: str | None, folder: str | None) -> list[str
                 repo, revision=revision, cache_dir=folder, local_files_only=True
             )
         except Exception:
-            raise _unreachable(repo, error) from error
+            raise unreachable(repo, error) from error
         return [path.relative_to(kept).as_posix() for path in Path(kept).rglob("*")]
 
 
@@ -185,17 +190,18 @@ def _fetch(repo: str, name: str, revision: str | None, folder: str | None) -> Pa
         return Path(hf_hub_download(repo, name, revision=revision, cache_dir=folder))
     except OSError as error:
         if error.errno is None:
-            raise _unreachable(f"{repo}/{name}", error) from error
+            raise unreachable(f"{repo}/{name}", error) from error
         raise GGUFError(
             f"the file cannot be stored: {error.strerror}",
             file=f"{repo}/{name}",
             hint="Free disk space, or set --download-dir to a folder with enough space.",
         ) from error
     except Exception as error:
-        raise _unreachable(f"{repo}/{name}", error) from error
+        raise unreachable(f"{repo}/{name}", error) from error
 
 
-def _unreachable(what: str, error: Exception) -> GGUFError:
+def unreachable(what: str, error: Exception) -> GGUFError:
+    """The error for what an HTTP library raised, for the caller to raise."""
     return GGUFError(
         f"the Hugging Face Hub cannot be reached: {str(error)[:200] or type(error).__name__}",
         file=what,

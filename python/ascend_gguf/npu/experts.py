@@ -152,6 +152,10 @@ class GroupedNibblePlanes(Grouped):
     packing = replace(PLANES, apart=True)
 
 
+#: Narrowest first.
+EXPERT_LAYOUTS: tuple[type[Layout], ...] = (GroupedInt4, GroupedNibblePlanes)
+
+
 _constants: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDictionary()
 
 

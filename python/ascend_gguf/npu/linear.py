@@ -77,7 +77,12 @@ class NPUExactLinear(NPULinear):
     layouts = (Int4, Int8, NibblePlanes)
 
 
-def has_operators() -> bool:
-    """Whether this NPU multiplies with weights in groups: all but the 310P do."""
-    name = torch.npu.get_device_name()  # type: ignore[attr-defined]  # comes with torch_npu
+def has_operators(name: str | None = None) -> bool:
+    """Whether an NPU multiplies with weights in groups: all but the 310P do.
+
+    Args:
+        name: as CANN gives it, such as ``Ascend910B3``; this one by default.
+    """
+    if name is None:
+        name = torch.npu.get_device_name()  # type: ignore[attr-defined]  # comes with torch_npu
     return not name.startswith("Ascend310P")

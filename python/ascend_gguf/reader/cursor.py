@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,23 @@ class Cursor:
     Every length found in the file is compared with the bytes that remain before anything is
     allocated for it, so a hostile length costs nothing.
 
+    Args:
+        fetch: of a file that is not whole yet: brings so many of its first bytes, or a few more,
+            and returns how many are there.
+
     Attributes:
+        size: bytes of the file that are there.
         section: the part of the file being read, in words; part of every error.
         key, tensor: the metadata key or tensor being read, if any; part of every error.
     """
 
-    def __init__(self, buffer: MappedFile, file: Path) -> None:
+    def __init__(
+        self, buffer: MappedFile, file: Path, fetch: Callable[[int], int] | None = None
+    ) -> None:
         self.buffer = buffer
         self.file = file
-        self.size = len(buffer)
+        self.size = len(buffer) if fetch is None else 0
+        self._fetch = fetch
         self.offset = 0
         self.section = "header"
         self.key: str | None = None
@@ -56,11 +65,14 @@ class Cursor:
 
     def need(self, nbytes: int) -> None:
         """Raise GGUFError unless ``nbytes`` more bytes exist."""
-        if self.offset + nbytes > self.size:
+        end = self.offset + nbytes
+        if self._fetch is not None and self.size < end <= len(self.buffer):
+            self.size = self._fetch(end)
+        if end > self.size:
             raise self.error(
                 f"the file ends inside its {self.section}",
                 found=f"{self.size} bytes",
-                expected=f"at least {self.offset + nbytes}",
+                expected=f"at least {end}",
             )
 
     def numbers(self, dtype: np.dtype, count: int) -> np.ndarray:
@@ -95,10 +107,15 @@ class Cursor:
         strings = []
         for _ in range(count):
             start = offset + 8
-            end = start + _unpack_uint64(buffer, offset)[0] if start <= size else start
+            if start > size:
+                self.offset = offset
+                self.need(8)
+                size = self.size
+            end = start + _unpack_uint64(buffer, offset)[0]
             if end > size:
                 self.offset = offset
                 self.need(end - offset)
+                size = self.size  # there are more now
             strings.append(str(buffer[start:end], "utf-8", errors))
             offset = end
         self.offset = offset

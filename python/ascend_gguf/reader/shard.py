@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,17 @@ class Shard:
     tensors: dict[str, GGUFTensor]
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Path, fetch: Callable[[int], int] | None = None) -> Shard:
     """Parse one file's header, metadata and tensor table; the data is only mapped.
+
+    Args:
+        fetch: of a file that is not whole yet, see :class:`Cursor`.
 
     Raises:
         GGUFError: the file is not GGUF, or something in it is wrong.
     """
     try:
-        return _read_shard(path)
+        return _read_shard(path, fetch)
     except GGUFError as error:
         hint = how_to_join(path) if whole_name(path.name) else None
         if hint is not None:
@@ -84,8 +88,9 @@ def read_shard(path: Path) -> Shard:
         raise
 
 
-def _read_shard(path: Path) -> Shard:
-    cursor = Cursor(map_file(path), path)
+def _read_shard(path: Path, fetch: Callable[[int], int] | None) -> Shard:
+    cursor = Cursor(map_file(path), path, fetch)
+    cursor.need(min(64, len(cursor.buffer)))
     _check_magic(cursor)
     _check_version(cursor)
     tensor_count = cursor.uint64()
@@ -136,10 +141,11 @@ def _check_version(cursor: Cursor) -> None:
 
 
 def _check_count(cursor: Cursor, what: str, count: int, smallest: int) -> None:
-    most = (cursor.size - cursor.offset) // smallest
+    size = len(cursor.buffer)
+    most = (size - cursor.offset) // smallest
     if count > most:
         raise cursor.error(
             f"the header counts more {what} than the file has room for",
             found=count,
-            expected=f"at most {most} in {cursor.size} bytes",
+            expected=f"at most {most} in {size} bytes",
         )

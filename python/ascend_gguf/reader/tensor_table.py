@@ -90,12 +90,13 @@ def _read_row(cursor: Cursor) -> _Row:
 
 def _place(cursor: Cursor, row: _Row, data_start: int) -> GGUFTensor:
     offset = data_start + row.offset
-    if offset + row.nbytes > cursor.size:
+    size = len(cursor.buffer)
+    if offset + row.nbytes > size:
         raise GGUFError(
             "data runs past the end of the file",
             file=cursor.file,
             tensor=row.name,
-            found=f"{cursor.size} bytes",
+            found=f"{size} bytes",
             expected=f"at least {offset + row.nbytes} for {row.type.name} {list(row.shape)}",
             hint=DOWNLOAD_AGAIN,
         )

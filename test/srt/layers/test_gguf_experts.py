@@ -13,8 +13,8 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf import GGUFError, load_config
+from ascend_gguf.npu.choice import Choice
 from ascend_gguf.srt.layers.quantization.gguf import GGUFMoEAscendMethod
-from ascend_gguf.srt.layers.quantization.kernels import Choice
 from random_model import ALL_TYPES, write_model
 from srt.engine_layers import (
     EVERY_TYPE,

@@ -21,8 +21,8 @@ from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 
+from ascend_gguf.npu.choice import Choice
 from ascend_gguf.srt.layers.quantization.gguf import ggml_dequantize_ascend
-from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.srt.layers.quantization.unquant import Float32LinearMethod, keep_float32
 from ascend_gguf.weights.pending import PendingWeight
 from srt.engine_layers import (

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.npu.self_check import SelfCheck
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
-from ascend_gguf.srt.layers.quantization.kernels import Choice
 from ascend_gguf.weights.layout import NOT_QUANTIZED
 from ascend_gguf.weights.report import Holding, table
 
 logger = logging.getLogger(__name__)
-
-
-def choose(options: dict[str, Any], path: str) -> Choice:
-    """The choice that the options of ``--model-loader-extra-config`` and the file ask for."""
-    weights = options.get("weights", "auto")
-    # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
-    # little for speed.  Who took a file that is mostly of them wants them exact.
-    quantized = [t for t in open_gguf(path).tensors.values() if t.type.codes is not None]
-    fine = sum(t.nbytes for t in quantized if t.type.codes.group < GROUP)
-    return Choice(weights, weights == "auto" and 2 * fine < sum(t.nbytes for t in quantized))
 
 
 def verify(model: nn.Module, path: str, on_mismatch: str) -> None:

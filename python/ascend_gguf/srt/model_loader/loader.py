@@ -31,6 +31,7 @@ from ascend_gguf.architectures import Placement, Target, architecture_of
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.memory.huge_pages import use_huge_pages
+from ascend_gguf.npu.choice import choose
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
@@ -119,7 +120,7 @@ def load_model(
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += _dense_modules(name_map)
-    quant_config.choice = layouts.choose(self.options, path)
+    quant_config.choice = choose(self.options, path)
     pipeline.untie_on_last_stage(model_config.hf_config)
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():

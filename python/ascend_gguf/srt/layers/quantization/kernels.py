@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
+from ascend_gguf.npu.choice import Choice
+from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a model's weights are held: the loader's options, and what the file suggests.
-
-    Attributes:
-        weights: ``auto``, ``packed`` or ``dense``.
-        nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
-            for one operator less.
-    """
-
-    weights: str = "auto"
-    nearly: bool = False
 
 
 def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
@@ -52,7 +37,7 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKern
 def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
     """The packed layouts of experts on this device, narrowest first; none: they are dense."""
     if is_npu():
-        return (GroupedInt4, GroupedNibblePlanes) if _packs_on_npu(quant_config, dtype) else ()
+        return EXPERT_LAYOUTS if _packs_on_npu(quant_config, dtype) else ()
     return BlocksExperts.layouts if _packs(quant_config) else ()
 
 

@@ -20,6 +20,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.npu.choice import choose
 from ascend_gguf.srt.arg_groups.model_path_hook import find_model
 from ascend_gguf.srt.device import set_lost_weights
 from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
@@ -145,7 +146,7 @@ def _replace(self: WeightUpdater, new: Source) -> str | None:
     name_map = name_map_of(new.path, self.model_config.hf_config)
 
     def load() -> None:
-        new.quant_config.choice = layouts.choose(new.options, new.path)
+        new.quant_config.choice = choose(new.options, new.path)
         with set_default_torch_dtype(self.model_config.dtype), device:
             _give_up(model)
             load_weights(model, new.path, name_map, new.options, device)

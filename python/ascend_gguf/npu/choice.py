@@ -1,0 +1,36 @@
+"""How a model's weights are held: what the user asks for, and what the file suggests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ascend_gguf.npu.groups import GROUP
+from ascend_gguf.reader import open_gguf
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model's weights are held: the loader's options, and what the file suggests.
+
+    Attributes:
+        weights: ``auto``, ``packed`` or ``dense``.
+        nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
+            for one operator less.
+    """
+
+    weights: str = "auto"
+    nearly: bool = False
+
+
+def choose(options: Mapping[str, Any], path: str | os.PathLike) -> Choice:
+    """The choice that the options of ``--model-loader-extra-config`` and the file ask for."""
+    weights = options.get("weights", "auto")
+    # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
+    # little for speed.  Who took a file that is mostly of them wants them exact.
+    tensors = open_gguf(path).tensors.values()
+    sizes = [(t.nbytes, t.type.codes) for t in tensors if t.type.codes is not None]
+    fine = sum(nbytes for nbytes, codes in sizes if codes.group < GROUP)
+    return Choice(weights, weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes))
