@@ -98,5 +98,6 @@ def test_wrong_calls_name_operator_argument_and_rule(soc, name):
 def test_310p_and_950():
     assert "argument 'product'" in results("310P3")["dense part"]
     found = results("950")
-    assert found["dense"] == found["grouped int4"] == found["routing"] == "ok"
+    assert found["dense"] == found["grouped FRACTAL_NZ"] == found["routing"] == "ok"
+    assert "int4 is per group on Atlas A2 and A3 only" in found["grouped int4"]
     assert "argument 'product'" in found["store"]

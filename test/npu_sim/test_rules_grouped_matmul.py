@@ -6,7 +6,7 @@ from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
 
 from npu_sim.operators.grouped_matmul import grouped_matmul, v4, v5, weight_nz
 from npu_sim.operators.rules import OperatorMissing
-from npu_sim.operators.view import View, int4_pack
+from npu_sim.operators.view import View, int4_of, int4_pack
 
 NAME = "npu_grouped_matmul"
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -312,6 +312,54 @@ CASES = [
         PLAIN,
     ),
     Case("antiquant on 310P", {}, "weight", "dtype is one of float16", P310, dict(dtype=F16)),
+    Case(
+        "int4 per group on 950",
+        {},
+        "antiquant_scale",
+        "per group on Atlas A2 and A3 only",
+        A5,
+    ),
+    Case(
+        "several packed weights on 950",
+        {},
+        "weight",
+        "one tensor on Ascend 950",
+        A5,
+        dict(many=True, group=0),
+    ),
+    Case(
+        "several weights on 310P",
+        {},
+        "weight",
+        "310P takes one tensor",
+        P310,
+        dict(kind="plain", dtype=F16, many=True),
+    ),
+    *(
+        Case(f"with {name}", {name: [torch.ones(1, 1)]}, name, "must not be given")
+        for name in (
+            *("activation_input", "activation_quant_scale", "activation_quant_offset"),
+            *("activation_feature_out", "dyn_quant_scale_out"),
+        )
+    ),
+    Case("expects no rows", {"tuning_config": [-1]}, "tuning_config", "0 to M = 7"),
+    Case("expects too many rows", {"tuning_config": [8]}, "tuning_config", "0 to M = 7"),
+    Case(
+        "one group of counts",
+        {"group_list_type": 1},
+        "group_list",
+        "two groups or more",
+        A2,
+        dict(experts=1, counts=(7,)),
+    ),
+    Case(
+        "rows behind the last group on 310P",
+        {"group_list": torch.tensor([2, 2, 6])},
+        "group_list",
+        "ends at M = 7 on 310P",
+        P310,
+        dict(kind="plain", dtype=F16),
+    ),
     Case("no scale", {"antiquant_scale": None}, "antiquant_scale", "is required"),
     Case("no offset", {"antiquant_offset": None}, "antiquant_offset", "is required"),
     Case(
@@ -422,6 +470,8 @@ def check(c, counts, bias=None):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("many", [False, True])
 def test_values(soc, dtype, kind, group, transposed, many):
+    if soc == A5 and kind != "plain" and (group or many):
+        return  # refused: see the cases above
     counts = (2, 0, 5)
     c = call(kind=kind, dtype=dtype, group=group, transposed=transposed, many=many, counts=counts)
     bias = torch.randn(3, 128).to(F16 if dtype == F16 else F32)
@@ -435,6 +485,18 @@ def test_counts_and_rows_behind_the_last_group():
     operator(**c | {"group_list": torch.tensor([2, 1, 3]), "group_list_type": 1})
     check(c, (2, 1, 3))
     assert c["y"][0][6:].isnan().all()  # not computed, not written
+
+
+def test_one_group_and_no_offset_on_950():
+    c = call(experts=1, counts=(7,))
+    operator(**c)  # cumulated rows may be of one group
+    check(c, (7,))
+    c = call(group=0, experts=2, counts=(3, 4))
+    scale = c["antiquant_scale"][0].double().unsqueeze(1)
+    c["values"] = int4_of(c["weight"][0].t).double() * scale
+    with on(A5):
+        operator(**c | {"antiquant_offset": None})
+    check(c, (3, 4))
 
 
 def test_float32_plain_and_310p():

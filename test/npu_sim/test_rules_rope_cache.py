@@ -1,5 +1,7 @@
 """Rotary embeddings, cache writes and format casts: each rule broken once, and values."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rule_cases import A2, A5, P310, Case, ids, on, refused
@@ -523,5 +525,5 @@ def test_format_cast_takes():
         check_format_cast(**cast_call(dtype=dtype))
     check_format_cast(torch.zeros(3), 2)
     source, target = torch.randn(32, 64).to(BF16), torch.empty(32, 64, dtype=BF16)
-    format_cast(source, View(target, 29))
+    format_cast(source, SimpleNamespace(t=target, shape=target.shape, storage_shape=(4, 2, 16, 16)))
     assert torch.equal(source, target)  # a tag: memory stays as it is

@@ -50,7 +50,7 @@ def call(m=3, k=128, n=64, group=32, dtype=BF16, int4=True, transposed=False, fm
 
 
 def operator(values=None, **arguments):
-    weight_quant_matmul(NAME, **arguments)
+    weight_quant_matmul(**arguments)
 
 
 def of_weight(change):
@@ -130,6 +130,41 @@ CASES = [
         {"antiquant_scale": lambda c: View(c["antiquant_scale"], 29)},
         "antiquant_scale",
         "storage format is ND",
+    ),
+    Case(
+        "x transposed on 950",
+        {"x": lambda c: c["x"].t().contiguous().t()},
+        "x",
+        "not transposed on Ascend 950",
+        A5,
+    ),
+    Case(
+        "scale of one row on 310P",
+        {"antiquant_scale": lambda c: c["antiquant_scale"].view(1, -1)},
+        "antiquant_scale",
+        "shape is (1,) or (1, 1) or (64,)",
+        P310,
+        dict(dtype=F16, int4=False, group=0),
+    ),
+    Case(
+        "too many elements per tensor on 310P",
+        {
+            "x": lambda c: torch.empty(4_000_001, 128, dtype=F16),  # never touched
+            "antiquant_scale": torch.ones(1, dtype=F16),
+            "antiquant_offset": None,
+        },
+        "x",
+        "at most 512000000 elements",
+        P310,
+        dict(dtype=F16, int4=False, group=0),
+    ),
+    Case(
+        "scale of every other channel",
+        {"antiquant_scale": torch.ones(128, dtype=F16)[::2], "antiquant_offset": None},
+        "antiquant_scale",
+        "must be contiguous",
+        A2,
+        dict(dtype=F16, int4=False, group=0),
     ),
     Case("x 3-D", {"x": lambda c: c["x"][None]}, "x", "has 2 dimensions"),
     Case("x 1-D", {"x": lambda c: c["x"][0]}, "x", "has 2 dimensions"),
@@ -338,8 +373,10 @@ def test_symmetric_needs_no_offset():
 
 def test_310p_per_channel_int8():
     c = call(dtype=F16, int4=False, group=0)
+    c |= {name: c[name][0] for name in ("antiquant_scale", "antiquant_offset")}
     with on(P310):
         operator(**c)
+    c |= {name: c[name][None] for name in ("antiquant_scale", "antiquant_offset")}
     assert torch.allclose(c["y"].double(), expected(c, 0), rtol=1e-2, atol=1.0)
 
 

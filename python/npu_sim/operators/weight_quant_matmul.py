@@ -1,9 +1,11 @@
 """npu_weight_quant_batchmatmul: y = x @ ((weight + antiquant_offset) * antiquant_scale) + bias.
 
-Sources: torch_npu 2.13.0's documentation of npu_weight_quant_batchmatmul (DOC), and the parameter
-checks of CANN's aclnn_weight_quant_batch_matmul_v2.cpp (CANN), which is what answers on a device.
+Sources: torch_npu 2.13.0's documentation of npu_weight_quant_batchmatmul (DOC), CANN's
+documentation (aclnnWeightQuantBatchMatmulV2.md: V2), and the parameter checks of CANN's
+aclnn_weight_quant_batch_matmul_v2.cpp (CANN), which is what answers on a device.
 
-    x                 (M, K)         float16, bfloat16; contiguous or a transposed view
+    x                 (M, K)         float16, bfloat16; contiguous or, but for Ascend 950, a
+                                     transposed view
     weight            (K, N)         int8, or int32 holding int4: (K, N/8), or the transposed view
                                      (K/8, N) of (N, K/8)
     antiquant_scale   (1,) (1, 1) | (N,) (1, N) | (ceil(K/g), N)   dtype of x
@@ -11,18 +13,28 @@ checks of CANN's aclnn_weight_quant_batch_matmul_v2.cpp (CANN), which is what an
     bias              (N,) (1, N)    float16 with float16 x, float32 with bfloat16 x
     antiquant_group_size  0, or a multiple of 32 in [32, K-1]
 
+310P: float16 and int8, per tensor or per channel.  Per channel DOC has scales of (N,) and (1, N),
+V2 of (N,) and (N, 1): (N,) alone is taken.  V2 has a shape of scales per group there, DOC says that
+there are none: refused.
+
 Not simulated, and refused by name: output quantisation (quant_scale, quant_offset) and 64-bit
 scales (fixpipe).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
+from typing import Any
+
+import torch
 
 from . import faults
 from .antiquant import dequantise, matmul
 from .registry import aclnn
 from .rules import (
+    A2,
+    A3,
     A5,
     BF16,
     F16,
@@ -39,104 +51,148 @@ from .rules import (
 from .view import int4_of, view
 
 DOC = "torch_npu 2.13.0 documentation of npu_weight_quant_batchmatmul"
+V2 = "CANN aclnnWeightQuantBatchMatmulV2.md"
 CANN = "CANN aclnn_weight_quant_batch_matmul_v2.cpp"
-LARGEST = 65535
+NAME = "npu_weight_quant_batchmatmul"
+LARGEST, LARGEST_ON_310P = 65535, 512_000_000
 
 
-def weight_quant_matmul(
-    name,
-    x,
-    weight,
-    antiquant_scale,
-    antiquant_offset,
-    quant_scale,
-    quant_offset,
-    bias,
-    group,
-    y,
-    inner_precise=0,
-):
-    x, weight, scale, offset, bias_, y = (
-        view(a) for a in (x, weight, antiquant_scale, antiquant_offset, bias, y)
-    )
-    rule = Rules(name, DOC)
-    packed_as = "int4" if weight.t.dtype == I32 else "int8"
-    faults.strike(name, packed_as)
-    wide = product() != P310
+@dataclass
+class Call:
+    """The arguments, as Views."""
 
-    for argument, value in (("quant_scale", quant_scale), ("quant_offset", quant_offset)):
-        rule.that(wide or value is None, argument, "is not supported on 310P")
-        if value is not None:
-            raise OperatorMissing(name, f"output quantisation ({argument})")
+    x: Any
+    weight: Any
+    antiquant_scale: Any
+    antiquant_offset: Any
+    quant_scale: Any
+    quant_offset: Any
+    bias: Any
+    group: int
+    y: Any
+    inner_precise: int = 0
 
-    # dtypes
-    rule.dtype("x", x.t, *((F16, BF16) if wide else (F16,)))
-    rule.dtype("weight", weight.t, *((I8, I32) if wide else (I8,)))
-    if scale.t.dtype == I64:
+    def __post_init__(self) -> None:
+        for name in ("x", "weight", "antiquant_scale", "antiquant_offset", "bias", "y"):
+            setattr(self, name, view(getattr(self, name)))
+        self.transposed = is_transposed(self.weight.t)
+        self.packed_as = "int4" if self.weight.t.dtype == I32 else "int8"
+
+    def given(self, *names: str):
+        """Those of the tensors that are given, with their names."""
+        return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+
+
+def weight_quant_matmul(**arguments) -> None:
+    c = Call(**arguments)
+    rule = Rules(NAME, DOC)
+    faults.strike(NAME, c.packed_as)
+    _check_dtypes_and_formats(rule, c)
+    w = _check_shapes(rule, c)
+    k, n = w.shape
+    _check_groups(rule, c, k, n)
+    if c.bias:
+        rule.shape("bias", c.bias.t, (n,), (1, n))
+        rule.contiguous("bias", c.bias.t)
+    rule.one_of("inner_precise", c.inner_precise, 0, 1)
+    if c.weight.nz:
+        _nz_rules(rule, c.packed_as == "int4", c.transposed, c.x, c.antiquant_scale, c.group, k, n)
+        # torch_npu has a call of its own for it on Ascend 950 alone (aclnnWeightQuantBatchMatmulNz)
         rule.that(
-            wide and x.t.dtype == F16 and weight.t.dtype == I8,
+            product() == A5,
+            "weight",
+            "FRACTAL_NZ is for graph mode (torchair), not for single calls: keep ND",
+        )
+    scale, offset = (_rows(v) for v in (c.antiquant_scale, c.antiquant_offset))
+    weights = dequantise(w, scale, offset, c.group)
+    c.y.t.copy_(matmul(c.x.t, weights, c.bias and c.bias.t))
+    if faults.is_wrong(NAME, c.packed_as):
+        c.y.t.mul_(2)
+
+
+def _rows(parameter) -> torch.Tensor | None:
+    """Scale or offset as ``(groups, N)``, or ``(1, 1)``."""
+    if parameter is None:
+        return None
+    return parameter.t.reshape(1, -1) if parameter.t.dim() == 1 else parameter.t
+
+
+def _check_dtypes_and_formats(rule: Rules, c: Call) -> None:
+    wide = product() != P310
+    for argument in ("quant_scale", "quant_offset"):
+        is_given = getattr(c, argument) is not None
+        rule.that(wide or not is_given, argument, "is not supported on 310P")
+        if is_given:
+            raise OperatorMissing(NAME, f"output quantisation ({argument})")
+    x, scale = c.x.t, c.antiquant_scale.t
+    rule.dtype("x", x, *((F16, BF16) if wide else (F16,)))
+    rule.dtype("weight", c.weight.t, *((I8, I32) if wide else (I8,)))
+    if scale.dtype == I64:
+        rule.that(
+            wide and x.dtype == F16 and c.weight.t.dtype == I8,
             "antiquant_scale",
             "64-bit scales need float16 x and int8 weight, not on 310P",
         )
-        raise OperatorMissing(name, "64-bit antiquant_scale")
-    rule.same_dtype("antiquant_scale", scale.t, "x", x.t)
-    if offset:
-        rule.same_dtype("antiquant_offset", offset.t, "antiquant_scale", scale.t)
-    if bias_:
-        wanted = (F16,) if x.t.dtype == F16 else (F32, BF16) if product() == A5 else (F32,)
+        raise OperatorMissing(NAME, "64-bit antiquant_scale")
+    rule.same_dtype("antiquant_scale", scale, "x", x)
+    if c.antiquant_offset:
+        rule.same_dtype("antiquant_offset", c.antiquant_offset.t, "antiquant_scale", scale)
+    if c.bias:
+        wanted = (F16,) if x.dtype == F16 else (F32, BF16) if product() == A5 else (F32,)
         rule.that(
-            bias_.t.dtype in wanted,
+            c.bias.t.dtype in wanted,
             "bias",
-            f"dtype is {wanted[0]} where x is {x.t.dtype} (found {bias_.t.dtype})",
+            f"dtype is {wanted[0]} where x is {x.dtype} (found {c.bias.t.dtype})",
         )
-    rule.same_dtype("y", y.t, "x", x.t)
-
-    # formats
-    for argument, v in (
-        ("x", x),
-        ("antiquant_scale", scale),
-        ("antiquant_offset", offset),
-        ("bias", bias_),
-    ):
+    rule.same_dtype("y", c.y.t, "x", x)
+    for argument, v in c.given("x", "antiquant_scale", "antiquant_offset", "bias"):
         rule.plain(argument, v)
 
-    # shapes
-    rule.ndim("x", x.t, 2)
-    rule.ndim("weight", weight.t, 2)
-    for argument, v in (
-        ("x", x),
-        ("weight", weight),
-        ("antiquant_scale", scale),
-        ("antiquant_offset", offset),
-        ("bias", bias_),
-    ):
-        rule.not_empty(argument, v and v.t)
-    rule.contiguous_or_transposed("x", x.t)
-    rule.contiguous_or_transposed("weight", weight.t)
-    transposed, int4 = is_transposed(weight.t), weight.t.dtype == I32
+
+def _check_shapes(rule: Rules, c: Call) -> torch.Tensor:
+    """Returns the codes ``(K, N)``, int4 as int8."""
+    x, weight = c.x.t, c.weight.t
+    rule.ndim("x", x, 2)
+    rule.ndim("weight", weight, 2)
+    for argument, v in c.given("x", "weight", "antiquant_scale", "antiquant_offset", "bias"):
+        rule.not_empty(argument, v.t)
+    rule.contiguous_or_transposed("x", x)
+    rule.that(product() != A5 or x.is_contiguous(), "x", "is not transposed on Ascend 950", V2)
+    rule.contiguous_or_transposed("weight", weight)
+    int4 = c.packed_as == "int4"
     if int4:
         rule.that(
-            not (transposed and tuple(weight.t.shape) == (1, 8)),
+            not (c.transposed and tuple(weight.shape) == (1, 8)),
             "weight",
             "int4 in shape (1, 8) with a transposed view is taken for another K",
         )
-    w = int4_of(weight.t) if int4 else weight.t
-    (m, k), (wk, n) = x.t.shape, w.shape
+    w = int4_of(weight) if int4 else weight
+    (m, k), (wk, n) = x.shape, w.shape
     rule.equal("weight", "its K", wk, k)
-    if wide and product() != A5:
+    if product() in (A2, A3):
         rule.range("x", "K", k, 1, LARGEST)
         rule.range("weight", "N", n, 1, LARGEST)
         rule.that(
-            not is_transposed(x.t) or m <= LARGEST,
+            not is_transposed(x) or m <= LARGEST,
             "x",
             f"M is in [1, {LARGEST}] where x is transposed (found {m})",
         )
-    rule.shape("y", y.t, (m, n))
-    rule.contiguous("y", y.t)
+    if product() == P310 and c.antiquant_scale.t.numel() == 1:
+        rule.that(
+            m * k <= LARGEST_ON_310P,
+            "x",
+            f"has at most {LARGEST_ON_310P} elements per tensor on 310P (found {m * k})",
+            V2,
+        )
+    rule.shape("y", c.y.t, (m, n))
+    rule.contiguous("y", c.y.t)
+    return w
 
-    # groups
+
+def _check_groups(rule: Rules, c: Call, k: int, n: int) -> None:
+    group, scale = c.group, c.antiquant_scale.t
     rule.that(
-        wide or group == 0,
+        product() != P310 or group == 0,
         "antiquant_group_size",
         "310P has no per-group weights: the group size is 0",
     )
@@ -146,44 +202,25 @@ def weight_quant_matmul(
         f"is 0 or a multiple of 32 in [32, K-1], K = {k} (found {group})",
     )
     allowed = [(ceil(k / group), n)] if group else [(1,), (1, 1), (n,), (1, n)]
-    rule.shape("antiquant_scale", scale.t, *allowed)
-    if offset:
-        rule.shape("antiquant_offset", offset.t, scale.t.shape)
-    for argument, v in (("antiquant_scale", scale), ("antiquant_offset", offset)):
-        if v and v.t.dim() == 2 and 1 not in v.t.shape:
+    if product() == P310:
+        allowed.remove((1, n))
+    rule.shape("antiquant_scale", scale, *allowed)
+    if c.antiquant_offset:
+        rule.shape("antiquant_offset", c.antiquant_offset.t, scale.shape)
+    for argument, v in c.given("antiquant_scale", "antiquant_offset"):
+        if v.t.dim() == 2 and 1 not in v.t.shape:
             # With a transposed weight CANN reads the memory of scale and offset as (N, G) whatever
             # the strides say (TensorContiguousProcess): a contiguous (G, N) scale is accepted there
             # and gives wrong numbers.
             rule.that(
-                is_transposed(v.t) if transposed else v.t.is_contiguous(),
+                is_transposed(v.t) if c.transposed else v.t.is_contiguous(),
                 argument,
-                f"is {'a transposed view' if transposed else 'contiguous'}, as weight is"
+                f"is {'a transposed view' if c.transposed else 'contiguous'}, as weight is"
                 f" (found strides {v.t.stride()})",
                 CANN,
             )
-    if bias_:
-        rule.shape("bias", bias_.t, (n,), (1, n))
-        rule.contiguous("bias", bias_.t)
-    rule.one_of("inner_precise", inner_precise, 0, 1)
-
-    if weight.nz:
-        _nz_rules(rule, int4, transposed, x, scale, group, k, n)
-        # torch_npu has a call of its own for it on Ascend 950 alone (aclnnWeightQuantBatchMatmulNz)
-        rule.that(
-            product() == A5,
-            "weight",
-            "FRACTAL_NZ is for graph mode (torchair), not for single calls: keep ND",
-        )
-
-    weights = dequantise(
-        w,
-        scale.t.reshape(1, -1) if scale.t.dim() == 1 else scale.t,
-        None if offset is None else offset.t.reshape(1, -1) if offset.t.dim() == 1 else offset.t,
-        group,
-    )
-    y.t.copy_(matmul(x.t, weights, bias_ and bias_.t))
-    if faults.is_wrong(name, packed_as):
-        y.t.mul_(2)
+        elif v.t.dim() == 1:
+            rule.contiguous(argument, v.t)
 
 
 def _nz_rules(rule, int4, transposed, x, scale, group, k, n):
@@ -231,54 +268,31 @@ def _nz_rules(rule, int4, transposed, x, scale, group, k, n):
     # N divides by 64 because the tiles do
 
 
-@aclnn("aclnnWeightQuantBatchMatmulV2", "ttttttt" + "w" + "t")
-def v2(x, weight, scale, offset, quant_scale, quant_offset, bias, group, y):
-    weight_quant_matmul(
-        "npu_weight_quant_batchmatmul",
-        x,
-        weight,
-        scale,
-        offset,
-        quant_scale,
-        quant_offset,
-        bias,
-        group,
-        y,
-    )
+INPUTS = (
+    *("x", "weight", "antiquant_scale", "antiquant_offset", "quant_scale", "quant_offset"),
+    *("bias", "group"),
+)
 
 
-@aclnn("aclnnWeightQuantBatchMatmulV3", "ttttttt" + "ww" + "t")
-def v3(x, weight, scale, offset, quant_scale, quant_offset, bias, group, inner_precise, y):
-    weight_quant_matmul(
-        "npu_weight_quant_batchmatmul",
-        x,
-        weight,
-        scale,
-        offset,
-        quant_scale,
-        quant_offset,
-        bias,
-        group,
-        y,
-        inner_precise,
-    )
+def _entry(name: str, more: dict[str, str] | None = None, check=lambda weight: None):
+    """An entry point with the attributes of V2 and ``more``: their names and letters."""
+    names = (*INPUTS, *(more or {}), "y")
+
+    def entry(*arguments):
+        call = dict(zip(names, arguments, strict=True))
+        check(call["weight"])
+        weight_quant_matmul(**call)
+
+    return aclnn(name, "ttttttt" + "w" + "".join((more or {}).values()) + "t")(entry)
 
 
-@aclnn("aclnnWeightQuantBatchMatmulNz", "ttttttt" + "w" + "t")
-def nz(x, weight, scale, offset, quant_scale, quant_offset, bias, group, y):
+def _is_nz(weight) -> None:
     v = view(weight)
-    Rules("npu_weight_quant_batchmatmul", DOC).that(
+    Rules(NAME, DOC).that(
         v.nz, "weight", f"aclnnWeightQuantBatchMatmulNz takes FRACTAL_NZ (found format {v.format})"
     )
-    weight_quant_matmul(
-        "npu_weight_quant_batchmatmul",
-        x,
-        weight,
-        scale,
-        offset,
-        quant_scale,
-        quant_offset,
-        bias,
-        group,
-        y,
-    )
+
+
+v2 = _entry("aclnnWeightQuantBatchMatmulV2")
+v3 = _entry("aclnnWeightQuantBatchMatmulV3", {"inner_precise": "w"})
+nz = _entry("aclnnWeightQuantBatchMatmulNz", check=_is_nz)

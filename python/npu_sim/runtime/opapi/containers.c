@@ -65,6 +65,23 @@ int aclDestroyScalar(Scalar* s) {
     return 0;
 }
 
+// The storage of a tensor that aclnnNpuFormatCast is to write, allocated for the caller: for
+// FRACTAL_NZ (29) tiles of 16 rows by 32 bytes of additional_dtype (CANN aclnnNpuFormatCast.md).
+int aclnnNpuFormatCastCalculateSizeAndFormat(const Tensor* source, int format, int additional_dtype, int64_t** dims,
+                                             uint64_t* n_dims, int* actual_format) {
+    int64_t n = source->n_dims, to_tiles = format == 29 && n >= 2;
+    int64_t* d = *dims = malloc(8 * (size_t)(n + 2));
+    memcpy(d, source->dims, 8 * (size_t)n);
+    if (to_tiles) {
+        int64_t width = 32 / (int64_t)scalar_bytes(additional_dtype >= 0 ? additional_dtype : (int)source->dtype);
+        int64_t rows = d[n - 2], columns = d[n - 1];
+        d[n - 2] = (columns + width - 1) / width, d[n - 1] = (rows + 15) / 16, d[n] = 16, d[n + 1] = width;
+    }
+    *n_dims = (uint64_t)(n + 2 * to_tiles);
+    *actual_format = format;
+    return 0;
+}
+
 static List* make_list(const void* items, uint64_t n, size_t item_bytes) {
     List* l = calloc(1, sizeof *l);
     l->n = (int64_t)n;
