@@ -5,7 +5,7 @@
 PYTHON ?= python3 python3.11 python3.12 python3.13
 DEVICE ?= cpu
 PORT   ?= 30000
-# For pip: a requirement and an extra index for the CPU build of torch (see python/make/setup_env.py).
+# 2.10 to 2.13, or a requirement for pip, and an extra index for it (see python/make/setup_env.py).
 TORCH       ?=
 TORCH_INDEX ?=
 # The release of SGLang: 0.5.20 to 0.5.23, the last by default.
@@ -23,10 +23,10 @@ in_env = @exec .venv/bin/python $(1)
 # Empty where the SGLang environment that is active is used: on a real NPU.
 own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 
-.PHONY: help setup check demo serve eval test peers fuzz fingerprints bench wheel
+.PHONY: help setup check demo serve eval test peers arm fuzz fingerprints bench wheel
 
 help:
-	@echo "make setup    a Python environment for the CPU in .venv           [ENGINE=0.5.22]"
+	@echo "make setup    a Python environment for the CPU in .venv           [ENGINE=0.5.22 TORCH=2.10]"
 	@echo "make check    lint, types and the library's tests                 [ARGS='-k name ...']"
 	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
 	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
@@ -35,6 +35,7 @@ help:
 	@echo "              [QUESTIONS=200] [SHOTS=5] [DATA=problems.jsonl] [RECORD=eval.json]"
 	@echo "make test     all tests                                           [ARGS='-k name ...']"
 	@echo "make peers    compare files of llama.cpp's converter with transformers [ARGS='-k name ...']"
+	@echo "make arm      the kernels on emulated ARM processors              [PROCESSOR=tsv110]"
 	@echo "make fuzz     corrupted files: each must load or be refused in one line"
 	@echo "              [SECONDS=60] [SEED=1] [FILES=1000] [JOBS=2] [FOLDER=build/fuzz], or AGAIN=file.gguf"
 	@echo "make fingerprints  what a release of SGLang changes of what is patched"
@@ -68,6 +69,12 @@ fuzz: setup
 	@PYTHONPATH=test exec .venv/bin/python -m fuzz $(if $(SECONDS),--seconds '$(SECONDS)') \
 		$(if $(SEED),--seed '$(SEED)') $(if $(FILES),--files '$(FILES)') $(if $(JOBS),--jobs '$(JOBS)') \
 		$(if $(FOLDER),--folder '$(FOLDER)') $(if $(AGAIN),--again '$(AGAIN)')
+
+arm: setup
+	@for processor in $(or $(PROCESSOR),cortex-a72 tsv110 a64fx); do \
+		ARM_PROCESSOR=$$processor PYTHONPATH=test .venv/bin/python -m pytest -p emulation.arm -q \
+			test/codegen/test_interpreter.py test/decoders/test_dequantize.py $(ARGS) || exit 1; \
+	done
 
 peers: export ALL_PEERS := 1
 peers: setup

@@ -184,7 +184,8 @@ def _import_everything() -> None:
 
     on_npu = "torch_npu" in sys.modules
     for name in _IMPORTED_LATE + (_IMPORTED_LATE_ON_AN_NPU if on_npu else ()):
-        with contextlib.suppress(ImportError):  # of what is not here
+        # Of what is not here, or not for this torch.
+        with contextlib.suppress(ImportError, RuntimeError):
             importlib.import_module(f"sglang.srt.{name}")
     kernel_cache.install()
     # Once for all servers: the engine looks through every module for each hook.

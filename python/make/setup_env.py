@@ -4,9 +4,9 @@ Needs only Python's standard library, and takes a fraction of a second if the en
 The environment is rebuilt if the interpreter or the checkout has moved, updated if the pinned
 packages change, completed if an earlier run failed, and rebuilt if one was killed.
 
-Variables: ``TORCH`` is the requirement for torch, ``TORCH_INDEX`` the index to use for it if the
-configured ones have no CPU build, ``ENGINE`` the release of SGLang (:data:`ENGINES`).  pip's
-variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
+Variables: ``TORCH`` is the series of torch (:data:`TORCHES`) or a requirement for pip,
+``TORCH_INDEX`` the index to use for it if the configured ones have no CPU build, ``ENGINE`` the
+release of SGLang (:data:`ENGINES`).  pip's variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ STAMP = ENVIRONMENT / "ascend_gguf_setup.json"
 #: zz: site handles .pth files by name, and the stand-ins must come last.
 PTH_NAME = "zz_ascend_gguf_standins.pth"
 
+#: The tested release of each series of torch.
+TORCHES = {"2.10": "2.10.0", "2.11": "2.11.0", "2.12": "2.12.1", "2.13": "2.13.0"}
 #: On Linux the plain release is a CUDA build; the CPU build carries a local version.
-DEFAULT_TORCH = "torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0"
+CPU_BUILD = "+cpu" if sys.platform == "linux" else ""
 DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 _TRANSFORMERS_5_12 = (
@@ -73,7 +75,12 @@ def contents() -> str:
 
 
 def torch_requirement() -> str:
-    return os.environ.get("TORCH") or DEFAULT_TORCH
+    torch = os.environ.get("TORCH") or "2.13"
+    if torch in TORCHES:
+        return f"torch=={TORCHES[torch]}{CPU_BUILD}"
+    if torch[0].isdigit():
+        raise SetupError(f"TORCH={torch}: expected one of {', '.join(TORCHES)}, or torch==VERSION")
+    return torch
 
 
 def engine_requirements() -> list[str]:
@@ -134,7 +141,7 @@ def _pip(*arguments: str | os.PathLike, failure: str, quiet: bool = False) -> No
     # Twice quiet: errors only.
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq"]
     # Compile afterwards, on all cores.
-    _run(*pip, "install", "--no-deps", "--no-compile", *arguments, failure=failure, quiet=quiet)
+    _run(*pip, "install", "--no-compile", *arguments, failure=failure, quiet=quiet)
 
 
 def _create() -> None:
@@ -153,17 +160,24 @@ def _create() -> None:
 
 def _install_torch() -> None:
     requirement = torch_requirement()
-    _step(f"installing {requirement}")
-    try:
-        _pip(requirement, failure="not there", quiet=True)
-    except SetupError:
-        index = os.environ.get("TORCH_INDEX") or DEFAULT_TORCH_INDEX
-        _step(f"not in the configured package indexes; asking {index}")
-        _pip(
-            requirement, "--extra-index-url", index,
-            failure=f"no {requirement} for this machine: set TORCH_INDEX to an index that has a "
-            "CPU build, or TORCH to another requirement",
-        )  # fmt: skip
+    index = os.environ.get("TORCH_INDEX") or DEFAULT_TORCH_INDEX
+    plain = requirement.removesuffix("+cpu")
+    attempts = [
+        (requirement, ["--no-deps", requirement]),
+        (f"{requirement} from {index}", ["--no-deps", requirement, "--extra-index-url", index]),
+        # Does not import without its libraries.
+        (f"{plain}, perhaps a CUDA build with libraries of several GB", [plain]),
+    ]
+    for title, arguments in attempts:
+        _step(f"installing {title}")
+        try:
+            return _pip(*arguments, failure="not there", quiet=True)
+        except SetupError:
+            continue
+    raise SetupError(
+        f"no {requirement} for this machine: set TORCH_INDEX to an index that has a CPU build, or "
+        "TORCH to another requirement"
+    )
 
 
 def write_pth(site_packages: Path) -> None:
@@ -172,17 +186,20 @@ def write_pth(site_packages: Path) -> None:
         f"{STANDINS}\n"
         # The engine takes the CPU path only if told so, in every process it starts.
         'import os; os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")\n'
+        # Ranks on a CPU would use NCCL, which a CUDA build of torch has.
+        'import os; os.environ.setdefault("SGLANG_NCCL_SO_PATH", "none")\n'
     )
 
 
 def _install_packages() -> None:
     _install_torch()
     _step("installing SGLang and what it imports")
-    _pip("-r", REQUIREMENTS, failure="pip could not install the pinned packages")
+    _pip("--no-deps", "-r", REQUIREMENTS, failure="pip could not install the pinned packages")
     if engine := engine_requirements():
-        _pip(*engine, failure=f"pip could not install {engine[0]}")
+        _pip("--no-deps", *engine, failure=f"pip could not install {engine[0]}")
     _step("installing ascend-gguf from this checkout")
-    _pip("--no-build-isolation", "-e", CHECKOUT, failure="pip could not install this checkout")
+    own = ["--no-deps", "--no-build-isolation", "-e", CHECKOUT]
+    _pip(*own, failure="pip could not install this checkout")
     (site_packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
     write_pth(site_packages)
     # A server is several processes that import thousands of files.  Compiled, they start in half

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from .paths import BASE, LIBRARIES, RUNTIME, SITE, TORCH, TORCH_NPU
 from .runtime.opapi import table
 
-# Without dependencies: torch is that of the environment.  The others are what torch_npu imports.
-REQUIREMENTS = ("torch_npu==2.13.0", "protobuf", "pyyaml")
+# The torch_npu for each series of torch.
+TORCH_NPU_RELEASES = {"2.10": "2.10.0.post4", "2.11": "2.11.0", "2.12": "2.12.0", "2.13": "2.13.0"}
 
 # libtorch_npu.so links to these too; everything it needs of them is in libascendcl.so.
 EMPTY_LIBRARIES = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel")
@@ -63,8 +64,19 @@ def _replace(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _requirements() -> list[str]:
+    """What is installed, without dependencies: torch_npu for the environment's torch, and what it
+    imports."""
+    series = ".".join(metadata.version("torch").split(".")[:2])
+    if series not in TORCH_NPU_RELEASES:
+        known = ", ".join(TORCH_NPU_RELEASES)
+        raise SystemExit(f"npu_sim: no torch_npu is known for torch {series}, only for {known}")
+    return [f"torch_npu=={TORCH_NPU_RELEASES[series]}", "protobuf", "pyyaml"]
+
+
 def _install(log) -> None:
-    key = " ".join(REQUIREMENTS)
+    requirements = _requirements()
+    key = " ".join(requirements)
     if _fresh(SITE / "stamp", key):
         return
     log(f"npu_sim: installing {key} into {SITE}")
@@ -79,7 +91,7 @@ def _install(log) -> None:
             "--no-deps",
             "--disable-pip-version-check",
         ]
-        subprocess.run([*command, "--target", new, *REQUIREMENTS], check=True)
+        subprocess.run([*command, "--target", new, *requirements], check=True)
         (new / "stamp").write_text(key)
         _replace(new, SITE)
 
@@ -113,11 +125,12 @@ def _compile(log) -> Path:
         new = Path(scratch) / "lib"
         new.mkdir()
         include = TORCH_NPU / "include"
+        acl = include / "third_party" / "acl" / "inc"  # where torch_npu 2.10 has acl's headers
         _cxx(
             new,
             "ascendcl",
             [RUNTIME / "acl" / s for s in ACL_SOURCES],
-            [include],
+            [include, acl],
             ["-ldl", "-lpthread"],
         )
         # The library's name in the process is what torch_npu links to.
@@ -126,7 +139,7 @@ def _compile(log) -> Path:
             new,
             "hccl",
             [RUNTIME / "hccl" / "hccl.cpp"],
-            [include, include / "third_party" / "hccl" / "inc"],
+            [include, acl, include / "third_party" / "hccl" / "inc"],
             [*needs, "-lrt", "-ldl"],
         )
         for name in EMPTY_LIBRARIES:
@@ -152,7 +165,7 @@ def _compile(log) -> Path:
             new,
             "npu_sim_aten",
             [RUNTIME / "aten" / "redirect.cpp"],
-            [include, torch_include, torch_include / "torch" / "csrc" / "api" / "include"],
+            [include, acl, torch_include, torch_include / "torch" / "csrc" / "api" / "include"],
             [
                 f"-L{TORCH / 'lib'}",
                 "-ltorch_cpu",

@@ -278,8 +278,29 @@ def test_every_rounding_on_a_plain_processor(dtype, plain_processor):
         test_rounding_around_every_16_bit_number(dtype)
 
 
+#: Instructions a weight, in the loop over blocks.
+MOST_FOR_ARM = {"IQ3_S": 5.0, "Q5_0": 3.3, "IQ4_XS": 2.5, "MXFP4": 4.3}
+
+
+def instructions_of_loop(assembly: str) -> int:
+    """In the longest stretch that is jumped back over."""
+    places: dict[str, int] = {}
+    longest = count = 0
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            places[label[1]] = count
+        elif re.match(r"\s+[a-z]", line):
+            count += 1
+            target = re.search(r"\.LBB\w+", line)
+            longest = max(longest, count - places.get(target[0], count) if target else 0)
+    return longest
+
+
 def test_code_for_arm(monkeypatch):
-    """Compiles; calls nothing; multiplies and adds apart, as bit equality demands."""
+    """Compiles; calls nothing; multiplies and adds apart, as bit equality demands; and is short
+    where lanes are taken from bits and from tables.
+    """
+    monkeypatch.setattr(processor, "IS_ARM", True)
     monkeypatch.setattr(processor, "HALF_INSTRUCTIONS", True)
     monkeypatch.setattr(processor, "BFLOAT_INSTRUCTIONS", False)
     modules: list[str] = []
@@ -298,6 +319,9 @@ def test_code_for_arm(monkeypatch):
         assembly = machine.emit_assembly(llvm.parse_assembly(modules.pop()))
         assert "fmul" in assembly or kind.block_size == 1 or kind.name == "Q1_0"
         assert re.findall(r"\b(bl\s|fml[as]|fmadd|fmsub|fnmadd)", assembly) == [], kind.name
+        if kind.name in MOST_FOR_ARM:
+            length = instructions_of_loop(assembly) / kind.block_size
+            assert length <= MOST_FOR_ARM[kind.name], kind.name
 
 
 def test_first_decode_does_not_keep_a_start_waiting():

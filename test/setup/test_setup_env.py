@@ -134,28 +134,56 @@ def test_copied_without_stamp(checkout):
     assert not setup_env._works()
 
 
-def test_torch_from_the_configured_indexes(checkout, monkeypatch):
-    calls = []
-    monkeypatch.setattr(setup_env, "_pip", lambda *arguments, **_: calls.append(arguments))
-    setup_env._install_torch()
-    assert calls == [(setup_env.DEFAULT_TORCH,)]
-
-
 @pytest.mark.parametrize("index", [None, "https://example.org/whl/cpu"])
-def test_torch_from_the_extra_index(checkout, monkeypatch, index):
+@pytest.mark.parametrize("missing", range(4))
+def test_where_torch_comes_from(checkout, monkeypatch, index, missing):
+    """The configured indexes, the CPU builds' own, and last a CUDA build with its libraries."""
     calls = []
 
     def pip(*arguments, failure, quiet=False):
         calls.append(arguments)
-        if len(calls) == 1:
+        if len(calls) <= missing:
             raise setup_env.SetupError(failure)
 
     monkeypatch.setattr(setup_env, "_pip", pip)
+    monkeypatch.setattr(setup_env, "CPU_BUILD", "+cpu")
+    monkeypatch.setenv("TORCH", "2.10")
     if index:
         monkeypatch.setenv("TORCH_INDEX", index)
-    setup_env._install_torch()
-    expected = index or setup_env.DEFAULT_TORCH_INDEX
-    assert calls[1] == (setup_env.DEFAULT_TORCH, "--extra-index-url", expected)
+    if missing == 3:
+        with pytest.raises(setup_env.SetupError, match=r"no torch==2\.10\.0\+cpu .* TORCH_INDEX"):
+            setup_env._install_torch()
+    else:
+        setup_env._install_torch()
+    cpu = ("--no-deps", "torch==2.10.0+cpu")
+    extra = ("--extra-index-url", index or setup_env.DEFAULT_TORCH_INDEX)
+    assert calls == [cpu, (*cpu, *extra), ("torch==2.10.0",)][: missing + 1]
+
+
+@pytest.mark.parametrize(
+    ("torch", "expected"),
+    [
+        ("", "torch==2.13.0+cpu"),
+        ("2.12", "torch==2.12.1+cpu"),
+        ("torch==2.14.0", "torch==2.14.0"),
+        ("2.9", None),
+        ("2.13.0", None),
+    ],
+)
+def test_which_torch(monkeypatch, torch, expected):
+    monkeypatch.setenv("TORCH", torch)
+    monkeypatch.setattr(setup_env, "CPU_BUILD", "+cpu")
+    if expected:
+        assert setup_env.torch_requirement() == expected
+    else:
+        with pytest.raises(setup_env.SetupError, match="expected one of 2.10, 2.11, 2.12, 2.13"):
+            setup_env.torch_requirement()
+
+
+def test_the_simulation_has_a_torch_npu_for_each_torch():
+    from npu_sim import build
+
+    assert build.TORCH_NPU_RELEASES.keys() == setup_env.TORCHES.keys()
 
 
 def test_a_failure_is_one_line(checkout, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """python/standins: imports succeed, calls fail by name, real packages win, torch versions."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +57,22 @@ def test_a_call_names_what_is_missing(package):
         namespace["Thing"](1, key=2)
     with pytest.raises(NotImplementedError, match=rf"^{package}\.deep\.er\.Thing\.make is a "):
         namespace["Thing"].make()
+
+
+def test_the_engine_starts_on_arm(monkeypatch):
+    """It calls for threads and shared memory there, and is told that there is none of it."""
+    bootstrap = pytest.importorskip("sglang.srt.distributed.bootstrap")
+    from sglang.srt.utils import common
+
+    loaded("sgl_kernel")
+    monkeypatch.setattr(bootstrap, "_is_cpu_arm64", True)
+    parallel = SimpleNamespace(tp_size=2, tp_rank=0)
+    monkeypatch.setattr(bootstrap, "get_parallel", lambda: parallel)
+    monkeypatch.setenv("LOCAL_SIZE", "")
+    bootstrap._init_cpu_threads_env(local_omp_cpuid="0,1")
+    monkeypatch.setattr(common, "is_host_cpu_arm64", lambda: True)
+    size = int(os.environ["LOCAL_SIZE"])
+    assert not common.is_shm_available(torch.bfloat16, parallel.tp_size, size)
 
 
 def test_a_subclass_names_its_base():

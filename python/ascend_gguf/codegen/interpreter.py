@@ -143,7 +143,7 @@ class NumPy:
             return (a * b + total).astype(np.float32)
         if name == "llvm.sqrt.f32":
             return np.sqrt(arguments[0])
-        if "permvar" in name:
+        if "permvar" in name or "tbl1" in name:
             table, codes = arguments
             return table[codes % len(table)]
         if "vpermi2var" in name:

@@ -248,6 +248,8 @@ class LLVM:
         builder.position_at_end(wait)
         if processor.IS_X86:
             self._intrinsic("llvm.x86.sse2.pause", ir.VoidType())
+        elif processor.IS_ARM:
+            self._intrinsic("llvm.aarch64.isb", ir.VoidType(), _I32(15))
         more = builder.add(count, _I64(1))
         count.add_incoming(more, wait)
         builder.cbranch(builder.icmp_signed("<", more, _I64(looks)), look, sleep)

@@ -76,26 +76,18 @@ def listening(listener: Callable[[Code, array], None] | None) -> Iterator[None]:
 def _gomp_parallel() -> Callable[..., None] | None:
     """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP library in use.
 
-    LLVM's and Intel's libraries have it too.
+    LLVM's and Intel's libraries have it too.  Other packages bring libraries of their own: torch's
+    is one that was loaded before it, or among those it needs.
     """
-    for name in (None, *_loaded_libraries()):
-        function = getattr(ctypes.CDLL(name), "GOMP_parallel", None)
+    for library in (None, _torch_library()):
+        function = getattr(ctypes.CDLL(library), "GOMP_parallel", None)
         if function is not None:
-            function.argtypes = [
-                ctypes.c_void_p,
-                ctypes.c_void_p,
-                ctypes.c_uint,
-                ctypes.c_uint,
-            ]
-            function.restype = None
+            void, unsigned = ctypes.c_void_p, ctypes.c_uint
+            function.argtypes, function.restype = [void, void, unsigned, unsigned], None
             return function
     return None
 
 
-def _loaded_libraries() -> list[str]:
-    """OpenMP libraries in this process; none where the system does not say."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
-    return sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libomp")))
+def _torch_library() -> str | None:
+    libraries = Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")
+    return next(map(str, libraries), None)

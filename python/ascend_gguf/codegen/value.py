@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import ascend_gguf.codegen.processor as processor
 from ascend_gguf.codegen.backend import backend
-from ascend_gguf.codegen.kinds import F32, I1, I32, I64, Kind, pointer
+from ascend_gguf.codegen.kinds import F32, I1, I8, I32, I64, Kind, pointer
+
+# ARM's look-up in a table of 16 bytes.
+_TABLE = "llvm.aarch64.neon.tbl1.v16i8"
 
 Number: TypeAlias = int | float
 #: What an operator takes for its other side: a number for all lanes, or one for each.
@@ -266,20 +270,39 @@ class Value:
 
     # Bits
 
+    def bits(self) -> Value:
+        """Each bit of a whole number as a lane, the lowest first."""
+        if not processor.IS_ARM:
+            return self.bitcast(I1)
+        # Without masks in registers, LLVM would take such lanes one by one.
+        octets = self.bitcast(I8)
+        places = range(self.kind.bits)
+        spread = shuffle(octets, octets, [place // 8 for place in places])
+        return (spread & [1 << place % 8 for place in places]).differs(0)
+
     def negate_where(self, bits: Value) -> Value:
         """The lanes, negative where a bit is set in ``bits``, one whole number."""
-        return bits.bitcast(I1).select(-self, self)
+        return bits.bits().select(-self, self)
 
     def lookup(self, table: Sequence[int]) -> Value:
-        """``table[i]`` for each number ``i``, in as many bits."""
-        # As a tree of choices, which is the same instructions everywhere.
-        layer, bit = [self.filled(int(entry)) for entry in table], 0
+        """``table[i]`` for each number ``i`` below 16, 8 bits each."""
+        entries = [int(entry) for entry in table]
+        if processor.IS_ARM and self.count == len(entries):
+            raw = backend().call(_TABLE, I8, self.count, self.like(entries).raw, self.raw)
+            result = Value(raw, I8, self.count)
+        else:
+            result = self._chosen(entries)
+        if self.codebook:
+            result.codebook = replace(self.codebook, values=entries)
+        return result
+
+    def _chosen(self, entries: list[int]) -> Value:
+        """Entries by a tree of choices, which is the same instructions everywhere."""
+        layer, bit = [self.filled(entry) for entry in entries], 0
         while len(layer) > 1:
             is_odd = (self & 1 << bit).differs(0)
             layer = [is_odd.select(layer[i + 1], layer[i]) for i in range(0, len(layer), 2)]
             bit += 1
-        if self.codebook:
-            layer[0].codebook = replace(self.codebook, values=[int(entry) for entry in table])
         return layer[0]
 
     def field(self, first: int, count: int, place: int = 0) -> Value:

@@ -7,6 +7,7 @@ import operator
 
 import torch
 
+import ascend_gguf.codegen.processor as processor
 from ascend_gguf.codegen import (
     F32,
     LANES,
@@ -29,8 +30,9 @@ from ascend_gguf.ggml_types import BlockType
 
 # Weights of unquantized types multiplied at once; a power of two.
 _AT_ONCE = 4 * LANES
-# Totals of a vector, so that an addition need not wait for the last.
-_TOTALS = 2
+# Totals of a vector, so that an addition need not wait for the last.  On ARM sixteen lanes are four
+# registers that do not wait for each other.
+_TOTALS = 1 if processor.IS_ARM else 2
 
 
 @functools.cache

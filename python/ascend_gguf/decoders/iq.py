@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from gguf import quants
 
-from ascend_gguf.codegen import F16, F32, I1, I8, I16, I32, Value, canonical_half, table, widened
+from ascend_gguf.codegen import F16, F32, I8, I16, I32, Value, canonical_half, table, widened
 from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.sink import Sink
 
@@ -146,7 +146,7 @@ def iq1_m(x: Block, y: Sink) -> None:
         )
         # In eighths, so that they are whole.
         codes = first.concat(second) << 3
-        is_less = _paired(more.field(3, 1) * 255, more.field(7, 1) * 255).bitcast(I1)
+        is_less = _paired(more.field(3, 1) * 255, more.field(7, 1) * 255).bits()
         codes = codes + is_less.select(codes.filled(-1), codes.filled(1))
         y.scaled(16 * group, codes, scale * 0.125)
 

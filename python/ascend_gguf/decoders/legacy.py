@@ -6,7 +6,7 @@ Source: ggml's ``dequantize_row_q4_0`` and so on.
 
 from __future__ import annotations
 
-from ascend_gguf.codegen import I1, I8, I16, I32, Value
+from ascend_gguf.codegen import I8, I16, I32, Value
 from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.sink import Sink
 
@@ -27,7 +27,7 @@ def q4_1(x: Block, y: Sink) -> None:
 
 def _five_bits(q: Value, h: Value, half: int) -> Value:
     """16 codes from their nibbles and 16 upper bits."""
-    upper = (h >> 16 * half).trunc(I16).bitcast(I1).zext(I8)
+    upper = (h >> 16 * half).trunc(I16).bits().zext(I8)
     return q.field(4 * half, 4) | upper.field(0, 1, 4)
 
 

@@ -2,18 +2,21 @@
 
 The first touch of a page of 4 KB costs more than decoding the numbers that go there; the system
 gives pages of 2 MB where it is asked to (``transparent_hugepage`` is ``madvise``, as a rule).
+Where pages are 64 KB, as on some ARM systems, huge ones are 512 MB.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+from pathlib import Path
 
 import torch
 
 _libc = ctypes.CDLL(None)
 _MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
-_HUGE = 2 << 20
+_SIZE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_HUGE = int(_SIZE_FILE.read_text()) if _SIZE_FILE.exists() else 2 << 20
 
 
 def use_huge_pages(tensor: torch.Tensor) -> None:

@@ -16,12 +16,15 @@ def _before():
     from npu_sim.runtime import start
 
     start.preload()
-    # torch_npu brings a torchair that wants CANN's graph engine, unless one is there already.
-    import torchair  # noqa: F401
 
 
 def _after(torch_npu):
     from npu_sim.runtime import start
+
+    # torch_npu brings a torchair that wants CANN's graph engine.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchair"]:
+        del sys.modules[name]
+    import torchair  # noqa: F401
 
     start.take_over()
     from npu_sim.boot import engine

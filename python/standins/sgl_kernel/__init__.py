@@ -2,16 +2,18 @@
 
 What the engine calls on a CPU whatever its instruction set is written with torch: in
 ``_torch_versions`` a copy, when cached tokens move, and in ``ascend_gguf.cpu.delta_net`` what
-linear attention needs.  Everything else is missing by name.  So is
-``torch.ops.sgl_kernel.convert_weight_packed``, which tells the engine to keep to plain torch.
+linear attention needs; in ``_threads`` what the engine calls on ARM.  Everything else is missing by
+name.  So is ``torch.ops.sgl_kernel.convert_weight_packed``, which tells the engine to keep to plain
+torch.
 """
 
 from ascend_gguf_standins import stand_in_for
 
-from ._linear_attention import provide
+from . import _linear_attention, _threads
 from ._torch_versions import copy_all_layer_kv_cache_cpu
 
-provide()
+_linear_attention.provide()
+_threads.provide()
 
 __all__ = ["copy_all_layer_kv_cache_cpu"]
 
