@@ -22,6 +22,10 @@ _NOT_ON_NPU = {
     "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
 }
 
+LATENT_ON_NPU = (
+    "its operators for latent attention have vectors of 512 and keys of 64, and no temperature"
+)
+
 
 def check_model(path: str | os.PathLike) -> PretrainedConfig:
     """Check all that does not depend on the device, but for the tokenizer.
@@ -49,6 +53,14 @@ def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
         raise GGUFError(
             f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
             file=path,
+            hint="On the CPU it is served.",
+        )
+    latent = getattr(config, "kv_lora_rank", 512), getattr(config, "qk_rope_head_dim", 64)
+    if latent != (512, 64) or getattr(config, "llama_4_scaling", None):
+        raise GGUFError(
+            f"this model is not served on an NPU: {LATENT_ON_NPU}",
+            file=path,
+            found=f"{latent[0]} and {latent[1]}",
             hint="On the CPU it is served.",
         )
     if config.model_type == "llama4_text" and config.num_experts_per_tok != 1:

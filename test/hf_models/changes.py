@@ -11,9 +11,9 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from hf_models.writing import Written
+from hf_models.writing import Written, build
 
 #: A configuration as a dictionary, changed in place.
 Change = Callable[[dict[str, Any]], None]
@@ -102,6 +102,8 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.layer_norm_rms_epsilon": (0.01, _set(rms_norm_eps=0.01)),
     "attention.layer_norm_epsilon": (0.01, _set(layer_norm_eps=0.01, norm_epsilon=0.01)),
     "attention.scale": (0.3, _set(attention_multiplier=0.3)),
+    "attention.temperature_scale": (0.3, lambda c: rope(c, llama_4_scaling_beta=0.3)),
+    "attention.temperature_length": (24, lambda c: rope(c, original_max_position_embeddings=24)),
     "attention.sliding_window": (10, _set(sliding_window=10)),
     "attention.sliding_window_pattern": (None, _invert_layers),
     "embedding_scale": (2.0, _set(embedding_multiplier=2.0)),
@@ -127,6 +129,15 @@ LINEAR: Mapping[str, tuple[Any, Change]] = {
     "rope.scale_linear": (2.0, lambda c: rope(c, rope_type="linear", factor=2.0)),
 }
 
+
+def _of_all_dimensions(config: dict[str, Any]) -> None:
+    """A multiplier of the logarithm: the tenth of one, but of Ministral."""
+    kind = config["model_type"]
+    of_all = 0.15 if kind == "ministral3" else 1.5
+    # DeepSeek's files say that there are two which are equal.
+    rope(config, mscale=of_all if "deepseek" in kind else 1.0, mscale_all_dim=of_all)
+
+
 #: YaRN, key by key; without one of them it is what llama.cpp takes then.
 YARN: Mapping[str, tuple[Any, Change]] = {
     "rope.scaling.type": ("yarn", lambda c: rope(c, rope_type="yarn")),
@@ -138,7 +149,7 @@ YARN: Mapping[str, tuple[Any, Change]] = {
     "rope.scaling.yarn_beta_fast": (8.0, lambda c: rope(c, beta_fast=8.0)),
     "rope.scaling.yarn_beta_slow": (4.0, lambda c: rope(c, beta_slow=4.0)),
     "rope.scaling.yarn_attn_factor": (0.7, lambda c: rope(c, attention_factor=0.7)),
-    "rope.scaling.yarn_log_multiplier": (0.15, lambda c: rope(c, mscale=1.5, mscale_all_dim=1.5)),
+    "rope.scaling.yarn_log_multiplier": (0.15, _of_all_dimensions),
 }
 
 
@@ -147,12 +158,15 @@ def without(key: str, config: dict[str, Any]) -> None:
     found = config["rope_parameters"]
     found = found.get("full_attention", found)
     if key == "rope.scaling.type":
-        kept = ("rope_theta", "factor", "partial_rotary_factor")
+        kept = ("rope_theta", "factor", "partial_rotary_factor", "llama_4_scaling_beta")
+        kept += ("original_max_position_embeddings",) * ("llama_4_scaling_beta" in found)
         parameters = {name: found[name] for name in kept if name in found}
         found.clear()
         found.update(parameters, rope_type="linear")
     elif key == "rope.scaling.factor":
-        found.update(rope_type="default")
+        # transformers has no plain rotary embedding of Mistral 4, which is that of a factor of one.
+        plain = {"factor": 1.0} if config["model_type"] == "mistral4" else {"rope_type": "default"}
+        found.update(plain)
     elif key == "rope.scaling.original_context_length":
         found.update(original_max_position_embeddings=config["max_position_embeddings"])
     elif key == "rope.scaling.yarn_attn_factor":
@@ -172,8 +186,6 @@ def changed(model: Written, *changes: Change) -> torch.nn.Module:
     for change in changes:
         change(attributes)
     config = AutoConfig.for_model(**attributes)
-    other = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    )
+    other = build(config, attn_implementation="eager")
     other.load_state_dict(base.state_dict())
     return other.eval()

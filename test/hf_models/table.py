@@ -37,6 +37,7 @@ from hf_models.conversion import (
     sections_metadata,
     window_pattern_metadata,
 )
+from hf_models.latent import TINY as LATENT
 from hf_models.tiny import Tiny
 
 _LLAMA3 = {
@@ -373,7 +374,7 @@ TINY: dict[str, Tiny] = {
         qwen35,
         refused={"npu": "decode steps of its experts beside linear attention are not right there"},
     ),
-}
+} | LATENT
 
 #: Models that the engine runs on one stage of a pipeline only.
 ONE_STAGE = frozenset(

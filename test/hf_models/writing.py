@@ -70,33 +70,45 @@ class Written:
         return logits.gather(1, ids[1:, None])[:, 0].tolist()
 
 
-def auto_class(model_type: str) -> Any:
-    """transformers' automatic class of a model that gives text: of a vision model, or of text."""
+def class_of(config: Any) -> Any:
+    """transformers' class of a model that gives text: of a vision model, or of text alone."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    kind = config.model_type
+    if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return transformers.AutoModelForCausalLM
-    return transformers.AutoModelForImageTextToText
+    if kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    # Of text, and by itself in no list.
+    name = modeling_auto.MODEL_MAPPING_NAMES[kind].removesuffix("Model")
+    return getattr(transformers, f"{name}ForCausalLM")
+
+
+def build(config: Any, **options: Any) -> torch.nn.Module:
+    """transformers' model of a configuration, with weights of any kind, in float32."""
+    found = class_of(config)
+    make = getattr(found, "from_config", None) or found._from_config
+    return make(config, dtype=torch.float32, **options)
 
 
 @cache
 def _loaded(hf: Path) -> torch.nn.Module:
     from transformers import AutoConfig
 
-    model_class = auto_class(AutoConfig.from_pretrained(hf).model_type)
-    return model_class.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
+    found = class_of(AutoConfig.from_pretrained(hf))
+    return found.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
     """``folder/model.gguf``, and in ``folder/hf`` the checkpoint that has the same numbers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(seed)
     # A copy: transformers writes into the dictionaries it is given.
     config = AutoConfig.for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = build(config)
     randomize(model)
     hf = folder / "hf"
     model.save_pretrained(hf)

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
     import torch
     from transformers import AutoConfig
 
-    from hf_models.writing import auto_class, randomize
+    from hf_models.writing import build, randomize
 
     torch.manual_seed(0)
     # A copy: transformers writes into the dictionaries it is given.
@@ -52,7 +53,7 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
         tied = {"tie_word_embeddings": sizes["tie_word_embeddings"]}
         sizes = {"text_config": sizes, "vision_config": dict(peer.vision)} | tied
     config = AutoConfig.for_model(peer.model_type, **sizes)
-    model = auto_class(peer.model_type).from_config(config, dtype=torch.float32)
+    model = build(config)
     randomize(model)
     _round_to_blocks(model)
     model.save_pretrained(folder)
@@ -115,7 +116,10 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
         (hf / "README.md").write_text("# Qwen3-Reranker")
     options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
     with torch.inference_mode():
-        converter(hf, _file_type(path.stem), path, **options).write()
+        made = converter(hf, _file_type(path.stem), path, **options)
+        if hasattr(made, "impl"):  # one class for several architectures
+            made.impl.set_vocab = partial(set_vocab, made.impl)
+        made.write()
 
 
 def _file_type(name: str) -> Any:

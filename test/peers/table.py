@@ -56,6 +56,7 @@ _YARN = {
     "beta_slow": 1.0,
     "original_max_position_embeddings": 256,
 }
+_TEMPERED = {"mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1}
 _LATENT = {
     "moe_intermediate_size": 64,
     "num_experts_per_tok": 2,
@@ -160,6 +161,17 @@ ROWS: dict[str, Peer] = {
         _deepseek,
         sizes=_LATENT | _ONE_GROUP | {"qk_nope_head_dim": 192, "v_head_dim": 256} | _rope(),
     ),
+    "moonlight": replace(_deepseek, sizes=_LATENT | _ONE_GROUP | {"q_lora_rank": None} | _rope()),
+    "glm-4.7-flash": Peer(
+        "glm4_moe_lite",
+        _LATENT
+        | _ONE_GROUP
+        | {"qk_nope_head_dim": 192, "v_head_dim": 256, "num_nextn_predict_layers": 1}
+        # transformers has no other for norms of latents.
+        | {"rms_norm_eps": 1e-6}
+        | _rope(),
+        npu_dtype="bfloat16",
+    ),
     "llama-bias": Peer("llama", {"attention_bias": True} | _rope(), fuse_qkv=True),
     # No kernel of Ascend turns heads of 80.
     "llama-mlp-bias": Peer("llama", {"mlp_bias": True, "head_dim": 80} | _rope()),
@@ -183,10 +195,19 @@ def _of_architectures() -> dict[str, Peer]:
         plain["deepseek-v3"], sizes=TINY["deepseek-v3"].sizes | {"scoring_func": "sigmoid"}
     )
     plain |= _OF_PICTURES
+    plain["mistral-4"] = replace(
+        plain["mistral-4"],
+        model_type="mistral3",
+        # The converter writes nothing of the temperature, which is one within this context.
+        sizes={"model_type": "mistral4"} | TINY["mistral-4"].sizes | _rope(**_YARN, **_TEMPERED),
+        vision=_VISION
+        | {"model_type": "pixtral", "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 32, "patch_size": 16},
+    )
     fused = {
         f"{name}-fused": replace(peer, fuse_qkv=True)
         for name, peer in plain.items()
-        if peer.model_type not in ("deepseek_v2", "deepseek_v3", "phi3")
+        if peer.model_type not in ("deepseek_v2", "deepseek_v3", "mistral3", "phi3")
     }
     return plain | fused
 

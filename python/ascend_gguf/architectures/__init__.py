@@ -13,6 +13,7 @@ from ascend_gguf.architectures import (
     gpt_oss,
     granite,
     llama,
+    mistral,
     mixtures,
     others,
     post_norm,
@@ -42,6 +43,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
     architecture
     for family in (
         llama,
+        mistral,
         qwen,
         gemma,
         gemma4,

@@ -1,8 +1,9 @@
-"""DeepSeek V2 and V3, and models of their shape: multi-head latent attention (MLA)."""
+"""DeepSeek V2 and V3, and models of their shape, Mistral 4 among them: latent attention (MLA)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from ascend_gguf.architectures.parts import (
     mlp,
     shared_expert,
 )
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _SIGMOID = 2  # of gguf.ExpertGatingFuncType
@@ -42,7 +42,12 @@ _FIELDS = (
 _REQUIRED = REQUIRED | frozenset(ROUTED_FIELDS) | frozenset(_LATENT_FIELDS)
 _READS = frozenset(
     f"attention.{kind}_length{end}" for kind in ("key", "value") for end in ("", "_mla")
-) | {"rope.scaling.yarn_log_multiplier", "expert_gating_func"}
+) | {
+    "rope.scaling.yarn_log_multiplier",
+    "expert_gating_func",
+    "attention.temperature_scale",
+    "attention.temperature_length",
+}
 _DEFAULTS = GROUPED_DEFAULTS | {"q_lora_rank": None}
 
 
@@ -138,22 +143,24 @@ def _greedy(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = rope.parameters(file, attributes)
     # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` has the same value in
-    # every published model.
+    # every published model.  llama.cpp takes it for one in Mistral 4.
     tenth = number(file, "rope.scaling.yarn_log_multiplier", float, least=0)
-    if "attention_factor" in found:
-        keys = (f"{file.architecture}.rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
-        key = next(key for key in keys if key in file.metadata)
-        raise GGUFError(
-            "SGLang's model does not support this value of the key",
-            file=file.path,
-            key=key,
-            found=file.metadata[key],
-            expected="only rope.scaling.yarn_log_multiplier",
-        )
+    rope.refuse_attention_factor(file, found)
     if tenth is not None:
-        scale = round(10 * tenth, 6)
-        found |= {"mscale": scale, "mscale_all_dim": scale}
+        of_all = round(10 * tenth, 6)
+        mscale = 1.0 if file.architecture == "mistral4" else of_all
+        found |= {"mscale": mscale, "mscale_all_dim": of_all}
     return found
+
+
+def _temperature(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """How queries grow with their position: Mistral Large 3."""
+    beta = number(file, "attention.temperature_scale", float, least=0)
+    if not beta:
+        return {}
+    length = number(file, "attention.temperature_length")
+    length = length or number(file, "rope.scaling.original_context_length", required=True)
+    return {"llama_4_scaling": {"beta": beta, "original_max_position_embeddings": length}}
 
 
 def _routes_by_sigmoid(file: GGUFFile) -> bool:
@@ -165,6 +172,23 @@ def _routes_by_sigmoid(file: GGUFFile) -> bool:
     rows = embedding.shape[0] if embedding is not None else 0
     return rows == 154880 and number(file, "block_count") in (47, 48)
 
+
+_BY_SOFTMAX = Architecture(
+    name="deepseek2",
+    model_type="deepseek_v2",
+    fields=_FIELDS,
+    required=_REQUIRED,
+    defaults=_DEFAULTS,
+    reads=_READS - {"expert_gating_func"},
+    fixed={"expert_gating_func": (1,)},
+    tensors=_BODY,
+    rope=_rope,
+    constants={"scoring_func": "softmax", "moe_layer_freq": 1},
+    derived=(_head_sizes, _groups, _greedy, _temperature),
+)
+
+#: Without groups: llama.cpp and transformers rank those of Mistral 4 in another way.
+_UNGROUPED = {key: name for key, name in _FIELDS.items() if "expert_group" not in key}
 
 ARCHITECTURES = (
     Architecture(
@@ -178,19 +202,8 @@ ARCHITECTURES = (
         tensors=(*_BODY, _ROUTER_BIAS),
         rope=_rope,
         constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
-        derived=(_head_sizes, _groups),
+        derived=(_head_sizes, _groups, _temperature),
     ),
-    Architecture(
-        name="deepseek2",
-        model_type="deepseek_v2",
-        fields=_FIELDS,
-        required=_REQUIRED,
-        defaults=_DEFAULTS,
-        reads=_READS - {"expert_gating_func"},
-        fixed={"expert_gating_func": (1,)},
-        tensors=_BODY,
-        rope=_rope,
-        constants={"scoring_func": "softmax", "moe_layer_freq": 1},
-        derived=(_head_sizes, _groups, _greedy),
-    ),
+    _BY_SOFTMAX,
+    replace(_BY_SOFTMAX, name="mistral4", fields=_UNGROUPED),
 )

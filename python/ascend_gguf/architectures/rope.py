@@ -174,6 +174,20 @@ def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, A
     return found
 
 
+def refuse_attention_factor(file: GGUFFile, found: Mapping[str, Any]) -> None:
+    """Raises GGUFError if parameters of YaRN have a factor beside the logarithm's multiplier."""
+    if "attention_factor" in found:
+        keys = (f"{file.architecture}.rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
+        key = next(key for key in keys if key in file.metadata)
+        raise GGUFError(
+            "SGLang's model does not support this value of the key",
+            file=file.path,
+            key=key,
+            found=file.metadata[key],
+            expected="only rope.scaling.yarn_log_multiplier",
+        )
+
+
 def usual_attention(factor: float) -> float:
     """YaRN's multiplier of sines and cosines for a factor."""
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0

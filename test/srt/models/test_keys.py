@@ -39,6 +39,9 @@ NO_SIZE_OF_A_TENSOR = {
     "attention.shared_kv_layers",  # whose tensors a file may have all the same
 }
 
+#: Of Mistral Large 3, of whose kind transformers has Mistral 4.
+_TEMPERATURE = ("attention.temperature_scale", "attention.temperature_length")
+
 #: Keys that transformers' model leaves out.  Three normalise queries and keys after turning them,
 #: so that what they are multiplied by is lost; DeepSeek's norms of latents have an epsilon of
 #: their own, where llama.cpp and the engine have one for all norms.
@@ -46,8 +49,9 @@ LOST = {
     "llama4_text": {"rope.scaling.yarn_attn_factor"},
     "hunyuan_v1_dense": {"rope.scaling.yarn_attn_factor"},
     "hunyuan_v1_moe": {"rope.scaling.yarn_attn_factor"},
-    "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon"},
-    "deepseek_v3": {"attention.layer_norm_rms_epsilon"},
+    "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
+    "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
+    "mistral4": {"attention.layer_norm_rms_epsilon"},
 }
 
 _MOE = {"moe_intermediate_size": 64, "num_experts_per_tok": 2, "num_experts": 4}

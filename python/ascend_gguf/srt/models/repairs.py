@@ -69,6 +69,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "llama4.Llama4ForCausalLM": llama4.repair_loading,
     "llama4.Llama4MoE": llama4.repair_experts,
     "minimax_m2.MiniMaxM2Attention": minimax_m2.repair_norm,
+    "ministral3.Ministral3Attention": set_rotary_embedding,
     "mixtral.MixtralModel": mixtral.replace_attention,
     "qwen2_moe.Qwen2MoeSparseMoeBlock": qwen2_moe.repair_shared_expert,
     "qwen3_5.Qwen3_5GatedDeltaNet": qwen3_5.repair_delta_net,

@@ -1,0 +1,70 @@
+"""Small models of Mistral and of latent attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hf_models.conversion import deepseek, deepseek_metadata, llama, llama_metadata
+from hf_models.tiny import Tiny
+
+LATENT_ON_NPU = (
+    "its operators for latent attention have vectors of 512 and keys of 64, and no temperature"
+)
+
+#: Queries grow within a prompt.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 30000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+def _mistral4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if name.endswith("experts.gate_up_proj"):
+        for part, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+            yield name.replace("gate_up", part) + ".weight", half
+    elif name.endswith("experts.down_proj"):
+        yield f"{name}.weight", tensor
+    else:
+        yield from deepseek(name, tensor, config)
+
+
+def _mistral4_metadata(config: Any) -> dict[str, Any]:
+    return deepseek_metadata(config) | {
+        "attention.temperature_scale": config.rope_parameters["llama_4_scaling_beta"],
+    }
+
+
+def _ministral3(config: Any) -> dict[str, Any]:
+    return llama_metadata(config) | {
+        "attention.temperature_scale": config.rope_parameters["llama_4_scaling_beta"],
+        "rope.scaling.yarn_log_multiplier": config.rope_parameters["mscale_all_dim"],
+    }
+
+
+TINY = {
+    "ministral-3": Tiny(
+        "mistral3", "ministral3", {"head_dim": 64, "rope_parameters": _YARN}, _ministral3, llama
+    ),
+    "mistral-4": Tiny(
+        "mistral4",
+        "mistral4",
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32}
+        | {"moe_intermediate_size": 64, "num_experts_per_tok": 2, "n_routed_experts": 8}
+        | {"n_shared_experts": 1, "first_k_dense_replace": 0, "kv_lora_rank": 64}
+        | {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 48}
+        | {"rope_parameters": _YARN | {"mscale_all_dim": 1.0}},
+        _mistral4_metadata,
+        _mistral4,
+        refused={"npu": LATENT_ON_NPU},
+    ),
+}
