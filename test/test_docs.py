@@ -15,6 +15,7 @@ from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
+from ascend_gguf.npu.products import EXPERTS, INT4, INT8, LINEAR, PRODUCTS
 from ascend_gguf.srt import overrides, plugin
 from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
@@ -92,6 +93,24 @@ def test_block_types():
     ]
     table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
     assert _table("quantization.md", "type") == expected, f"the table should be:\n{table}"
+
+
+def test_ascend_products():
+    """The table of ``npu/products.py``: an operator, a form, and what each product says to it."""
+    columns = [(LINEAR, INT4), (LINEAR, INT8), (EXPERTS, INT4), (EXPERTS, INT8)]
+    expected = [
+        [product.name, *(product.answers[column].answer for column in columns)]
+        for product in PRODUCTS
+    ]
+    sources = [
+        [product.name, f"`{operator}`", form, product.answers[operator, form].source]
+        for product in PRODUCTS
+        for operator, form in columns
+    ]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
+    assert _table("ascend_npu.md", "product") == expected, f"the table should be:\n{table}"
+    table = "\n".join("| " + " | ".join(row) + " |" for row in sources)
+    assert _table("ascend_npu.md", "source of") == sources, f"the table should be:\n{table}"
 
 
 def _cell(device: str, tested: list[Tiny]) -> str:

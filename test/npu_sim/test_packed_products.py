@@ -11,7 +11,7 @@ from ascend_gguf import BlockTensor
 from ascend_gguf.npu.experts import Grouped, GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int4 import Int4
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.linear import NPULinear, has_operators
+from ascend_gguf.npu.linear import NPULinear
 from ascend_gguf.npu.nibble_planes import NibblePlanes
 from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
 from ascend_gguf.weights.dense import Dense
@@ -241,7 +241,3 @@ def test_a_device_that_is_wrong_is_not(monkeypatch, wrong):
     experts = on_npu(GroupedNibblePlanes, "Q5_1", torch.bfloat16, 4, 48, 256)
     problem = experts_mismatch(experts_kernel(experts).product, experts)
     assert problem.startswith("planes, experts 4 x 48 x 256 in bfloat16: relative error")
-
-
-def test_this_product_has_the_operators():
-    assert has_operators()

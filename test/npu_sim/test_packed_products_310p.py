@@ -1,11 +1,54 @@
-"""A product without products of weights in groups."""
+"""A product whose documents have no groups: what they leave open is tried, and refused."""
+
+from __future__ import annotations
 
 import pytest
+import torch
+
+from ascend_gguf.npu.experts import EXPERT_LAYOUTS
+from ascend_gguf.npu.linear import NPULinear
+from ascend_gguf.npu.products import EXPERTS, LINEAR, PRODUCTS, this_product
 
 pytestmark = pytest.mark.npu_sim(soc="310P3")
 
 
-def test_this_product_lacks_the_operators():
-    from ascend_gguf.npu.linear import has_operators
+def test_this_product():
+    assert this_product().name == "Atlas inference series (310P)"
+    assert not this_product().layouts(LINEAR, NPULinear.layouts)
 
-    assert not has_operators()
+
+def test_what_is_tried_is_refused(caplog):
+    from sglang.srt.layers.quantization.gguf import GGUFConfig
+
+    from ascend_gguf.srt.layers.quantization import kernels
+
+    caplog.set_level("INFO", kernels.logger.name)
+    assert kernels.linear_kernel(GGUFConfig(), torch.float16) is None
+    assert kernels.expert_layouts(GGUFConfig(), torch.float16) == ()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("int8 weights, which Ascend310P3 may not take, are not used: int8 64 x ")
+    assert "EZ1001: npu_weight_quant_batchmatmul: argument 'antiquant_group_size'" in line
+
+
+def test_a_chip_that_nobody_knows(monkeypatch, caplog):
+    """Everything is tried; here the operators are those of a 910B."""
+    from sglang.srt.layers.quantization.gguf import GGUFConfig
+
+    from ascend_gguf.srt.layers.quantization import kernels
+
+    kernels._works.cache_clear()
+    monkeypatch.setenv("NPU_SIM_SOC", "Ascend910B3")
+    monkeypatch.setattr(kernels, "this_product", lambda: PRODUCTS[-1])
+    kernel = kernels.linear_kernel(GGUFConfig(), torch.bfloat16)
+    assert [layout.name for layout in kernel.layouts] == ["int4", "int8", "planes"]
+    assert kernels.expert_layouts(GGUFConfig(), torch.bfloat16) == EXPERT_LAYOUTS
+    kernels._works.cache_clear()
+    monkeypatch.setenv("NPU_SIM_FAULT", "wrong:npu_weight_quant_batchmatmul:int8")
+    kernel = kernels.linear_kernel(GGUFConfig(), torch.bfloat16)
+    assert [layout.name for layout in kernel.layouts] == ["int4", "planes"]
+    kernels._works.cache_clear()
+
+
+def test_names_of_operators():
+    for name in (LINEAR, EXPERTS):
+        assert hasattr(torch.ops.npu, name)

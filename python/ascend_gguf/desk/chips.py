@@ -10,7 +10,8 @@ from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
+from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
+from ascend_gguf.npu.products import EXPERTS, LINEAR, product_of
 from ascend_gguf.weights.layout import Layout
 
 _SGLANG = "SGLang's Ascend guide (docs.sglang.io, Ascend NPU reference)"
@@ -47,19 +48,21 @@ class Chip:
         """
         if not self.is_npu:
             return BlocksLinear.layouts if choice.weights != "dense" else ()
-        if not self._packs(choice, dtype):
-            return ()
-        return (NPULinear if choice.nearly and not exact else NPUExactLinear).layouts
+        layouts = (NPULinear if choice.nearly and not exact else NPUExactLinear).layouts
+        return self._taken(LINEAR, layouts, choice, dtype)
 
     def expert_layouts(self, choice: Choice, dtype: torch.dtype) -> tuple[type[Layout], ...]:
         """As :meth:`linear_layouts`, for experts."""
         if not self.is_npu:
             return BlocksExperts.layouts if choice.weights != "dense" else ()
-        return EXPERT_LAYOUTS if self._packs(choice, dtype) else ()
+        return self._taken(EXPERTS, EXPERT_LAYOUTS, choice, dtype)
 
-    def _packs(self, choice: Choice, dtype: torch.dtype) -> bool:
-        has_dtype = dtype in (torch.float16, torch.bfloat16)
-        return choice.weights != "dense" and has_dtype and has_operators(f"Ascend{self.name}")
+    def _taken(
+        self, operator: str, layouts: tuple[type[Layout], ...], choice: Choice, dtype: torch.dtype
+    ) -> tuple[type[Layout], ...]:
+        """What is only tried on the device is not counted on."""
+        packs = choice.weights != "dense" and dtype in (torch.float16, torch.bfloat16)
+        return product_of(f"Ascend{self.name}").layouts(operator, layouts) if packs else ()
 
 
 CPU = Chip("cpu", None, "")

@@ -6,7 +6,6 @@ Source of the rules: torch_npu's documentation of ``npu_weight_quant_batchmatmul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 
@@ -21,7 +20,7 @@ from ascend_gguf.weights.linear_kernel import LinearKernel
 class NPULinear(LinearKernel[RowGroups]):
     """``npu_weight_quant_batchmatmul`` with the transposed view of weights stored by rows."""
 
-    layouts: ClassVar[tuple[type[RowGroups], ...]] = (Int4, Int8, NearInt8, NibblePlanes)
+    layouts: tuple[type[RowGroups], ...] = (Int4, Int8, NearInt8, NibblePlanes)
 
     def linear(
         self, x: torch.Tensor, weight: RowGroups, bias: torch.Tensor | None = None
@@ -75,14 +74,3 @@ class NPUExactLinear(NPULinear):
     """With exact layouts alone; some take one more operator."""
 
     layouts = (Int4, Int8, NibblePlanes)
-
-
-def has_operators(name: str | None = None) -> bool:
-    """Whether an NPU multiplies with weights in groups: all but the 310P do.
-
-    Args:
-        name: as CANN gives it, such as ``Ascend910B3``; this one by default.
-    """
-    if name is None:
-        name = torch.npu.get_device_name()  # type: ignore[attr-defined]  # comes with torch_npu
-    return not name.startswith("Ascend310P")

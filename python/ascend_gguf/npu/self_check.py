@@ -29,6 +29,9 @@ _LARGEST = 0.05
 _ROWS = 32
 
 
+#: Why a layout is not used, in the report after loading; the log has the problem itself.
+_FAILED = "the self-check failed"
+
 #: The longest line of an operator that the log quotes.
 _LONGEST_LINE = 240
 
@@ -73,10 +76,10 @@ class SelfCheck:
             return self._replaced.get(layout, layout)
         key = self._key(layout, kind), _types(layout)
         known = self._next.get(key)
-        found, problems = layout.next(problem, known), [problem]
+        found, problems = layout.next(_FAILED, known), [problem]
         while (problem := self._problem(found, check, kind)) is not None:
             problems.append(problem)
-            found = found.next(problem)
+            found = found.next(_FAILED)
         if known is None:
             self._next[key] = type(found)
             for problem in problems:
@@ -93,11 +96,7 @@ class SelfCheck:
             return None
         key = self._key(layout, kind)
         if key not in self._problems:
-            try:
-                problem = check(layout)
-            except Exception as error:
-                problem = f"{_described(layout)}: {refusal(error)}"
-            self._problems[key] = problem
+            problem = self._problems[key] = problem_of(layout, check)
             if problem is not None:
                 self._fail(problem)
         return self._problems[key]
@@ -107,6 +106,18 @@ class SelfCheck:
         """Weights of the same are checked once."""
         tensors = tuple(sorted((n, t.dtype, t.shape) for n, t in layout.tensors.items()))
         return kind, layout.name, layout.dtype, layout.shape, str(tensors)
+
+
+def problem_of(layout: Layout, check: Callable[[Layout], str | None]) -> str | None:
+    """What ``check`` says of a layout, or what an operator raised in it.
+
+    Raises:
+        Exception: memory ran out: see :func:`refusal`.
+    """
+    try:
+        return check(layout)
+    except Exception as error:
+        return f"{_described(layout)}: {refusal(error)}"
 
 
 def refusal(error: Exception) -> str:

@@ -7,7 +7,7 @@ weights need no kernel of ours: engines have their own.
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ class LinearKernel(abc.ABC, Generic[F]):
         layouts: what it can multiply with, narrowest first; without ``Dense``.
     """
 
-    layouts: ClassVar[tuple[type[Layout], ...]]
+    layouts: tuple[type[Layout], ...]
 
     @abc.abstractmethod
     def linear(self, x: torch.Tensor, weight: F, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,6 +22,7 @@ from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
@@ -173,6 +174,8 @@ def _attends_by_torch(server_args: Any) -> str:
         return "This model caps the scores of attention"
     if model.attention_arch != AttentionArch.MLA and model.head_dim % HEAD_MULTIPLE:
         return f"This model's heads are {model.head_dim} wide, not a multiple of {HEAD_MULTIPLE}"
+    if ATTENTION in this_product().lacks:
+        return "This chip's attention is computed by torch's operators"
     return ""
 
 

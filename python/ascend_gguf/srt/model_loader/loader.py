@@ -32,6 +32,7 @@ from ascend_gguf.config import load_config
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.npu.choice import choose
+from ascend_gguf.npu.products import this_product
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
@@ -122,6 +123,9 @@ def load_model(
     quant_config.modules_to_not_convert += _dense_modules(name_map)
     quant_config.choice = choose(self.options, path)
     pipeline.untie_on_last_stage(model_config.hf_config)
+    if is_npu() and this_product().scatters_cache:
+        # What the engine's KV cache asks when it is made: by default it calls ATB.
+        os.environ.setdefault("ASCEND_USE_FIA", "1")
     with set_default_torch_dtype(model_config.dtype):
         with target_device, no_initialization():
             model = _built(model_config, self.load_config, quant_config)

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput, StandardDispatcher
 from sglang.srt.layers.quantization.base_config import (
     FusedMoEMethodBase,
     LinearMethodBase,
@@ -32,6 +32,7 @@ from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
+from ascend_gguf.npu.products import ROUTING, this_product
 from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
@@ -286,6 +287,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
             NPUGGUFMoEMethod._set_dispatcher_output_dtype(layer, "bf16")
         elif all(layouts.values()):
             self.experts = BlocksExperts(*layouts.values())
+        elif _lacks_routing():
+            layer.dispatcher = StandardDispatcher(layer.moe_runner_config)
         else:
             for name, layout in layouts.items():  # on the host both are packed, or neither
                 if layout is not None:
@@ -320,7 +323,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         return self.dense.get_moe_runner_backend(layer)
 
     def apply(self, layer: torch.nn.Module, dispatch_output: DispatchOutput) -> CombineInput:
-        if self.experts is None and (is_npu() or use_intel_amx_backend(layer)):
+        is_engines = is_npu() and not _lacks_routing() or use_intel_amx_backend(layer)
+        if self.experts is None and is_engines:
             return self.dense.apply(layer, dispatch_output)
         config = layer.moe_runner_config
         topk_weights, topk_ids, _ = dispatch_output.topk_output
@@ -340,6 +344,11 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
             *(dispatch_output.hidden_states, topk_weights, topk_ids),
         )
         return StandardCombineInput(hidden_states=hidden_states)
+
+
+def _lacks_routing() -> bool:
+    """Whether experts are computed by torch's operators, as on the host, on an NPU."""
+    return is_npu() and ROUTING in this_product().lacks
 
 
 def _prefix(weight_name: str) -> str:

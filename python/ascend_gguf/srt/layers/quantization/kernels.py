@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Sequence
+
 import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.utils import is_npu
@@ -9,18 +13,23 @@ from sglang.srt.utils import is_npu
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUExactLinear, NPULinear, has_operators
+from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
+from ascend_gguf.npu.products import EXPERTS, LINEAR, TRY, YES, this_product
+from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
+from ascend_gguf.npu.trial import try_layout
+from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
+
+logger = logging.getLogger(__name__)
 
 
 def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
     """What multiplies with packed weights on this device; None: weights are dense."""
     if not is_npu():
         return BlocksLinear() if _packs(quant_config) else None
-    if not _packs_on_npu(quant_config, dtype):
-        return None
-    return NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
+    kernel = NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
+    return _with_taken_layouts(kernel, quant_config, dtype)
 
 
 def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
@@ -31,19 +40,55 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKern
     """
     if not is_npu():
         return BlocksLinear(torch.float32) if _packs(quant_config) else None
-    return NPUExactLinear() if _packs_on_npu(quant_config, dtype) else None
+    return _with_taken_layouts(NPUExactLinear(), quant_config, dtype)
 
 
 def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
     """The packed layouts of experts on this device, narrowest first; none: they are dense."""
     if is_npu():
-        return EXPERT_LAYOUTS if _packs_on_npu(quant_config, dtype) else ()
+        return _taken(EXPERTS, EXPERT_LAYOUTS, quant_config, dtype)
     return BlocksExperts.layouts if _packs(quant_config) else ()
 
 
-def _packs_on_npu(quant_config: GGUFConfig, dtype: torch.dtype) -> bool:
-    has_dtype = dtype in (torch.float16, torch.bfloat16)
-    return _packs(quant_config) and has_dtype and has_operators()
+def _with_taken_layouts(
+    kernel: NPULinear, quant_config: GGUFConfig, dtype: torch.dtype
+) -> LinearKernel | None:
+    kernel.layouts = _taken(LINEAR, kernel.layouts, quant_config, dtype)
+    return kernel if kernel.layouts else None
+
+
+def _taken(
+    operator: str, layouts: Sequence[type[Layout]], quant_config: GGUFConfig, dtype: torch.dtype
+) -> tuple[type[Layout], ...]:
+    """Those of the layouts that an operator of this NPU takes."""
+    if not _packs(quant_config) or dtype not in (torch.float16, torch.bfloat16):
+        return ()
+    answers = {layout: this_product().answer(operator, layout) for layout in layouts}
+    return tuple(
+        layout
+        for layout, answer in answers.items()
+        if answer == YES or (answer == TRY and _works(operator, layout, dtype))
+    )
+
+
+@functools.cache
+def _works(operator: str, layout: type[Layout], dtype: torch.dtype) -> bool:
+    """Whether a small weight is multiplied right; said in the log."""
+
+    def check(trial: Layout) -> str | None:
+        if operator == EXPERTS:
+            return experts_mismatch(NPUGGUFMoEMethod(trial, None).product, trial)
+        return linear_mismatch(NPULinear(), trial, is_embedding=False)
+
+    with torch.device("cpu"):
+        problem = try_layout(layout, dtype, check, torch.device("npu"), operator == EXPERTS)
+    logger.info(
+        "%s weights, which %s may not take, are %s",
+        layout.name,
+        torch.npu.get_device_name(),
+        f"not used: {problem}" if problem else "used: the trial is right",
+    )
+    return problem is None
 
 
 def _packs(quant_config: GGUFConfig) -> bool:

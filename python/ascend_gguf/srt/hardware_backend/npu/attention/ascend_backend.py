@@ -17,6 +17,7 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.srt.arg_groups.model_hook import HEAD_MULTIPLE
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.torch_attention import attend_requests
@@ -114,7 +115,8 @@ def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
 
 def _is_by_torch(layer: RadixAttention) -> bool:
     """No operator of the device caps scores, or takes heads that are no multiple of 16."""
-    return bool(layer.logit_cap) or layer.qk_head_dim % HEAD_MULTIPLE != 0
+    is_odd = bool(layer.logit_cap) or layer.qk_head_dim % HEAD_MULTIPLE != 0
+    return is_odd or ATTENTION in this_product().lacks
 
 
 def _is_both_ways(layer: RadixAttention) -> bool:
@@ -133,7 +135,10 @@ def _save(
     pool = backend.token_to_kv_pool
     if save_kv_cache:
         pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
-    return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+    caches = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+    # With ASCEND_USE_FIA they are rows of pages of one.
+    k_cache, v_cache = (c.view(-1, backend.page_size, *c.shape[-2:]) for c in caches)
+    return k_cache, v_cache
 
 
 def _attend_by_torch(
