@@ -15,7 +15,7 @@ from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
-from ascend_gguf.npu.products import EXPERTS, INT4, INT8, LINEAR, PRODUCTS
+from ascend_gguf.npu.products import CHANNEL, EXPERTS, INT4, INT8, LINEAR, PRODUCTS
 from ascend_gguf.srt import overrides, plugin
 from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
@@ -97,7 +97,8 @@ def test_block_types():
 
 def test_ascend_products():
     """The table of ``npu/products.py``: an operator, a form, and what each product says to it."""
-    columns = [(LINEAR, INT4), (LINEAR, INT8), (EXPERTS, INT4), (EXPERTS, INT8)]
+    linear = [(LINEAR, form) for form in (INT4, INT8, CHANNEL)]
+    columns = [*linear, (EXPERTS, INT4), (EXPERTS, INT8)]
     expected = [
         [product.name, *(product.answers[column].answer for column in columns)]
         for product in PRODUCTS

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ascend_gguf.npu.channel_int8 import ChannelInt8
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import (
     ATTENTION,
+    CHANNEL,
     EXPERTS,
     INT4,
     INT8,
@@ -53,6 +55,8 @@ def test_layouts_that_products_take():
     assert A5.layouts(LINEAR, LAYOUTS) == LAYOUTS
     assert A5.layouts(EXPERTS, EXPERT_LAYOUTS) == ()
     assert A5.layouts(EXPERTS, EXPERT_LAYOUTS, TRY) == EXPERT_LAYOUTS
+    for product in (A2, A3, A5, P310):
+        assert product.layouts(LINEAR, (ChannelInt8,)) == (ChannelInt8,)
     for product in (P310, OLD):
         assert not product.layouts(LINEAR, LAYOUTS)
         assert not product.layouts(EXPERTS, EXPERT_LAYOUTS, YES, TRY)
@@ -64,6 +68,7 @@ def test_layouts_that_products_take():
 
 
 def test_forms():
+    assert form_of(ChannelInt8) == CHANNEL
     assert {layout.name: form_of(layout) for layout in (*LAYOUTS, *EXPERT_LAYOUTS)} == {
         "int4": INT4,
         "int8": INT8,
@@ -74,7 +79,9 @@ def test_forms():
     }
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, *EXPERT_LAYOUTS], ids=lambda layout: layout.name)
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, ChannelInt8, *EXPERT_LAYOUTS], ids=lambda layout: layout.name
+)
 def test_trials(layout):
     seen = []
 

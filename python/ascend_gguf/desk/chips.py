@@ -8,11 +8,13 @@ import torch
 
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.npu.channel_int8 import NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import EXPERTS, LINEAR, product_of
 from ascend_gguf.weights.layout import Layout
+from ascend_gguf.weights.linear_kernel import LinearKernel
 
 _SGLANG = "SGLang's Ascend guide (docs.sglang.io, Ascend NPU reference)"
 _A2_32 = "Atlas 800I A2, variant of 32 GB a card"
@@ -48,8 +50,10 @@ class Chip:
         """
         if not self.is_npu:
             return BlocksLinear.layouts if choice.weights != "dense" else ()
-        layouts = (NPULinear if choice.nearly and not exact else NPUExactLinear).layouts
-        return self._taken(LINEAR, layouts, choice, dtype)
+        kernel: type[LinearKernel] = NPULinear if choice.nearly and not exact else NPUExactLinear
+        if choice.weights == "int8" and not exact:
+            kernel = NPUChannelLinear
+        return self._taken(LINEAR, kernel.layouts, choice, dtype)
 
     def expert_layouts(self, choice: Choice, dtype: torch.dtype) -> tuple[type[Layout], ...]:
         """As :meth:`linear_layouts`, for experts."""

@@ -16,7 +16,7 @@ class Choice:
     """How a model's weights are held: the loader's options, and what the file suggests.
 
     Attributes:
-        weights: ``auto``, ``packed`` or ``dense``.
+        weights: ``auto``, ``packed``, ``int8`` or ``dense``.
         nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
             for one operator less.
     """

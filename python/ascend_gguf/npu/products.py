@@ -25,7 +25,7 @@ LINEAR, EXPERTS = "npu_weight_quant_batchmatmul", "npu_grouped_matmul"
 ATTENTION, ROUTING = "npu_fused_infer_attention_score", "npu_moe_init_routing_v2"
 
 #: What the operators are given.  Nibble planes are int4 to them.
-INT4, INT8 = "int4 per group", "int8 per group"
+INT4, INT8, CHANNEL = "int4 per group", "int8 per group", "int8 per channel"
 
 #: Whether a product takes a form.
 YES, NO, TRY = "yes", "no", "try"
@@ -34,6 +34,7 @@ _V2 = "CANN, aclnnWeightQuantBatchMatmulV2.md"
 _V5 = "CANN, aclnnGroupedMatmulV5.md"
 _WHEEL = "torch_npu, documentation of"
 _BOTH_YES = f"{_V2}: T, C and G quantization of int8 and int4"
+_CHANNEL = f"{_V2}: per channel; {_WHEEL} {LINEAR}, table 1"
 _GROUPED_INT8 = f"{_V5}: int8 weights are per channel"
 _NOT_LISTED = "not among the supported products"
 _UNKNOWN = "no document"
@@ -48,11 +49,17 @@ class Answer:
 
 
 def _answers(
-    linear_int4: Answer, linear_int8: Answer, experts_int4: Answer, experts_int8: Answer
+    linear_int4: Answer,
+    linear_int8: Answer,
+    experts_int4: Answer,
+    experts_int8: Answer,
+    *,
+    channel: str = YES,
 ) -> dict[tuple[str, str], Answer]:
     return {
         (LINEAR, INT4): linear_int4,
         (LINEAR, INT8): linear_int8,
+        (LINEAR, CHANNEL): Answer(channel, _CHANNEL if channel == YES else linear_int8.source),
         (EXPERTS, INT4): experts_int4,
         (EXPERTS, INT8): experts_int8,
     }
@@ -79,7 +86,7 @@ class Product:
     lacks: frozenset[str] = frozenset()
 
     def answer(self, operator: str, layout: type[Layout]) -> str:
-        """Whether an operator takes weights of a layout, which has a ``packing``."""
+        """Whether an operator takes weights of a layout."""
         return self.answers[operator, form_of(layout)].answer
 
     def layouts(
@@ -98,7 +105,9 @@ _A2_A3 = _answers(
     Answer(NO, _GROUPED_INT8),
 )
 _UNSUPPORTED = _answers(
-    *[Answer(NO, f"{_V2}: {_NOT_LISTED}")] * 2, *[Answer(NO, f"{_V5}: {_NOT_LISTED}")] * 2
+    *[Answer(NO, f"{_V2}: {_NOT_LISTED}")] * 2,
+    *[Answer(NO, f"{_V5}: {_NOT_LISTED}")] * 2,
+    channel=NO,
 )
 
 #: The last one has every chip that the others do not have.
@@ -133,13 +142,15 @@ PRODUCTS = (
         r"Ascend910(A|B|ProA|ProB|PremiumA)|Ascend310B.*",
         _UNSUPPORTED,
     ),
-    Product("others", r".*", _answers(*[Answer(TRY, _UNKNOWN)] * 4)),
+    Product("others", r".*", _answers(*[Answer(TRY, _UNKNOWN)] * 4, channel=TRY)),
 )
 
 
 def form_of(layout: type[Layout]) -> str:
-    """What the operators are given of a layout, which has a ``packing``."""
-    packing = layout.packing  # type: ignore[attr-defined]
+    """What the operators are given of a layout, which has a ``packing`` if it has groups."""
+    packing = getattr(layout, "packing", None)
+    if packing is None:
+        return CHANNEL
     return INT4 if packing.planes or packing.bits == 4 else INT8
 
 

@@ -19,13 +19,15 @@ DENSE, MOE = "qwen3-dense-Q4_K_M", "qwen3-moe-Q4_K_M"
 LIMIT = 0.01
 
 
-def served(zygote: Zygote, log: Path, name: str, **environment: str) -> str:
+def served(
+    zygote: Zygote, log: Path, name: str, *options: str, limit: float = LIMIT, **environment: str
+) -> str:
     """What a server says that computes right."""
     path = DATA / f"{name}.gguf"
     reference = json.loads(path.with_suffix(".ref.json").read_text())
-    arguments = (*NPU_ONE, "--skip-tokenizer-init", "--dtype", "float16")
+    arguments = (*NPU_ONE, "--skip-tokenizer-init", "--dtype", "float16", *options)
     with zygote.serve(path, log, *arguments, environment=environment) as server:
-        assert server.mean_error(reference["input_ids"], reference["token_logprobs"]) <= LIMIT
+        assert server.mean_error(reference["input_ids"], reference["token_logprobs"]) <= limit
     return log.read_text()
 
 
@@ -71,3 +73,7 @@ def test_310p(log):
             assert "attention is computed by torch's operators" in text
             assert re.search("int8 weights, which Ascend310P3 may not take, are not used: ", text)
             assert not layouts(text) and "falling back" not in text
+        # On demand: each weight is rounded once more.
+        options = ("--model-loader-extra-config", json.dumps({"weights": "int8"}))
+        text = served(zygote, log, DENSE, *options, limit=0.05)
+        assert layouts(text) == {"int8, a scale a row"} and "falling back" not in text

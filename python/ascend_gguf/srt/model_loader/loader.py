@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 #: What ``--model-loader-extra-config`` may hold: the type of each option, or its values.
 _OPTIONS: dict[str, type | tuple[str, ...]] = {
     "modules_to_not_convert": list,
-    "weights": ("auto", "packed", "dense"),
+    "weights": ("auto", "packed", "int8", "dense"),
     "on_mismatch": ("dense", "stop"),
     "float16": ("refuse", "allow"),
 }

@@ -11,6 +11,7 @@ from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.npu.channel_int8 import ChannelInt8, NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
@@ -28,6 +29,8 @@ def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel 
     """What multiplies with packed weights on this device; None: weights are dense."""
     if not is_npu():
         return BlocksLinear() if _packs(quant_config) else None
+    if choice_of(quant_config).weights == "int8":
+        return _with_taken_layouts(NPUChannelLinear(), quant_config, dtype)
     kernel = NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
     return _with_taken_layouts(kernel, quant_config, dtype)
 
@@ -51,7 +54,7 @@ def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[L
 
 
 def _with_taken_layouts(
-    kernel: NPULinear, quant_config: GGUFConfig, dtype: torch.dtype
+    kernel: LinearKernel, quant_config: GGUFConfig, dtype: torch.dtype
 ) -> LinearKernel | None:
     kernel.layouts = _taken(LINEAR, kernel.layouts, quant_config, dtype)
     return kernel if kernel.layouts else None
@@ -78,7 +81,8 @@ def _works(operator: str, layout: type[Layout], dtype: torch.dtype) -> bool:
     def check(trial: Layout) -> str | None:
         if operator == EXPERTS:
             return experts_mismatch(NPUGGUFMoEMethod(trial, None).product, trial)
-        return linear_mismatch(NPULinear(), trial, is_embedding=False)
+        kernel = NPUChannelLinear() if layout is ChannelInt8 else NPULinear()
+        return linear_mismatch(kernel, trial, is_embedding=False)
 
     with torch.device("cpu"):
         problem = try_layout(layout, dtype, check, torch.device("npu"), operator == EXPERTS)
