@@ -12,6 +12,7 @@ import pytest
 from ascend_gguf import GGUFError, dequantize
 from ascend_gguf.architectures import ARCHITECTURES, REFUSED
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
+from ascend_gguf.desk.chips import NPUS
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
@@ -153,6 +154,11 @@ def test_pre_tokenizers():
     listed = [name for row in _table("tokenizers.md", "names of one rule") for name in row[:1]]
     names = re.findall("`([^`]+)`", " ".join(listed))
     assert sorted(names) == sorted(PRE_TOKENIZERS)
+
+
+def test_chips():
+    rows = [[chip.name, f"{chip.memory:g}", chip.source] for chip in NPUS]
+    assert _table("desk.md", "chip") == rows
 
 
 def test_hooks():

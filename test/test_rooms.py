@@ -19,7 +19,7 @@ LEVELS = (
     ("codegen",),
     ("decoders",),
     ("reader",),
-    ("architectures", "tokenizer", "hub", "requests", "torch_attention"),
+    ("architectures", "tokenizer", "hub", "ranks", "requests", "torch_attention"),
     ("config", "generation_config", "overrides"),
     ("servable",),
     ("weights",),

@@ -136,6 +136,18 @@ def test_indices(index):
         assert torch.equal(source[index] + 0, numbers[index])
 
 
+@pytest.mark.parametrize("sizes, dim", [(2, 0), ([1, 0, ROWS - 1], 0), ([5, 763], 1), (300, -1)])
+def test_split_is_a_view(sizes, dim):
+    """The engine's loader of merged projections of linear attention splits."""
+    blocks, values = matrix("Q4_K")
+    parts = blocks.split(sizes, dim)
+    assert all(isinstance(part, BlockTensor) for part in parts)
+    for part, expected in zip(parts, values.split(sizes, dim), strict=True):
+        assert torch.equal(part.dequantize(), expected)
+    with pytest.raises((RuntimeError, ValueError)):
+        blocks.split([1, 1], dim)
+
+
 @pytest.mark.parametrize("cut", [(0, 5, 2), (1, 700, 69), (0, -7, 1), (2, 0, 1)], ids=str)
 def test_narrow_out_of_range(cut):
     blocks, _ = matrix("Q4_K")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ascend_gguf import __version__
 from ascend_gguf.errors import GGUFError, shown
@@ -20,6 +21,12 @@ _EXAMPLES = {
         "ascend-gguf inspect unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M",
         "ascend-gguf inspect models/qwen3 --json",
     ),
+    "plan": (
+        "ascend-gguf plan Qwen3-30B-A3B-Q4_K_M.gguf --chip 910B3 --count 4",
+        "ascend-gguf plan unsloth/Qwen3-32B-GGUF:Q4_K_M --chip 310P3 --count 2 --memory 48",
+        "ascend-gguf plan model.gguf --plot plan.png",
+    ),
+    "doctor": ("ascend-gguf doctor", "ascend-gguf doctor --json > report.json"),
 }
 
 
@@ -47,6 +54,27 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", "what a file is, and whether and how it is served")
     _add_model(inspect)
     inspect.set_defaults(run=_inspect)
+    plan = _command(
+        commands, "plan", "how much of a machine a model takes, for every tp, ep and pp"
+    )
+    _add_model(plan)
+    plan.add_argument("--chip", default="910B3", help="%(default)s by default; see docs/desk.md")
+    plan.add_argument("--count", type=int, default=1, help="devices; %(default)s by default")
+    plan.add_argument(
+        "--memory", type=float, metavar="GB", help="of a device; the chip's by default"
+    )
+    plan.add_argument(
+        "--mem-fraction-static",
+        type=float,
+        default=0.8,
+        metavar="F",
+        help="share for weights and KV cache, as the server's option; %(default)s by default",
+    )
+    plan.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (needs matplotlib)")
+    plan.set_defaults(run=_plan)
+    doctor = _command(commands, "doctor", "whether this installation is sound, and what to do")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -86,3 +114,50 @@ def _inspect(asked: argparse.Namespace) -> int:
     else:
         print(inspection.lines(facts))
     return 0 if True in facts["served"].values() else 1
+
+
+def _plan(asked: argparse.Namespace) -> int:
+    import torch
+
+    from ascend_gguf.desk import inspection, plan, source
+    from ascend_gguf.desk.chips import chip_named
+
+    inspection.skip_docstrings()
+    chip = chip_named(asked.chip)
+    memory: float = asked.memory if asked.memory is not None else chip.memory or 0
+    for option, value, most in (
+        ("--count", asked.count, 1024),
+        ("--memory", memory, 4096),
+        ("--mem-fraction-static", asked.mem_fraction_static, 1),
+    ):
+        if not 0 < value <= most:
+            raise GGUFError(f"{option} {value:g}", expected=f"above 0, and at most {most}")
+    # A 310P has no bfloat16.
+    dtype = asked.dtype or ("float16" if chip.name.startswith("310P") else "bfloat16")
+    with source.opened(asked.model, asked.revision) as file:
+        found = plan.plan(
+            file, chip, asked.count, memory, asked.mem_fraction_static, getattr(torch, dtype)
+        )
+    found["command"] = plan.command(found, asked.model)
+    if asked.plot:
+        plan.draw(found, asked.plot)
+    if asked.json:
+        _print_json(found)
+    else:
+        print(plan.lines(found, asked.model))
+    return 0 if found["command"] else 1
+
+
+def _doctor(asked: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ascend_gguf.desk import doctor
+
+    findings = []
+    for finding in doctor.examine():
+        findings.append(finding)
+        if not asked.json:
+            print(doctor.line(finding), flush=True)
+    if asked.json:
+        _print_json([asdict(finding) for finding in findings])
+    return 1 if any(finding.state == "wrong" for finding in findings) else 0

@@ -11,7 +11,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -39,7 +39,10 @@ _MODULES: dict[str, tuple[str, int]] = {
     "token_embd": (_EMBEDDING, _ROWS),
     "output": (_OUTPUT, _ROWS),
     **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"), (_ATTENTION, _ROWS)),
-    **dict.fromkeys(("attn_q_b", "attn_kv_b", "attn_k_b", "attn_v_b"), ("latent heads", _ROWS)),
+    "attn_q_b": ("latent queries", _ROWS),
+    "attn_kv_b": ("latent keys and values", _ROWS),
+    "attn_k_b": ("latent keys", _ROWS),
+    "attn_v_b": ("latent values", _ROWS),
     **dict.fromkeys(("ssm_alpha", "ssm_beta"), ("state input", _ROWS)),
     "ssm_conv1d": ("convolution", _ROWS),
     **dict.fromkeys(("attn_output", "ssm_out"), ("attention output", _COLS)),
@@ -54,8 +57,7 @@ _MODULES: dict[str, tuple[str, int]] = {
 _VOCABULARY_PADDING = 64
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(NamedTuple):
     """Over how many devices a model is spread: tensor, expert and pipeline parallelism."""
 
     tp: int = 1
@@ -110,7 +112,8 @@ def modules_of(file: GGUFFile, config: Any) -> list[tuple[int | None, Module]]:
         stem = pattern.removeprefix("blk.{layer}.").removesuffix(".weight")
         module, axis = _MODULES.get(stem, (stem, None))
         number = None if layer is None else int(layer)
-        dense = isinstance(target, Placement) and target.dense
+        # One without a name of its own is part of another, which is computed.
+        dense = not target or isinstance(target, Placement) and target.dense
         found.setdefault((number, module, axis, dense), []).append((file.tensors[name], target))
     return [
         (layer, Module(name, axis, tuple(_parts(tensors, config)), dense))

@@ -67,7 +67,7 @@ SERVER_HOOKS: tuple[tuple[str, str, str | None], ...] = (
 def register() -> None:
     """Register the hooks, all or none.  The engine calls this in each of its processes."""
     try:
-        reason = os.environ.get(REFUSED) or _unknown_engine()
+        reason = os.environ.get(REFUSED) or unknown_engine()
         if not reason:
             hooks = checked_hooks()
             import_module(f"{_PATCH}.layers.attention.torch_native_backend").register()
@@ -94,7 +94,7 @@ def targets() -> list[tuple[str, str]]:
     return sorted({(module, target) for module, target, _ in tables})
 
 
-def _unknown_engine() -> str | None:
+def unknown_engine() -> str | None:
     """Why this engine is not patched: functions that are like no known release's."""
     if multiprocessing.parent_process() is not None:
         return None  # the main process has looked

@@ -8,6 +8,7 @@ kind of layer, every way to shard it and every block type, and a slice may begin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,9 @@ class BlockTensor(load_stream.Streamed):
     """A read-only matrix of weights, stored as GGUF blocks on the host.
 
     Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined
-    in, on the device ``cpu``.  ``narrow``, slicing with step 1, ``select`` and ``detach`` make
-    views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes first: it is
-    correct, if slower.
+    in, on the device ``cpu``.  ``narrow``, slicing with step 1, ``split``, ``select`` and
+    ``detach`` make views; ``dst.copy_(self)`` decodes into ``dst``; any other operator decodes
+    first: it is correct, if slower.
 
     Args:
         blocks: uint8 ``[..., rows, row_bytes]``, whole rows of blocks; kept by reference.
@@ -145,6 +146,15 @@ class BlockTensor(load_stream.Streamed):
         first = self._columns[0] + start
         return self._view(self._blocks, (first, first + length))
 
+    def _split(self, sizes: int | Sequence[int], dim: int = 0) -> list[BlockTensor]:
+        whole = self.shape[dim]
+        if isinstance(sizes, int):
+            sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
+        ends = list(itertools.accumulate(sizes))
+        if not ends or ends[-1] != whole:
+            raise ValueError(f"sizes {sizes} do not add up to {whole}")
+        return [self._slice(dim, end - n, end) for n, end in zip(sizes, ends, strict=True)]
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares none
         cls,
@@ -167,6 +177,8 @@ class BlockTensor(load_stream.Streamed):
             self, dim, index = args
             if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
                 return self._view(self._blocks.select(dim % self.dim(), index))
+        if func in (_aten.split.Tensor, _aten.split_with_sizes.default):
+            return args[0]._split(*args[1:], **kwargs)
         _refuse_writes(func, args, kwargs)
         decoded = tree_map_only(cls, cls.dequantize, (args, kwargs))
         return func(*decoded[0], **decoded[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,20 +12,13 @@ from sglang.srt.utils import is_cpu, is_npu
 from sglang.srt.utils.common import get_cpu_ids_by_node
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.reader import GGUFTensor, open_gguf
+from ascend_gguf.ranks import Shares, uneven, uneven_experts
 from ascend_gguf.srt.models.pipeline import has_stages, model_class_of
 
 _BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
 
 # Numbers of ranks to propose, at the most.
 _MOST_RANKS = 16
-
-# The matrices whose input is cut, by the end of their names in the file.
-_WIDTHS = {
-    "ffn_down": "columns of a feed-forward layer",
-    "ffn_down_exps": "columns of an expert",
-    "ffn_down_shexp": "columns of the shared experts",
-}
 
 # On the CPU the engine pads heads and widths.  These models of its own are wrong then: they divide
 # the hidden size by the padded number of heads, or norm all heads together.
@@ -137,45 +129,15 @@ def _uneven(
         parts: ``ep_size`` and ``moe_dp_size``.
     """
     ep_size, moe_dp_size = parts
-    if tp_size % (ep_size * moe_dp_size):
-        yield f"experts that are dealt to {ep_size} parts"
-        return
-    widths = _widths(options.model_path)
-    experts = max((tensor.shape[0] for tensor in widths.get("ffn_down_exps", ())), default=0)
-    if experts % ep_size:
-        yield f"{experts} experts"
-    state_heads = getattr(model_config.hf_config, "linear_num_key_heads", 0)
-    if state_heads % tp_size:
-        yield f"{state_heads} key heads of linear attention"
-    pads = is_cpu()
-    if pads and _NOT_PADDED.isdisjoint(model_config.hf_config.architectures):
-        return
     attention = tp_size // _attention_dp_size(options) // options.attn_cp_size
-    heads, kv_heads = model_config.num_attention_heads, model_config.get_total_num_kv_heads()
+    shares = Shares(tp_size, ep_size, moe_dp_size, attention)
+    config, pads = model_config.hf_config, is_cpu()
+    if pads and _NOT_PADDED.isdisjoint(config.architectures):
+        return uneven_experts(options.model_path, config, shares)
     is_latent = model_config.attention_arch == AttentionArch.MLA
-    if not attention or heads % attention:
-        yield f"{heads} attention heads"
-    elif not is_latent and kv_heads % attention and (pads or attention % kv_heads):
-        yield f"{kv_heads} key-value heads"
-    if pads:
-        return
-    for name in sorted(widths):
-        ranks = tp_size
-        if name == "ffn_down_exps":
-            ranks //= ep_size * moe_dp_size
-        for width in sorted({tensor.shape[-1] for tensor in widths[name]}):
-            if width % ranks:
-                yield f"{width} {_WIDTHS[name]}"
-
-
-def _widths(path: str) -> dict[str, list[GGUFTensor]]:
-    """The matrices whose input is cut, by the end of their names."""
-    found: dict[str, list[GGUFTensor]] = {}
-    for name, tensor in open_gguf(path).tensors.items():
-        match = re.fullmatch(r"blk\.\d+\.(\w+)\.weight", name)
-        if match and match[1] in _WIDTHS:
-            found.setdefault(match[1], []).append(tensor)
-    return found
+    kv_heads = None if is_latent else model_config.get_total_num_kv_heads()
+    heads = model_config.num_attention_heads, kv_heads
+    return uneven(options.model_path, config, shares, heads, pads)
 
 
 def _attention_dp_size(options: Any) -> int:

@@ -77,6 +77,14 @@ def choose_routes(model: torch.nn.Module) -> None:
                 _choose(module.topk_config, experts[module.layer_id], dtype)
 
 
+def softmax_problem(experts: int, chosen: int) -> str | None:
+    """What the operator for a softmax of the best logits gets wrong on this device, or None."""
+    route = _softmax_of_best
+    if not hasattr(_engine(), "_finalize_topk_npu"):
+        route = _engine().fused_topk_npu
+    return _mismatch(route, TopKConfig(top_k=chosen), experts, torch.float32)
+
+
 def _choose(config: TopKConfig, experts: int, dtype: torch.dtype) -> None:
     key = _key(config, experts, dtype)
     if key in _routes:
