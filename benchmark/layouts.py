@@ -17,17 +17,18 @@ import torch
 from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
-from ascend_gguf.npu.int4 import Int4
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
+from ascend_gguf.npu.int4 import Int4, Int4Rows
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import NibblePlanes
+from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 
 sys.path.append(str(Path(__file__).parents[1] / "test"))
 from random_model import random_blocks  # noqa: E402
 
-LAYOUTS = (Dense, Int4, Int8, NearInt8, NibblePlanes, GroupedInt4, GroupedNibblePlanes)
+EXPERTS = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
+LAYOUTS = (Dense, Int4, Int8, NearInt8, NibblePlanes, WidePlanes, Int4Rows, PlanesRows, *EXPERTS)
 TYPES = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_S", "Q3_K", "Q2_K", "MXFP4")
 ROWS, COLS = 4096, 2048
 
@@ -53,7 +54,7 @@ def _speeds(name: str, rounds: int) -> dict[type[Layout], float]:
     piece = Piece(0, 0, 0, BlockTensor(torch.from_numpy(blocks), GGMLQuantizationType[name]))
     layouts = {}
     for layout in LAYOUTS:
-        experts = 1 if layout in (GroupedInt4, GroupedNibblePlanes) else None
+        experts = 1 if layout in EXPERTS else None
         weight = Weight(experts, ROWS, COLS, torch.bfloat16, (piece,))
         if layout.unsupported_reason(weight) is None:
             layouts[layout] = allocated(weight, [layout])

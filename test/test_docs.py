@@ -14,7 +14,7 @@ from ascend_gguf.architectures import ARCHITECTURES, REFUSED
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.desk.chips import NPUS
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
+from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import CHANNEL, EXPERTS, INT4, INT8, LINEAR, PRODUCTS
 from ascend_gguf.srt import overrides, plugin
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 #: As ``srt/layers/quantization/gguf.py`` has them.
-EXPERT_LAYOUTS = (GroupedInt4, GroupedNibblePlanes)
+EXPERT_LAYOUTS = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
 
 #: Every page, by its path in the repository.
 PAGES = {
@@ -79,7 +79,7 @@ def _where(kind: BlockType) -> list[str]:
     """The file of a type's decoder, and its layouts on an NPU: of linear layers, and of experts."""
     near, exact, experts = (
         next((t.name for t in layouts if t.packing.unsupported_reason(kind) is None), "dense")
-        for layouts in (NPULinear.layouts, NPUExactLinear.layouts, EXPERT_LAYOUTS)
+        for layouts in (NPULinear(nearly=True).layouts, NPULinear().layouts, EXPERT_LAYOUTS)
     )
     linear = f"`{exact}`" if near == exact else f"`{exact}` or `{near}`"
     return [f"`decoders/{kind.decoder}.py`", linear, f"`{experts}`"]

@@ -5,6 +5,7 @@
     with record(weights=model) as region:
         model(x)
     region.operators["aclnnRmsNorm"]      # launches by full operator name
+    region.weights_transposed             # weights that operators took as transposed views
     region.weight_bytes                   # bytes of weights read, all operators together
     region.collectives                    # [("HcclAllReduce", bytes), ...] in order
     region.copies["host_to_device"]       # (number, bytes)
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .runtime.opapi.dispatch import VIEW, WRITTEN
 from .runtime.start import runtime
 from .runtime.task import extent
 
@@ -44,6 +46,7 @@ class Region:
     operators: Counter = field(default_factory=Counter)  # full name -> launches
     weights_read: Counter = field(default_factory=Counter)  # full name -> bytes of weights
     weights_written: Counter = field(default_factory=Counter)
+    weights_transposed: Counter = field(default_factory=Counter)  # views, of aclnn operators
     bytes_read: Counter = field(default_factory=Counter)  # full name -> bytes of all arguments
     bytes_written: Counter = field(default_factory=Counter)
     collectives: list[tuple[str, int]] = field(
@@ -74,6 +77,7 @@ class Region:
             "operators": dict(sorted(self.operators.items())),
             "weights_read": dict(sorted(self.weights_read.items())),
             "weights_written": dict(sorted(self.weights_written.items())),
+            "weights_transposed": dict(+self.weights_transposed),
             "collectives": self.collectives,
             "copies": self.copies,
         }
@@ -173,16 +177,18 @@ def _fill(region: Region, events: list, weights: Ranges) -> None:
             copies[name][1] += accesses[0][1]
             continue
         if kind == "collective":
-            sent = [size for _, size, written in accesses if not written]
+            sent = [size for _, size, how in accesses if not how & WRITTEN]
             region.collectives.append(
                 (name, sum(sent) if sent else sum(size for _, size, _ in accesses))
             )
             continue
         region.operators[name] += 1
-        for address, size, written in accesses:
+        for address, size, how in accesses:
+            written, is_view = how & WRITTEN, how & VIEW
             (region.bytes_written if written else region.bytes_read)[name] += size
             of_weights = weights.overlap(address, size)
             if of_weights:
+                region.weights_transposed[name] += bool(is_view)
                 (region.weights_written if written else region.weights_read)[name] += of_weights
     region.copies = {name: (n, size) for name, (n, size) in copies.items()}
 

@@ -48,9 +48,9 @@ from ascend_gguf.cpu.linear import BlocksLinear
 from ascend_gguf.cpu.paged_attention import Tokens, attend
 from ascend_gguf.cpu.row_ops import gelu_tanh_and_mul, rms_norm, rotate, silu_and_mul
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
+from ascend_gguf.npu.experts import Grouped, GroupedInt4, GroupedNibblePlanes
 from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import NibblePlanes
+from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.layout import Piece, Weight
 from random_model import random_blocks
 
@@ -322,8 +322,10 @@ def test_attention(dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPa
     [
         (Int8, "Q4_K", 2),
         (NearInt8, "Q6_K", 2),
-        (NibblePlanes, "Q8_0", 2),
-        (NibblePlanes, "Q6_K", 2),
+        (PlanesRows, "Q8_0", 2),
+        (PlanesRows, "Q6_K", 2),
+        (NibblePlanes, "Q6_K", 8),
+        (WidePlanes, "Q8_0", 64),
         # Whole lines of the cache, and what is left.
         (GroupedInt4, "Q4_0", 136),
         (GroupedNibblePlanes, "Q6_K", 136),
@@ -332,7 +334,7 @@ def test_attention(dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPa
 )
 def test_conversions(layout: type, name: str, rows: int) -> None:
     """To what an NPU's operators take."""
-    experts = None if rows == 2 else 1
+    experts = 1 if issubclass(layout, Grouped) else None
     blocks, _ = random_blocks(np.random.default_rng(0), name, (rows, 256))
     pieces = [Piece(0, 0, 0, BlockTensor(torch.from_numpy(blocks), KINDS[name].ggml_type))]
     weight = Weight(experts, rows, 256, torch.bfloat16, pieces)

@@ -15,22 +15,24 @@ from ascend_gguf import load_config, load_generation_config, load_tokenizer, ope
 from ascend_gguf.architectures import Target, architecture_of
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
-from ascend_gguf.npu.int4 import Int4
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
+from ascend_gguf.npu.int4 import Int4, Int4Rows
 from ascend_gguf.npu.int8 import Int8
-from ascend_gguf.npu.nibble_planes import NibblePlanes
+from ascend_gguf.npu.nibble_planes import NibblePlanes, WidePlanes
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import Layout, Piece
 from ascend_gguf.weights.layout import Weight as LayoutWeight
 
-_LAYOUTS: tuple[type[Layout], ...] = (Int4, NibblePlanes, Int8, Blocks)
-_EXPERT_LAYOUTS: tuple[type[Layout], ...] = (GroupedInt4, GroupedNibblePlanes, Int8, Blocks)
+_LAYOUTS: tuple[type[Layout], ...] = (Int4, Int4Rows, NibblePlanes, WidePlanes, Int8, Blocks)
+_EXPERT_LAYOUTS: tuple[type[Layout], ...] = (
+    *(GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes, Int8, Blocks),
+)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: Rows of a tensor that are decoded and laid out.
-_ROWS = 16
+_ROWS = 64
 
 _TEXTS = (
     "Hello, world! 1234567 it's  two\n\n\tlines<|im_end|></s> <0x41> \u2581",

@@ -11,10 +11,10 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
-from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes
-from ascend_gguf.npu.int4 import Int4
-from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import NibblePlanes
+from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
+from ascend_gguf.npu.int4 import Int4, Int4Rows
+from ascend_gguf.npu.int8 import Int8, Int8Rows, NearInt8
+from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 
@@ -26,7 +26,9 @@ QUANTIZED = [
 ]
 INT4 = {"Q4_0", "Q4_1", "Q4_K", "IQ3_S", "IQ1_S", "Q1_0", "TQ1_0", "TQ2_0"}
 IN_GROUPS_OF_16 = {"Q2_K", "Q3_K", "Q6_K", "IQ1_M", "IQ2_XS", "IQ2_S", "NVFP4"}
-LAYOUTS = [Int4, Int8, NearInt8, NibblePlanes, GroupedInt4, GroupedNibblePlanes]
+GROUPED = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
+EXACT = (Int4, Int4Rows, Int8, Int8Rows, NibblePlanes, PlanesRows, *GROUPED)
+LAYOUTS = [*EXACT, NearInt8]
 EVERY_TYPE = pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 
 #: Added by ``NearInt8``, root mean square, of that of the weights.
@@ -66,8 +68,7 @@ def converted(layout: type[Layout], whole: Weight) -> Layout:
 
 
 def one(layout: type[Layout], matrix: BlockTensor, dtype=torch.float32) -> Weight:
-    grouped = layout in (GroupedInt4, GroupedNibblePlanes)
-    return weight([matrix], dtype, experts=1 if grouped else None)
+    return weight([matrix], dtype, experts=1 if layout in GROUPED else None)
 
 
 HELD = pytest.mark.parametrize(
@@ -75,8 +76,9 @@ HELD = pytest.mark.parametrize(
     [
         pytest.param(kind, layout, id=f"{kind.name}-{layout.__name__}")
         for kind in QUANTIZED
-        for layout in (Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes)
-        if layout.unsupported_reason(one(layout, golden(kind))) is None
+        for layout in EXACT
+        if layout not in (GroupedInt4, GroupedNibblePlanes)  # packed as Int4 and NibblePlanes
+        and layout.unsupported_reason(one(layout, golden(kind))) is None
     ],
 )
 
@@ -86,11 +88,11 @@ def test_types_say_what_holds_them(kind):
     held = {
         layout for layout in LAYOUTS if layout.unsupported_reason(one(layout, golden(kind))) is None
     }
-    expected = {NibblePlanes, GroupedNibblePlanes}
+    expected = {NibblePlanes, PlanesRows, GroupedNibblePlanes}
     if kind.name in INT4:
-        expected |= {Int4, GroupedInt4}
+        expected |= {Int4, Int4Rows, GroupedInt4}
     if kind.name not in IN_GROUPS_OF_16:
-        expected |= {Int8}
+        expected |= {Int8, Int8Rows, GroupedWidePlanes}
     if kind.name != "Q2_K":
         expected |= {NearInt8}
     assert held == expected
@@ -148,7 +150,7 @@ def q4_1(d: float, m: float) -> BlockTensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes])
+@pytest.mark.parametrize("layout", EXACT)
 @pytest.mark.parametrize(
     ("d", "m"),
     [
@@ -177,7 +179,7 @@ def test_no_weight_becomes_nan_where_the_file_has_zeros():
                 assert torch.equal(converted(layout, whole).dequantize().view(8, 256), expected)
 
 
-@pytest.mark.parametrize("layout", [Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes])
+@pytest.mark.parametrize("layout", EXACT)
 @pytest.mark.parametrize("columns", [(0, 96), (32, 160), (64, 256), (224, 512)], ids=str)
 def test_columns_cut_inside_a_block(layout, columns):
     matrix = golden(block_type(GGMLQuantizationType.Q4_K), cols=512)
@@ -217,20 +219,74 @@ def test_rows_of_experts_in_any_pieces():
 @pytest.mark.parametrize("rows", [120, 128, 136, 392])
 def test_many_rows_of_experts(layout, rows):
     matrix = golden(block_type(GGMLQuantizationType.Q4_0))
-    matrix = BlockTensor(matrix.blocks.repeat(20, 1)[:rows], GGMLQuantizationType.Q4_0)
+    matrix = many(matrix, rows)
     assert torch.equal(converted(layout, one(layout, matrix)).dequantize()[0], matrix.dequantize())
 
 
 def test_rows_of_no_piece_are_zero():
     matrix = golden(block_type(GGMLQuantizationType.Q4_K))[:16]
     whole = Weight(None, 24, 256, torch.float16, (Piece(0, 0, 0, matrix),))
-    for layout in (Int4, Int8, NibblePlanes, Dense):
+    for layout in (*(layout for layout in EXACT if layout not in GROUPED), Dense):
         assert not converted(layout, whole).dequantize()[16:].any()
+
+
+def many(matrix: BlockTensor, rows: int) -> BlockTensor:
+    """The rows of a matrix again and again."""
+    again = -(-rows // len(matrix))
+    blocks = matrix.blocks.repeat(again, 1)[:rows]
+    return BlockTensor(blocks, matrix.block_type.ggml_type)
+
+
+BY_COLUMNS = [
+    (Int4, "Q4_K"), (Int8, "Q5_1"), (NearInt8, "Q6_K"), (NibblePlanes, "Q6_K"),
+    (WidePlanes, "Q8_0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "name"), BY_COLUMNS)
+def test_linear_weights_are_contiguous_columns(layout, name):
+    """What CANN recommends for weights in groups: [K, N / 8] or [K, N], scales [K / group, N]."""
+    matrix = many(golden(block_type(GGMLQuantizationType[name])), 128)
+    held = converted(layout, one(layout, matrix, torch.float16)).to(torch.device("cpu"))
+    (operands,) = held.operands
+    inputs = 512 if layout.packing.planes else 256
+    eight = 1 if operands.packed.dtype == torch.int8 else 8
+    assert operands.packed.shape == (inputs, 128 // eight)
+    assert operands.scale.shape == (inputs // layout.packing.operator_group, 128)
+    for tensor in (operands.packed, operands.scale, operands.offset):
+        assert tensor is None or tensor.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [(Int4, "Q4_1"), (Int8, "Q8_0"), (NibblePlanes, "Q5_0"), (WidePlanes, "Q8_0"),
+     (Int4Rows, "Q4_1")],
+)  # fmt: skip
+def test_more_rows_than_the_operator_takes(layout, name):
+    matrix = many(golden(block_type(GGMLQuantizationType[name]), cols=64), 70_016)
+    # The last rows are padding, as those of a vocabulary may be, and begin anywhere.
+    whole = Weight(None, 70_016, 64, torch.float16, (Piece(0, 0, 0, matrix[:70_001]),))
+    result = converted(layout, whole).to(torch.device("cpu"))
+    assert [part.rows for part in result.operands] == [slice(0, 35_008), slice(35_008, 70_016)]
+    alone = converted(layout, one(layout, matrix[:128], torch.float16)).dequantize()
+    again = converted(layout, one(layout, matrix[34_944:35_072], torch.float16)).dequantize()
+    assert torch.equal(result.sample(slice(0, 128)), alone)
+    assert torch.equal(result.sample(slice(34_944, 35_072)), again)
+    last = converted(layout, one(layout, matrix[69_888:70_016], torch.float16)).dequantize()
+    assert torch.equal(result.sample(slice(69_888, 70_001)), last[:113])
+    assert not result.sample(slice(70_001, 70_016)).any()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 60, 66, 129, 200])
+def test_any_number_of_rows_of_eight_bits(rows):
+    parts = [many(golden(block_type(GGMLQuantizationType.Q8_0)), n) for n in (rows, 7)]
+    found = converted(Int8, weight(parts)).dequantize()
+    assert torch.equal(found, torch.cat([part.dequantize() for part in parts]))
 
 
 def test_a_sample_is_some_rows():
     matrix = golden(block_type(GGMLQuantizationType.Q4_K))[:40]
-    for layout in (Int4, Int8, NibblePlanes, GroupedInt4, GroupedNibblePlanes, Dense):
+    for layout in (*EXACT, Dense):
         result = converted(layout, one(layout, matrix, torch.float16))
         everything = result.dequantize().view(40, 256)
         for rows in (slice(0, 40), slice(3, 21), slice(8, 16), slice(39, 40)):
@@ -243,7 +299,9 @@ def test_a_sample_is_some_rows():
         (Int4, "Q4_0", 4.5), (Int4, "Q4_K", 5), (Int4, "TQ2_0", 4.5), (Int8, "Q8_0", 8.5),
         (Int8, "Q5_K", 9), (NearInt8, "Q6_K", 8.5), (NibblePlanes, "Q6_K", 9),
         (NibblePlanes, "Q2_K", 10),
+        (Int4Rows, "Q4_K", 5), (Int8Rows, "Q8_0", 8.5), (PlanesRows, "Q6_K", 9),
         (GroupedInt4, "Q4_0", 4.5), (GroupedInt4, "Q4_K", 5), (GroupedInt4, "IQ3_S", 4.5),
+        (GroupedWidePlanes, "Q8_0", 8.5), (GroupedWidePlanes, "Q5_1", 9),
         (GroupedNibblePlanes, "Q8_0", 9), (GroupedNibblePlanes, "Q6_K", 9), (Dense, "Q4_K", 16),
     ],
 )  # fmt: skip
@@ -278,6 +336,12 @@ def test_obstacles_say_what_is_in_the_way():
     assert "not on multiples of 32" in unsupported_reason(Int4, q4_k[:, 16:144])
     assert "32 columns are not a multiple of 32 from 64" in unsupported_reason(Int4, q4_k[:, :32])
     assert unsupported_reason(GroupedInt4, q4_k[:12], 2) == "its rows are not multiples of 8"
+    assert unsupported_reason(Int4, q4_k[:12]) == "its rows are not multiples of 8"
+    assert unsupported_reason(Int4, q4_k[:4]) == "its rows are not multiples of 8"
+    assert unsupported_reason(Int4Rows, q4_k[:12]) is None
+    assert unsupported_reason(WidePlanes, q4_k) == "16 rows are not a multiple of 64"
+    assert unsupported_reason(WidePlanes, many(q4_k, 64)) is None
+    assert unsupported_reason(WidePlanes, many(q6_k, 64)) == "Q6_K has a scale for 16 weights"
     assert unsupported_reason(GroupedInt4, q4_k) == "it has no experts"
     assert unsupported_reason(Int4, q4_k, 2) == "it has experts"
 

@@ -10,13 +10,13 @@ import torch
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.matmul import Matmul, Product
-from ascend_gguf.weights.linear_kernel import LinearKernel
+from ascend_gguf.weights.linear_kernel import EmbeddingKernel
 
 # Up to how many vectors a layer keeps its matmuls; for more, preparing them costs little.
 _MOST_KEPT = 64
 
 
-class BlocksLinear(LinearKernel[Blocks]):
+class BlocksLinear(EmbeddingKernel[Blocks]):
     """Decodes weights while it multiplies with them: see :mod:`~ascend_gguf.cpu.matmul`.
 
     Args:

@@ -11,7 +11,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.channel_int8 import NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
+from ascend_gguf.npu.linear import NPUEmbedding, NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import EXPERTS, LINEAR, product_of
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import LinearKernel
@@ -41,17 +41,20 @@ class Chip:
         return self.memory is not None
 
     def linear_layouts(
-        self, choice: Choice, dtype: torch.dtype, exact: bool
+        self, choice: Choice, dtype: torch.dtype, exact: bool = False, by_rows: bool = False
     ) -> tuple[type[Layout], ...]:
         """The packed layouts of a linear layer, best first; none: it is dense.
 
         Args:
-            exact: for an embedding or output matrix.
+            exact: for an output matrix.
+            by_rows: for an embedding.
         """
         if not self.is_npu:
             return BlocksLinear.layouts if choice.weights != "dense" else ()
         kernel: type[LinearKernel] = NPULinear if choice.nearly and not exact else NPUExactLinear
-        if choice.weights == "int8" and not exact:
+        if by_rows:
+            kernel = NPUEmbedding
+        elif choice.weights == "int8" and not exact:
             kernel = NPUChannelLinear
         return self._taken(LINEAR, kernel.layouts, choice, dtype)
 

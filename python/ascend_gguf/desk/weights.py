@@ -212,8 +212,8 @@ def _layouts(
         return (Dense,)
     if module.name in _EXPERTS:
         return (*chip.expert_layouts(choice, dtype), Dense)
-    exact = module.name in (_EMBEDDING, _OUTPUT)
-    return (*chip.linear_layouts(choice, dtype, exact), Dense)
+    exact, by_rows = module.name == _OUTPUT, module.name == _EMBEDDING
+    return (*chip.linear_layouts(choice, dtype, exact, by_rows), Dense)
 
 
 class _OnMeta(TorchFunctionMode):

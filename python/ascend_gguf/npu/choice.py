@@ -19,13 +19,18 @@ class Choice:
         weights: ``auto``, ``packed``, ``int8`` or ``dense``.
         nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
             for one operator less.
+        wide_planes: whether a matrix of 8 bits is two planes of 4, for one operator more: a product
+            of a few inputs is quicker then.
     """
 
     weights: str = "auto"
     nearly: bool = False
+    wide_planes: bool = False
 
 
-def choose(options: Mapping[str, Any], path: str | os.PathLike) -> Choice:
+def choose(
+    options: Mapping[str, Any], path: str | os.PathLike, wide_planes: bool = False
+) -> Choice:
     """The choice that the options of ``--model-loader-extra-config`` and the file ask for."""
     weights = options.get("weights", "auto")
     # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
@@ -33,4 +38,5 @@ def choose(options: Mapping[str, Any], path: str | os.PathLike) -> Choice:
     tensors = open_gguf(path).tensors.values()
     sizes = [(t.nbytes, t.type.codes) for t in tensors if t.type.codes is not None]
     fine = sum(nbytes for nbytes, codes in sizes if codes.group < GROUP)
-    return Choice(weights, weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes))
+    nearly = weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes)
+    return Choice(weights, nearly, wide_planes)

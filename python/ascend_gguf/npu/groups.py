@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from ascend_gguf.codegen import Value
 from ascend_gguf.ggml_types import BlockType, CodeRange
 from ascend_gguf.weights.layout import NOT_QUANTIZED
@@ -35,7 +37,7 @@ class Packing:
         low, high: the least and the greatest code that is kept.
         group: weights with one scale.
         planes: a code of 8 bits is kept as two of 4, ``16 high + low``, low from -8 to 7: those
-            of 16 weights together, high ones first.  The scale is for the high ones, and the
+            of a group together, high ones first.  The scale is for the high ones, and the
             operator is given a sixteenth of the input for the low ones.
         nearly: whether a group may span two scales of a type, see :mod:`.conversion`.
         apart: codes are left a byte each, planes not taken apart, to be packed in another order.
@@ -92,3 +94,18 @@ class Packing:
     def stored_bits(self) -> int:
         """Bits of a code as it is written."""
         return 8 if self.apart else self.bits
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code as the operator takes it."""
+        return 4 if self.planes else self.bits
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        """What the operator takes codes in: eight of 4 bits, or one of 8."""
+        return torch.int32 if self.code_bits == 4 else torch.int8
+
+    @property
+    def operator_group(self) -> int:
+        """Codes with one scale, as the operator takes them."""
+        return 2 * self.group if self.planes else self.group

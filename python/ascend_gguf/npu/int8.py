@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-
+from ascend_gguf.npu.column_groups import ColumnGroups
 from ascend_gguf.npu.groups import Packing
 from ascend_gguf.npu.row_groups import RowGroups
 
+_PACKING = Packing(8, -128, 127)
 
-class Int8(RowGroups):
-    """A matrix as ``(code + offset) * scale``, codes from -128 to 127.
 
-    ``packed``: int8 ``[rows, cols]``.
-    ``scale``: ``dtype [rows, cols / 32]``.
-    ``offset``: as ``scale``; absent where all are 0.
-    """
+class Int8(ColumnGroups):
+    """A matrix as ``(code + offset) * scale``, codes from -128 to 127."""
 
     name = "int8"
-    packing = Packing(8, -128, 127)
-    packed_dtype = torch.int8
-
-    def codes(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return packed.to(dtype)
+    packing = _PACKING
 
 
-class NearInt8(Int8):
+class NearInt8(ColumnGroups):
     """As :class:`Int8`, also for types with a scale for 16 weights: those get the nearest codes.
 
     docs/weight_layouts.md has the error that this adds.
@@ -32,3 +24,10 @@ class NearInt8(Int8):
 
     name = "int8, nearly"
     packing = Packing(8, -128, 127, nearly=True)
+
+
+class Int8Rows(RowGroups):
+    """As :class:`Int8`, by rows."""
+
+    name = "int8, rows"
+    packing = _PACKING

@@ -9,21 +9,34 @@ from collections.abc import Mapping
 
 import torch
 
-from ascend_gguf.npu.groups import GROUP
-from ascend_gguf.npu.int4 import Int4
-from ascend_gguf.npu.int8 import Int8, NearInt8
-from ascend_gguf.npu.nibble_planes import NibblePlanes, doubled
+from ascend_gguf.npu.codes import doubled
+from ascend_gguf.npu.int4 import Int4, Int4Rows
+from ascend_gguf.npu.int8 import Int8, Int8Rows, NearInt8
+from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
+from ascend_gguf.npu.packed_groups import PackedGroups
 from ascend_gguf.npu.row_groups import RowGroups
-from ascend_gguf.weights.linear_kernel import LinearKernel
+from ascend_gguf.weights.linear_kernel import EmbeddingKernel, LinearKernel
 
 
-class NPULinear(LinearKernel[RowGroups]):
-    """``npu_weight_quant_batchmatmul`` with the transposed view of weights stored by rows."""
+class NPULinear(LinearKernel[PackedGroups]):
+    """``npu_weight_quant_batchmatmul``.
 
-    layouts: tuple[type[RowGroups], ...] = (Int4, Int8, NearInt8, NibblePlanes)
+    With the layouts it names weights are contiguous and not transposed, as CANN recommends for
+    weights in groups.  An embedding that is the output matrix too is a transposed view.
+
+    Args:
+        wide_planes: whether weights of 8 bits are :class:`.WidePlanes`, for one operator more.
+    """
+
+    layouts: tuple[type[PackedGroups], ...] = (Int4, Int8, NearInt8, NibblePlanes)
+
+    def __init__(self, wide_planes: bool = False) -> None:
+        if wide_planes:
+            first, *others = self.layouts
+            self.layouts = (first, WidePlanes, *others)
 
     def linear(
-        self, x: torch.Tensor, weight: RowGroups, bias: torch.Tensor | None = None
+        self, x: torch.Tensor, weight: PackedGroups, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """As of the base class; ``bias`` best is float32 where ``x`` is bfloat16."""
         if x.dtype != weight.dtype:  # an output matrix asked for in float32
@@ -32,22 +45,28 @@ class NPULinear(LinearKernel[RowGroups]):
         shape = (*x.shape[:-1], weight.shape[0])
         if not len(rows):
             return x.new_empty(shape)
-        if isinstance(weight, NibblePlanes):
+        if weight.packing.planes:
             rows = doubled(rows, weight.factors)
         if bias is not None and bias.dtype == torch.bfloat16:
             bias = bias.float()
         parts = [
             torch.ops.npu.npu_weight_quant_batchmatmul(
                 rows,
-                tensors["packed"].t(),
-                antiquant_scale=tensors["scale"].t(),
-                antiquant_offset=tensors["offset"].t() if "offset" in tensors else None,
-                antiquant_group_size=GROUP,
-                bias=None if bias is None else bias[part],
+                part.packed,
+                antiquant_scale=part.scale,
+                antiquant_offset=part.offset,
+                antiquant_group_size=weight.packing.operator_group,
+                bias=None if bias is None else bias[part.rows],
             )
-            for part, tensors in weight.parts
+            for part in weight.operands
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(shape)
+
+
+class NPUEmbedding(NPULinear, EmbeddingKernel[RowGroups]):
+    """Rows of weights by rows, decoded; and products, where they are the output matrix too."""
+
+    layouts = (Int4Rows, Int8Rows, PlanesRows)
 
     def rows(self, weight: RowGroups, ids: torch.Tensor) -> torch.Tensor:
         chosen = ids.reshape(-1)
@@ -64,10 +83,10 @@ def _decoded(
 ) -> torch.Tensor:
     """The chosen rows of a part of the weight; any values for those of another part."""
     own = chosen - part.start if part.start else chosen
-    if len(weight.parts) > 1:
+    if part.stop - part.start < weight.shape[0]:
         own = own.clamp(0, part.stop - part.start - 1)
     gathered = {name: tensor.index_select(0, own) for name, tensor in tensors.items()}
-    return weight.decoded(gathered, weight.dtype)
+    return weight.decoded_rows(gathered, weight.dtype)
 
 
 class NPUExactLinear(NPULinear):

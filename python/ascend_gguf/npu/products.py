@@ -75,6 +75,8 @@ class Product:
         answers: of each operator and form.
         scatters_cache: whether keys and values are written by an operator of CANN, as that of ATB
             is for the 910B family and the 910_93 alone.
+        reads_planes: whether products of few inputs with :class:`.WidePlanes` take a template of
+            their own (CANN's tiling of ``WeightQuantBatchMatmulV2``).
         lacks: operators that the engine calls and that the documents do not have there; torch's
             own are used instead.
     """
@@ -83,6 +85,7 @@ class Product:
     chips: str
     answers: dict[tuple[str, str], Answer]
     scatters_cache: bool = False
+    reads_planes: bool = False
     lacks: frozenset[str] = frozenset()
 
     def answer(self, operator: str, layout: type[Layout]) -> str:
@@ -112,8 +115,8 @@ _UNSUPPORTED = _answers(
 
 #: The last one has every chip that the others do not have.
 PRODUCTS = (
-    Product("Atlas A2 (910B1 to 910B4)", r"Ascend910B\d.*", _A2_A3),
-    Product("Atlas A3 (910_93)", r"Ascend910_93.*", _A2_A3),
+    Product("Atlas A2 (910B1 to 910B4)", r"Ascend910B\d.*", _A2_A3, reads_planes=True),
+    Product("Atlas A3 (910_93)", r"Ascend910_93.*", _A2_A3, reads_planes=True),
     Product(
         "Ascend 950",
         r"Ascend(950|910_95).*",

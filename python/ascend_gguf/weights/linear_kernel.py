@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Layout)
 
 
 class LinearKernel(abc.ABC, Generic[F]):
-    """``x @ weight.T`` and rows of ``weight``, ``[out, in]``.
+    """``x @ weight.T``, of a weight ``[out, in]``.
 
     Attributes:
         layouts: what it can multiply with, narrowest first; without ``Dense``.
@@ -29,6 +29,10 @@ class LinearKernel(abc.ABC, Generic[F]):
     @abc.abstractmethod
     def linear(self, x: torch.Tensor, weight: F, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x [..., in]`` to ``[..., out]``, in the dtype of ``x``."""
+
+
+class EmbeddingKernel(LinearKernel[F]):
+    """Rows of a weight too: for an embedding, which may be the output matrix as well."""
 
     @abc.abstractmethod
     def rows(self, weight: F, ids: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ def table(holdings: Iterable[Holding], file_bytes: int, dense_bits: int) -> str:
     by_layout: dict[str, list[Holding]] = {}
     for holding in holdings:
         by_layout.setdefault(holding.layout, []).append(holding)
-    lines = [f"{'layout':<16}{'tensors':>8}{'weights':>16}{'MiB':>12}{'bits a weight':>15}"]
+    lines = [f"{'layout':<22}{'tensors':>8}{'weights':>16}{'MiB':>12}{'bits a weight':>15}"]
     lines += [_line(layout, held) for layout, held in by_layout.items()]
     everything = [holding for held in by_layout.values() for holding in held]
     nbytes = sum(holding.nbytes for holding in everything)
@@ -44,4 +44,4 @@ def _line(layout: str, held: list[Holding]) -> str:
     weights = sum(holding.weights for holding in held)
     nbytes = sum(holding.nbytes for holding in held)
     bits = 8 * nbytes / weights if weights else 0.0
-    return f"{layout:<16}{len(held):>8}{weights:>16,}{nbytes / _MIB:>12.1f}{bits:>15.3f}"
+    return f"{layout:<22}{len(held):>8}{weights:>16,}{nbytes / _MIB:>12.1f}{bits:>15.3f}"

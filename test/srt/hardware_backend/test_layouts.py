@@ -148,7 +148,22 @@ def test_launches_of_a_layer_are_those_of_the_engines_own_int4(npu_zygote, log, 
             with npu_zygote.serve(path, log, *arguments, environment=environment) as server:
                 step = decoding_step(server, record)
             assert step["graph_replays"] == 1 and not step["copies"]
+            if kind == "gguf":
+                assert not step["weights_transposed"]
             launches[kind, layers] = step["launches"]
     print(launches)
     of_two_layers = {kind: launches[kind, 3] - launches[kind, 1] for kind in ("gguf", "awq")}
     assert of_two_layers["gguf"] <= of_two_layers["awq"]
+
+
+def test_eight_bits_are_wide_planes_where_few_requests_are_served(npu_zygote, log, tmp_path):
+    """Groups of 64 in four bits: what the template for up to 8 inputs takes on Atlas A2 and A3."""
+    path, record = tmp_path / "model.gguf", tmp_path / "record.jsonl"
+    write_blocks(path, Spec(default="Q8_0"))
+    arguments = (*NPU_ONE, *EAGER, "--max-running-requests", "8")
+    environment = {"NPU_SIM_RECORD": str(record)}
+    with npu_zygote.serve(path, log, *arguments, environment=environment) as server:
+        step = decoding_step(server, record)
+    held = dict(re.findall(r"^(\w.*?)\s{2,}(\d+)\s", log.read_text(), re.M))
+    assert "wide planes" in held and "int8" not in held
+    assert not step["weights_transposed"]

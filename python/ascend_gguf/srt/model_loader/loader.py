@@ -121,7 +121,7 @@ def load_model(
     quant_config = engine._get_quantization_config(model_config, self.load_config)
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += _dense_modules(name_map)
-    quant_config.choice = choose(self.options, path)
+    quant_config.choice = choose(self.options, path, layouts.serves_few())
     pipeline.untie_on_last_stage(model_config.hf_config)
     if is_npu() and this_product().scatters_cache:
         # What the engine's KV cache asks when it is made: by default it calls ATB.

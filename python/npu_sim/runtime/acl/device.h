@@ -16,7 +16,7 @@ extern "C" {
 typedef struct {
     const void* address;
     uint64_t bytes;
-    uint64_t written;  // 0: read, 1: written
+    uint64_t how;  // bits: 1 written (else read), 2 a view that is not contiguous
 } NpuSimAccess;
 
 // One unit of device work. `run` returns 0 or an ACL error code, and may run many times when the

@@ -18,12 +18,12 @@ EXPORT void npu_sim_record_stop() { g_on--; }
 
 EXPORT void npu_sim_record(const char* kind, const char* name, const NpuSimAccess* accesses, uint64_t n) {
     if (!npu_sim_recording()) return;
-    // [kind, name, [[address, bytes, written], ...]]; names are C identifiers with :: and dots.
+    // [kind, name, [[address, bytes, how], ...]]; names are C identifiers with :: and dots.
     std::string line = std::string("[\"") + kind + "\",\"" + name + "\",[";
     for (uint64_t i = 0; i < n; i++) {
         if (i) line += ',';
         line += "[" + std::to_string(reinterpret_cast<uintptr_t>(accesses[i].address)) + "," +
-                std::to_string(accesses[i].bytes) + "," + std::to_string(accesses[i].written) + "]";
+                std::to_string(accesses[i].bytes) + "," + std::to_string(accesses[i].how) + "]";
     }
     line += "]]\n";
     std::lock_guard<std::mutex> lock(g_mutex);

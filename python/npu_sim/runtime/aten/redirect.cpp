@@ -195,7 +195,7 @@ uint64_t extent(const Tensor& t) {
 // Views launch nothing: recorded is only what writes.
 void record(const std::string& name, const std::vector<NpuSimAccess>& accesses) {
     for (const NpuSimAccess& a : accesses)
-        if (a.written) return npu_sim_record("op", name.c_str(), accesses.data(), accesses.size());
+        if (a.how & 1) return npu_sim_record("op", name.c_str(), accesses.data(), accesses.size());
 }
 
 // What a call reads and writes: all of its arguments, but of a table only the rows that are looked up.

@@ -296,7 +296,7 @@ int run_work(void* state) {
 
 HcclResult submit(const char* name, aclrtStream stream, std::vector<NpuSimAccess> accesses, std::function<int()> body) {
     for (const NpuSimAccess& a : accesses)
-        if (int e = check_memory(name, a.written ? "the receive buffer" : "the send buffer", a.address, a.bytes))
+        if (int e = check_memory(name, a.how ? "the receive buffer" : "the send buffer", a.address, a.bytes))
             return static_cast<HcclResult>(e);
     NpuSimTask task = {name, run_work, [](void* s) { delete static_cast<Work*>(s); }, new Work{name, std::move(accesses), std::move(body)}, 0};
     return static_cast<HcclResult>(npu_sim_submit(stream, &task));

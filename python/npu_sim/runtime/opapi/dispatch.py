@@ -63,13 +63,17 @@ class _Scalar(ctypes.Structure):
     _fields_ = [("dtype", ctypes.c_int64), ("value", ctypes.c_char * 16)]
 
 
+#: What an operator did with memory, as bits of :attr:`Access.how`.
+WRITTEN, VIEW = 1, 2
+
+
 class Access(ctypes.Structure):
     """NpuSimAccess of device.h."""
 
     _fields_ = [
         ("address", ctypes.c_void_p),
         ("bytes", ctypes.c_uint64),
-        ("written", ctypes.c_uint64),
+        ("how", ctypes.c_uint64),
     ]
 
 
@@ -143,6 +147,16 @@ class AclTensor:
     def written(self) -> bool:
         """Whether the model wrote into the view."""
         return self._view is not None and self._view._version != self._version
+
+    @property
+    def how(self) -> int:
+        """For :attr:`Access.how`."""
+        expected = 1
+        for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if n > 1 and stride != expected:
+                return self.written * WRITTEN | VIEW
+            expected *= n
+        return self.written * WRITTEN
 
     def _alias(self, dtype: torch.dtype) -> torch.Tensor:
         if not self.extent:
@@ -374,7 +388,7 @@ class Dispatch:
         tensors = list(call.tensors())
         share = _share_of_experts(call)
         accesses = (Access * len(tensors))(
-            *((t.address, int(t.bytes * share(t)), t.written) for t in tensors)
+            *((t.address, int(t.bytes * share(t)), t.how) for t in tensors)
         )
         self._runtime.npu_sim_record(b"op", call.name.encode(), accesses, len(tensors))
 

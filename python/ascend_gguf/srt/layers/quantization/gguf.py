@@ -24,7 +24,7 @@ from sglang.srt.layers.quantization.unquant import (
     UnquantizedFusedMoEMethod,
     UnquantizedLinearMethod,
 )
-from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 from torch.nn import Parameter
 
@@ -47,6 +47,7 @@ from ascend_gguf.srt.layers.quantization.kernels import (
     embedding_kernel,
     expert_layouts,
     linear_kernel,
+    output_kernel,
 )
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout
@@ -154,8 +155,6 @@ class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
 
     #: What holds and applies dense weights.
     dense_method: type[QuantizeMethodBase] = UnquantizedLinearMethod
-    #: What multiplies with packed layouts.
-    kernel_for = staticmethod(linear_kernel)
 
     def __init__(self, quant_config: GGUFConfig):
         self.quant_config = quant_config
@@ -178,11 +177,15 @@ class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
         attributes = extra_weight_attrs
         self.create_with(self._create_weight, layer, sizes=sizes, dtype=params_dtype, **attributes)
 
+    def kernel_for(self, layer: torch.nn.Module) -> Callable[..., LinearKernel | None]:
+        """What gives the kernel that multiplies with packed layouts."""
+        return linear_kernel
+
     def _create_weight(
         self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, **attributes: Any
     ) -> None:
         self.weight = None
-        self.kernel = type(self).kernel_for(self.quant_config, dtype)
+        self.kernel = self.kernel_for(layer)(self.quant_config, dtype)
         with nullcontext() if self.kernel is None else torch.device("meta"):
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         if self.kernel is not None:
@@ -218,7 +221,9 @@ class GGUFEmbeddingAscendMethod(GGUFLinearAscendMethod):
     """As :class:`GGUFLinearAscendMethod`, for the embedding and the output matrix."""
 
     dense_method = UnquantizedEmbeddingMethod
-    kernel_for = staticmethod(embedding_kernel)
+
+    def kernel_for(self, layer: torch.nn.Module) -> Callable[..., LinearKernel | None]:
+        return output_kernel if isinstance(layer, ParallelLMHead) else embedding_kernel
 
     def embedding(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if self.weight is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from sglang.srt.layers.quantization.gguf import GGUFConfig
@@ -14,36 +15,47 @@ from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.npu.channel_int8 import ChannelInt8, NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
+from ascend_gguf.npu.linear import NPUEmbedding, NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import EXPERTS, LINEAR, TRY, YES, this_product
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
 from ascend_gguf.npu.trial import try_layout
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.weights.layout import Layout
-from ascend_gguf.weights.linear_kernel import LinearKernel
+from ascend_gguf.weights.linear_kernel import EmbeddingKernel, LinearKernel
 
 logger = logging.getLogger(__name__)
+
+NPUKernel = TypeVar("NPUKernel", bound=LinearKernel)
 
 
 def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
     """What multiplies with packed weights on this device; None: weights are dense."""
     if not is_npu():
         return BlocksLinear() if _packs(quant_config) else None
-    if choice_of(quant_config).weights == "int8":
+    choice = choice_of(quant_config)
+    if choice.weights == "int8":
         return _with_taken_layouts(NPUChannelLinear(), quant_config, dtype)
-    kernel = NPULinear() if choice_of(quant_config).nearly else NPUExactLinear()
+    kernel = (NPULinear if choice.nearly else NPUExactLinear)(choice.wide_planes)
     return _with_taken_layouts(kernel, quant_config, dtype)
 
 
-def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
-    """As :func:`linear_kernel`, for the embedding and the output matrix.
+def output_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
+    """As :func:`linear_kernel`, for the output matrix.
 
-    The error of an output matrix is all in the logits, and it is one product of many: always exact,
-    and on the host not rounded either.
+    Its error is all in the logits, and it is one product of many: always exact, and on the host not
+    rounded either.
     """
     if not is_npu():
+        return embedding_kernel(quant_config, dtype)
+    kernel = NPUExactLinear(choice_of(quant_config).wide_planes)
+    return _with_taken_layouts(kernel, quant_config, dtype)
+
+
+def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> EmbeddingKernel | None:
+    """As :func:`output_kernel`, for an embedding, which may be the output matrix too."""
+    if not is_npu():
         return BlocksLinear(torch.float32) if _packs(quant_config) else None
-    return _with_taken_layouts(NPUExactLinear(), quant_config, dtype)
+    return _with_taken_layouts(NPUEmbedding(), quant_config, dtype)
 
 
 def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
@@ -54,8 +66,8 @@ def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[L
 
 
 def _with_taken_layouts(
-    kernel: LinearKernel, quant_config: GGUFConfig, dtype: torch.dtype
-) -> LinearKernel | None:
+    kernel: NPUKernel, quant_config: GGUFConfig, dtype: torch.dtype
+) -> NPUKernel | None:
     kernel.layouts = _taken(LINEAR, kernel.layouts, quant_config, dtype)
     return kernel if kernel.layouts else None
 

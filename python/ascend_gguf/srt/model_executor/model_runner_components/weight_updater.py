@@ -146,7 +146,7 @@ def _replace(self: WeightUpdater, new: Source) -> str | None:
     name_map = name_map_of(new.path, self.model_config.hf_config)
 
     def load() -> None:
-        new.quant_config.choice = choose(new.options, new.path)
+        new.quant_config.choice = choose(new.options, new.path, layouts.serves_few())
         with set_default_torch_dtype(self.model_config.dtype), device:
             _give_up(model)
             load_weights(model, new.path, name_map, new.options, device)

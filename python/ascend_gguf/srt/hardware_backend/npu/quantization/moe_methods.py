@@ -9,8 +9,8 @@ import sglang.srt.layers.quantization.unquant  # noqa: F401
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUWNA16Int4MoEMethod
 
+from ascend_gguf.npu.codes import doubled
 from ascend_gguf.npu.experts import Grouped
-from ascend_gguf.npu.nibble_planes import doubled, plane_factors
 
 
 class NPUGGUFMoEMethod(NPUWNA16Int4MoEMethod):
@@ -23,9 +23,7 @@ class NPUGGUFMoEMethod(NPUWNA16Int4MoEMethod):
 
     def __init__(self, weight: Grouped, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._is_doubled = weight.packing.planes
-        if self._is_doubled:
-            self._factors = plane_factors(weight.dtype, weight.offset.device)
+        self._factors = weight.factors if weight.packing.planes else None
         self._call = {
             "weight": weight.tensors["packed"],
             "weight_scale": weight.tensors["scale"],
@@ -47,7 +45,7 @@ class NPUGGUFMoEMethod(NPUWNA16Int4MoEMethod):
         weight_prefix: str,
         group_list_type: int,
     ) -> torch.Tensor:
-        if self._is_doubled:
+        if self._factors is not None:
             hidden_states = doubled(hidden_states, self._factors)
         weights = {f"{weight_prefix}_{name}": value for name, value in self._call.items()}
         return super().apply(
