@@ -26,9 +26,6 @@ from random_model import NAMES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
-#: As ``srt/layers/quantization/gguf.py`` has them.
-EXPERT_LAYOUTS = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
-
 #: Every page, by its path in the repository.
 PAGES = {
     str(path.relative_to(ROOT)): path
@@ -79,7 +76,7 @@ def _where(kind: BlockType) -> list[str]:
     """The file of a type's decoder, and its layouts on an NPU: of linear layers, and of experts."""
     near, exact, experts = (
         next((t.name for t in layouts if t.packing.unsupported_reason(kind) is None), "dense")
-        for layouts in (NPULinear(nearly=True).layouts, NPULinear().layouts, EXPERT_LAYOUTS)
+        for layouts in (NPULinear.layouts, NPUExactLinear.layouts, EXPERT_LAYOUTS)
     )
     linear = f"`{exact}`" if near == exact else f"`{exact}` or `{near}`"
     return [f"`decoders/{kind.decoder}.py`", linear, f"`{experts}`"]

@@ -75,6 +75,7 @@ def test_forms():
         "int8, nearly": INT8,
         "planes": INT4,
         "int4, experts": INT4,
+        "wide planes, experts": INT4,
         "planes, experts": INT4,
     }
 

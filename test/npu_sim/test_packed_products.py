@@ -275,3 +275,34 @@ def test_a_device_that_is_wrong_is_not(monkeypatch, wrong):
     experts = on_npu(GroupedNibblePlanes, "Q5_1", torch.bfloat16, 4, 48, 256)
     problem = experts_mismatch(experts_kernel(experts).product, experts)
     assert problem.startswith("planes, experts 4 x 48 x 256 in bfloat16: relative error")
+
+
+@DTYPES
+@pytest.mark.parametrize("own", [range(4), range(2), range(2, 4), range(3, 4)], ids=str)
+def test_experts_of_one_rank_of_several(own, dtype):
+    """Pairs of token and expert that are another rank's count nothing, even if all of them are."""
+    from ascend_gguf.srt.layers.moe.token_dispatcher.ascend_tp import (
+        OwnFinalizeRouting,
+        OwnInitRouting,
+    )
+
+    x, matrices = torch.randn(3, 256).to(dtype), on_npu(GroupedInt4, "Q4_K", dtype, 4, 256, 256)
+    ids = torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32)  # none of expert 3
+    weights = torch.rand(3, 2).to(dtype)
+    rows, places, counts, _ = OwnInitRouting(own)._init_routing(x.npu(), ids.npu(), 4, 2)
+    assert counts.tolist() == [int((ids == expert).sum()) for expert in own]
+    everyone = torch.zeros(4, dtype=torch.int64, device="npu")
+    everyone[own.start : own.stop] = counts
+    rows = experts_kernel(matrices).product(rows, everyone)
+    finalize = OwnFinalizeRouting(drop_pad_mode=2)
+    found = finalize._finalize_routing(rows, weights.npu(), places, ids.npu())
+    dense = matrices.dequantize()
+    expected = torch.zeros(3, 256)
+    for token, pairs in enumerate(zip(ids.tolist(), weights.float(), strict=True)):
+        for expert, weight in zip(*pairs, strict=True):
+            if expert in own:
+                expected[token] += weight * (dense[expert] @ x[token].float())
+    if 3 in own and len(own) == 1:
+        assert not found.cpu().any()
+    else:
+        assert_near(found, expected, dtype)

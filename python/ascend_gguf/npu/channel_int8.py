@@ -89,7 +89,3 @@ class NPUChannelLinear(LinearKernel[ChannelInt8]):
         return torch.ops.npu.npu_weight_quant_batchmatmul(
             rows, weight.tensors["packed"].t(), weight.tensors["scale"], bias=bias
         ).view(shape)
-
-    def rows(self, weight: ChannelInt8, ids: torch.Tensor) -> torch.Tensor:
-        codes = weight.tensors["packed"][ids].to(weight.dtype)
-        return codes * weight.tensors["scale"][ids].unsqueeze(-1)

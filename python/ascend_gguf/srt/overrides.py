@@ -47,6 +47,11 @@ OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
     ("layers.layernorm", "RMSNorm.forward_native", None),
     ("layers.layernorm", "GemmaRMSNorm.forward_native", "gemma_norm"),
     ("layers.layernorm", "Gemma3RMSNorm.forward_native", "gemma_norm"),
+    (
+        "layers.moe.token_dispatcher.ascend_tp",
+        "AscendTPDispatcher.set_ascend_dispatcher_output_dtype",
+        None,
+    ),
     ("layers.moe.topk", "TopK.forward_npu", None),
     ("layers.rotary_embedding.base", "RotaryEmbedding.forward_native", None),
     ("layers.sampler", "Sampler._sample_from_logits", None),

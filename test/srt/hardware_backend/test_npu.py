@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import torch
 from openai import OpenAI
 
+from ascend_gguf.reader import open_gguf
 from npu_sim.operators import faults
 from random_model import PROMPT, read_model, write_model
 from serving import NPU, NPU_ONE
@@ -141,8 +143,43 @@ def test_graphs_give_what_eager_execution_gives(npu_zygote, log, server):
         assert _greedy(eager, PROMPT, 24) == _greedy(server, PROMPT, 24)
 
 
-def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
-    """At tp 2 each layer reduces twice: after attention and after the experts."""
+@pytest.mark.parametrize("name", [name for name in BUNDLED if "moe" in name])
+@pytest.mark.parametrize(("tp", "ep"), [(2, 2), (4, 2), (4, 4)])
+def test_experts_are_dealt_among_npus(npu_engine, tmp_path, name, tp, ep):
+    """Each rank routes to its own experts; other pairs of token and expert have no row there."""
+    path = DATA / f"{name}.gguf"
+    log = check_file(
+        npu_engine, path, tmp_path, "float16", LIMITS["float16"], tp_size=tp, ep_size=ep
+    )
+    held = re.findall(r"^[\w ]+, experts +\d+ +([\d,]+) ", log, re.M)
+    shares = [int(count.replace(",", "")) for count in held]
+    experts = [t for name, t in open_gguf(path).tensors.items() if "_exps." in name]
+    # Of every rank, by layouts.
+    assert sum(shares) == sum(torch.Size(tensor.shape).numel() for tensor in experts)
+    assert max(shares) <= sum(shares) // tp
+
+
+def test_dealt_experts_in_graphs_give_what_eager_execution_gives(npu_engine, tmp_path):
+    found = {}
+    for disable_cuda_graph in (False, True):
+        record = tmp_path / f"{disable_cuda_graph}.jsonl"
+        with npu_engine.load(
+            DATA / "qwen3-moe-Q4_K_M.gguf",
+            environment={"NPU_SIM_RECORD": str(record)},
+            dtype="float16",
+            tp_size=2,
+            ep_size=2,
+            disable_cuda_graph=disable_cuda_graph,
+        ) as model:
+            found[disable_cuda_graph] = model.continued([PROMPT], 24)
+        last = json.loads(record.read_text().splitlines()[-1])
+        assert last["graph_replays"] == (not disable_cuda_graph) and not last["weights_transposed"]
+    assert found[True] == found[False]
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (2, 2), (4, 2)])
+def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path, tp, ep):
+    """Each layer reduces twice: after attention and after the experts."""
     record = tmp_path / "record.jsonl"
     npu_engine.score(
         DATA / "qwen3-moe-Q4_K_M.gguf",
@@ -150,7 +187,8 @@ def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
         4,
         environment={"NPU_SIM_RECORD": str(record)},
         dtype="float16",
-        tp_size=2,
+        tp_size=tp,
+        ep_size=ep,
         disable_cuda_graph=True,
     )
     steps = [json.loads(line) for line in record.read_text().splitlines()]
@@ -173,7 +211,7 @@ def test_where_the_device_is_wrong_weights_become_numbers(npu_zygote, log):
         error = server.mean_error(reference["input_ids"], reference["token_logprobs"])
     assert error <= LIMITS["float16"]
     text = log.read_text()
-    for layout in ("int4", "int4, experts"):
+    for layout in ("int4, rows", "int4, experts"):
         assert f"falling back to dense weights: self-check failed for {layout} " in text
     # What has no offsets is right, and stays packed, as the report says.
     assert re.search(r"^planes, experts ", text, re.M) and not re.search(r"^int4", text, re.M)
@@ -190,7 +228,7 @@ def test_where_the_device_refuses_weights_get_the_next_layout(npu_zygote, log):
     assert error <= LIMITS["float16"]
     text = log.read_text()
     for operator, layout, found in zip(
-        refused, ("int4", "int4, experts"), ("int8", "dense"), strict=True
+        refused, ("int4, rows", "int4, experts"), ("int8, rows", "dense"), strict=True
     ):
         line = rf"falling back to {found} weights: self-check failed for {layout} [\dx ]+ in "
         line += rf"float16: RuntimeError: EZ1001: {operator.partition(':')[0]} is refused"

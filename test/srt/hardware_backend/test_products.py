@@ -39,7 +39,10 @@ def layouts(text: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(DENSE, {"int4", "int8, nearly", "planes"}), (MOE, {"int4, experts", "planes, experts"})],
+    [
+        (DENSE, {"int4", "int8, nearly", "planes, rows"}),
+        (MOE, {"int4, experts", "planes, experts"}),
+    ],
 )
 def test_atlas_a3(npu_zygote, log, name, expected):
     found = layouts(served(npu_zygote, log, name, NPU_SIM_SOC="Ascend910_9391"))
@@ -55,13 +58,13 @@ def zygote_of(soc: str) -> Iterator[Zygote]:
 
 def test_ascend_950(log):
     with zygote_of("950") as zygote:
-        assert layouts(served(zygote, log, DENSE)) == {"int4", "int8, nearly", "planes"}
+        assert layouts(served(zygote, log, DENSE)) == {"int4", "int8, nearly", "planes, rows"}
         text = served(zygote, log, MOE)
     # Its operators for experts may not have groups: tried before loading, and then left alone.
     for name in ("int4, experts", "planes, experts"):
         tried = rf"{name} weights, which Ascend950PR_9599 may not take, are not used: {name} 2 x 64"
         assert re.search(rf"{tried} x 256 in float16: RuntimeError: EZ1001: npu_grouped_mat", text)
-    assert layouts(text) == {"int4", "int8", "planes"}
+    assert layouts(text) == {"int4, rows", "int8", "planes"}
     assert "falling back" not in text
 
 

@@ -96,11 +96,10 @@ def test_refused_on_an_npu(npu_engine, odd_model):
     )
 
 
-def test_experts_are_not_dealt_among_npus(npu_engine, tiny_model):
-    assert _refusal(npu_engine, tiny_model("glm4moe").path, tp_size=2, ep_size=2) == (
-        "SGLang deals experts among NPUs with an exchange of tokens only (found --ep-size 2). "
-        "Leave out --ep-size, as ranks share each expert then, or give --moe-a2a-backend deepep."
-    )
+@pytest.mark.parametrize("name", ["glm4moe", "deepseek-v3", "gpt-oss", "llama4"])
+def test_experts_dealt_among_npus(npu_engine, tiny_model, name):
+    """Shared experts, biases, weights of what an expert takes: beside experts of other ranks."""
+    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, tp_size=2, ep_size=2)
 
 
 def test_key_heads_cannot_be_shared_on_an_npu(npu_engine, odd_model):

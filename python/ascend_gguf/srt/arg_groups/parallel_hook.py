@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 from sglang.srt.configs.model_config import AttentionArch, ModelConfig
-from sglang.srt.utils import is_cpu, is_npu
+from sglang.srt.utils import is_cpu
 from sglang.srt.utils.common import get_cpu_ids_by_node
 
 from ascend_gguf.errors import GGUFError
@@ -38,15 +38,6 @@ def check_ranks(server_args: Any) -> None:
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
-    if is_npu() and options.ep_size > 1 and options.moe_a2a_backend == "none":
-        # The engine's dispatcher counts the tokens of all experts for the few that a rank holds.
-        raise GGUFError(
-            "SGLang deals experts among NPUs with an exchange of tokens only",
-            file=options.model_path,
-            found=f"--ep-size {options.ep_size}",
-            hint="Leave out --ep-size, as ranks share each expert then, or give --moe-a2a-backend "
-            "deepep.",
-        )
     if options.tp_size > 1 or options.ep_size > 1:
         _check_shares(options, model_config)
     if is_cpu():

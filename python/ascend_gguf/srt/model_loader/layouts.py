@@ -11,8 +11,8 @@ from sglang.srt.utils import is_npu
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.npu.linear import has_template_for_few
 from ascend_gguf.npu.nibble_planes import WidePlanes
+from ascend_gguf.npu.products import this_product
 from ascend_gguf.npu.self_check import SelfCheck
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def serves_few() -> bool:
     """Whether every decoding step has as few inputs as the template for wide planes takes."""
-    if not is_npu() or not has_template_for_few():
+    if not is_npu() or not this_product().reads_planes:
         return False
     most = get_schedule().max_running_requests
     return most is not None and most <= WidePlanes.most_inputs

@@ -36,6 +36,7 @@ from ascend_gguf.npu.products import this_product
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
+from ascend_gguf.srt.layers.moe.token_dispatcher.ascend_tp import deal_experts
 from ascend_gguf.srt.layers.moe.topk import choose_routes
 from ascend_gguf.srt.layers.pooler import apply_pooling
 from ascend_gguf.srt.layers.quantization.unquant import keep_float32
@@ -134,6 +135,7 @@ def load_model(
         pipeline.run_all_layers(model)
         if is_npu():
             choose_routes(model)
+            deal_experts(model)
         load_weights(model, path, name_map, self.options, target_device)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))
