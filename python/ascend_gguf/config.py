@@ -66,7 +66,8 @@ def read_config(path: str | os.PathLike) -> PretrainedConfig:
         for derive in architecture.derived:
             attributes |= derive(file, attributes)
         check_keys(file, architecture, attributes)
-        attributes["rope_parameters"] = architecture.rope(file, attributes)
+        if rope := architecture.rope(file, attributes):
+            attributes["rope_parameters"] = rope
         if kind in CONFIG_MAPPING:
             config = AutoConfig.for_model(kind, **attributes)
         else:

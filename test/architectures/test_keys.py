@@ -65,6 +65,8 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
             found[key] = values[0]
     if architecture.name == "llama4":
         found["expert_shared_feed_forward_length"] = None
+    if architecture.name in ("gpt2", "olmo", "phi2", "starcoder"):
+        found["attention.head_count_kv"] = VALUES["attention.head_count"]
     if architecture.name == "gemma4":  # the last layer has no window
         found["attention.sliding_window_pattern"] = [True, True, True, False]
     return found
@@ -75,6 +77,9 @@ def write(path: Path, architecture: Architecture, **changes: Any) -> Path:
     writer = gguf.GGUFWriter(path, architecture.name)
     for key, value in (sizes(architecture) | changes).items():
         add(writer, f"{architecture.name}.{key}", value)
+    if architecture.name == "apertus":
+        for name in ("alpha_n", "alpha_p", "beta", "eps"):
+            add(writer, f"xielu.{name}", 0.5)
     writer.add_tensor("token_embd.weight", np.zeros((56, VALUES["embedding_length"]), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -111,6 +116,7 @@ def unfollowed(architecture: Architecture) -> list[str]:
     for other in ARCHITECTURES:
         if other.name == architecture.name:
             keys -= other.obeyed  # it would tell the file to be of the other kind
+    keys -= {key for key, values in architecture.fixed.items() if set(values) == {False, True}}
     dense = "expert_count" not in architecture.fields
     return sorted(k for k in keys if not (dense and k.startswith(_ROUTING)) or k == "expert_count")
 

@@ -100,7 +100,10 @@ def _turn_less(config: dict[str, Any]) -> None:
 #: Key -> its other value, and what transformers calls that.
 OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.layer_norm_rms_epsilon": (0.01, _set(rms_norm_eps=0.01)),
-    "attention.layer_norm_epsilon": (0.01, _set(layer_norm_eps=0.01, norm_epsilon=0.01)),
+    "attention.layer_norm_epsilon": (
+        0.01,
+        _set(layer_norm_eps=0.01, norm_epsilon=0.01, layer_norm_epsilon=0.01),
+    ),
     "attention.scale": (0.3, _set(attention_multiplier=0.3)),
     "attention.temperature_scale": (0.3, lambda c: rope(c, llama_4_scaling_beta=0.3)),
     "attention.temperature_length": (24, lambda c: rope(c, original_max_position_embeddings=24)),
@@ -111,10 +114,11 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8)),
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
+    "attention.clamp_kqv": (0.7, _set(clip_qkv=0.7)),
     "expert_used_count": (3, _experts_of_a_token),
     "expert_group_count": (None, lambda c: c.update(n_group=2 * c["n_group"])),
     "expert_group_used_count": (None, lambda c: c.update(topk_group=c["topk_group"] + 1)),
-    "expert_weights_scale": (1.7, _set(routed_scaling_factor=1.7)),
+    "expert_weights_scale": (1.7, _set(routed_scaling_factor=1.7, router_scaling_factor=1.7)),
     "expert_weights_norm": (None, lambda c: c.update(norm_topk_prob=not c["norm_topk_prob"])),
     "rope.dimension_count": (8, _turn_less),
     "rope.freq_base": (50.5, _base),

@@ -82,9 +82,10 @@ def granite_metadata(config: Any) -> dict[str, Any]:
 def granitemoe(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if "input_linear" in name:
         layer = name.split(".")[2]
-        gate, up = tensor.chunk(2, dim=1)
-        yield f"=blk.{layer}.ffn_gate_exps.weight", gate
-        yield f"=blk.{layer}.ffn_up_exps.weight", up
+        kind = "shexp" if "shared_mlp" in name else "exps"
+        gate, up = tensor.chunk(2, dim=-2)
+        yield f"=blk.{layer}.ffn_gate_{kind}.weight", gate
+        yield f"=blk.{layer}.ffn_up_{kind}.weight", up
     else:
         yield from llama(name, tensor, config)
 

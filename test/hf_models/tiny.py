@@ -30,6 +30,8 @@ class Tiny:
         convert: what conversion does to a tensor.
         joined: tensors that checkpoints of the architecture have as one: the end of its name to
             the ends of the names that transformers has for its rows.
+        names: an architecture with tensors of the same names, where gguf-py does not know this one.
+        numbers: keys, whole ones, that conversion makes of the checkpoint's tensors.
         extra: tensors that conversion makes from the configuration.
         types: type of matrices, before those of ``_TYPES``, by the end of their names.
         npu_dtype: in which an NPU computes it.
@@ -44,6 +46,8 @@ class Tiny:
     convert: Conversion = unchanged
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: Callable[[Any], Mapping[str, torch.Tensor]] = lambda config: {}
+    names: str = ""
+    numbers: Callable[[Mapping[str, torch.Tensor]], Mapping[str, list[float]]] = lambda tensors: {}
     types: Mapping[str, Type] = field(default_factory=dict)
     npu_dtype: str = "float16"
     twin: bool = False

@@ -115,7 +115,7 @@ def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
     checkpoint = load_file(hf / "model.safetensors")
     tensors = converted(tiny, checkpoint, config)
     path = folder / "model.gguf"
-    stored = _write(path, tiny, config, tensors)
+    stored = _write(path, tiny, config, tensors, tiny.numbers(checkpoint))
     save_file(
         _numbers_of(tiny, checkpoint, config, stored), hf / "model.safetensors", {"format": "pt"}
     )
@@ -146,7 +146,8 @@ def converted(
     tiny: Tiny, checkpoint: Mapping[str, torch.Tensor], config: Any
 ) -> dict[str, torch.Tensor]:
     """Tensors of the file, by name, of those of a checkpoint."""
-    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == tiny.arch)
+    known = tiny.names or tiny.arch
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == known)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {}
     for name, tensor in stacked(joined(tiny, checkpoint)):
@@ -193,12 +194,18 @@ def _type_of(tiny: Tiny, name: str, tensor: torch.Tensor) -> Type:
 
 
 def _write(
-    path: Path, tiny: Tiny, config: Any, tensors: Mapping[str, torch.Tensor]
+    path: Path,
+    tiny: Tiny,
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, list[float]],
 ) -> dict[str, torch.Tensor]:
     """The file, and the numbers that its quantized tensors stand for."""
     writer = gguf.GGUFWriter(path, tiny.arch)
     for key, value in (common_metadata(config) | tiny.metadata(config)).items():
         _add(writer, f"{tiny.arch}.{key}", value)
+    for key, value in numbers.items():
+        writer.add_array(key, value)
     for key, value, kind in tokenizer_fields():
         if kind == gguf.GGUFValueType.ARRAY:
             writer.add_array(key, value)
@@ -271,7 +278,7 @@ def _first(config: Any, *names: str) -> Any:
 
 def common_metadata(config: Any) -> dict[str, Any]:
     """The keys that llama.cpp's ``TextModel.set_gguf_parameters`` writes."""
-    rope = config.rope_parameters
+    rope = config.rope_parameters or {}
     rope = rope.get("full_attention", rope)
     head = kv_heads = None
     if not config.is_heterogeneous:  # or the architecture has more to say
@@ -287,18 +294,18 @@ def common_metadata(config: Any) -> dict[str, Any]:
         "attention.value_length": head,
         "attention.layer_norm_rms_epsilon": _first(config, "rms_norm_eps"),
         "attention.layer_norm_epsilon": _first(config, "layer_norm_eps", "norm_epsilon"),
-        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.freq_base": float(rope["rope_theta"]) if rope else None,
         "expert_count": _first(config, "num_local_experts", "num_experts", "n_routed_experts"),
         "expert_used_count": _first(config, "num_experts_per_tok"),
         "expert_group_count": _first(config, "n_group"),
         "expert_group_used_count": _first(config, "topk_group"),
     }
-    if rope["rope_type"] in ("linear", "yarn"):
+    if rope.get("rope_type") in ("linear", "yarn"):
         found |= {
             "rope.scaling.type": rope["rope_type"],
             "rope.scaling.factor": float(rope["factor"]),
         }
-    if rope["rope_type"] == "yarn":
+    if rope.get("rope_type") == "yarn":
         found["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
         for key in ("beta_fast", "beta_slow"):
             if key in rope:

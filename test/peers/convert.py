@@ -91,6 +91,19 @@ def _round_to_blocks(model: Any) -> None:
                 weight.copy_(scale * whole.where(~greatest, 127 * weight.sign()))
 
 
+def publish(hf: Path, folder: Path, published: Any) -> str:
+    """The checkpoint ``hf`` as the model's own code has it; the name of its class."""
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((hf / "config.json").read_text())
+    config, tensors = published(config, load_file(hf / "model.safetensors"))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    return config["architectures"][0]
+
+
 def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
     """``path``: what llama.cpp makes of the checkpoint ``hf``, with the tests' tokenizer."""
     import conversion
@@ -170,16 +183,21 @@ def main(llama_cpp: str, out: str, types: str, *names: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     tests = Path(__file__).parents[1]
     sys.path[:0] = [llama_cpp, f"{llama_cpp}/gguf-py", str(tests)]
+    from peers.published import PUBLISHED
     from peers.table import PEERS, RERANKERS
 
     logging.disable(logging.WARNING)
     for name in names:
         peer, folder = (PEERS | RERANKERS)[name], Path(out, name)
         try:
-            model_class = write_checkpoint(folder / "hf", peer)
+            checkpoint = folder / "hf"
+            model_class = write_checkpoint(checkpoint, peer)
+            if name in PUBLISHED:
+                model_class = publish(checkpoint, folder / "published", PUBLISHED[name])
+                checkpoint = folder / "published"
             for kind in types.split(","):
                 path = folder / f"{kind}.gguf"
-                convert(folder / "hf", path, model_class, peer)
+                convert(checkpoint, path, model_class, peer)
                 if peer.drop or peer.add:
                     edit_metadata(path, peer.drop, peer.add)
         except Exception:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_models import TINY
+from peers.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ _YARN = {
     "original_max_position_embeddings": 256,
 }
 _TEMPERED = {"mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1}
+#: As Phi-3.5-MoE; the converter has the scale of sines: sqrt(1 + ln 4 / ln 2048).
+_PHIMOE = {
+    "rope_type": "longrope",
+    "rope_theta": 30000.0,
+    "partial_rotary_factor": 1.0,
+    "original_max_position_embeddings": 2048,
+    "short_mscale": 1.0871146,
+    "long_mscale": 1.0871146,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],
+    "long_factor": [1.0 + 0.5 * i for i in range(16)],
+}
 _LATENT = {
     "moe_intermediate_size": 64,
     "num_experts_per_tok": 2,
@@ -176,6 +188,13 @@ ROWS: dict[str, Peer] = {
     # No kernel of Ascend turns heads of 80.
     "llama-mlp-bias": Peer("llama", {"mlp_bias": True, "head_dim": 80} | _rope()),
     "granite-mlp-bias": Peer("granite", _GRANITE | {"mlp_bias": True} | _rope()),
+    "exaone-3.5": Peer(
+        "llama", {"head_dim": 32, "rope_parameters": TINY["llama-3.1"].sizes["rope_parameters"]}
+    ),
+    "phimoe-long": Peer(
+        "phimoe",
+        TINY["phimoe"].sizes | {"max_position_embeddings": 8192, "rope_parameters": _PHIMOE},
+    ),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
 }
 
@@ -187,13 +206,14 @@ def _of_architectures() -> dict[str, Peer]:
             tiny.model_type, tiny.sizes, npu_dtype=tiny.npu_dtype, refused=tuple(tiny.refused)
         )
         for name, tiny in TINY.items()
-        # transformers has no model of it: there is nothing to convert.
-        if tiny.arch != "bailingmoe2"
+        # transformers has no model of the first: there is nothing to convert.  The converter of
+        # the second calls itself without end (``BaichuanModel.modify_tensors``).
+        if tiny.arch not in ("bailingmoe2", "baichuan")
     }
-    # The converter wants to be told, transformers' model does not.
-    plain["deepseek-v3"] = replace(
-        plain["deepseek-v3"], sizes=TINY["deepseek-v3"].sizes | {"scoring_func": "sigmoid"}
-    )
+    # The converter wants to be told, transformers' models do not.
+    for name in ("deepseek-v3", "dots1", "exaone-moe"):
+        sizes = {**TINY[name].sizes, "scoring_func": "sigmoid"}
+        plain[name] = replace(plain[name], sizes=sizes)
     plain |= _OF_PICTURES
     plain["mistral-4"] = replace(
         plain["mistral-4"],
@@ -208,6 +228,7 @@ def _of_architectures() -> dict[str, Peer]:
         f"{name}-fused": replace(peer, fuse_qkv=True)
         for name, peer in plain.items()
         if peer.model_type not in ("deepseek_v2", "deepseek_v3", "mistral3", "phi3")
+        and name not in PUBLISHED
     }
     return plain | fused
 
@@ -242,6 +263,9 @@ CHOSEN = (
     "llama-mlp-bias",
     "hunyuan-dense",
     "qwen3-vl-moe",
+    "internlm2",
+    "qwen",
+    "chatglm",
     "qwen3.5",
     "qwen3.5-moe-fused",
     "gemma4-e2b",

@@ -12,7 +12,9 @@ from ascend_gguf.architectures import (
     glm,
     gpt_oss,
     granite,
+    layer_norm,
     llama,
+    llama_like,
     mistral,
     mixtures,
     others,
@@ -55,6 +57,8 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         bailing,
         glm,
         gpt_oss,
+        layer_norm,
+        llama_like,
         mixtures,
         others,
     )
@@ -63,6 +67,14 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
 
 #: Architectures that are known but not supported: why, on "cpu" and "npu".
 REFUSED = {
+    "afmoe": dict.fromkeys(
+        ("cpu", "npu"),
+        "the engine copies the experts of this model into one dense matrix before they are loaded",
+    ),
+    "dbrx": dict.fromkeys(
+        ("cpu", "npu"),
+        "the engine makes the experts of this model as dense matrices on CUDA",
+    ),
     "qwen3next": dict.fromkeys(
         ("cpu", "npu"),
         "the engine merges projections of this model that a file holds apart, in types of their "

@@ -230,7 +230,8 @@ class Architecture:
     @cached_property
     def obeyed(self) -> frozenset[str]:
         """Every key below the name that the model's configuration follows."""
-        return frozenset(self.fields) | self.reads | rope.KEYS | {"nextn_predict_layers"}
+        keys = frozenset() if self.rope is rope.absent else rope.KEYS
+        return frozenset(self.fields) | self.reads | keys | {"nextn_predict_layers"}
 
     def rename(self, tensor_name: str, config: Any = None) -> Rename | None:
         """The rule for a tensor of the file, with the layer's number filled in; None if unknown.

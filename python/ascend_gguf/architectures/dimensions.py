@@ -32,16 +32,19 @@ def _shared_ffn(config: Any) -> int:
     whole = first(config, "shared_expert_intermediate_size", "shared_intermediate_size")
     if whole is not None:
         return whole
-    counts = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
-    count = first(config, *counts, default=0)
+    of_models = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+    count = first(config, *of_models, "num_shared_experts", default=0)
     return count * _expert_ffn(config)
 
 
 #: Dimension of a shape in the tables -> its size under a transformers configuration.
 _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "vocab": lambda c: c.vocab_size,
+    "positions": lambda c: c.max_position_embeddings,
     "hidden": lambda c: c.hidden_size,
-    "ffn": lambda c: first(c, "intermediate_size_mlp", "intermediate_size"),
+    "ffn": lambda c: first(
+        c, "intermediate_size_mlp", "prefix_dense_intermediate_size", "intermediate_size"
+    ),
     "head": head_size,
     "heads": lambda c: c.num_attention_heads,
     "kv_heads": lambda c: c.num_key_value_heads,
@@ -88,6 +91,9 @@ def is_sparse(config: Any, layer: int) -> bool:
     chosen = first(config, "moe_layers")
     if chosen is not None:
         return layer in chosen
+    kinds = first(config, "mlp_layer_types")
+    if kinds is not None:
+        return kinds[layer] == "sparse"
     start = first(config, "first_k_dense_replace", "moe_layer_start_index", default=0)
     return layer >= start and (layer + 1) % first(config, "moe_layer_interval", default=1) == 0
 
@@ -109,6 +115,7 @@ def _has_type(*types: str) -> Callable[[Any, int], bool]:
 _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "dense": lambda config, layer: not is_sparse(config, layer),
     "sparse": is_sparse,
+    "shared": lambda config, layer: _shared_ffn(config) > 0,
     "linear": _has_type("linear_attention"),
     "full": _has_type("full_attention"),
     "sliding": _has_type("sliding_attention"),

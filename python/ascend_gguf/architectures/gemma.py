@@ -1,4 +1,4 @@
-"""Gemma 2 and 3."""
+"""Gemma, Gemma 2 and 3."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
     HEAD_SIZE,
+    NORMS,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
     PATTERN,
     REQUIRED,
+    TIED_FRAME,
     WINDOW,
     mlp,
     offset_norm,
@@ -64,6 +66,20 @@ def _query_scale(layers_of_27b: int) -> Derivation:
 
 
 ARCHITECTURES = (
+    Architecture(
+        name="gemma",
+        model_type="gemma",
+        fields=FIELDS | HEAD_SIZE,
+        required=REQUIRED,
+        fixed=_ACTIVATION,
+        tensors=(
+            *TIED_FRAME,
+            # The engine's norms multiply by the weight alone.
+            *NORMS,
+            *ATTENTION,
+            *mlp(),
+        ),
+    ),
     Architecture(
         name="gemma2",
         model_type="gemma2",

@@ -1,10 +1,14 @@
-"""GLM-4 and its mixture of experts, GLM-4.5."""
+"""GLM-4, its mixture of experts, GLM-4.5, and models that compute what that does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
-from ascend_gguf.architectures.layers import groups, has_tensor
+from ascend_gguf.architectures.layers import groups, has_tensor, shared_count
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
@@ -13,17 +17,41 @@ from ascend_gguf.architectures.parts import (
     GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     HEAD_SIZE,
+    MOE_FIELDS,
+    NORMS,
     NORMS_AROUND_ATTENTION,
+    QK_NORM,
     REQUIRED,
     ROUTED_FIELDS,
     experts,
     mlp,
     shared_expert,
 )
+from ascend_gguf.reader import GGUFFile
 
 #: Of vision models, whose RoPE pairs other rows.
 _NO_SECTIONS = {"rope.dimension_sections": (0,)}
 _PARTIAL = frozenset({"rope.dimension_count"})
+
+_ROUTER_BIAS = per_layer(
+    "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
+)
+_UNGROUPED_ROUTING = {key: value for key, value in GROUPED_ROUTING.items() if "group" not in key}
+
+_PLAIN_ATTENTION = {
+    "use_qk_norm": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "attention_bias": False,
+    "partial_rotary_factor": 1.0,
+}
+
+
+def _dense_at_first(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    layers = range(attributes["num_hidden_layers"])
+    sparse = [f"blk.{layer}.ffn_gate_inp.weight" in file.tensors for layer in layers]
+    return {"first_k_dense_replace": sparse.index(True) if True in sparse else len(sparse)}
+
 
 ARCHITECTURES = (
     Architecture(
@@ -63,9 +91,7 @@ ARCHITECTURES = (
             per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", optional=True),
             *mlp("dense"),
             *experts(kind="sparse"),
-            per_layer(
-                "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
-            ),
+            _ROUTER_BIAS,
             *shared_expert("mlp.shared_experts", kind="sparse"),
         ),
         rope=rope.partial,
@@ -74,5 +100,53 @@ ARCHITECTURES = (
             has_tensor("use_qk_norm", "blk.0.attn_q_norm.weight"),
             rope.partial_factor,
         ),
+    ),
+    # dots.llm1: GLM-4.5 without groups of experts, whose RoPE covers the whole head.
+    Architecture(
+        name="dots1",
+        model_type="glm4_moe",
+        fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | _UNGROUPED_ROUTING,
+        required=REQUIRED | frozenset(ROUTED_FIELDS),
+        defaults=GROUPED_DEFAULTS,
+        fixed={"expert_gating_func": (2,)},
+        tensors=(
+            *FRAME,
+            *NORMS,
+            *ATTENTION,
+            *QK_NORM,
+            *mlp("dense"),
+            *experts(kind="sparse"),
+            _ROUTER_BIAS,
+            *shared_expert("mlp.shared_experts", kind="sparse"),
+        ),
+        constants=_PLAIN_ATTENTION,
+        rope=rope.partial,
+    ),
+    # Hunyuan 3, as dots.llm1: which layers are dense is to be seen from their tensors.
+    Architecture(
+        name="hy_v3",
+        model_type="glm4_moe",
+        fields=FIELDS
+        | HEAD_SIZE
+        | MOE_FIELDS
+        | {"expert_count": "n_routed_experts"}
+        | {key: value for key, value in _UNGROUPED_ROUTING.items() if "dense" not in key},
+        required=REQUIRED | frozenset(MOE_FIELDS) | {"expert_count"},
+        defaults=GROUPED_DEFAULTS,
+        reads=frozenset({"expert_shared_feed_forward_length"}),
+        fixed={"expert_gating_func": (2,)},
+        tensors=(
+            *FRAME,
+            *NORMS,
+            *ATTENTION,
+            *QK_NORM,
+            *mlp("dense"),
+            *experts(kind="sparse"),
+            replace(_ROUTER_BIAS, gguf="blk.{layer}.exp_probs_b"),
+            *shared_expert("mlp.shared_experts", kind="sparse"),
+        ),
+        constants=_PLAIN_ATTENTION,
+        rope=rope.partial,
+        derived=(_dense_at_first, shared_count("n_shared_experts", 1)),
     ),
 )

@@ -5,7 +5,16 @@ from __future__ import annotations
 from ascend_gguf.architectures.base import Architecture, fraction, scale
 from ascend_gguf.architectures.layers import query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
-from ascend_gguf.architectures.parts import FIELDS, MLP_BIAS, REQUIRED, SOFTMAX_ROUTER, experts, mlp
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import (
+    FIELDS,
+    MLP_BIAS,
+    REQUIRED,
+    SOFTMAX_ROUTER,
+    experts,
+    mlp,
+    shared_expert,
+)
 
 _FIELDS = FIELDS | {
     "attention.scale": scale("attention_multiplier"),
@@ -37,6 +46,21 @@ ARCHITECTURES = (
         required=_REQUIRED,
         defaults=_DEFAULTS,
         tensors=BODY + mlp() + MLP_BIAS,
+        derived=(query_scale,),
+    ),
+    Architecture(
+        name="granitemoe",
+        mark=lambda file: bool(number(file, "expert_shared_feed_forward_length", least=0)),
+        model_type="granitemoeshared",
+        fields=_FIELDS
+        | _EXPERT_FIELDS
+        | {"expert_shared_feed_forward_length": "shared_intermediate_size"},
+        required=_REQUIRED | frozenset(_EXPERT_FIELDS),
+        defaults=_DEFAULTS,
+        fixed=SOFTMAX_ROUTER,
+        tensors=BODY
+        + experts("block_sparse_moe")
+        + shared_expert("shared_mlp", down="output_linear"),
         derived=(query_scale,),
     ),
     Architecture(

@@ -15,8 +15,10 @@ from ascend_gguf.reader import GGUFFile
 _ONE_GROUP = {"n_group": 1, "topk_group": 1}
 
 
-def sliding_unless(every: int) -> Derivation:
+def sliding_unless(every: int, first: bool = False) -> Derivation:
     """``layer_types``: the file's pattern, or else full attention in every n-th layer.
+
+    With ``first`` it is the first of n layers, else the last.
 
     A model without a window has full attention in all layers.
     """
@@ -32,7 +34,7 @@ def sliding_unless(every: int) -> Derivation:
             # Zero means no full attention at all, as in llama.cpp.
             step = number(file, "attention.sliding_window_pattern", least=0)
             step = (every if step is None else step) or layers + 1
-            sliding = [(layer + 1) % step != 0 for layer in range(layers)]
+            sliding = [(layer + (not first)) % step != 0 for layer in range(layers)]
         types = ["sliding_attention" if slides else "full_attention" for slides in sliding]
         return {"layer_types": types, "sliding_window": attributes.get("sliding_window") or None}
 
@@ -53,9 +55,41 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     return [bool(slides) for slides in pattern[:layers]]
 
 
+def dense_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """``mlp_layer_types``, of the first layers that are dense."""
+    layers, dense = attributes["num_hidden_layers"], attributes["first_k_dense_replace"]
+    return {"mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(layers)]}
+
+
+def shared_count(attribute: str, default: int = 0) -> Derivation:
+    """How many shared experts: by their total width, as in llama.cpp, or else by their number."""
+
+    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+        one = attributes.get("moe_intermediate_size") or attributes["intermediate_size"]
+        width = number(file, "expert_shared_feed_forward_length", least=0)
+        count = number(file, "expert_shared_count", least=0) if width is None else width // one
+        return {attribute: default if count is None else count}
+
+    return derive
+
+
 def has_tensor(attribute: str, *tensors: str) -> Derivation:
     """An attribute that is true if the file has one of the tensors."""
     return lambda file, attributes: {attribute: any(name in file.tensors for name in tensors)}
+
+
+def no_grouped_heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing; refuse fewer KV heads than query heads, which the engine's model does not know."""
+    heads, kv_heads = attributes["num_attention_heads"], attributes["num_key_value_heads"]
+    if heads != kv_heads:
+        raise GGUFError(
+            "SGLang's model has as many KV heads as query heads",
+            file=file.path,
+            key=f"{file.architecture}.attention.head_count_kv",
+            found=kv_heads,
+            expected=heads,
+        )
+    return {}
 
 
 def query_scale(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:

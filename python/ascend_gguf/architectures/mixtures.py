@@ -7,6 +7,7 @@ from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, count, length, per_layer
+from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
@@ -14,9 +15,13 @@ from ascend_gguf.architectures.parts import (
     FRAME,
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
+    MOE_FIELDS,
     NORMS,
+    PATTERN,
+    QK_NORM,
     REQUIRED,
     SOFTMAX_ROUTER,
+    WINDOW,
     experts,
     mlp,
     shared_expert,
@@ -180,4 +185,40 @@ LLAMA4 = Architecture(
     derived=(_llama4_sizes,),
 )
 
-ARCHITECTURES = (LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)
+_OLMOE_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+_EPSILON = "attention.layer_norm_rms_epsilon"
+
+OLMOE = Architecture(
+    name="olmoe",
+    model_type="olmoe",
+    fields={key: value for key, value in FIELDS.items() if key != _EPSILON} | _OLMOE_EXPERTS,
+    required=REQUIRED - {_EPSILON} | frozenset(_OLMOE_EXPERTS),
+    fixed={_EPSILON: (1e-5,), "expert_gating_func": (1,), "expert_weights_norm": (False,)},
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        # Over all heads at once.
+        per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
+        per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
+        *experts(),
+    ),
+    constants={"norm_topk_prob": False},
+)
+
+_MELLUM_EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
+
+MELLUM = Architecture(
+    name="mellum",
+    model_type="mellum",
+    fields=FIELDS | HEAD_SIZE | WINDOW | _MELLUM_EXPERTS,
+    required=REQUIRED - {"feed_forward_length"} | frozenset(_MELLUM_EXPERTS),
+    reads=PATTERN | {"rope.freq_base_swa"},
+    fixed=SOFTMAX_ROUTER,
+    tensors=(*FRAME, *NORMS, *ATTENTION, *QK_NORM, *experts()),
+    constants={"norm_topk_prob": True},
+    rope=rope.by_layer_type(None),
+    derived=(sliding_unless(4),),
+)
+
+ARCHITECTURES = (MELLUM, OLMOE, LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)

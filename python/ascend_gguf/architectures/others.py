@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.parts import (
     ATTENTION,
+    BIASED_NORMS,
     FIELDS,
     FRAME,
     FUSED_MLP,
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
+    LAYER_NORM_EPSILON,
+    LAYER_NORM_REQUIRED,
     NORMS,
     NORMS_AROUND_ATTENTION,
     OUTPUT_BIAS,
+    PLAIN_FIELDS,
+    QK_NORM,
     REQUIRED,
     WINDOW,
     attention,
     mlp,
 )
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
 
 PHI3 = Architecture(
     name="phi3",
@@ -43,17 +55,13 @@ PHI3 = Architecture(
 STARCODER2 = Architecture(
     name="starcoder2",
     model_type="starcoder2",
-    fields={key: value for key, value in FIELDS.items() if "rms" not in key}
-    | {"attention.layer_norm_epsilon": fraction("norm_epsilon")},
-    required=frozenset(key for key in REQUIRED if "rms" not in key)
-    | {"attention.layer_norm_epsilon"},
+    fields=PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("norm_epsilon")},
+    required=LAYER_NORM_REQUIRED,
     fixed={"hidden_activation": ("gelu_pytorch_tanh",)},
     tensors=(
         *FRAME,
         Rename("output_norm.bias", "hidden", "model.norm.bias"),
-        *NORMS,
-        per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
-        per_layer("ffn_norm.bias", "hidden", "post_attention_layernorm.bias"),
+        *BIASED_NORMS,
         *attention(biased=True),
         OUTPUT_BIAS,
         per_layer("ffn_up.weight", "ffn hidden", "mlp.c_fc.weight"),
@@ -96,4 +104,65 @@ HUNYUAN_DENSE = Architecture(
     constants={"use_qk_norm": True},
 )
 
-ARCHITECTURES = (HUNYUAN_DENSE, PHI3, STARCODER2, SMOLLM3, SEED_OSS)
+ARCEE = Architecture(
+    name="arcee",
+    model_type="arcee",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(
+        *BODY,
+        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+    ),
+)
+
+_XIELU = ("alpha_n", "alpha_p", "beta", "eps")
+
+
+def _activations(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of each layer's xIELU, whose keys do not begin with the architecture."""
+    layers = attributes["num_hidden_layers"]
+    found = {}
+    for name in _XIELU:
+        values = file.metadata.get(f"xielu.{name}")
+        each = np.atleast_1d(values if isinstance(values, (float, np.ndarray)) else ())
+        if each.dtype.kind != "f" or len(each) not in (1, layers) or not np.isfinite(each).all():
+            raise GGUFError(
+                "invalid numbers of the activation",
+                file=file.path,
+                key=f"xielu.{name}",
+                found=f"{values!r:.80}",
+                expected=f"a finite number for each of {layers} layers, or one for all",
+                hint=CONVERT_AGAIN,
+            )
+        found[name] = np.broadcast_to(each, layers).tolist()
+    return {"xielu": found}
+
+
+APERTUS = Architecture(
+    name="apertus",
+    model_type="apertus",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(
+        *FRAME,
+        per_layer("attn_norm.weight", "hidden", "attention_layernorm.weight"),
+        per_layer("ffn_norm.weight", "hidden", "feedforward_layernorm.weight"),
+        *ATTENTION,
+        *QK_NORM,
+        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+    ),
+    derived=(_activations,),
+)
+
+ERNIE4_5 = Architecture(
+    name="ernie4_5",
+    model_type="ernie4_5",
+    causal_lm="Ernie4_5_ForCausalLM",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()),
+)
+
+ARCHITECTURES = (APERTUS, ARCEE, ERNIE4_5, HUNYUAN_DENSE, PHI3, STARCODER2, SMOLLM3, SEED_OSS)

@@ -28,6 +28,11 @@ REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
 #: Of models that may have bidirectional attention, for embeddings: read by what serves these.
 CAUSAL = frozenset({"attention.causal"})
 
+#: The same, of models with LayerNorm; which configurations call its epsilon differently.
+LAYER_NORM_EPSILON = "attention.layer_norm_epsilon"
+PLAIN_FIELDS: Fields = {key: value for key, value in FIELDS.items() if "norm" not in key}
+LAYER_NORM_REQUIRED = frozenset(key for key in REQUIRED if "norm" not in key) | {LAYER_NORM_EPSILON}
+
 HEAD_SIZE = {"attention.key_length": length("head_dim")}
 WINDOW = {"attention.sliding_window": length("sliding_window")}
 #: Which layers have a sliding window, read by ``layers.sliding_unless``.
@@ -43,6 +48,13 @@ FRAME = (*TIED_FRAME, OUTPUT)
 NORMS = (
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
     per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
+)
+
+#: Those of LayerNorm, with a bias.
+BIASED_NORMS = (
+    *NORMS,
+    per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
+    per_layer("ffn_norm.bias", "hidden", "post_attention_layernorm.bias"),
 )
 
 #: The same, for files that name the second norm after what it follows.
@@ -69,6 +81,7 @@ def attention(
     biased: bool = False,
     q_rows: str = "q",
     kind: str = "",
+    output: str = "self_attn.o_proj",
 ) -> tuple[Rename, ...]:
     """Projections of attention: q, k and v separate or merged, each with or without bias.
 
@@ -77,12 +90,13 @@ def attention(
         biased: q, k and v of this architecture always have a bias.
         q_rows: the dimension of the query projection's rows, if it has more than queries.
         kind: the kind of layer that has them.
+        output: the model's name of the output projection.
     """
     parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
         *_qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
         *_qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
-        per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight", kind=kind),
+        per_layer("attn_output.weight", "hidden q", f"{output}.weight", kind=kind),
     )
 
 
@@ -187,14 +201,14 @@ def experts(
     )
 
 
-def shared_expert(module: str, kind: str = "") -> tuple[Rename, ...]:
+def shared_expert(module: str, kind: str = "", down: str = "down_proj") -> tuple[Rename, ...]:
     """A shared expert, or several merged into one."""
     up = "shared_ffn hidden"
     return (
         per_layer("ffn_gate_shexp.weight", up, f"{module}.gate_proj.weight", kind=kind),
         per_layer("ffn_up_shexp.weight", up, f"{module}.up_proj.weight", kind=kind),
         per_layer(
-            "ffn_down_shexp.weight", "hidden shared_ffn", f"{module}.down_proj.weight", kind=kind
+            "ffn_down_shexp.weight", "hidden shared_ffn", f"{module}.{down}.weight", kind=kind
         ),
     )
 

@@ -6,18 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, per_layer
-from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.layers import dense_layers, shared_count, sliding_unless
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
     FRAME,
+    GROUPED_DEFAULTS,
+    GROUPED_ROUTING,
     HEAD_SIZE,
+    MOE_FIELDS,
+    NORMS,
     PATTERN,
     QK_NORM,
     REQUIRED,
     WINDOW,
+    experts,
     mlp,
+    shared_expert,
 )
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
@@ -49,6 +55,10 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     return {"sliding_window_pattern": pattern}
 
 
+def _moe_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, list[bool]]:
+    return {"is_moe_layer": [kind == "sparse" for kind in attributes["mlp_layer_types"]]}
+
+
 _BODY = (
     *FRAME,
     per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
@@ -63,7 +73,34 @@ _OLMO_BODY = (
     per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
 )
 
+_EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
+_UNGROUPED = {key: value for key, value in GROUPED_ROUTING.items() if "group" not in key}
+
+#: K-EXAONE, with norms before attention and experts, unlike its dense kin.
+EXAONE_MOE = Architecture(
+    name="exaone-moe",
+    model_type="exaone_moe",
+    fields=FIELDS | HEAD_SIZE | WINDOW | _EXPERTS | _UNGROUPED,
+    required=REQUIRED | frozenset(WINDOW) | frozenset(_EXPERTS),
+    defaults=GROUPED_DEFAULTS,
+    reads=PATTERN | {"expert_shared_feed_forward_length"},
+    fixed={"expert_gating_func": (2,)},
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        *QK_NORM,
+        *mlp("dense"),
+        *experts(kind="sparse"),
+        per_layer("exp_probs_b.bias", "experts", "mlp.e_score_correction_bias", kind="sparse"),
+        *shared_expert("mlp.shared_experts", kind="sparse"),
+    ),
+    constants={"n_group": 1, "topk_group": 1},
+    derived=(sliding_unless(4), dense_layers, _moe_layers, shared_count("num_shared_experts")),
+)
+
 ARCHITECTURES = (
+    EXAONE_MOE,
     Architecture(
         name="olmo2",
         mark=lambda file: bool(number(file, "attention.sliding_window", least=0)),

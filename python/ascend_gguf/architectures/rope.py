@@ -59,6 +59,11 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return plain | scaling | factors
 
 
+def absent(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model with position embeddings instead."""
+    return {}
+
+
 def unscaled(file: GGUFFile) -> dict[str, Any]:
     """The base of the frequencies: 10,000 where the file does not say."""
     theta = number(file, "rope.freq_base", float)
@@ -97,19 +102,30 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def longrope_or_other(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """LongRoPE if the file has its factors (MiniCPM 4), and else as :func:`parameters`."""
+    if "rope_factors_long.weight" not in file.tensors:
+        return parameters(file, attributes)
+    original = attributes["max_position_embeddings"]
+    return {"original_max_position_embeddings": original} | longrope(file, attributes)
+
+
 def by_layer_type(
-    sliding_theta: float,
+    sliding_theta: float | None,
 ) -> Callable[[GGUFFile, Mapping[str, Any]], dict[str, Any]]:
     """Separate parameters for sliding-window and full attention.
 
     Args:
-        sliding_theta: base for sliding-window attention if the file lacks it.
+        sliding_theta: base for sliding-window attention if the file lacks it; that of full
+            attention if None.
     """
 
     def parameters_by_type(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        theta = number(file, "rope.freq_base_swa", float)
-        sliding = {"rope_type": "default", "rope_theta": sliding_theta if theta is None else theta}
         full = parameters(file, attributes)
+        theta = number(file, "rope.freq_base_swa", float)
+        if theta is None:
+            theta = full["rope_theta"] if sliding_theta is None else sliding_theta
+        sliding = {"rope_type": "default", "rope_theta": theta}
         return {"sliding_attention": sliding, "full_attention": full}
 
     return parameters_by_type

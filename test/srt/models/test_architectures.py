@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,13 +35,17 @@ SERVED = ("llama-3.1", "gemma2", "gpt-oss", "deepseek-v3")
 TIED = ("llama-bias", "smollm3", "exaone4")
 
 
+#: Whether models like others are tested on several ranks and stages, too.
+ALL = bool(os.environ.get("ALL_PEERS"))
+
+
 def _runs_on(device: str) -> list[str]:
     return [name for name, tiny in TINY.items() if device not in tiny.refused]
 
 
 def _alone_on(device: str) -> list[str]:
-    """Those that are no twin of another."""
-    return [name for name in _runs_on(device) if not TINY[name].twin]
+    """Those that are no twin of another; all of them with ``ALL_PEERS`` in the environment."""
+    return [name for name in _runs_on(device) if ALL or not TINY[name].twin]
 
 
 def _check(model: Written, dtype: str, tokens: Sequence[int], *found: Sequence[float]) -> None:

@@ -49,6 +49,7 @@ LOST = {
     "llama4_text": {"rope.scaling.yarn_attn_factor"},
     "hunyuan_v1_dense": {"rope.scaling.yarn_attn_factor"},
     "hunyuan_v1_moe": {"rope.scaling.yarn_attn_factor"},
+    "hy_v3": {"expert_weights_norm"},  # always
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
@@ -89,6 +90,7 @@ MODELS: Mapping[str, Tiny] = TINY | {
 
 #: One name for each entry of the project's table.
 _VARIANTS = ("llama-3.1", "llama-bias", "mistral", "phi4-mini", "command-r-plus", "exaone4-1.2b")
+_VARIANTS += ("minicpm4",)
 NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
 #: What runs on the simulated NPU too.
 ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")
@@ -115,7 +117,7 @@ def other_values(model: Written) -> dict[str, tuple[Any, Change]]:
     config = model.reference.config
     keys = followed(model)
     keys -= LOST.get(config.model_type, set())
-    found = {key: OTHER[key] for key in OTHER if key in keys} | LINEAR
+    found = {key: change for key, change in (OTHER | LINEAR).items() if key in keys}
     computed = {
         "attention.sliding_window_pattern": lambda: [
             kind != "sliding_attention" for kind in config.layer_types
@@ -164,6 +166,8 @@ def check_others(engine, model: Written, path: Path, **options: Any) -> list[str
 def check_yarn(engine, model: Written, path: Path, **options: Any) -> list[str]:
     """Every key of YaRN at once."""
     keys = followed(model)
+    if "rope.scaling.type" not in keys:
+        return []
     values = {key: YARN[key][0] for key in YARN if key in keys}
     least = {key: values[key] for key in ("rope.scaling.type", "rope.scaling.factor")}
     if is_refused(model, path, least):

@@ -36,7 +36,7 @@ PADDED = ("llama-3.1", "phi3", "gpt-oss", "deepseek-v3", "glm4moe")
 
 #: Those that it pads wrongly.
 NOT_PADDED = ("mixtral", "granitemoe", "olmo2", "olmo3", "command-r", "command-r-plus", "cohere2")
-NOT_PADDED += ("starcoder2", "exaone4", "exaone4-1.2b", "minimax-m2")
+NOT_PADDED += ("starcoder2", "exaone4", "exaone4-1.2b", "minimax-m2", "olmoe")
 
 
 @pytest.fixture
@@ -157,10 +157,10 @@ def test_two_stages_on_an_npu(npu_engine, tiny_model, name):
     score_right(npu_engine, tiny_model(name), "float16", pp_size=2)
 
 
-@pytest.mark.parametrize("name", sorted(ONE_STAGE))
+@pytest.mark.parametrize("name", sorted(name for name in ONE_STAGE if not TINY[name].twin))
 def test_one_stage_only(cpu_engine, tiny_model, name):
     reason = _refusal(cpu_engine, tiny_model(name).path, pp_size=2)
-    assert "ForCausalLM runs on one stage only (found --pp-size 2). Leave out" in reason
+    assert " runs on one stage only (found --pp-size 2). Leave out" in reason
 
 
 def test_a_rank_that_ends_takes_the_server_along(zygote, log, tmp_path):

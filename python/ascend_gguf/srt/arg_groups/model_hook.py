@@ -39,7 +39,7 @@ HEAD_MULTIPLE = 16
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
     """AROUND the engine's checks: let models attend by backends that it thinks cannot.
 
-    EXAONE 4 and Gemma 4 need windows, which both have, the one for Ascend with
+    EXAONE 4, K-EXAONE and Gemma 4 need windows, which both have, the one for Ascend with
     :mod:`ascend_gguf.srt.hardware_backend.npu.attention.ascend_backend`; gpt-oss needs sinks, which
     the one for the CPU has with :mod:`ascend_gguf.srt.layers.attention.torch_native_backend`.
     What they cannot do at all is kept from being asked of them.
@@ -58,7 +58,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     _keep_state_in_dtype(server_args)
     _keep_one_cache(server_args, config)
     kind = getattr(config, "model_type", None)
-    if kind == "exaone4":
+    if kind in ("exaone4", "exaone_moe"):
         hidden, value = "sliding_window_pattern", None
     elif kind in ("gpt_oss", "gemma4_text") and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
@@ -95,7 +95,7 @@ def _keep_one_cache(server_args: Any, config: Any) -> None:
     The engine has two for these, and neither backend reads the one of layers with a window as it
     is written.  See :mod:`ascend_gguf.srt.model_executor.layer_sizes`.
     """
-    if has_layer_sizes(config):
+    if has_layer_sizes(config) or config.model_type == "mellum":
         declare_resolution(server_args, _SOURCE, disable_hybrid_swa_memory=True)
         model_config_of(server_args).is_hybrid_swa = False
 

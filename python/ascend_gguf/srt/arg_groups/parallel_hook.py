@@ -25,7 +25,12 @@ _MOST_RANKS = 16
 _NOT_PADDED = frozenset(
     ("MixtralForCausalLM", "GraniteMoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
     + ("CohereForCausalLM", "Cohere2ForCausalLM", "Starcoder2ForCausalLM", "Exaone4ForCausalLM")
-    + ("MiniMaxM2ForCausalLM",)
+    + ("MiniMaxM2ForCausalLM", "OlmoForCausalLM", "OlmoeForCausalLM", "StableLmForCausalLM")
+    + ("PhiForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GraniteMoeSharedForCausalLM")
+    # Not tried.
+    + ("ArceeForCausalLM", "ApertusForCausalLM", "PhiMoEForCausalLM", "GemmaForCausalLM")
+    + ("Ernie4_5_ForCausalLM", "ExaoneMoeForCausalLM", "MellumForCausalLM")
+    + ("Cohere2MoeForCausalLM",)
 )
 
 

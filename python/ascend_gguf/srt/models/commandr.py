@@ -14,6 +14,11 @@ def repair_attention(attention: Any, config: Any) -> None:
     """
     if attention.sliding_window_size > 0:
         attention.attn.sliding_window_size = attention.sliding_window_size - 1
+    copy_inputs(attention)
+
+
+def copy_inputs(attention: Any) -> None:
+    """Let the operator of an attention have queries, keys and values that are whole matrices."""
     attention.attn.register_forward_pre_hook(
         lambda module, inputs: (*(x.contiguous() for x in inputs[:3]), *inputs[3:])
     )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ascend_gguf.srt.layers.linear import wrap_loader
+from ascend_gguf.srt.models.buffers import use_buffer
 from ascend_gguf.srt.models.gemma3_causal import shared_by_ranks
 
 
@@ -31,7 +32,7 @@ def repair_attention(attention: Any, config: Any) -> None:
     """
     if attention.is_kv_shared_layer:
         wrap_loader(attention.qkv_proj, partial(_load_queries, attention.q_size))
-        _use_buffer(attention.k_norm, "weight")
+        use_buffer(attention.k_norm, "weight")
 
 
 def _load_queries(rows: int, load: Callable) -> Callable:
@@ -56,12 +57,5 @@ def repair_experts(experts: Any, config: Any) -> None:
 
     Then experts are chosen as usual: by the softmax of all, divided by the sum of the best.
     """
-    _use_buffer(experts, "per_expert_scale")
+    use_buffer(experts, "per_expert_scale")
     experts.topk.topk_config.custom_routing_function = None
-
-
-def _use_buffer(module: nn.Module, name: str) -> None:
-    """Make a parameter that no file fills a buffer."""
-    values = getattr(module, name).data
-    delattr(module, name)
-    module.register_buffer(name, values, persistent=False)

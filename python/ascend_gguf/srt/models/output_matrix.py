@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-_PREFIX = "lm_head."
+from ascend_gguf.srt.models.direct_loading import load_directly
+from ascend_gguf.srt.overrides import override_methods
+
+
+def add_output_bias(model: Any, config: Any) -> None:
+    """Add the bias of ``lm_head`` to logits; the engine's logits processor is told of none."""
+    override_methods(model.logits_processor, _compute_lm_head=_compute_lm_head)
+
+
+def _compute_lm_head(
+    original: Callable,
+    self: Any,
+    hidden_states: torch.Tensor,
+    lm_head: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
+    logits = original(self, hidden_states, lm_head, *args, **kwargs)
+    logits += lm_head.bias
+    return logits
 
 
 def load_output_matrix(model: Any, config: Any) -> None:
     """Load ``lm_head`` from blocks and from numbers, past the model's own ``load_weights``."""
-    model.load_weights = partial(_load_weights, model, model.load_weights)
-
-
-def _load_weights(
-    model: torch.nn.Module, original: Callable, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Any:
-    def others() -> Iterator[tuple[str, torch.Tensor]]:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, data in weights:
-            if not name.startswith(_PREFIX):
-                yield name, data
-            elif name in parameters:  # another stage of a pipeline has it otherwise
-                parameters[name].weight_loader(parameters[name], data)
-
-    return original(others())
+    load_directly(model, r"lm_head\.")

@@ -16,42 +16,58 @@ from torch import nn
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt import fingerprints
 from ascend_gguf.srt.models import (
+    apertus,
     bailing_moe,
+    cohere2_moe,
     commandr,
     deepseek_v2,
     exaone4,
+    exaone_moe,
+    gemma,
     gemma2,
     gemma3_causal,
     gemma4_causal,
     glm4_moe,
+    gpt2,
     gpt_oss,
+    granitemoe,
     hunyuan,
     llama,
     llama4,
+    mellum,
     minimax_m2,
     mixtral,
+    olmoe,
+    phi,
     qwen2_moe,
     qwen3_5,
     qwen3_classification,
     qwen3_moe,
 )
-from ascend_gguf.srt.models.output_matrix import load_output_matrix
+from ascend_gguf.srt.models.output_matrix import add_output_bias, load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
 
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
+    "cohere2_moe": cohere2_moe.count_dense_layers,
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
 }
 
 #: A class below ``sglang.srt.models`` to a function of its module and the configuration.
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
+    "apertus.ApertusModel": apertus.set_activations,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
+    "cohere2_moe.Cohere2MoeAttention": commandr.repair_attention,
     "commandr.CohereAttention": commandr.repair_attention,
     "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,
     "exaone4.Exaone4Attention": exaone4.repair_attention,
+    "exaone_moe.ExaoneMoEAttention": exaone_moe.repair_attention,
+    "gemma.GemmaAttention": set_rotary_embedding,
+    "gemma.GemmaForCausalLM": gemma.repair_loading,
+    "gemma.GemmaMLP": gemma.repair_activation,
     "gemma2.Gemma2Attention": gemma2.repair_attention,
     "gemma3_causal.Gemma3Attention": gemma3_causal.repair_attention,
     "gemma3_causal.Gemma3ForCausalLM": gemma3_causal.repair_embedding,
@@ -60,22 +76,33 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "gemma4_causal.Gemma4MoE": gemma4_causal.repair_experts,
     "gemma4_causal.Gemma4Router": gemma4_causal.repair_router,
     "glm4_moe.Glm4MoeSparseMoeBlock": glm4_moe.route_by_sigmoid,
+    "gpt2.GPT2Attention": gpt2.repair_attention,
+    "gpt2.GPT2LMHeadModel": gpt2.repair_loading,
     "gpt_oss.GptOssAttention": gpt_oss.repair_attention,
     "gpt_oss.GptOssForCausalLM": gpt_oss.repair_loading,
     "granitemoe.GraniteMoeAttention": set_rotary_embedding,
+    "granitemoe.GraniteMoeSharedForCausalLM": granitemoe.repair_loading,
     "hunyuan.HunYuanAttention": hunyuan.repair_attention,
     "llama.Phi3ForCausalLM": llama.attend_in_window,
     "llama4.Llama4Attention": llama4.repair_attention,
     "llama4.Llama4ForCausalLM": llama4.repair_loading,
     "llama4.Llama4MoE": llama4.repair_experts,
+    "mellum.MellumAttention": mellum.repair_attention,
     "minimax_m2.MiniMaxM2Attention": minimax_m2.repair_norm,
     "ministral3.Ministral3Attention": set_rotary_embedding,
     "mixtral.MixtralModel": mixtral.replace_attention,
+    "olmo.OlmoAttention": set_rotary_embedding,
+    "olmoe.OlmoeAttention": olmoe.repair_attention,
+    "phi.PhiAttention": set_rotary_embedding,
+    "phi.PhiForCausalLM": phi.repair_model,
+    "phimoe.PhiMoEAttention": set_rotary_embedding,
+    "phimoe.PhiMoEForCausalLM": add_output_bias,
     "qwen2_moe.Qwen2MoeSparseMoeBlock": qwen2_moe.repair_shared_expert,
     "qwen3_5.Qwen3_5GatedDeltaNet": qwen3_5.repair_delta_net,
     "qwen3_5_text.Qwen3_5ForCausalLM": load_output_matrix,
     "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
     "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
+    "stablelm.StablelmAttention": set_rotary_embedding,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,
 }
 

@@ -25,8 +25,13 @@ def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None
         max_position=config.max_position_embeddings,
         base=parameters["rope_theta"],
         rope_scaling=parameters,
-        is_neox_style=old.is_neox_style if is_neox_style is None else is_neox_style,
+        is_neox_style=_turns_halves(old) if is_neox_style is None else is_neox_style,
+        dtype=getattr(old, "dtype", None),
     )
+
+
+def _turns_halves(rotary: Any) -> bool:
+    return getattr(rotary, "is_neox_style", True)  # LongRoPE's does not say
 
 
 def avoid_rotary_kernel(model: nn.Module) -> None:

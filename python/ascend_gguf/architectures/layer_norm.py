@@ -1,0 +1,174 @@
+"""Models with LayerNorm, most of them of 2023 and before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer, scale
+from ascend_gguf.architectures.layers import has_tensor, no_grouped_heads
+from ascend_gguf.architectures.llama import ATTENTION as INTERLEAVED_ATTENTION
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    BIASED_NORMS,
+    EMBEDDING,
+    FRAME,
+    LAYER_NORM_EPSILON,
+    LAYER_NORM_REQUIRED,
+    OUTPUT,
+    OUTPUT_BIAS,
+    PLAIN_FIELDS,
+    SOFTMAX_ROUTER,
+    attention,
+    experts,
+    mlp,
+)
+from ascend_gguf.reader import GGUFFile
+
+_FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_eps")}
+_OUTPUT_NORM_BIAS = Rename("output_norm.bias", "hidden", "model.norm.bias")
+
+
+def _inner_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    return {"n_inner": attributes["intermediate_size"]}
+
+
+def _multi_query(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """StarCoder's one KV head, or as many as query heads."""
+    if attributes["num_key_value_heads"] == 1:
+        return {"multi_query": True}
+    return no_grouped_heads(file, attributes) | {"multi_query": False}
+
+
+STABLELM = Architecture(
+    name="stablelm",
+    model_type="stablelm",
+    fields=_FIELDS,
+    required=LAYER_NORM_REQUIRED,
+    reads=frozenset({"rope.dimension_count"}),
+    # Which one it is shows in its tensors: that of 12B has no norm before the feed-forward network.
+    fixed={"use_parallel_residual": (False, True)},
+    tensors=(*FRAME, _OUTPUT_NORM_BIAS, *BIASED_NORMS, *ATTENTION, *mlp()),
+    constants={"use_parallel_residual": False, "qk_layernorm": False},
+    rope=rope.partial,
+    derived=(rope.partial_factor,),
+)
+
+#: Computes what StableLM does, but for the share of a head that RoPE covers.
+ORION = Architecture(
+    name="orion",
+    model_type="stablelm",
+    fields=_FIELDS,
+    required=LAYER_NORM_REQUIRED,
+    tensors=STABLELM.tensors,
+    constants={**STABLELM.constants, "partial_rotary_factor": 1.0},
+    rope=rope.partial,
+)
+
+OLMO = Architecture(
+    name="olmo",
+    model_type="olmo",
+    fields=PLAIN_FIELDS | {"attention.clamp_kqv": scale("clip_qkv")},
+    required=LAYER_NORM_REQUIRED - {LAYER_NORM_EPSILON},
+    fixed={LAYER_NORM_EPSILON: (1e-5,)},
+    # Its norms have no weights.
+    tensors=(EMBEDDING, OUTPUT, *INTERLEAVED_ATTENTION, *mlp()),
+    derived=(no_grouped_heads,),
+)
+
+PHI2 = Architecture(
+    name="phi2",
+    model_type="phi",
+    fields=_FIELDS,
+    required=LAYER_NORM_REQUIRED,
+    reads=frozenset({"rope.dimension_count"}),
+    tensors=(
+        EMBEDDING,
+        Rename("output_norm.weight", "hidden", "model.final_layernorm.weight"),
+        Rename("output_norm.bias", "hidden", "model.final_layernorm.bias"),
+        OUTPUT,
+        Rename("output.bias", "vocab", "lm_head.bias"),
+        # Attention and the feed-forward network have the same input.
+        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+        per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
+        *attention(biased=True, output="self_attn.dense"),
+        per_layer("attn_output.bias", "hidden", "self_attn.dense.bias"),
+        per_layer("ffn_up.weight", "ffn hidden", "mlp.fc1.weight"),
+        per_layer("ffn_up.bias", "ffn", "mlp.fc1.bias"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.fc2.weight"),
+        per_layer("ffn_down.bias", "hidden", "mlp.fc2.bias"),
+    ),
+    rope=rope.partial,
+    derived=(no_grouped_heads, rope.partial_factor, _inner_width),
+)
+
+PHIMOE = Architecture(
+    name="phimoe",
+    model_type="phimoe",
+    causal_lm="PhiMoEForCausalLM",
+    fields=PLAIN_FIELDS
+    | {"attention.layer_norm_rms_epsilon": fraction("rms_norm_eps")}
+    | {"expert_count": "num_local_experts"},
+    required=LAYER_NORM_REQUIRED - {LAYER_NORM_EPSILON}
+    | {"attention.layer_norm_rms_epsilon", "expert_count"},
+    # Which it was trained with: the softmax of two, each beside those that are far less.
+    fixed=SOFTMAX_ROUTER | {"expert_used_count": (2,)},
+    constants={"num_experts_per_tok": 2},
+    tensors=(
+        *FRAME,
+        _OUTPUT_NORM_BIAS,
+        Rename("output.bias", "vocab", "lm_head.bias"),
+        *BIASED_NORMS,
+        *ATTENTION,
+        replace(OUTPUT_BIAS, optional=True),
+        *experts("block_sparse_moe", ("w1", "w3", "w2")),
+    ),
+    rope=rope.longrope,
+    derived=(has_tensor("attention_bias", "blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),),
+)
+
+_GPT_TENSORS = (
+    Rename("token_embd.weight", "vocab hidden", "transformer.wte.weight"),
+    Rename("position_embd.weight", "positions hidden", "transformer.wpe.weight"),
+    *(
+        Rename(f"output_norm.{kind}", "hidden", f"transformer.ln_f.{kind}")
+        for kind in ("weight", "bias")
+    ),
+    *(
+        Rename(f"blk.{{layer}}.{gguf}.{kind}", shape, f"transformer.h.{{layer}}.{hf}.{kind}")
+        for gguf, rows, columns, hf in (
+            ("attn_norm", "hidden", "", "ln_1"),
+            ("attn_qkv", "q+2*kv", " hidden", "attn.c_attn"),
+            ("attn_output", "hidden", " q", "attn.c_proj"),
+            ("ffn_norm", "hidden", "", "ln_2"),
+            ("ffn_up", "ffn", " hidden", "mlp.c_fc"),
+            ("ffn_down", "hidden", " ffn", "mlp.c_proj"),
+        )
+        for kind, shape in (("weight", rows + columns), ("bias", rows))
+    ),
+)
+_GPT_FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_epsilon")}
+
+GPT2 = Architecture(
+    name="gpt2",
+    model_type="gpt2",
+    fields=_GPT_FIELDS,
+    required=LAYER_NORM_REQUIRED,
+    tensors=_GPT_TENSORS,
+    rope=rope.absent,
+    derived=(no_grouped_heads, _inner_width),
+)
+
+STARCODER = Architecture(
+    name="starcoder",
+    model_type="gpt_bigcode",
+    fields=_GPT_FIELDS,
+    required=LAYER_NORM_REQUIRED,
+    tensors=_GPT_TENSORS,
+    rope=rope.absent,
+    derived=(_multi_query, _inner_width),
+)
+
+ARCHITECTURES = (STABLELM, ORION, OLMO, PHI2, PHIMOE, GPT2, STARCODER)

@@ -1,0 +1,137 @@
+"""Architectures of their own in a file that compute what a model of another name does.
+
+The engine runs them with that model: its class knows pipeline stages, and packs every matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, per_layer, scale
+from ascend_gguf.architectures.llama import BODY
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    FIELDS,
+    FRAME,
+    HEAD_SIZE,
+    NORMS,
+    REQUIRED,
+    attention,
+    mlp,
+)
+from ascend_gguf.errors import GGUFError
+from ascend_gguf.reader import GGUFFile
+
+INTERNLM2 = Architecture(
+    name="internlm2",
+    model_type="llama",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=BODY + mlp(),
+)
+
+XVERSE = Architecture(
+    name="xverse",
+    model_type="llama",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=BODY + mlp(),
+)
+
+
+def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    # llama.cpp recognizes the 13B models by their depth, too.
+    if attributes["num_hidden_layers"] == 40:
+        raise GGUFError(
+            "Baichuan 13B has ALiBi instead of RoPE, which SGLang's attention does not support",
+            file=file.path,
+            key="baichuan.block_count",
+            found=40,
+            expected="another number of layers, as in Baichuan 7B",
+        )
+    return {}
+
+
+BAICHUAN = Architecture(
+    name="baichuan",
+    model_type="llama",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=BODY + mlp(),
+    derived=(_no_alibi,),
+)
+
+EXAONE = Architecture(
+    name="exaone",
+    model_type="llama",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()),
+)
+
+CHATGLM = Architecture(
+    name="chatglm",
+    model_type="llama",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    reads=frozenset({"rope.dimension_count"}),
+    tensors=(
+        *FRAME,
+        *NORMS,
+        *ATTENTION,
+        per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+    ),
+    # Neighbouring rows are turned together, in the file as in the model.
+    constants={"rope_is_neox_style": False},
+    rope=rope.partial,
+    derived=(rope.partial_factor,),
+)
+
+
+def _half_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    # Of gate and up together.
+    return {"intermediate_size": attributes["intermediate_size"] // 2}
+
+
+QWEN = Architecture(
+    name="qwen",
+    model_type="qwen2",
+    fields=FIELDS | HEAD_SIZE,
+    required=REQUIRED,
+    tensors=(*FRAME, *NORMS, *attention(biased=True), *mlp()),
+    derived=(_half_width,),
+)
+
+
+def _minicpm_scales(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the first models, of which old files say nothing."""
+    hidden, layers = attributes["hidden_size"], attributes["num_hidden_layers"]
+    usual = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / layers**0.5,
+        "logits_scaling": hidden / 256,
+        "attention_multiplier": (hidden // attributes["num_attention_heads"]) ** -0.5,
+    }
+    return usual | {name: attributes[name] for name in usual if name in attributes}
+
+
+MINICPM = Architecture(
+    name="minicpm",
+    model_type="granite",
+    fields=FIELDS
+    | {
+        "embedding_scale": scale("embedding_multiplier"),
+        "residual_scale": scale("residual_multiplier"),
+        "logit_scale": scale("logits_scaling"),
+        "attention.scale": scale("attention_multiplier"),
+    },
+    required=REQUIRED,
+    tensors=BODY + mlp(),
+    rope=rope.longrope_or_other,
+    derived=(_minicpm_scales,),
+)
+
+ARCHITECTURES = (INTERNLM2, XVERSE, BAICHUAN, EXAONE, CHATGLM, QWEN, MINICPM)

@@ -1,0 +1,155 @@
+"""Checkpoints as they were published of models that transformers has under another name.
+
+Each function takes transformers' configuration and tensors and gives those of the model's own code,
+which llama.cpp's converter knows: ``(configuration, tensors)``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+Published = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
+
+
+def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+    """Tensors whose names contain a key have its value there; the first that fits counts."""
+
+    def new(name: str) -> str:
+        old = next((old for old in names if re.search(old, name)), None)
+        return name if old is None else re.sub(old, names[old], name)
+
+    return {new(name): tensor for name, tensor in tensors.items()}
+
+
+def _merged(
+    tensors: Tensors, whole: str, parts: tuple[str, ...], merge: Callable[..., torch.Tensor]
+) -> Tensors:
+    """Tensors of a layer that end in ``parts`` as one that ends in ``whole``."""
+    left = dict(tensors)
+    for name in tensors:
+        if name.endswith(parts[0]):
+            prefix = name.removesuffix(parts[0])
+            left[prefix + whole] = merge(*(left.pop(prefix + part) for part in parts))
+    return left
+
+
+def _qkv(kind: str = "weight") -> tuple[str, ...]:
+    return tuple(f"self_attn.{part}_proj.{kind}" for part in "qkv")
+
+
+def _side_by_side(*parts: torch.Tensor) -> torch.Tensor:
+    return torch.cat(parts)
+
+
+def _of(config: dict[str, Any], model_class: str, **more: Any) -> dict[str, Any]:
+    return {**config, "architectures": [model_class], "model_type": "published", **more}
+
+
+def internlm2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        groups, head = config["num_key_value_heads"], config["head_dim"]
+        rows = (part.view(groups, -1, head, part.shape[-1]) for part in (q, k, v))
+        return torch.cat(list(rows), 1).view(-1, q.shape[-1])
+
+    tensors = _merged(tensors, "attention.wqkv.weight", _qkv(), grouped)
+    names = {
+        "embed_tokens": "tok_embeddings",
+        "^lm_head": "output",
+        r"self_attn\.o_proj": "attention.wo",
+        r"mlp\.gate_proj": "feed_forward.w1",
+        r"mlp\.up_proj": "feed_forward.w3",
+        r"mlp\.down_proj": "feed_forward.w2",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    return _of(config, "InternLM2ForCausalLM"), _renamed(tensors, names)
+
+
+def xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    return _of(config, "XverseForCausalLM"), tensors
+
+
+def orion(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    epsilon = config["layer_norm_eps"]
+    return _of(config, "OrionForCausalLM", rms_norm_eps=epsilon), tensors
+
+
+def _as_gpt(tensors: Tensors, parts: Mapping[str, str]) -> Tensors:
+    """Names of models that were written after GPT-2.
+
+    Args:
+        parts: what a projection of a layer is called.
+    """
+    names = {r"model\.embed_tokens": "transformer.wte", r"model\.norm": "transformer.ln_f"}
+    norms = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
+    for old, new in (norms | parts).items():
+        names[rf"model\.layers\.(\d+)\.{re.escape(old)}\."] = rf"transformer.h.\1.{new}."
+    return _renamed(tensors, names)
+
+
+def exaone(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    parts = {
+        **{f"self_attn.{part}_proj": f"attn.attention.{part}_proj" for part in "qkv"},
+        "self_attn.o_proj": "attn.attention.out_proj",
+        "mlp.gate_proj": "mlp.c_fc_0",
+        "mlp.up_proj": "mlp.c_fc_1",
+        "mlp.down_proj": "mlp.c_proj",
+    }
+    config = _of(config, "ExaoneForCausalLM", activation_function="silu")
+    return config, _as_gpt(tensors, parts)
+
+
+def qwen(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    for kind in ("weight", "bias"):
+        tensors = _merged(tensors, f"self_attn.c_attn.{kind}", _qkv(kind), _side_by_side)
+    parts = {
+        "self_attn.c_attn": "attn.c_attn",
+        "self_attn.o_proj": "attn.c_proj",
+        "mlp.gate_proj": "mlp.w2",
+        "mlp.up_proj": "mlp.w1",
+        "mlp.down_proj": "mlp.c_proj",
+    }
+    width = 2 * config["intermediate_size"]
+    config = _of(config, "QWenLMHeadModel", intermediate_size=width)
+    return config, _as_gpt(tensors, parts)
+
+
+def minicpm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    depth = config["residual_multiplier"] * config["num_hidden_layers"] ** 0.5
+    config = _of(
+        config,
+        "MiniCPMForCausalLM",
+        scale_emb=config["embedding_multiplier"],
+        scale_depth=depth,
+        dim_model_base=config["hidden_size"] / config["logits_scaling"],
+    )
+    return config, tensors
+
+
+def gpt2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    return {**config, "n_ctx": config["n_positions"]}, tensors
+
+
+def phimoe(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    return _of(config, "PhiMoEForCausalLM"), tensors
+
+
+#: By the name of a test.
+PUBLISHED: dict[str, Published] = {
+    "internlm2": internlm2,
+    "xverse": xverse,
+    "orion": orion,
+    "exaone": exaone,
+    "exaone-3.5": exaone,
+    "qwen": qwen,
+    "minicpm": minicpm,
+    "minicpm4": minicpm,
+    "gpt2": gpt2,
+    "phimoe": phimoe,
+    "phimoe-long": phimoe,
+}
