@@ -160,24 +160,28 @@ def _compile(log) -> Path:
             [_write(scratch, "nnopbase.c", "")],
             [f"-L{new}", "-Wl,--no-as-needed", "-lopapi", "-lascendcl"],
         )
-        torch_include = TORCH / "include"
-        _cxx(
-            new,
-            "npu_sim_aten",
-            [RUNTIME / "aten" / "redirect.cpp"],
-            [include, acl, torch_include, torch_include / "torch" / "csrc" / "api" / "include"],
-            [
-                f"-L{TORCH / 'lib'}",
-                "-ltorch_cpu",
-                "-lc10",
-                f"-L{TORCH_NPU / 'lib'}",
-                "-ltorch_npu",
-                *needs,
-                "-Wl,--unresolved-symbols=ignore-in-shared-libs",
-            ],
-        )
+        _compile_aten(new, [include, acl], needs)
         new.rename(target)
     return target
+
+
+def _compile_aten(new: Path, include: list[Path], needs: list[str]) -> None:
+    torch_include = TORCH / "include"
+    _cxx(
+        new,
+        "npu_sim_aten",
+        [RUNTIME / "aten" / "redirect.cpp"],
+        [*include, torch_include, torch_include / "torch" / "csrc" / "api" / "include"],
+        [
+            f"-L{TORCH / 'lib'}",
+            "-ltorch_cpu",
+            "-lc10",
+            f"-L{TORCH_NPU / 'lib'}",
+            "-ltorch_npu",
+            *needs,
+            "-Wl,--unresolved-symbols=ignore-in-shared-libs",
+        ],
+    )
 
 
 def _write(folder: str, name: str, text: str) -> Path:

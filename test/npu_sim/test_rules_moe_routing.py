@@ -4,6 +4,7 @@ import pytest
 import torch
 from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
 
+from npu_sim.operators import moe_gating as gating
 from npu_sim.operators import moe_routing as moe
 from npu_sim.operators.rules import OperatorMissing
 from npu_sim.operators.view import View
@@ -52,14 +53,14 @@ SOFTMAX = (
 
 @case_list(*SOFTMAX)
 def test_gating_top_k_softmax_refuses(case):
-    refused(moe.gating_top_k_softmax, softmax_call, case, "npu_moe_gating_top_k_softmax")
+    refused(gating.gating_top_k_softmax, softmax_call, case, "npu_moe_gating_top_k_softmax")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 def test_gating_top_k_softmax_values(dtype):
     c = softmax_call(dtype)
     c["finished"] = torch.arange(T) == 3
-    moe.gating_top_k_softmax(**c)
+    gating.gating_top_k_softmax(**c)
     for t in range(T):
         p = c["x"][t].double().softmax(0)
         order = sorted(range(E), key=lambda e: -p[e].item())[:K]
@@ -67,7 +68,7 @@ def test_gating_top_k_softmax_values(dtype):
         assert torch.allclose(c["y"][t].double(), p[order], rtol=1e-2 if dtype == BF16 else 1e-3)
         assert c["row_idx"][t].tolist() == [t, t + T]
     c = softmax_call()
-    moe.gating_top_k_softmax(**c | {"x": torch.zeros(T, E)})
+    gating.gating_top_k_softmax(**c | {"x": torch.zeros(T, E)})
     assert c["expert_idx"].tolist() == [[0, 1]] * T  # ties by number
 
 
@@ -87,15 +88,15 @@ SOFTMAX_V2 = (
 @case_list(*SOFTMAX_V2)
 def test_gating_top_k_softmax_v2_refuses(case):
     name = "npu_moe_gating_top_k_softmax_v2"
-    refused(moe.gating_top_k_softmax_v2, softmax_v2_call, case, name)
+    refused(gating.gating_top_k_softmax_v2, softmax_v2_call, case, name)
 
 
 @pytest.mark.parametrize("renorm", [0, 1])
 def test_gating_top_k_softmax_v2_values(renorm):
     c = softmax_v2_call() | {"renorm": renorm, "output_softmax": True}
-    moe.gating_top_k_softmax_v2(**c)
+    gating.gating_top_k_softmax_v2(**c)
     plain = softmax_call() | {"x": c["x"]}
-    moe.gating_top_k_softmax(**plain)
+    gating.gating_top_k_softmax(**plain)
     expected = plain["y"] / plain["y"].sum(-1, keepdim=True) if renorm else plain["y"]
     assert torch.allclose(c["y"], expected)
     assert torch.equal(c["expert_idx"], plain["expert_idx"])
@@ -151,7 +152,7 @@ GATE = (
 
 @case_list(*GATE)
 def test_gating_top_k_refuses(case):
-    refused(moe.gating_top_k, gate_call, case, "npu_moe_gating_top_k")
+    refused(gating.gating_top_k, gate_call, case, "npu_moe_gating_top_k")
 
 
 @pytest.mark.parametrize("norm_type,renorm", [(1, 0), (0, 0), (0, 1)])
@@ -169,7 +170,7 @@ def test_gating_top_k_values(norm_type, renorm, bias, groups, mode):
         factor=2.5,
         out_flag=True,
     )
-    moe.gating_top_k(**c)
+    gating.gating_top_k(**c)
     for t in range(T):
         x = c["x"][t].double()
         norm = x.sigmoid() if norm_type else x.softmax(0)
@@ -198,12 +199,12 @@ def test_gating_top_k_values(norm_type, renorm, bias, groups, mode):
 def test_gating_entry_points():
     c = gate_call()
     values = list(c.values())
-    moe.gating_top_k_v1(*values)
+    gating.gating_top_k_v1(*values)
     first = c["expert_idx"].clone()
-    moe.gating_top_k_v2(*values[:2], None, None, *values[2:])
+    gating.gating_top_k_v2(*values[:2], None, None, *values[2:])
     assert torch.equal(first, c["expert_idx"])
     with pytest.raises(OperatorMissing, match="npu_moe_gating_top_k"):
-        moe.gating_top_k_v2(*values[:2], torch.zeros(T), None, *values[2:])
+        gating.gating_top_k_v2(*values[:2], torch.zeros(T), None, *values[2:])
 
 
 # ---------------------------------------------------------------- routing there

@@ -457,7 +457,7 @@ PA = [
     ),
     Case("key 4-D", {"key": lambda c: c["key"][None]}, "key", "has 3 dimensions"),
     Case("value 2-D", {"value": lambda c: c["value"][0]}, "value", "has 3 dimensions"),
-    Case("value tokens", {"value": lambda c: c["value"][:2]}, "value", "first two dimensions"),
+    Case("value tokens", {"value": lambda c: c["value"][:2]}, "value", "shape is (3, 2, 4)"),
     Case("cache 3-D", {"key_cache": lambda c: c["key_cache"][0]}, "key_cache", "has 4 dimensions"),
     Case(
         "cache heads",

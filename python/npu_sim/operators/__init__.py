@@ -9,12 +9,13 @@ takes, and where its rules come from.
 | grouped_matmul | one product an expert, plain or with such weights |
 | antiquant | the arithmetic these two share |
 | int4_pack, format_cast | preparing weights |
-| attention | fused attention |
+| attention, attention_rules | fused attention |
 | atb | ATB's paged attention, prefill and cache writes |
 | attend | the arithmetic these two share |
 | latent | around attention over latent vectors |
 | lora | LoRA of sequences |
-| moe_routing | gating, sending tokens to experts and back |
+| moe_gating | experts of tokens, from a router's logits |
+| moe_routing | sending tokens to experts and back |
 | norm, activation, rope, quant, sampling, cache | what the names say |
 | rules, view, registry | the vocabulary of refusals, the tensors, the table |
 
@@ -45,6 +46,7 @@ from . import (  # noqa: F401  (importing an operator file registers it)
     int4_pack,
     latent,
     lora,
+    moe_gating,
     moe_routing,
     norm,
     quant,

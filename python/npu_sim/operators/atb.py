@@ -20,6 +20,7 @@ Lengths may be on the host or the device; ATB copies them to the host.
 from __future__ import annotations
 
 from .attend import attend, causal, gather_pages
+from .cache import store
 from .rules import A2, A3, BF16, F16, I8, I32, Rules
 from .view import view
 
@@ -35,24 +36,8 @@ def reshape_and_cache(key, value, key_cache, value_cache, slot_indices) -> None:
     rule = Rules("atb::_npu_reshape_and_cache", CACHE)
     rule.products(A2, A3)  # 310P keeps its caches in FRACTAL_NZ, Ascend 950 runs other code
     rule.dtype("key", key.t, F16, BF16, I8)
-    for argument, v in (("value", value), ("key_cache", key_cache), ("value_cache", value_cache)):
-        rule.same_dtype(argument, v.t, "key", key.t)
     rule.dtype("slot_indices", slots.t, I32)
-    rule.ndim("key", key.t, 3)
-    rule.ndim("value", value.t, 3)
-    rule.ndim("key_cache", key_cache.t, 4)
-    rule.ndim("slot_indices", slots.t, 1)
-    tokens, heads, width = key.t.shape
-    blocks, block_size = key_cache.t.shape[:2]
-    rule.shape("value", value.t, (tokens, heads, value.t.shape[2]))
-    rule.shape("key_cache", key_cache.t, (blocks, block_size, heads, width))
-    rule.shape("value_cache", value_cache.t, (blocks, block_size, heads, value.t.shape[2]))
-    rule.shape("slot_indices", slots.t, (tokens,))
-    for argument, v in (("key_cache", key_cache), ("value_cache", value_cache)):
-        rule.contiguous(argument, v.t)
-    rule.values("slot_indices", slots.t, 0, blocks * block_size - 1)
-    for cache, rows in ((key_cache, key), (value_cache, value)):
-        cache.t.view(-1, *rows.t.shape[1:])[slots.t.long()] = rows.t
+    store(rule, key, value, key_cache, value_cache, slots, "slot_indices")
 
 
 def _caches(rule, query_dtype, key_cache, value_cache, heads, kv_heads):
@@ -155,6 +140,34 @@ def paged_attention(
         flat[i] = attend(query.t[i : i + 1], k, v, scale_value)[0][0].to(flat.dtype)
 
 
+def _prefix_mask(rule, mask, query) -> None:
+    rule.dtype("mask", mask.t, F16, BF16)
+    rule.same_dtype("mask", mask.t, "query", query.t)
+    rule.shape("mask", mask.t, (128, 128))
+    low, high = mask.t.tril().abs().max().item(), mask.t[0, 1:].abs().min().item()
+    rule.that(
+        low == 0 and high > 0 and mask.t[-2, -1] != 0,
+        "mask",
+        "is zero on and below the diagonal and not zero above",
+    )
+
+
+def _prefix_lengths(rule, queries, context) -> None:
+    for s, length in zip(queries, context, strict=False):
+        rule.that(
+            s <= length,
+            "context_lens",
+            f"no sequence has more queries than rows (found {s} and {length})",
+        )
+        rule.that(
+            (length - s) % 128 == 0,
+            "context_lens",
+            f"what is cached already is a multiple of 128 rows (found {length - s})",
+            "ATB flash_attention_tiling_dependency.cpp; torch_npu 2.13.0 documentation of "
+            "npu_self_attention_prefix_encoder",
+        )
+
+
 def flash_attention_qlens(
     query,
     key_cache,
@@ -176,11 +189,8 @@ def flash_attention_qlens(
     rule.dtype("query", query.t, F16, BF16)
     rule.ndim("query", query.t, 2, 3)
     rule.ndim("key_cache", key_cache.t, 3, 4)
-    rule.that(
-        key_cache.t.dim() == value_cache.t.dim(),
-        "value_cache",
-        "has as many dimensions as key_cache",
-    )
+    same = key_cache.t.dim() == value_cache.t.dim()
+    rule.that(same, "value_cache", "has as many dimensions as key_cache")
     rule.multiple("query", "its width", query.t[0].numel(), num_heads)
     q = query.t.reshape(query.t.shape[0], num_heads, -1)
     pages = _caches(rule, query.t.dtype, key_cache, value_cache, num_heads, num_kv_heads)
@@ -192,33 +202,13 @@ def flash_attention_qlens(
         f"the head size is a multiple of 16, up to 128 (found {d})",
     )
     rule.equal("key_cache", "the block size", block_size, 128)
-    rule.dtype("mask", mask.t, F16, BF16)
-    rule.same_dtype("mask", mask.t, "query", query.t)
-    rule.shape("mask", mask.t, (128, 128))
-    low, high = mask.t.tril().abs().max().item(), mask.t[0, 1:].abs().min().item()
-    rule.that(
-        low == 0 and high > 0 and mask.t[-2, -1] != 0,
-        "mask",
-        "is zero on and below the diagonal and not zero above",
-    )
+    _prefix_mask(rule, mask, query)
     rule.dtype("block_table", table.t, I32)
     rule.ndim("block_table", table.t, 2)
     batch = table.t.shape[0]
     queries = _lengths(rule, "seq_len", q_lengths, batch, pages, table)
     context = _lengths(rule, "context_lens", kv_lengths, batch, pages, table)
-    for s, length in zip(queries, context, strict=False):
-        rule.that(
-            s <= length,
-            "context_lens",
-            f"no sequence has more queries than rows (found {s} and {length})",
-        )
-        rule.that(
-            (length - s) % 128 == 0,
-            "context_lens",
-            f"what is cached already is a multiple of 128 rows (found {length - s})",
-            "ATB flash_attention_tiling_dependency.cpp; torch_npu 2.13.0 documentation of "
-            "npu_self_attention_prefix_encoder",
-        )
+    _prefix_lengths(rule, queries, context)
     # The engine pads a batch behind its last sequence; rows there are left as they are.
     rule.that(
         sum(queries) <= q.shape[0],

@@ -98,30 +98,32 @@ def scatter_pa_kv_cache(
         raise OperatorMissing(name, f"cache_mode {cache_mode!r}, or compression")
     rule.dtype("key", key.t, F16, BF16, F32, I8)
     rule.dtype("slot_mapping", slots.t, I32, I64)
-    for argument, v in (
-        ("key", key),
-        ("value", value),
-        ("key_cache", key_cache),
-        ("value_cache", value_cache),
-        ("slot_mapping", slots),
-    ):
+    rows = (("key", key), ("value", value), ("slot_mapping", slots))
+    for argument, v in rows:
         rule.contiguous(argument, v.t)
+    for argument, v in (*rows, ("key_cache", key_cache), ("value_cache", value_cache)):
         rule.plain(argument, v)
+    # Repeated slots are documented to give either value; SGLang 0.5.23 pads a batch with slot 0, so
+    # they are not refused.
+    store(rule, key, value, key_cache, value_cache, slots, "slot_mapping")
+
+
+def store(rule, key, value, key_cache, value_cache, slots, slots_name: str) -> None:
+    """Rows of key and value to rows ``slots`` of the caches, with the rules of their shapes."""
     for argument, v in (("value", value), ("key_cache", key_cache), ("value_cache", value_cache)):
         rule.same_dtype(argument, v.t, "key", key.t)
     rule.ndim("key", key.t, 3)
     rule.ndim("value", value.t, 3)
-    rule.that(
-        key.t.shape[:2] == value.t.shape[:2], "value", "the first two dimensions equal those of key"
-    )
     rule.ndim("key_cache", key_cache.t, 4)
-    blocks, block_size = key_cache.t.shape[:2]
+    rule.ndim(slots_name, slots.t, 1)
     tokens, heads, width = key.t.shape
+    blocks, block_size = key_cache.t.shape[:2]
+    rule.shape("value", value.t, (tokens, heads, value.t.shape[2]))
     rule.shape("key_cache", key_cache.t, (blocks, block_size, heads, width))
     rule.shape("value_cache", value_cache.t, (blocks, block_size, heads, value.t.shape[2]))
-    rule.shape("slot_mapping", slots.t, (tokens,))
-    rule.values("slot_mapping", slots.t, 0, blocks * block_size - 1)
-    # Repeated slots are documented to give either value; SGLang 0.5.23 pads a batch with slot 0, so
-    # they are not refused.
+    rule.shape(slots_name, slots.t, (tokens,))
+    for argument, v in (("key_cache", key_cache), ("value_cache", value_cache)):
+        rule.contiguous(argument, v.t)
+    rule.values(slots_name, slots.t, 0, blocks * block_size - 1)
     for cache, rows in ((key_cache, key), (value_cache, value)):
         cache.t.view(-1, *rows.t.shape[1:])[slots.t.long()] = rows.t

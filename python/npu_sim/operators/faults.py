@@ -78,7 +78,8 @@ def strike(operator: str, weights: str | None = None) -> None:
 
     weights: how those of an operator of `WITH_WEIGHTS` are packed; others have none.
     """
-    name = operator.rpartition("::")[2]
+    name = operator.rpartition("::")[2].partition(" ")[0]
+    name = name if name in OPERATORS else name.removesuffix("_v2")
     if name in WITH_WEIGHTS and weights is None:
         return
     forms = [(name,), *([(name, weights)] if weights else [])]

@@ -66,16 +66,7 @@ def kv_rmsnorm_rope_cache(
     rule.shape("gamma", gamma.t, (NORM,))
     rule.shape("cos", cos.t, (b, 1, s, TURNED), (b, 1, 1, TURNED))
     rule.shape("sin", sin.t, cos.t.shape)
-    rule.dtype("index", index.t, I64)
-    rule.shape("index", index.t, (b * s,))
-    rule.ndim("k_cache", k_cache.t, 4)
-    blocks, block_size = k_cache.t.shape[:2]
-    for argument, v, width in (("k_cache", k_cache, TURNED), ("ckv_cache", ckv_cache, NORM)):
-        rule.same_dtype(argument, v.t, "kv", kv.t)
-        rule.shape(argument, v.t, (blocks, block_size, 1, width))
-        rule.contiguous(argument, v.t)
-    rule.multiple("k_cache", "the block size", block_size, 16)
-    rule.values("index", index.t, -1, blocks * block_size - 1)
+    _cache_rules(rule, kv, index, k_cache, ckv_cache)
     kept = index.t[index.t >= 0]
     # The engine's padding rows all go to the reserved first slot.
     own = kept[kept > 0]
@@ -90,6 +81,19 @@ def kv_rmsnorm_rope_cache(
         cache.t.view(-1, rows.shape[-1])[kept] = rows.reshape(b * s, -1)[index.t >= 0]
         if outputs:
             out.t.copy_(rows)
+
+
+def _cache_rules(rule, kv, index, k_cache, ckv_cache) -> None:
+    rule.dtype("index", index.t, I64)
+    rule.shape("index", index.t, (kv.t.shape[0] * kv.t.shape[2],))
+    rule.ndim("k_cache", k_cache.t, 4)
+    blocks, block_size = k_cache.t.shape[:2]
+    for argument, v, width in (("k_cache", k_cache, TURNED), ("ckv_cache", ckv_cache, NORM)):
+        rule.same_dtype(argument, v.t, "kv", kv.t)
+        rule.shape(argument, v.t, (blocks, block_size, 1, width))
+        rule.contiguous(argument, v.t)
+    rule.multiple("k_cache", "the block size", block_size, 16)
+    rule.values("index", index.t, -1, blocks * block_size - 1)
 
 
 @aclnn("aclnnTransposeBatchMatMul", "tttt" + "III" + "c" + "w" + "t")

@@ -1,266 +1,29 @@
 """Sending tokens to their experts and back.
 
-gating      logits (T, E)            -> weights (T, K), experts (T, K)
 init        x (T, H), experts (T, K) -> rows of x, once an expert, sorted by expert; where each
                                         went; tokens an expert
 finalize    rows and where they went -> (T, H), weighted and summed over the K experts of each token
 permute / unpermute                     the same two steps, older interface
 
-Sorting is stable: tokens of one expert keep their order.  Equal gate values go to the expert with
-the lower number. Outputs that are documented as undefined are NaN here, so that reading them shows.
+Sorting is stable: tokens of one expert keep their order.  Outputs that are documented as undefined
+are NaN here, so that reading them shows.
 """
 
 from __future__ import annotations
 
-from math import ceil
-
 import torch
 
-from . import faults
+from .moe_gating import DOC, floats, write
 from .registry import aclnn
-from .rules import (
-    A2,
-    A3,
-    A5,
-    BF16,
-    BOOL,
-    F16,
-    F32,
-    I8,
-    I32,
-    I64,
-    P310,
-    OperatorMissing,
-    Rules,
-    product,
-)
+from .rules import A2, A3, A5, BF16, F16, F32, I8, I32, I64, P310, OperatorMissing, Rules, product
 from .view import view
 
-DOC = "torch_npu 2.13.0 documentation of "
 LARGEST_COUNT = 2**24
-
-
-def _floats():
-    return (F16, F32) if product() == P310 else (F16, BF16, F32)
-
-
-def _top_k(values: torch.Tensor, k: int):
-    """The k largest along the last dimension, downwards; ties by position."""
-    best, index = values.sort(dim=-1, descending=True, stable=True)
-    return best[..., :k], index[..., :k]
-
-
-def _write(out, value):
-    out.t.copy_(value.reshape(out.t.shape))
 
 
 def _undefined(rows: torch.Tensor):
     if rows.is_floating_point():
         rows.fill_(torch.nan)
-
-
-# ---------------------------------------------------------------- gating
-@aclnn("aclnnMoeGatingTopKSoftmax", "ttittt")
-def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
-    """softmax, then the k largest;
-
-    no renormalisation.  row_idx[t, j] = j T + t.
-    """
-    rule = Rules("npu_moe_gating_top_k_softmax", DOC + "npu_moe_gating_top_k_softmax")
-    rule.products(A2, A3, A5)
-    values = _softmax_top_k(rule, x, finished, k, False, y, expert_idx)
-    tokens = values.numel() // k if k else 0
-    _write(view(row_idx), torch.arange(tokens * k).view(k, tokens).t())
-
-
-@aclnn("aclnnMoeGatingTopKSoftmaxV2", "tt" + "iib" + "ttt")
-def gating_top_k_softmax_v2(x, finished, k, renorm, output_softmax, y, expert_idx, softmax):
-    """softmax, then the k largest; or with ``renorm`` 1 the k largest, then their softmax."""
-    rule = Rules("npu_moe_gating_top_k_softmax_v2", DOC + "npu_moe_gating_top_k_softmax_v2")
-    rule.products(A2, A3)
-    rule.one_of("renorm", renorm, 0, 1)
-    softmax_last = renorm == 1 and not faults.has(faults.TOP_K_RENORM)
-    _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx)
-    if output_softmax and not renorm:
-        _write(view(softmax), view(x).t.float().softmax(-1))
-
-
-def _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx):
-    """Finished rows get expert E."""
-    x, finished, y, expert_idx = map(view, (x, finished, y, expert_idx))
-    rule.dtype("x", x.t, *_floats())
-    rule.ndim("x", x.t, 2, 3)
-    rule.plain("x", x)
-    experts = x.t.shape[-1]
-    rule.that(
-        0 < k <= min(experts, 1024),
-        "k",
-        f"is in [1, min(experts, 1024)] = [1, {min(experts, 1024)}] (found {k})",
-    )
-    if finished:
-        rule.dtype("finished", finished.t, BOOL)
-        rule.shape("finished", finished.t, x.t.shape[:-1])
-    logits = x.t.float()
-    values, index = _top_k(logits if softmax_last else logits.softmax(-1), k)
-    values = values.softmax(-1) if softmax_last else values
-    if finished:
-        index = index.masked_fill(finished.t.unsqueeze(-1), experts)
-    _write(y, values)
-    _write(expert_idx, index)
-    return values
-
-
-def gating_top_k(
-    x,
-    bias,
-    k,
-    k_group,
-    group_count,
-    group_select_mode,
-    renorm,
-    norm_type,
-    out_flag,
-    factor,
-    eps,
-    y,
-    expert_idx,
-    norm_out,
-):
-    """Sigmoid or softmax;
-
-    experts chosen with the bias added, in the best groups; their weights without it, divided by
-    their sum, scaled.
-    """
-    x, bias, y, expert_idx, norm_out = map(view, (x, bias, y, expert_idx, norm_out))
-    rule = Rules(
-        "npu_moe_gating_top_k", DOC + "npu_moe_gating_top_k; CANN moe_gating_top_k_tiling.cpp"
-    )
-    rule.products(A2, A3, A5)
-    rule.dtype("x", x.t, F16, BF16, F32)
-    rule.ndim("x", x.t, 2)
-    rule.plain("x", x)
-    tokens, experts = x.t.shape
-    rule.that(experts <= 2048, "x", f"has at most 2048 experts (found {experts})")
-    if bias:
-        rule.same_dtype("bias", bias.t, "x", x.t)
-        rule.shape("bias", bias.t, (experts,))
-    rule.that(
-        group_count > 0 and experts % group_count == 0,
-        "group_count",
-        f"divides the {experts} experts (found {group_count})",
-    )
-    members = experts // group_count
-    rule.range("k_group", "it", k_group, 1, group_count)
-    rule.range("k", "it", k, 1, k_group * members)
-    rule.one_of("group_select_mode", group_select_mode, 0, 1)
-    rule.that(
-        group_count == 1 or members > 2,
-        "group_count",
-        f"groups have more than 2 experts (found {members})",
-    )
-    rule.that(
-        group_count == 1 or ceil(members / 32) * 32 * group_count <= 2048,
-        "group_count",
-        "groups, padded to 32 experts, have at most 2048 in all",
-    )
-    rule.one_of("norm_type", norm_type, 0, 1)
-    # Documented as 0 only.  SGLang 0.5.23 (hardware_backend/npu/moe/topk.py) passes renormalize, 1
-    # for most models, in production.
-    rule.one_of("renorm", renorm, 0, 1)
-    f = x.t.float()
-    norm = f.sigmoid() if norm_type == 1 else f.softmax(-1)
-    if out_flag and norm_out is not None and norm_out.t.numel() == norm.numel():
-        _write(norm_out, norm)
-    choice = norm + bias.t.float() if bias else norm
-    if group_count > 1:
-        grouped = choice.view(tokens, group_count, members)
-        score = grouped.amax(-1) if group_select_mode == 0 else _top_k(grouped, 2)[0].sum(-1)
-        kept = torch.zeros_like(score, dtype=torch.bool).scatter_(
-            1, _top_k(score, k_group)[1], True
-        )
-        choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).view(tokens, experts)
-    index = _top_k(choice, k)[1]
-    weights = norm.gather(1, index)
-    if (
-        norm_type == 1 or renorm
-    ):  # the kernels divide for sigmoid only (moe_gating_top_k_generalized.h)
-        weights = weights / (weights.sum(-1, keepdim=True) + eps)
-    _write(y, weights * factor)
-    _write(expert_idx, index)
-
-
-@aclnn("aclnnMoeGatingTopK", "tt" + "iiiiiibdd" + "ttt")
-def gating_top_k_v1(
-    x,
-    bias,
-    k,
-    k_group,
-    group_count,
-    mode,
-    renorm,
-    norm_type,
-    out_flag,
-    factor,
-    eps,
-    y,
-    expert_idx,
-    norm_out,
-):
-    gating_top_k(
-        x,
-        bias,
-        k,
-        k_group,
-        group_count,
-        mode,
-        renorm,
-        norm_type,
-        out_flag,
-        factor,
-        eps,
-        y,
-        expert_idx,
-        norm_out,
-    )
-
-
-@aclnn("aclnnMoeGatingTopKV2", "tttt" + "iiiiiibdd" + "ttt")
-def gating_top_k_v2(
-    x,
-    bias,
-    input_ids,
-    tid2eid,
-    k,
-    k_group,
-    group_count,
-    mode,
-    renorm,
-    norm_type,
-    out_flag,
-    factor,
-    eps,
-    y,
-    expert_idx,
-    norm_out,
-):
-    if input_ids is not None or tid2eid is not None:
-        raise OperatorMissing("npu_moe_gating_top_k", "hash mode (input_ids, tid2eid)")
-    gating_top_k(
-        x,
-        bias,
-        k,
-        k_group,
-        group_count,
-        mode,
-        renorm,
-        norm_type,
-        out_flag,
-        factor,
-        eps,
-        y,
-        expert_idx,
-        norm_out,
-    )
 
 
 # ---------------------------------------------------------------- init
@@ -276,7 +39,7 @@ def init_routing(
     )
     rule = Rules("npu_moe_init_routing", DOC + "npu_moe_init_routing")
     rule.products(A2, A3)
-    rule.dtype("x", x.t, *_floats())
+    rule.dtype("x", x.t, *floats())
     rule.ndim("x", x.t, 2)
     rule.plain("x", x)
     rule.that(
@@ -297,8 +60,8 @@ def init_routing(
     rows = row_idx.t.flatten()[order].long()
     place = torch.empty_like(rows)
     place[rows] = torch.arange(len(rows))
-    _write(er, place)
-    _write(ee, expert_idx.t.flatten()[order])
+    write(er, place)
+    write(ee, expert_idx.t.flatten()[order])
     ex.t.copy_(x.t[rows[: ex.t.shape[0]] % tokens])
 
 
@@ -357,40 +120,20 @@ def init_routing_v3(
     )
     name = "npu_moe_init_routing_v2"
     rule = Rules(name, DOC + name)
-    rule.products(A2, A3, A5)
-    rule.dtype("x", x.t, F16, BF16, F32, I8)
-    rule.ndim("x", x.t, 2)
-    rule.plain("x", x)
-    tokens, width = x.t.shape
-    rule.dtype("expert_idx", expert_idx.t, I32)
-    rule.that(
-        expert_idx.t.dim() == 2 and expert_idx.t.shape[0] == tokens,
-        "expert_idx",
-        f"shape is ({tokens}, K) (found {tuple(expert_idx.t.shape)})",
-    )
-    k = expert_idx.t.shape[1]
+    _init_rules(rule, x, expert_idx, scale, active_num)
     rule.equal("drop_pad_mode", "it", drop_pad_mode, 0)
     rule.one_of("expert_tokens_num_type", count_type, 1, 2)
     rule.that(bool(count_flag), "expert_tokens_num_flag", "is True")
     rule.one_of("quant_mode", quant_mode, -1, 1)
     rule.one_of("row_idx_type", row_idx_type, 0, 1)
-    rule.that(active_num >= -1, "active_num", f"is -1 or more (found {active_num})")
     rule.range("expert_num", "it", expert_num, 1, 5120 if count_type == 2 else 10240)
-    first, last = active_range if active_range else (0, expert_num)
-    rule.that(
-        0 <= first <= last <= expert_num,
-        "active_expert_range",
-        f"lies in [0, expert_num = {expert_num}] (found [{first}, {last}])",
-    )
-    rule.values("expert_idx", expert_idx.t, 0, expert_num - 1)
+    first, last = _active_range(rule, expert_idx, expert_num, active_range)
     rule.absent("offset", offset)
     rule.that(quant_mode == -1 or x.t.dtype != I8, "quant_mode", "is -1 with int8 x")
     if quant_mode == 1 or count_type == 2:
         raise OperatorMissing(name, f"quant_mode {quant_mode}, expert_tokens_num_type {count_type}")
-    if scale:
-        rule.dtype("scale", scale.t, F32)
-        rule.shape("scale", scale.t, (tokens,))
 
+    k = expert_idx.t.shape[1]
     flat = expert_idx.t.flatten().long()
     active = (flat >= first) & (flat < last)
     order = torch.where(active, flat, expert_num).argsort(stable=True)[: int(active.sum())]
@@ -398,14 +141,43 @@ def init_routing_v3(
     ex.t[: len(rows)] = x.t[rows // k]
     _undefined(ex.t[len(rows) :])
     if row_idx_type == 0:
-        place = torch.full((tokens * k,), -1)
+        place = torch.full((len(flat),), -1)
         place[rows] = torch.arange(len(rows))
-        _write(er, place)
+        write(er, place)
     else:
         er.t[: len(rows)] = rows.to(er.t.dtype)
-    _write(counts, torch.bincount(flat[active] - first, minlength=last - first))
+    write(counts, torch.bincount(flat[active] - first, minlength=last - first))
     if scale and es is not None:
         es.t[: len(rows)] = scale.t[rows // k]
+
+
+def _active_range(rule, expert_idx, expert_num, active_range) -> tuple[int, int]:
+    first, last = active_range if active_range else (0, expert_num)
+    rule.that(
+        0 <= first <= last <= expert_num,
+        "active_expert_range",
+        f"lies in [0, expert_num = {expert_num}] (found [{first}, {last}])",
+    )
+    rule.values("expert_idx", expert_idx.t, 0, expert_num - 1)
+    return first, last
+
+
+def _init_rules(rule, x, expert_idx, scale, active_num) -> None:
+    rule.products(A2, A3, A5)
+    rule.dtype("x", x.t, F16, BF16, F32, I8)
+    rule.ndim("x", x.t, 2)
+    rule.plain("x", x)
+    tokens = x.t.shape[0]
+    rule.dtype("expert_idx", expert_idx.t, I32)
+    rule.that(
+        expert_idx.t.dim() == 2 and expert_idx.t.shape[0] == tokens,
+        "expert_idx",
+        f"shape is ({tokens}, K) (found {tuple(expert_idx.t.shape)})",
+    )
+    rule.that(active_num >= -1, "active_num", f"is -1 or more (found {active_num})")
+    if scale:
+        rule.dtype("scale", scale.t, F32)
+        rule.shape("scale", scale.t, (tokens,))
 
 
 # ---------------------------------------------------------------- finalize
@@ -426,10 +198,9 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
     rule.that(product() != P310 or drop_pad_mode == 2, "drop_pad_mode", "is 2 on 310P")
     if drop_pad_mode in (1, 3):
         raise OperatorMissing(name, f"drop_pad_mode {drop_pad_mode}")
-    rule.dtype("expanded_permuted_rows", rows.t, *_floats())
+    rule.dtype("expanded_permuted_rows", rows.t, *floats())
     rule.ndim("expanded_permuted_rows", rows.t, 2)
     rule.plain("expanded_permuted_rows", rows)
-    width = rows.t.shape[1]
     rule.dtype("expanded_src_to_dst_row", row_idx.t, I32)
     rule.ndim("expanded_src_to_dst_row", row_idx.t, 1)
     if scales:
@@ -443,11 +214,31 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
         tokens, k = scales.t.shape
     else:
         tokens = row_idx.t.numel() // k
+    _final_rules(rule, rows, row_idx, (skip1, skip2), bias, experts, y, (tokens, k))
+
+    index = row_idx.t.long()
+    index = index.view(k, tokens).t() if drop_pad_mode == 0 else index.view(tokens, k)
+    out = rows.t[index].float()
+    if bias:
+        out = out + bias.t.float()[experts.t.long()]
+    if scales:
+        out = out * scales.t.float().unsqueeze(-1)
+    out = out.sum(1)
+    for v in (skip1, skip2):
+        if v:
+            out = out + v.t.float()
+    y.t.copy_(out)
+
+
+def _final_rules(rule, rows, row_idx, skips, bias, experts, y, sizes) -> None:
+    (tokens, k), width = sizes, rows.t.shape[1]
     rule.shape("expanded_src_to_dst_row", row_idx.t, (tokens * k,))
     rule.shape("out", y.t, (tokens, width))
     rule.values("expanded_src_to_dst_row", row_idx.t, 0, min(tokens * k, rows.t.shape[0]) - 1)
-    rule.that(skip2 is None or skip1 is not None, "skip2", "is given together with skip1 only")
-    for argument, v in (("skip1", skip1), ("skip2", skip2)):
+    rule.that(
+        skips[1] is None or skips[0] is not None, "skip2", "is given together with skip1 only"
+    )
+    for argument, v in (("skip1", skips[0]), ("skip2", skips[1])):
         if v:
             rule.same_dtype(argument, v.t, "expanded_permuted_rows", rows.t)
             rule.shape(argument, v.t, (tokens, width))
@@ -463,19 +254,6 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
             f"shape is (E, {width}) with E >= K = {k} (found {tuple(bias.t.shape)})",
         )
         rule.values("export_for_source_row", experts.t, 0, bias.t.shape[0] - 1)
-
-    index = row_idx.t.long()
-    index = index.view(k, tokens).t() if drop_pad_mode == 0 else index.view(tokens, k)
-    out = rows.t[index].float()
-    if bias:
-        out = out + bias.t.float()[experts.t.long()]
-    if scales:
-        out = out * scales.t.float().unsqueeze(-1)
-    out = out.sum(1)
-    for v in (skip1, skip2):
-        if v:
-            out = out + v.t.float()
-    y.t.copy_(out)
 
 
 @aclnn("aclnnMoeFinalizeRoutingV2", "ttttttt" + "i" + "t")
@@ -502,7 +280,7 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
     )
     rule = Rules("npu_moe_token_permute", DOC + "npu_moe_token_permute")
     rule.products(A2, A3, A5)
-    rule.dtype("tokens", tokens.t, *((*_floats(), I8) if product() == A5 else _floats()))
+    rule.dtype("tokens", tokens.t, *((*floats(), I8) if product() == A5 else floats()))
     rule.ndim("tokens", tokens.t, 2)
     rule.plain("tokens", tokens)
     rule.dtype("indices", indices.t, I32, I64)
@@ -519,7 +297,7 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
     order = indices.t.flatten().argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    _write(sorted_indices, place)
+    write(sorted_indices, place)
     permuted.t.copy_(tokens.t[order[: permuted.t.shape[0]] // k])
 
 
@@ -528,7 +306,7 @@ def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out)
     """out[t] = sum_j probs[t, j] permuted[sorted_indices[t K + j]]"""
     permuted, index, probs, out = map(view, (permuted, sorted_indices, probs, out))
     rule = Rules("npu_moe_token_unpermute", DOC + "npu_moe_token_unpermute")
-    rule.dtype("permuted_tokens", permuted.t, *_floats())
+    rule.dtype("permuted_tokens", permuted.t, *floats())
     rule.ndim("permuted_tokens", permuted.t, 2)
     rule.plain("permuted_tokens", permuted)
     rule.dtype("sorted_indices", index.t, I32)
@@ -536,7 +314,7 @@ def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out)
     rule.that(not padded, "padded_mode", "is False")
     k = 1
     if probs:
-        rule.dtype("probs", probs.t, *_floats())
+        rule.dtype("probs", probs.t, *floats())
         rule.ndim("probs", probs.t, 2)
         k = probs.t.shape[1]
         rule.that(k <= 512, "probs", f"has at most 512 experts a token (found {k})")
