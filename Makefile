@@ -28,8 +28,8 @@ own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 help:
 	@echo "make setup    a Python environment for the CPU in .venv           [ENGINE=0.5.22 TORCH=2.10]"
 	@echo "make check    lint, types and the library's tests                 [ARGS='-k name ...']"
-	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=file.gguf]"
-	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [ARGS='--tp-size 2 ...']"
+	@echo "make demo     serve a small GGUF model, ask one question, stop   [MODEL=smollm2|gemma3-270m|file.gguf]"
+	@echo "make serve    MODEL=file.gguf [DEVICE=cpu|npu] [SIM=1] [PORT=30000] [VERBOSE=1] [ARGS='--tp-size 2 ...']"
 	@echo "              DEVICE=npu uses the SGLang environment that is active; SIM=1 simulates the NPU"
 	@echo "make eval     MODEL=file.gguf [DEVICE, SIM, ARGS as above] or URL=http://...: accuracy on GSM8K"
 	@echo "              [QUESTIONS=200] [SHOTS=5] [DATA=problems.jsonl] [RECORD=eval.json]"

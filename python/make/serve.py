@@ -1,6 +1,7 @@
 """Serve a GGUF file from a checkout: ``make serve MODEL=file.gguf DEVICE=cpu``.
 
-Sets the environment and options for the device, then becomes ``python -m sglang.launch_server``.
+Sets the environment and options for the device, then runs ``python -m sglang.launch_server``.
+Shows what a user needs of its log, which goes to a file; with ``VERBOSE=1`` it becomes the server.
 Arguments after ``--`` go to the engine unchanged and override the options set here.
 
 ========== ==================================================================================
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import quiet
 import setup_env
 
 DEVICES = ("cpu", "npu")
@@ -176,6 +178,11 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    if os.environ.get("VERBOSE", "0") in ("", "0"):
+        log = setup_env.CHECKOUT / "build" / f"serve-{asked.port}.log"
+        where = "the CPU" if asked.device == "cpu" else "a simulated NPU" if asked.sim else "NPUs"
+        url = f"http://127.0.0.1:{asked.port}"
+        return quiet.serve(command, environment, log, url, f"{asked.model} on {where}")
     shown = [f"{name}={shlex.quote(value)}" for name, value in added.items()]
     print(" ".join([*shown, shlex.join(command)]), flush=True)
     # Become the server, so that Ctrl-C and signals reach it directly.

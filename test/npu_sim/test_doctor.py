@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ascend_gguf.npu.experts import EXPERT_LAYOUTS
+from ascend_gguf.npu.linear import NPULinear
 from npu_sim.operators import faults
 
 pytestmark = pytest.mark.npu_sim(memory_gb=1)
@@ -15,9 +17,9 @@ SPOILED = {
     faults.ANTIQUANT_OFFSET: {"int4", "int8"},
     faults.TOP_K_RENORM: {"routing of experts"},
     f"wrong:{LINEAR}:int8": {"int8", "int8, nearly"},
-    f"refuse:{LINEAR}": {"int4", "int8", "int8, nearly", "planes"},
-    f"missing:{EXPERTS}": {"int4, experts", "planes, experts"},
-    f"wrong:{EXPERTS}": {"int4, experts", "planes, experts"},
+    f"refuse:{LINEAR}": {layout.name for layout in NPULinear.layouts},
+    f"missing:{EXPERTS}": {layout.name for layout in EXPERT_LAYOUTS},
+    f"wrong:{EXPERTS}": {layout.name for layout in EXPERT_LAYOUTS},
     "refuse:npu_moe_gating_top_k_softmax_v2": {"routing of experts"},
 }
 

@@ -94,7 +94,7 @@ def _ways(file: GGUFFile, config: Any, count: int) -> list[Ranks]:
 def _recommended(rows: list[dict[str, Any]], context: int) -> dict[str, Any] | None:
     """The fewest devices that have room for one request of the whole context, or the most room.
 
-    Without stages or an exchange of experts where it can be done without.
+    Without stages and expert parallelism where it can be done without.
     """
     fitting = [row for row in rows if row["packed"]["cache_tokens"] > 0]
     plain = [row for row in fitting if row["ep"] == 1]
@@ -143,8 +143,6 @@ def lines(found: dict[str, Any], model: str) -> str:
         text.table(head, body, (0, 1, 2, *range(4, len(head)))),
     ]
     notes = []
-    if any(row["ep"] > 1 for row in found["ranks"]):
-        notes.append("ep above 1 needs DeepEP: --moe-a2a-backend deepep")
     if any(row["pp"] > 1 for row in found["ranks"]):
         notes.append("pp above 1: not every model has stages, see docs/models.md")
     line = command(found, model)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -67,6 +68,7 @@ SERVER_HOOKS: tuple[tuple[str, str, str | None], ...] = (
 def register() -> None:
     """Register the hooks, all or none.  The engine calls this in each of its processes."""
     try:
+        _silence_untrue_lines()
         reason = os.environ.get(REFUSED) or unknown_engine()
         if not reason:
             hooks = checked_hooks()
@@ -208,6 +210,25 @@ def _report_gguf_errors_in_one_line() -> None:
             default(kind, error, traceback)
 
     sys.excepthook = excepthook
+
+
+def _silence_untrue_lines() -> None:
+    """Where the patch serves GGUF, the engine's warnings about it are not true."""
+    from ascend_gguf.srt.device import uses_ascend_methods
+
+    if uses_ascend_methods():
+        untrue = "Only CUDA, MUSA and NPU support GGUF"
+        warnings.filterwarnings("ignore", message=untrue)
+        # Processes that are started import the engine before this.
+        sys.warnoptions.append(f"ignore:{untrue}:UserWarning")
+        logging.getLogger(f"{_ENGINE}.configs.model_config").addFilter(
+            lambda record: (
+                not (
+                    str(record.msg).startswith("%s quantization is not fully optimized")
+                    and record.args == ("gguf",)
+                )
+            )
+        )
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

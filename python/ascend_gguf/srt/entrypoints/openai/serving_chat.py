@@ -1,4 +1,4 @@
-"""Messages of a chat: no picture is dropped in silence."""
+"""Messages of a chat: no picture is dropped in silence, and a base model says that it is one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ def _process_messages(
     The engine leaves pictures out where a chat template writes text alone.
 
     Raises:
-        RequestError: names the kind of content; HTTP status 400.
+        RequestError: names the kind of content, or says that there is no template; HTTP status 400.
     """
+    if not _has_template(self, request):
+        raise RequestError(
+            "messages",
+            "a chat",
+            "a prompt to /v1/completions; or start the server with --chat-template FILE.jinja",
+            "this is a base model: its file has no chat template",
+        )
     if not is_multimodal:
         for message in request.messages:
             content = getattr(message, "content", None)
@@ -29,3 +36,16 @@ def _process_messages(
                 if any(word in str(kind) for word in _MEDIA):
                     raise RequestError("messages", kind, "text", "this is a text model")
     return original(self, request, is_multimodal, **options)
+
+
+def _has_template(self: Any, request: Any) -> bool:
+    """Whether something makes a prompt of messages."""
+    manager, tokenizer = self.template_manager, self.tokenizer_manager.tokenizer
+    return bool(
+        manager.chat_template_name
+        or getattr(manager, "python_chat_template", None)
+        or getattr(self, "chat_encoding_spec", None)
+        or getattr(tokenizer, "chat_template", None)
+        or "chat_template" in (getattr(request, "chat_template_kwargs", None) or {})
+        or "chat_template" in (getattr(self, "default_chat_template_kwargs", None) or {})
+    )
