@@ -69,6 +69,7 @@ DENSE: dict[str, Tiny] = {
         {"head_dim": 32, "rms_norm_eps": 1e-5, "attention_bias": True}
         | {"rope_parameters": PARTIAL | {"rope_theta": 10000.0}},
         chatglm_metadata,
+        twin=True,
     ),
     "qwen": Tiny(
         "qwen",
@@ -98,8 +99,8 @@ DENSE: dict[str, Tiny] = {
         extra=phi3_factors,
         twin=True,
     ),
-    "arcee": _llama("arcee", "arcee", {"head_dim": 64}),
-    "ernie4.5": Tiny("ernie4_5", "ernie4_5", {"head_dim": 32}),
+    "arcee": _llama("arcee", "arcee", {"head_dim": 64}, twin=True),
+    "ernie4.5": Tiny("ernie4_5", "ernie4_5", {"head_dim": 32}, twin=True),
     "apertus": Tiny(
         "apertus", "apertus", {"head_dim": 32}, convert=apertus, numbers=apertus_numbers
     ),
@@ -108,6 +109,7 @@ DENSE: dict[str, Tiny] = {
         "stablelm",
         {"use_qkv_bias": True, "rope_parameters": PARTIAL | {"rope_theta": 10000.0}},
         stablelm_metadata,
+        twin=True,
     ),
     "orion": Tiny(
         "orion",
@@ -116,13 +118,16 @@ DENSE: dict[str, Tiny] = {
         lambda config: {"rope.freq_base": None},
         twin=True,
     ),
-    "olmo": Tiny("olmo", "olmo", {"num_key_value_heads": 4, "clip_qkv": 1.5}, olmo_metadata, llama),
+    "olmo": Tiny(
+        "olmo", "olmo", {"num_key_value_heads": 4, "clip_qkv": 1.5}, olmo_metadata, llama, twin=True
+    ),
     "phi2": Tiny(
         "phi2",
         "phi",
         {"num_key_value_heads": 4, "intermediate_size": 512}
         | {"rope_parameters": PARTIAL | {"rope_theta": 10000.0}},
         phi2_metadata,
+        twin=True,
     ),
     "gpt2": Tiny("gpt2", "gpt2", _GPT | {"num_key_value_heads": 4}, gpt_metadata, gpt2),
     # No twin of another, but ranks on the CPU cannot share its one key head.
@@ -136,6 +141,7 @@ DENSE: dict[str, Tiny] = {
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         lambda config: {"rope.freq_base": None},
         plus_one,
+        twin=True,
     ),
     "olmoe": Tiny(
         "olmoe",
@@ -184,6 +190,7 @@ DENSE: dict[str, Tiny] = {
         | {"rope_parameters": _MELLUM_ROPE},
         mellum_metadata,
         names="qwen3moe",
+        twin=True,
     ),
     "cohere2moe": Tiny(
         "cohere2moe",
@@ -195,6 +202,7 @@ DENSE: dict[str, Tiny] = {
         | {"tie_word_embeddings": True, "logit_scale": 0.5},
         cohere2_moe_metadata,
         names="dots1",
+        twin=True,
     ),
     "granitemoe-shared": Tiny(
         "granitemoe",

@@ -35,7 +35,8 @@ class Tiny:
         extra: tensors that conversion makes from the configuration.
         types: type of matrices, before those of ``_TYPES``, by the end of their names.
         npu_dtype: in which an NPU computes it.
-        twin: it is served by the very model of another row, which is computed on ranks and stages.
+        twin: it is served by the model of another row, or cut in the same way; that one is computed
+            on ranks and stages, and this one where ``ALL_PEERS`` is set.
         refused: device ("cpu" or "npu") to why the engine does not run it there.
     """
 
