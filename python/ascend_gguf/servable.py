@@ -76,12 +76,12 @@ def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
 
 def attends_both_ways(file: GGUFFile) -> bool:
     """True if a token sees those that follow it."""
-    return number(file, "attention.causal", bool) is False
+    return architecture_of(file).embeds or number(file, "attention.causal", bool) is False
 
 
 def refuse_both_ways(file: GGUFFile) -> None:
     """Raises GGUFError for a model that gives embeddings and no text."""
-    if attends_both_ways(file):
+    if attends_both_ways(file) and not architecture_of(file).embeds:
         raise GGUFError(
             "the model attends in both directions, which gives embeddings and no text",
             file=file.files[0],

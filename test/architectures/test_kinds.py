@@ -48,7 +48,7 @@ def _file(path: Path, arch: str | None, type_: str | None = None, tensor: str = 
         ((None, None, "model.diffusion_model.input.weight"), ("images",)),
         (("whisper", None, "encoder.weight"), ("transcribes",)),
         (("wavtokenizer-dec", None, "conv1d.weight"), ("speech",)),
-        (("bert", None, "token_embd.weight"), ("encoder", "embeddings")),
+        (("nomic-bert", None, "token_embd.weight"), ("encoder", "embeddings")),
         (("t5", None, "enc.weight"), ("encoder-decoder",)),
         (("mamba", None, "token_embd.weight"), ("recurrent",)),
         (("llada", None, "token_embd.weight"), ("diffusion",)),

@@ -42,7 +42,7 @@ RERANKER_WORDS = {"yes": 57, "no": 58, "|": 59}
 def write_checkpoint(folder: Path, peer: Any) -> str:
     """transformers' model with random weights; the name of its class."""
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
     from hf_models.writing import build, randomize
 
@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
         tied = {"tie_word_embeddings": sizes["tie_word_embeddings"]}
         sizes = {"text_config": sizes, "vision_config": dict(peer.vision)} | tied
     config = AutoConfig.for_model(peer.model_type, **sizes)
-    model = build(config)
+    model = AutoModel.from_config(config, dtype=torch.float32) if peer.pooling else build(config)
     randomize(model)
     _round_to_blocks(model)
     model.save_pretrained(folder)
@@ -125,6 +125,8 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
 
     converter.set_vocab = set_vocab
     _write_tokenizer(hf, RERANKER_WORDS)
+    if peer.pooling:
+        _write_pooling(hf, peer.pooling)
     if peer.reranker:  # by which the converter knows one
         (hf / "README.md").write_text("# Qwen3-Reranker")
     options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
@@ -139,6 +141,15 @@ def _file_type(name: str) -> Any:
     import gguf
 
     return getattr(gguf.LlamaFileType, "ALL_F32" if name == "F32" else f"MOSTLY_{name}")
+
+
+def _write_pooling(hf: Path, pooling: str) -> None:
+    """How sentence-transformers would make an embedding of it."""
+    kind = "sentence_transformers.models.Pooling"
+    (hf / "modules.json").write_text(json.dumps([{"idx": 1, "type": kind, "path": "1_Pooling"}]))
+    (hf / "1_Pooling").mkdir(exist_ok=True)
+    modes = {f"pooling_mode_{name}": name == pooling for name in ("cls_token", "mean_tokens")}
+    (hf / "1_Pooling/config.json").write_text(json.dumps(modes | {"pooling_mode_lasttoken": False}))
 
 
 def _write_tokenizer(hf: Path, words: Mapping[str, int]) -> None:
@@ -184,11 +195,11 @@ def main(llama_cpp: str, out: str, types: str, *names: str) -> None:
     tests = Path(__file__).parents[1]
     sys.path[:0] = [llama_cpp, f"{llama_cpp}/gguf-py", str(tests)]
     from peers.published import PUBLISHED
-    from peers.table import PEERS, RERANKERS
+    from peers.table import EVERY
 
     logging.disable(logging.WARNING)
     for name in names:
-        peer, folder = (PEERS | RERANKERS)[name], Path(out, name)
+        peer, folder = EVERY[name], Path(out, name)
         try:
             checkpoint = folder / "hf"
             model_class = write_checkpoint(checkpoint, peer)

@@ -30,6 +30,8 @@ class Peer:
         add: the same, to write where the converter does not.
         npu_dtype: in which an NPU computes it.
         reranker: the converter makes a reranker of it.
+        pooling: it gives embeddings, of all tokens or the first one: ``mean_tokens``,
+            ``cls_token``.
         refused: the devices that it does not run on.
     """
 
@@ -42,6 +44,7 @@ class Peer:
     add: Mapping[str, Any] = field(default_factory=dict)
     npu_dtype: str = "float16"
     reranker: bool = False
+    pooling: str = ""
     refused: tuple[str, ...] = ()
 
 
@@ -244,6 +247,16 @@ RERANKERS = {
         reranker=True,
     ),
 }
+
+#: Models that give embeddings and no text, by architecture.
+ENCODERS = {
+    "bert": {
+        "bert": Peer("bert", {"layer_norm_eps": 1e-12}, pooling="cls_token"),
+        "bert-mean": Peer("bert", {"type_vocab_size": 1}, pooling="mean_tokens"),
+    }
+}
+
+EVERY = PEERS | RERANKERS | {name: p for models in ENCODERS.values() for name, p in models.items()}
 
 #: A part for every run of the tests: each kind once.
 CHOSEN = (

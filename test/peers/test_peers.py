@@ -15,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
+from transformers import AutoModel
 
 from ascend_gguf.architectures import ARCHITECTURES
 from engine_process import EngineProcess
 from fetch import FetchError, llama_cpp
 from hf_models import TINY, Written
 from peers.convert import RERANKER_WORDS
-from peers.table import CHOSEN, PEERS, RERANKERS
+from peers.table import CHOSEN, ENCODERS, EVERY, PEERS, RERANKERS
 from random_model import PROMPT
-from serving import typical_error
+from rewrite import rewrite
+from serving import CPU, typical_error
 
 #: In float32 nothing is rounded on the way, neither by the file nor by the engine.
 LIMITS = {"float32": 1e-5, "float16": 0.005, "bfloat16": 0.03}
@@ -39,6 +42,9 @@ ALL = bool(os.environ.get("ALL_PEERS"))
 NAMES = list(PEERS if ALL else CHOSEN)
 #: Of the files.
 TYPES = ("F32", "Q8_0") if ALL else ("Q8_0",)
+
+#: Largest error of a number of an embedding, whose square sum is one.
+EMBEDDING_LIMITS = {"cpu": ("float32", 5e-6), "npu": ("float16", 2e-3)}
 
 #: Largest error of the probability of yes.
 RERANKER_LIMITS = {"cpu": ("float32", 1e-5), "npu": ("float16", 5e-3)}
@@ -110,8 +116,57 @@ def test_reranker(request, files, device, name, kind):
         assert error <= limit
 
 
+def _embedding(model: torch.nn.Module, prompt: list[int], pooling: str) -> np.ndarray:
+    with torch.no_grad():
+        hidden = model(torch.tensor([prompt])).last_hidden_state[0]
+    pooled = hidden.mean(0) if pooling == "mean_tokens" else hidden[0]
+    return torch.nn.functional.normalize(pooled, dim=0).numpy()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", [name for models in ENCODERS.values() for name in models])
+@pytest.mark.parametrize("device", EMBEDDING_LIMITS)
+def test_embeddings(request, files, device, name, kind):
+    """On one rank and on two."""
+    model, engine = files(name, kind), request.getfixturevalue(f"{device}_engine")
+    dtype, limit = EMBEDDING_LIMITS[device]
+    reference = AutoModel.from_pretrained(model.hf, dtype=torch.float32).eval()
+    prompts = [PROMPT, PROMPT[:20], PROMPT[:1]]
+    for ranks in (1, 2):
+        with engine.load(model.path, dtype=dtype, tp_size=ranks) as served:
+            embeddings = served.embed(prompts)
+        for prompt, found in zip(prompts, embeddings, strict=True):
+            expected = _embedding(reference, prompt, EVERY[name].pooling)
+            error = np.abs(expected - found).max()
+            print(f"largest error of an embedding in {dtype} on {ranks} ranks: {error:.1e}")
+            assert error <= limit
+
+
+#: Of a vocabulary as conversion writes BERT's: what begins a word is marked, and the rest is not.
+_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2581hello", "\u2581wor", "ld", "\u2581!", "s"]
+
+
+@pytest.mark.parametrize("name", ["bert"])
+def test_embedding_of_a_text(zygote, log, files, tmp_path, name):
+    """Without an option, by the tokenizer of the file."""
+    model, path = files(name, "Q8_0"), tmp_path / "model.gguf"
+    tokens = _WORDS + [f"\u2581{i}" for i in range(512 - len(_WORDS))]
+    found = {"model": "bert", "tokens": tokens, "token_type": [3] * 4 + [1] * (512 - 4)}
+    found |= {"merges": None, "pre": None, "bos_token_id": 2, "eos_token_id": None}
+    found |= {"seperator_token_id": 3, "unknown_token_id": 1, "padding_token_id": 0}
+    rewrite(model.path, path, metadata={f"tokenizer.ggml.{k}": v for k, v in found.items()})
+    body = {"model": "default", "input": ["Hello worlds!", "hello"]}
+    with zygote.serve(path, log, *CPU, "--dtype", "float32") as server:
+        answer = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=60).json()
+    reference = AutoModel.from_pretrained(model.hf, dtype=torch.float32).eval()
+    for prompt, given in zip(([2, 4, 5, 6, 8, 7, 3], [2, 4, 3]), answer["data"], strict=True):
+        expected = _embedding(reference, prompt, EVERY[name].pooling)
+        assert np.abs(expected - given["embedding"]).max() <= EMBEDDING_LIMITS["cpu"][1]
+
+
 def test_every_architecture_has_a_peer():
     """But for those that there is nothing of to convert, or no converter that works."""
-    found = {TINY[name].arch for name in PEERS.keys() & TINY.keys()} | PEERS.keys()
+    found = {TINY[name].arch for name in PEERS.keys() & TINY.keys()}
+    found |= PEERS.keys() | ENCODERS.keys()
     missing = {architecture.name for architecture in ARCHITECTURES} - found
     assert missing <= {"bailingmoe2", "baichuan"} | {t.arch for t in TINY.values() if t.refused}

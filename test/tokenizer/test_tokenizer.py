@@ -20,6 +20,7 @@ from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import merges_by_score
 from ascend_gguf.tokenizer.vocabulary import read_vocabulary
+from fetch import FetchError, llama_cpp
 from shared_data import shared_path
 
 DATA = Path(__file__).parents[1] / "data"
@@ -79,6 +80,22 @@ def write_bytes(path: Path, *special: str, **keys: Any) -> Path:
 def _vocabularies() -> list[Path]:
     folder = shared_path("vocab")
     return sorted(path.with_suffix("") for path in folder.glob("*.gguf.inp")) if folder else []
+
+
+def test_llama_cpp_agrees_on_bert():
+    """BGE's vocabulary, which llama.cpp's source has with texts and their tokens."""
+    try:
+        path = llama_cpp() / "models/ggml-vocab-bert-bge.gguf"
+    except FetchError as error:
+        pytest.skip(str(error))
+    texts = path.with_name(path.name + ".inp").read_text().split("\n__ggml_vocab_test__\n")
+    expected = path.with_name(path.name + ".out").read_text().splitlines()
+    tokenizer = load_tokenizer(path)
+    for text, line in zip(texts[:-1], expected, strict=True):
+        tokens = [int(token) for token in line.split()]
+        assert tokenizer.encode(text, add_special_tokens=False) == tokens, text
+        assert tokenizer.encode(text) == [101, *tokens, 102]
+    assert tokenizer.decode(tokenizer.encode(TEXTS[0]), skip_special_tokens=True) == TEXTS[0]
 
 
 @pytest.mark.skipif(not _vocabularies(), reason="needs the shared vocabularies")

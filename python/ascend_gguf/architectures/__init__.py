@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ascend_gguf.architectures import (
     bailing,
+    bert,
     cohere,
     deepseek,
     delta_net,
@@ -55,6 +56,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         deepseek,
         delta_net,
         bailing,
+        bert,
         glm,
         gpt_oss,
         layer_norm,

@@ -205,6 +205,7 @@ class Architecture:
         derived: attributes that need more than one key, computed in this order.
         mark: whether a file of this name is of this architecture.
         causal_lm: the model's class, if it is not the one of transformers' table.
+        embeds: it gives embeddings and no text.
         beyond_float16: why such a model overflows float16, as a clause; float16 is refused then.
     """
 
@@ -221,6 +222,7 @@ class Architecture:
     derived: tuple[Derivation, ...] = ()
     mark: Callable[[GGUFFile], bool] = lambda file: True
     causal_lm: str | None = None
+    embeds: bool = False
     beyond_float16: str | None = None
 
     def describes(self, file: GGUFFile) -> bool:

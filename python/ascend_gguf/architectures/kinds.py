@@ -55,7 +55,7 @@ _OTHER_MODELS = {
     **dict.fromkeys(("whisper", "parakeet", "moonshine"), _HEARING),
     **dict.fromkeys(
         (
-            *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert"),
+            *("modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert"),
             *("jina-bert-v2", "jina-bert-v3", "gemma-embedding", "llama-embed", "t5encoder"),
         ),
         _ENCODER,

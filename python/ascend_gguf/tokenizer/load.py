@@ -13,6 +13,7 @@ from ascend_gguf.tokenizer.chat_templates import chat_templates
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import RAW_BPE, raw_bpe, sentencepiece
 from ascend_gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from ascend_gguf.tokenizer.wordpiece import wordpiece
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -57,6 +58,7 @@ def load_tokenizer(
     vocabulary = read_vocabulary(file)
     added = added_tokens(vocabulary, end_of_generation_ids(vocabulary))
     backend, add_bos = _backend(vocabulary, added)
+    around = backend.post_processor
     defaults = _LLAMA_IDS if vocabulary.text("model") == "llama" else {}
     named = {
         argument: vocabulary.tokens[number]
@@ -86,6 +88,8 @@ def load_tokenizer(
             expected="names without spaces",
             hint=_OTHER_TOKENIZER,
         ) from error
+    if around is not None:  # which transformers replaces by its own, of bos and eos
+        backend.post_processor = around
     return tokenizer
 
 
@@ -113,12 +117,14 @@ def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer
         # Files of Gemma 4 turn bos off, but the model needs it.
         add_bos = pre != "sarvam-moe" or vocabulary.flag("add_bos_token", False)
         return raw_bpe(vocabulary, added), add_bos
+    if model == "bert":
+        return wordpiece(vocabulary, added), False  # it puts a text between its tokens itself
     if model != "gpt2":
         raise vocabulary.error(
             "this type of tokenizer is not supported",
             "model",
             found=model,
-            expected="gemma4, gpt2 or llama",
+            expected="bert, gemma4, gpt2 or llama",
             hint=_OTHER_TOKENIZER,
         )
     if pre is None:

@@ -73,6 +73,9 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     original(server_args)
     found = resolving_view(server_args)
     if check_gguf_file(found.model_path):
+        if architecture_of(open_gguf(found.model_path)).embeds:
+            declare_resolution(server_args, "ascend_gguf.embeds", is_embedding=True)
+            found = resolving_view(server_args)
         refuse_options(found)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):

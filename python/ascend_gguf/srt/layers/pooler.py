@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.layers.pooler import Pooler, PoolingType
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -13,6 +15,7 @@ from ascend_gguf.architectures import is_reranker
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 from ascend_gguf.servable import attends_both_ways
+from ascend_gguf.srt.overrides import override_methods
 
 #: ``ARCHITECTURE.pooling_type`` (gguf ``PoolingType``): its name, and the engine's.
 _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
@@ -79,3 +82,11 @@ def apply_pooling(model: nn.Module, file: GGUFFile) -> None:
     if isinstance(pooler, Pooler) and (pooling := pooling_of(file)) is not None:
         pooler.pooling_type = pooling
         pooler.normalize = True
+        override_methods(pooler, forward=_in_float32)
+
+
+def _in_float32(
+    original: Callable, self: Pooler, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """The engine takes a mean from a sum over all requests, of which little is left in 16 bits."""
+    return original(self, hidden_states.float(), *args, **kwargs)

@@ -18,6 +18,10 @@ _MERGED = {
     "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
+    # BERT's.
+    "query": "qkv_proj",
+    "key": "qkv_proj",
+    "value": "qkv_proj",
 }
 
 
@@ -52,7 +56,8 @@ def _bias_names(targets: Iterable[Target]) -> Iterable[str]:
 def _layer_of(projection: str, modules: dict[str, LinearBase]) -> str:
     last = projection.rpartition(".")[2]
     merged = projection.removesuffix(last) + _MERGED.get(last, last)
-    return projection if projection in modules else merged
+    # As the engine's BERT renames it.
+    return projection if projection in modules else merged.replace(".self.", ".self_attn.")
 
 
 def _new_bias(layer: LinearBase) -> nn.Parameter:

@@ -18,6 +18,7 @@ from ascend_gguf.srt import fingerprints
 from ascend_gguf.srt.models import (
     apertus,
     bailing_moe,
+    bert,
     cohere2_moe,
     commandr,
     deepseek_v2,
@@ -60,6 +61,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "apertus.ApertusModel": apertus.set_activations,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
+    "bert.BertEmbedding": bert.drop_positions,
     "cohere2_moe.Cohere2MoeAttention": commandr.repair_attention,
     "commandr.CohereAttention": commandr.repair_attention,
     "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,

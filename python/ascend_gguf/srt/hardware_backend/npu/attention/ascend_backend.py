@@ -192,7 +192,7 @@ def _attend_prompt(
             "next_tokens": 0,
         }
     output, _ = torch_npu.npu_fused_infer_attention_score_v2(
-        query=q,
+        query=q.contiguous(),  # of a model without RoPE a part of a merged projection
         key=k_cache.flatten(2),
         value=v_cache.flatten(2),
         num_query_heads=layer.tp_q_head_num,
