@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from fuzz.container import Array, Contents, Entry, Tensor, data_size, entry, read
 from hf_models import TINY, Tiny
-from hf_models.writing import _SIZES, _type_of, common_metadata, converted
+from hf_models.writing import _SIZES, _type_of, build, common_metadata, converted
 from random_model import tokenizer_fields
 
 _DATA = Path(__file__).parents[1] / "data"
@@ -83,12 +83,12 @@ def _architectures() -> Iterator[Contents]:
 
 
 def _model(tiny: Tiny) -> Contents:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.core_model_loading import revert_weight_conversion
 
     config = AutoConfig.for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
     with torch.device("meta"):  # shapes are all that counts
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = build(config)
     checkpoint = revert_weight_conversion(model, model.state_dict())
     tensors = [
         _tensor(name, tensor, _type_of(tiny, name, tensor))
@@ -100,6 +100,8 @@ def _model(tiny: Tiny) -> Contents:
     keys = common_metadata(config) | tiny.metadata(config)
     entries = [entry("general.architecture", tiny.arch), entry("general.name", "tiny")]
     entries += [_entry(f"{tiny.arch}.{k}", v) for k, v in keys.items() if v is not None]
+    numbers = {name: torch.zeros(tensor.shape) for name, tensor in checkpoint.items()}
+    entries += [_entry(key, values) for key, values in tiny.numbers(numbers).items()]
     return Contents(tuple(entries), tuple(tensors))
 
 
