@@ -53,8 +53,9 @@ RERANKER_LIMITS = {"cpu": ("float32", 1e-5), "npu": ("float16", 5e-3)}
 @pytest.fixture(scope="session")
 def files(request, tmp_path_factory) -> Callable[[str, str], Written]:
     """The models that the chosen tests need, by name and type, made once for all processes."""
-    tests = [item.callspec.params for item in request.session.items if "files" in item.fixturenames]
-    names = sorted({test["name"] for test in tests})
+    tests = [item for item in request.session.items if item.path == Path(__file__)]
+    asking = [test.callspec.params["name"] for test in tests if "files" in test.fixturenames]
+    names = sorted(set(asking))
     try:
         source = llama_cpp()
     except FetchError as error:

@@ -98,6 +98,15 @@ def test_llama_cpp_agrees_on_bert():
     assert tokenizer.decode(tokenizer.encode(TEXTS[0]), skip_special_tokens=True) == TEXTS[0]
 
 
+@pytest.mark.parametrize("kind", [CONTROL, NORMAL])
+def test_special_tokens_of_bert_by_their_ids(tmp_path, kind):
+    """Whatever they are called and marked as; colons and dollar signs mean something elsewhere."""
+    tokens = {"$A": kind, "b:1": kind, "[SEP] x": kind, "\u2581hello": NORMAL, "s": NORMAL}
+    ids = {"unknown_token_id": 0, "bos_token_id": 1, "seperator_token_id": 2}
+    path = write(tmp_path / "bert.gguf", tokens, "bert", **ids)
+    assert load_tokenizer(path).encode("hello hellos \u2603") == [1, 3, 3, 4, 0, 2]
+
+
 @pytest.mark.skipif(not _vocabularies(), reason="needs the shared vocabularies")
 @pytest.mark.parametrize("path", _vocabularies(), ids=lambda path: path.stem)
 def test_llama_cpp_agrees(path):

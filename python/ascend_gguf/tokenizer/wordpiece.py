@@ -30,10 +30,11 @@ def wordpiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
         GGUFError: the file lacks one of the tokens that stand for something.
     """
     start, unknown, end = (_special(vocabulary, name) for name in IDS)
+    names = _own_names(vocabulary)
     lowercase = vocabulary.flag("normalizer.lowercase", True)
     model = models.WordPiece(
-        vocab=_own_names(vocabulary),
-        unk_token=unknown,
+        vocab={name: number for number, name in enumerate(names)},
+        unk_token=names[unknown],
         max_input_chars_per_word=_MOST_CHARACTERS,
         continuing_subword_prefix="##",
     )
@@ -46,27 +47,30 @@ def wordpiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_tokens(added)
     tokenizer.post_processor = TemplateProcessing(
-        single=f"{start} $A {end}",
-        pair=f"{start} $A {end} $B:1 {end}:1",
-        special_tokens=[(token, vocabulary.ids[token]) for token in (start, end)],
+        single="start $A end",
+        pair="start $A end $B:1 end:1",
+        special_tokens=[
+            {"id": place, "ids": [number], "tokens": [names[number]]}
+            for place, number in (("start", start), ("end", end))
+        ],
     )
     return tokenizer
 
 
-def _special(vocabulary: Vocabulary, name: str) -> str:
+def _special(vocabulary: Vocabulary, name: str) -> int:
     number = vocabulary.token_id(f"{name}_token_id", IDS[name])
     if number is None:
         raise vocabulary.error(
             "the file does not name this token", f"{name}_token_id", expected="the id of a token"
         )
-    return vocabulary.tokens[number]
+    return number
 
 
-def _own_names(vocabulary: Vocabulary) -> dict[str, int]:
-    """The tokens as BERT has them, by name; as they are where conversion left them alone."""
-    names = {}
-    for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
-        if kind == TokenType.NORMAL:
-            token = token[1:] if token.startswith(_START) else f"##{token}"
-        names[token] = number
-    return names
+def _own_names(vocabulary: Vocabulary) -> list[str]:
+    """The tokens as BERT has them; as they are where conversion left them alone."""
+    return [
+        token if kind != TokenType.NORMAL
+        else token[1:] if token.startswith(_START)
+        else f"##{token}"
+        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+    ]  # fmt: skip

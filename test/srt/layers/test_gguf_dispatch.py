@@ -144,6 +144,6 @@ def test_options_of_the_loader():
         with pytest.raises(GGUFError, match=r"no such option.*modules_to_not_convert: list"):
             GGUFModelLoader(LoadConfig(model_loader_extra_config=wrong))
     for wrong in ({"weights": "int4"}, {"weights": True}, {"on_mismatch": "go on"}):
-        values = r"weights: auto or packed or dense, on_mismatch: dense or stop"
+        values = r"weights: auto or packed or int8 or dense, on_mismatch: dense or stop"
         with pytest.raises(GGUFError, match=values):
             GGUFModelLoader(LoadConfig(model_loader_extra_config=wrong))
