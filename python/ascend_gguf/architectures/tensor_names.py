@@ -47,11 +47,11 @@ def is_left_out(tensor: GGUFTensor, config: Any) -> bool:
     return (
         _IGNORED.fullmatch(tensor.name) is not None
         or is_of_encoder(tensor.name)
-        or _predicts_further_tokens(tensor, config)
+        or predicts_further_tokens(tensor, config)
     )
 
 
-def _predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
+def predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
     """True for a tensor of a multi-token prediction layer, which follows the model's own layers."""
     layer, _ = split_layer(tensor.name)
     layers = config.num_hidden_layers

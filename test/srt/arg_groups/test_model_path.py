@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import gguf
+import numpy as np
 import openai
 import pytest
+from sglang.srt.server_args import ServerArgs
 
 from ascend_gguf import load_config, load_tokenizer
+from ascend_gguf.srt.arg_groups import model_path_hook
 from rewrite import rewrite
 from serving import CPU
 
@@ -55,6 +58,17 @@ def test_served_by_the_name_that_was_typed(zygote, log, tmp_path):
         assert [model.id for model in client.models.list()] == [str(typed)]
         answer = client.completions.create(model=str(typed), prompt="1", max_tokens=1)
         assert answer.model == str(typed)
+
+
+def test_layers_that_draft_are_said_to_be_left_out(tiny_model, tmp_path, caplog):
+    path = tmp_path / "model.gguf"
+    of_file = tiny_model("glm4moe").path
+    further = f"blk.{load_config(of_file).num_hidden_layers}.attn_norm.weight"
+    rewrite(of_file, path, tensors={further: np.ones(64, np.float32)})
+    asked = ServerArgs(model_path=str(path), quantization="gguf", device="cpu")
+    model_path_hook._check_model(str(path), asked)
+    assert "multi-token prediction is not used" in caplog.text
+    assert "(tensors: 1, 0.0 MB)" in caplog.text
 
 
 def test_missing_shard(resolver, split, tmp_path):

@@ -14,7 +14,7 @@ from sglang.srt.utils import is_cpu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of, check_kind, is_reranker
-from ascend_gguf.architectures.tensor_names import is_of_encoder
+from ascend_gguf.architectures.tensor_names import is_of_encoder, predicts_further_tokens
 from ascend_gguf.codegen.threads import wait_briefly
 from ascend_gguf.config import load_config
 from ascend_gguf.errors import GGUFError, shown
@@ -184,7 +184,7 @@ def _check_model(path: str, asked: Any) -> None:
         if path == asked.model_path:
             _apply_overrides(config, asked.json_model_override_args)
         architecture_of(file).name_map(file, config)
-        _tell_what_is_left_out(file)
+        _tell_what_is_left_out(file, config)
         if not asked.is_embedding:
             refuse_both_ways(file)
     suppressed_tokens(file)
@@ -210,7 +210,16 @@ def _check_reranker(file: GGUFFile) -> None:
         )
 
 
-def _tell_what_is_left_out(file: GGUFFile) -> None:
+def _tell_what_is_left_out(file: GGUFFile, config: Any) -> None:
+    further = [t for t in file.tensors.values() if predicts_further_tokens(t, config)]
+    if further:
+        logger.warning(
+            "%s: multi-token prediction is not used. Its layers are left out "
+            "(tensors: %d, %.1f MB).",
+            file.path,
+            len(further),
+            sum(tensor.nbytes for tensor in further) / 1e6,
+        )
     tensors = [tensor for tensor in file.tensors.values() if is_of_encoder(tensor.name)]
     if tensors:
         kinds = sorted({shown(tensor.name.partition(".")[0]) for tensor in tensors})
