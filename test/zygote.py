@@ -84,7 +84,8 @@ def listen_to_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _serve(order: dict) -> None:
+def _serve(order: dict, begins: int) -> None:
+    """Do what is ordered; ``begins`` is a pipe that is closed once group and log are there."""
     os.setsid()
     listen_to_interrupts()
     # A test run that is killed takes its servers along.
@@ -93,6 +94,7 @@ def _serve(order: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.close(begins)
     os.environ.update(order["environment"])
     tempfile.tempdir = None  # as the environment says
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -145,12 +147,17 @@ def main(address: str) -> None:
             except EOFError:
                 users.remove(ready)
                 continue
+            begun, begins = os.pipe()
             pid = os.fork()
             if pid == 0:
+                os.close(begun)
                 listener.close()
                 for user in users:
                     user.close()
-                _run(order)
+                _run(order, begins)
+            os.close(begins)
+            os.read(begun, 1)  # Its group and its log are there, or it has ended.
+            os.close(begun)
             ready.send(pid)
         if not users:
             Path(address).unlink(missing_ok=True)
@@ -158,10 +165,10 @@ def main(address: str) -> None:
                 return
 
 
-def _run(order: dict) -> None:
+def _run(order: dict, begins: int) -> None:
     """Does not return."""
     try:
-        _serve(order)
+        _serve(order, begins)
     except Exception:
         sys.excepthook(*sys.exc_info())
     finally:
