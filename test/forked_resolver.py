@@ -16,6 +16,8 @@ def serve(address: str) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.server_args import prepare_server_args
 
+    from ascend_gguf.srt.arg_groups.unsupported_options import error_in_one_line
+
     connection = Client(address, family="AF_UNIX")
     while True:
         try:
@@ -29,5 +31,6 @@ def serve(address: str) -> None:
             found = resolving_view(server_args)
             reply = ("", "", {name: getattr(found, name) for name in _FIELDS})
         except BaseException as error:
+            error = error_in_one_line(error) or error  # as the command's last line says it
             reply = (type(error).__name__, str(error), {})
         connection.send(reply)

@@ -107,6 +107,16 @@ def test_special_tokens_of_bert_by_their_ids(tmp_path, kind):
     assert load_tokenizer(path).encode("hello hellos \u2603") == [1, 3, 3, 4, 0, 2]
 
 
+def test_tokens_of_bert_that_are_the_same(tmp_path):
+    """One of them has its mark of a word, the other its type."""
+    tokens = {"[UNK]": CONTROL, "[CLS]": CONTROL, "[SEP]": CONTROL}
+    tokens |= {"hello": CONTROL, "\u2581hello": NORMAL}
+    ids = {"unknown_token_id": 0, "bos_token_id": 1, "seperator_token_id": 2}
+    path = write(tmp_path / "bert.gguf", tokens, "bert", **ids)
+    with pytest.raises(GGUFError, match=r"a token occurs twice \(found 'hello' as 3 and 4\)"):
+        load_tokenizer(path)
+
+
 @pytest.mark.skipif(not _vocabularies(), reason="needs the shared vocabularies")
 @pytest.mark.parametrize("path", _vocabularies(), ids=lambda path: path.stem)
 def test_llama_cpp_agrees(path):

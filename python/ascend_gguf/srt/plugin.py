@@ -196,16 +196,17 @@ def _refuse(reason: str) -> None:
 
 
 def _report_gguf_errors_in_one_line() -> None:
-    """An error about the user's file ends the command with its message, not with a traceback."""
-    from ascend_gguf.errors import GGUFError
+    """An error about the user's file or options ends the command without a traceback."""
+    from ascend_gguf.srt.arg_groups.unsupported_options import error_in_one_line
 
     default = sys.excepthook
     logging.getLogger("sglang.srt.managers.scheduler").addFilter(_without_traceback)
 
     @functools.wraps(default)
     def excepthook(kind, error, traceback):
-        if isinstance(error, GGUFError):
-            print(f"error: {error}", file=sys.stderr)
+        told = error_in_one_line(error)
+        if told is not None:
+            print(f"error: {told}", file=sys.stderr)
         else:
             default(kind, error, traceback)
 

@@ -45,6 +45,14 @@ class Vocabulary:
         """Token text to id."""
         return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
 
+    def check_distinct(self) -> None:
+        """Raises GGUFError if two tokens have the same text."""
+        if len(self.ids) < len(self.tokens):
+            twice = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
+            token = self.tokens[twice]
+            found = f"{token!r:.80} as {twice} and {self.ids[token]}"
+            raise self.error("a token occurs twice", "tokens", found)
+
     def text(self, key: str, default: str | None = None) -> str | None:
         """The string at ``tokenizer.ggml.KEY``."""
         return self._typed(key, str, "a string", default)
@@ -114,14 +122,7 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
             expected=len(tokens),
         )
     vocabulary = Vocabulary(file, tokens, np.asarray(types[: len(tokens)]))
-    if len(vocabulary.ids) < len(tokens):
-        twice = next(i for i, token in enumerate(tokens) if vocabulary.ids[token] != i)
-        raise _error(
-            file,
-            "tokens",
-            "a token occurs twice",
-            found=f"{tokens[twice]!r:.80} as {twice} and {vocabulary.ids[tokens[twice]]}",
-        )
+    vocabulary.check_distinct()
     return vocabulary
 
 

@@ -6,6 +6,8 @@ own vocabulary marks the latter with ``##`` (llama.cpp's ``BertModel.set_vocab``
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
@@ -27,13 +29,15 @@ def wordpiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
         added: its added tokens, which are stored without a mark.
 
     Raises:
-        GGUFError: the file lacks one of the tokens that stand for something.
+        GGUFError: the file lacks one of the tokens that stand for something, or two are the same.
     """
     start, unknown, end = (_special(vocabulary, name) for name in IDS)
-    names = _own_names(vocabulary)
+    own = replace(vocabulary, tokens=_own_names(vocabulary))
+    own.check_distinct()
+    names = own.tokens
     lowercase = vocabulary.flag("normalizer.lowercase", True)
     model = models.WordPiece(
-        vocab={name: number for number, name in enumerate(names)},
+        vocab=own.ids,
         unk_token=names[unknown],
         max_input_chars_per_word=_MOST_CHARACTERS,
         continuing_subword_prefix="##",

@@ -88,6 +88,25 @@ def test_not_refused_on_the_cpu(resolver, typed):
     assert resolver("--model-path", str(MODEL), *CPU, *typed.split()) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (
+            "--page-size 16 --chunked-prefill-size 24",
+            "must be divisible by page_size (found --chunked-prefill-size 24, --page-size 16).",
+        ),
+        (
+            "--schedule-conservativeness -1",
+            "must be non-negative (found --schedule-conservativeness -1.0).",
+        ),
+    ],
+)
+def test_refused_by_the_engine(resolver, typed, told):
+    kind, message = resolver("--model-path", str(MODEL), *CPU, *typed.split())
+    assert kind == "GGUFError" and message.startswith(f"{MODEL}: "), (kind, message)
+    assert "\n" not in message and told in message
+
+
 NPU_DEFAULTS = {"model_path": "m.gguf", "attention_backend": "ascend", "load_format": "auto"}
 
 

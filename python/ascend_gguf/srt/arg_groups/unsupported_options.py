@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.utils import is_npu
+from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.srt.device import uses_ascend_methods
 
 _CPU, _NPU = "cpu", "npu"
 _IS_QUANTIZED = "the weights of a GGUF file are quantized already"
 _LOADS_GGUF = "a GGUF file is read by a loader of its own"
 _EXPERTS_STAY = "experts of a GGUF file stay on the rank, and in the order, they were loaded in"
+#: How the engine refuses options.
+_REFUSALS_OF_THE_ENGINE = (AssertionError, NotImplementedError, ValueError)
+_FIELD = re.compile(r"\b[a-z]+(?:_[a-z0-9]+)+\b")
 _NO_SAVER = "released memory is given back by CUDA's virtual memory alone"
 
 
@@ -281,3 +289,33 @@ def refuse_options(options: Any) -> None:
                 file=options.model_path,
                 hint=f"Leave out {refusal.option}{refusal.instead}.",
             )
+
+
+def error_in_one_line(error: BaseException) -> GGUFError | None:
+    """The error that ends the command, if one line says it all.
+
+    Returns:
+        Ours as it is; what the engine refuses while it looks at the options for a GGUF model, with
+        the options that its message names; nothing if the error is about something else.
+    """
+    if isinstance(error, GGUFError):
+        return error
+    is_refusal = isinstance(error, _REFUSALS_OF_THE_ENGINE) and str(error)
+    if not is_refusal or not uses_ascend_methods():
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        server_args = frame.f_locals.get("server_args")
+        within = frame.f_globals.get("__name__", "").startswith("sglang.srt.arg_groups.")
+        if within and server_args is not None:
+            options = resolving_view(server_args)
+            if not check_gguf_file(options.model_path):
+                return None
+            named = dict.fromkeys(_FIELD.findall(str(error)))
+            values = (
+                f"--{field.replace('_', '-')} {getattr(options, field)}"
+                for field in named
+                if hasattr(options, field)
+            )
+            found = ", ".join(values) or None
+            return GGUFError(str(error).rstrip("."), file=options.model_path, found=found)
+    return None
