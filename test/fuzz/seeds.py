@@ -20,6 +20,7 @@ from fuzz.container import Array, Contents, Entry, Tensor, data_size, entry, rea
 from hf_models import TINY, Tiny
 from hf_models.writing import _SIZES, _type_of, build, common_metadata, converted
 from random_model import tokenizer_fields
+from replacement_table import replacement_table
 
 _DATA = Path(__file__).parents[1] / "data"
 
@@ -146,7 +147,7 @@ def _vocabularies() -> Iterator[tuple[Entry, ...]]:
         if number % 3 == 0 or pre in ("llama-bpe", "gpt-4o", "deepseek-v3", "smollm", "default"):
             yield _bytes(pre)
     for model in ("bert", "t5", "rwkv", "none"):
-        yield (entry("tokenizer.ggml.model", model), *_sentencepiece()[1:])
+        yield (entry("tokenizer.ggml.model", model), *_sentencepiece()[1:], *_table())
 
 
 def _qwen() -> tuple[Entry, ...]:
@@ -181,6 +182,12 @@ def _sentencepiece() -> tuple[Entry, ...]:
     scores = [0.0] * 259 + [-float(place) for place in range(len(pieces))]
     tokens, kinds, scores = [*tokens, "<|im_end|>"], [*kinds, 3], [*scores, 0.0]
     return _common("llama", tokens, kinds, scores=scores, add_space_prefix=True)
+
+
+def _table() -> tuple[Entry, ...]:
+    """The characters that a Unigram vocabulary replaces: "x" by "yy"."""
+    raw = tuple(replacement_table())
+    return (Entry(b"tokenizer.ggml.precompiled_charsmap", Kind.ARRAY, Array(Kind.UINT8, raw)),)
 
 
 def _raw_bpe() -> tuple[Entry, ...]:

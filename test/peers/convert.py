@@ -42,9 +42,9 @@ RERANKER_WORDS = {"yes": 57, "no": 58, "|": 59}
 def write_checkpoint(folder: Path, peer: Any) -> str:
     """transformers' model with random weights; the name of its class."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
-    from hf_models.writing import build, randomize
+    from hf_models.writing import randomize
 
     torch.manual_seed(0)
     # A copy: transformers writes into the dictionaries it is given.
@@ -53,13 +53,26 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
         tied = {"tie_word_embeddings": sizes["tie_word_embeddings"]}
         sizes = {"text_config": sizes, "vision_config": dict(peer.vision)} | tied
     config = AutoConfig.for_model(peer.model_type, **sizes)
-    model = AutoModel.from_config(config, dtype=torch.float32) if peer.pooling else build(config)
+    model = _build(config, peer)
     randomize(model)
     _round_to_blocks(model)
     model.save_pretrained(folder)
     if peer.transposed:
         _transpose(folder / "model.safetensors", peer.transposed)
     return json.loads((folder / "config.json").read_text())["architectures"][0]
+
+
+def _build(config: Any, peer: Any) -> Any:
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from hf_models.writing import build
+
+    if peer.pooling:
+        return AutoModel.from_config(config, dtype=torch.float32)
+    if peer.model_type == "xlm-roberta":
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return build(config)
 
 
 def _transpose(path: Path, ends: Sequence[str]) -> None:

@@ -238,6 +238,9 @@ def _of_architectures() -> dict[str, Peer]:
 
 PEERS: dict[str, Peer] = _of_architectures() | ROWS
 
+#: Positions begin after that of padding.
+_ROBERTA = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+
 #: Their heads are rows of the output matrix, or of the embedding.
 RERANKERS = {
     "qwen3-reranker": Peer("qwen3", {"head_dim": 64}, reranker=True),
@@ -248,15 +251,27 @@ RERANKERS = {
     ),
 }
 
+#: Of a pair of texts; by XLM-RoBERTa's head.
+CROSS_ENCODERS = {
+    "bge-reranker": Peer("xlm-roberta", _ROBERTA | {"id2label": {0: "LABEL_0"}}, reranker=True),
+}
+
 #: Models that give embeddings and no text, by architecture.
 ENCODERS = {
     "bert": {
         "bert": Peer("bert", {"layer_norm_eps": 1e-12}, pooling="cls_token"),
         "bert-mean": Peer("bert", {"type_vocab_size": 1}, pooling="mean_tokens"),
+        "distilbert": Peer(
+            "distilbert",
+            {"dim": 128, "hidden_dim": 192, "n_layers": 2, "n_heads": 4},
+            pooling="mean_tokens",
+        ),
+        "bge-m3": Peer("xlm-roberta", _ROBERTA, pooling="cls_token"),
     }
 }
 
-EVERY = PEERS | RERANKERS | {name: p for models in ENCODERS.values() for name, p in models.items()}
+EVERY = PEERS | RERANKERS | CROSS_ENCODERS
+EVERY |= {name: p for models in ENCODERS.values() for name, p in models.items()}
 
 #: A part for every run of the tests: each kind once.
 CHOSEN = (

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import requests
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
+from ascend_gguf import GGUFError, load_config
 from ascend_gguf.architectures import ARCHITECTURES
 from engine_process import EngineProcess
 from fetch import FetchError, llama_cpp
 from hf_models import TINY, Written
 from peers.convert import RERANKER_WORDS
-from peers.table import CHOSEN, ENCODERS, EVERY, PEERS, RERANKERS
+from peers.table import CHOSEN, CROSS_ENCODERS, ENCODERS, EVERY, PEERS, RERANKERS
 from random_model import PROMPT
 from rewrite import rewrite
 from serving import CPU, typical_error
@@ -42,6 +43,10 @@ ALL = bool(os.environ.get("ALL_PEERS"))
 NAMES = list(PEERS if ALL else CHOSEN)
 #: Of the files.
 TYPES = ("F32", "Q8_0") if ALL else ("Q8_0",)
+
+ENCODER_NAMES = [name for models in ENCODERS.values() for name in models]
+if not ALL:
+    ENCODER_NAMES.remove("distilbert")
 
 #: Largest error of a number of an embedding, whose square sum is one.
 EMBEDDING_LIMITS = {"cpu": ("float32", 5e-6), "npu": ("float16", 2e-3)}
@@ -117,6 +122,24 @@ def test_reranker(request, files, device, name, kind):
         assert error <= limit
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", CROSS_ENCODERS)
+@pytest.mark.parametrize("device", RERANKER_LIMITS)
+def test_cross_encoder(request, files, device, name, kind):
+    """On one rank and on two."""
+    model, engine = files(name, kind), request.getfixturevalue(f"{device}_engine")
+    dtype, limit = RERANKER_LIMITS[device]
+    reference = AutoModelForSequenceClassification.from_pretrained(model.hf, dtype=torch.float32)
+    prompts = [PROMPT, PROMPT[:20], PROMPT[:1]]
+    with torch.no_grad():
+        expected = [reference(torch.tensor([prompt])).logits.item() for prompt in prompts]
+    for ranks in (1, 2):
+        with engine.load(model.path, dtype=dtype, tp_size=ranks) as served:
+            errors = np.abs(np.subtract(served.embed(prompts), expected))
+        print(f"errors of scores in {dtype} on {ranks} ranks: {errors}")
+        assert errors.max() <= limit
+
+
 def _embedding(model: torch.nn.Module, prompt: list[int], pooling: str) -> np.ndarray:
     with torch.no_grad():
         hidden = model(torch.tensor([prompt])).last_hidden_state[0]
@@ -125,7 +148,7 @@ def _embedding(model: torch.nn.Module, prompt: list[int], pooling: str) -> np.nd
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("name", [name for models in ENCODERS.values() for name in models])
+@pytest.mark.parametrize("name", ENCODER_NAMES)
 @pytest.mark.parametrize("device", EMBEDDING_LIMITS)
 def test_embeddings(request, files, device, name, kind):
     """On one rank and on two."""
@@ -163,6 +186,55 @@ def test_embedding_of_a_text(zygote, log, files, tmp_path, name):
     for prompt, given in zip(([2, 4, 5, 6, 8, 7, 3], [2, 4, 3]), answer["data"], strict=True):
         expected = _embedding(reference, prompt, EVERY[name].pooling)
         assert np.abs(expected - given["embedding"]).max() <= EMBEDDING_LIMITS["cpu"][1]
+
+
+#: Of XLM-RoBERTa's kind, with the score of each piece.
+_PIECES = {"<s>": 0, "<pad>": 0, "</s>": 0, "<unk>": 0, "\u2581hello": -2, "\u2581wor": -3}
+_PIECES |= {"ld": -3, "\u2581": -4, "s": -4, "hello": -9}
+
+
+def _as_xlm_roberta(source: Path, target: Path) -> None:
+    pieces = _PIECES | {f"\u2581{i}": -20 for i in range(512 - len(_PIECES))}
+    found = {"model": "t5", "pre": None, "merges": None, "tokens": list(pieces)}
+    found |= {"scores": [float(score) for score in pieces.values()]}
+    found |= {"token_type": [3, 3, 3, 2] + [1] * (512 - 4), "remove_extra_whitespaces": True}
+    found |= {"bos_token_id": 0, "eos_token_id": 2, "seperator_token_id": 2}
+    found |= {"unknown_token_id": 3, "padding_token_id": 1, "add_bos_token": True}
+    keys = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    rewrite(source, target, metadata=keys)
+
+
+@pytest.mark.parametrize("name", ["bge-reranker"])
+def test_rank_by_a_cross_encoder(zygote, log, files, tmp_path, name):
+    """Without an option, by the tokenizer of the file: of pieces by their scores."""
+    model, path = files(name, "Q8_0"), tmp_path / "model.gguf"
+    _as_xlm_roberta(model.path, path)
+    body = {"query": "hello  worlds", "documents": ["hello", " hello!\nworld hello"]}
+    with zygote.serve(path, log, *CPU, "--dtype", "float32") as server:
+        answers = requests.post(f"{server.url}/v1/rerank", json=body, timeout=60).json()
+    reference = AutoModelForSequenceClassification.from_pretrained(model.hf, dtype=torch.float32)
+    # Without a table of characters a newline is no space: "!", it and "wor" are one unknown.
+    documents = [[4], [4, 3, 6, 4]]
+    for answer in answers:
+        tokens = [0, 4, 5, 6, 8, 2, 2, *documents[answer["index"]], 2]
+        with torch.no_grad():
+            score = reference(torch.tensor([tokens])).logits.item()
+        assert abs(answer["score"] - score) <= RERANKER_LIMITS["cpu"][1]
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize("name", ["bge-reranker"])
+@pytest.mark.parametrize(
+    ("lacking", "says"), [("cls.", "pooler.dense"), ("token_types.", "DistilBERT's head")]
+)
+def test_heads_that_conversion_changes_are_refused(files, tmp_path, name, lacking, says):
+    def without(tensor, data):
+        return [] if tensor.startswith(lacking) and "output" not in tensor else [(tensor, data)]
+
+    path = tmp_path / "model.gguf"
+    rewrite(files(name, "Q8_0").path, path, without)
+    with pytest.raises(GGUFError, match=says):
+        load_config(path)
 
 
 def test_every_architecture_has_a_peer():

@@ -555,7 +555,7 @@ def test_no_pre_tokenizer(tmp_path, caplog):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("model", "rwkv", "rwkv.*gemma4, gpt2 or llama"),
+        ("model", "rwkv", "rwkv.*gpt2, llama or t5"),
         ("model", None, "not supported"),
         ("model", 7, "a string"),
         ("merges", ["a bc"], "merges do not fit"),

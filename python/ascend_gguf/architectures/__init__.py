@@ -23,8 +23,8 @@ from ascend_gguf.architectures import (
     qwen,
 )
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
+from ascend_gguf.architectures.heads import is_reranker
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
-from ascend_gguf.architectures.qwen import is_reranker
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 

@@ -315,7 +315,7 @@ class Architecture:
                 tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
                 expected="architecture qwen3 or qwen3vl, pooling_type 4 (rank) and only "
-                "cls.output.weight",
+                "cls.output.weight; or bert, with cls.* beside cls.output.*",
                 hint="Serve the original model in Hugging Face format.",
             )
         if rule is None or not (

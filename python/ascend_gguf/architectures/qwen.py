@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
+from ascend_gguf.architectures.base import Architecture, length, per_layer
+from ascend_gguf.architectures.heads import DECODER_HEAD, is_reranker, labels
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
@@ -25,7 +26,6 @@ from ascend_gguf.architectures.parts import (
     mlp,
     shared_expert,
 )
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _EXPERT_FIELDS = MOE_FIELDS | {
@@ -51,38 +51,6 @@ def shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int
 
 _EVERY_LAYER_IS_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
-_HEAD = Rename("cls.output.weight", "labels hidden", "score.weight")
-
-#: ``gguf.PoolingType``.
-_RANK = 4
-
-
-def is_reranker(file: GGUFFile) -> bool:
-    """True for a model with a classification head (yes, no) instead of an output matrix."""
-    if file.architecture not in ("qwen3", "qwen3vl") or _HEAD.gguf not in file.tensors:
-        return False
-    pooling = file.arch_field("pooling_type", _RANK)
-    return type(pooling) is int and pooling == _RANK
-
-
-def _labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    head = file.tensors[_HEAD.gguf]
-    count = head.shape[0] if len(head.shape) == 2 else 1
-    names = file.arch_field("classifier.output_labels", None)
-    if names is None:
-        names = [f"LABEL_{i}" for i in range(count)]
-    if not isinstance(names, list) or len(names) != count:
-        raise GGUFError(
-            "the classification head does not have one row per label",
-            file=file.files[0],
-            key=f"{file.architecture}.classifier.output_labels",
-            found=f"{names!r:.80}",
-            expected=f"{count} names, the rows of {_HEAD.gguf}",
-            hint=CONVERT_AGAIN,
-        )
-    return {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-
-
 _BODY = FRAME + NORMS + ATTENTION
 _BIASED_BODY = FRAME + NORMS + attention(biased=True)
 
@@ -102,8 +70,8 @@ _TEXT_MODELS = (
         fields=FIELDS | HEAD_SIZE,
         required=REQUIRED,
         # If the file has an output matrix too, the model's class ignores it.
-        tensors=_BODY + QK_NORM + mlp() + (_HEAD,),
-        derived=(_labels,),
+        tensors=_BODY + QK_NORM + mlp() + (DECODER_HEAD,),
+        derived=(labels,),
         causal_lm="Qwen3ForSequenceClassification",
     ),
     Architecture(

@@ -12,6 +12,7 @@ from ascend_gguf.tokenizer.bpe import byte_level_bpe
 from ascend_gguf.tokenizer.chat_templates import chat_templates
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import RAW_BPE, raw_bpe, sentencepiece
+from ascend_gguf.tokenizer.unigram import IDS, unigram
 from ascend_gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from ascend_gguf.tokenizer.wordpiece import wordpiece
 
@@ -32,8 +33,8 @@ _NAMED_TOKENS = {
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
-#: Defaults for a ``llama`` vocabulary.
-_LLAMA_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
+#: Ids of vocabularies that do not say, by their kind.
+_DEFAULTS = {"llama": {"unk_token": 0, "bos_token": 1, "eos_token": 2}, "t5": IDS}
 
 
 def load_tokenizer(
@@ -59,7 +60,7 @@ def load_tokenizer(
     added = added_tokens(vocabulary, end_of_generation_ids(vocabulary))
     backend, add_bos = _backend(vocabulary, added)
     around = backend.post_processor
-    defaults = _LLAMA_IDS if vocabulary.text("model") == "llama" else {}
+    defaults = _DEFAULTS.get(vocabulary.text("model") or "", {})
     named = {
         argument: vocabulary.tokens[number]
         for argument, key in _NAMED_TOKENS.items()
@@ -76,7 +77,8 @@ def load_tokenizer(
             tokenizer,
             **named,
             add_bos_token=add_bos and "bos_token" in named,
-            add_eos_token=vocabulary.flag("add_eos_token", False) and "eos_token" in named,
+            add_eos_token=vocabulary.flag("add_eos_token", vocabulary.text("model") == "t5")
+            and "eos_token" in named,
             chat_template=template,
             clean_up_tokenization_spaces=False,
         )
@@ -119,12 +121,14 @@ def _backend(vocabulary: Vocabulary, added: list[AddedToken]) -> tuple[Tokenizer
         return raw_bpe(vocabulary, added), add_bos
     if model == "bert":
         return wordpiece(vocabulary, added), False  # it puts a text between its tokens itself
+    if model == "t5":
+        return unigram(vocabulary, added), vocabulary.flag("add_bos_token", False)
     if model != "gpt2":
         raise vocabulary.error(
             "this type of tokenizer is not supported",
             "model",
             found=model,
-            expected="bert, gemma4, gpt2 or llama",
+            expected="bert, gemma4, gpt2, llama or t5",
             hint=_OTHER_TOKENIZER,
         )
     if pre is None:

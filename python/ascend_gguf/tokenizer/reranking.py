@@ -58,9 +58,13 @@ def filled(template: str, query: str, document: str, instruction: str | None = N
 def joined(
     file: GGUFFile, tokenizer: PreTrainedTokenizerFast, query: str, document: str
 ) -> list[int]:
-    """Tokens of a query and a document without a template, with the file's bos, eos and sep."""
+    """Tokens of a query and a document without a template, with the file's bos, eos and sep.
+
+    An encoder's file that does not name sep has one: BERT and RoBERTa are trained so.
+    """
     ends = [tokenizer.eos_token_id] if getattr(tokenizer, "add_eos_token", False) else []
-    has_separator = file.metadata.get("tokenizer.ggml.add_sep_token") is True
+    is_encoder = file.architecture == "bert"
+    has_separator = file.metadata.get("tokenizer.ggml.add_sep_token", is_encoder) is True
     return [
         *([tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []),
         *tokenizer.encode(query, add_special_tokens=False),

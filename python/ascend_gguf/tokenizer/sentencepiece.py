@@ -59,7 +59,7 @@ def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     Raises:
         GGUFError: scores are missing, or not every token has one.
     """
-    scores = _scores(vocabulary)[: len(vocabulary.tokens)]
+    scores = scores_of(vocabulary)
     tokens, ids = vocabulary.tokens, vocabulary.ids
     order = (-scores).argsort(kind="stable")
     ranks = order.argsort().tolist()
@@ -84,7 +84,12 @@ _LONG = 64
 _MOST_WAYS = 8
 
 
-def _scores(vocabulary: Vocabulary) -> np.ndarray:
+def scores_of(vocabulary: Vocabulary) -> np.ndarray:
+    """The score of each token.
+
+    Raises:
+        GGUFError: scores are missing, or not every token has one.
+    """
     scores = vocabulary.numbers("scores").astype(np.float64)
     if len(scores) < len(vocabulary.tokens):
         raise vocabulary.error(
@@ -95,7 +100,7 @@ def _scores(vocabulary: Vocabulary) -> np.ndarray:
         )
     if np.isnan(scores).any():
         raise vocabulary.error("a score is not a number", "scores", found="nan")
-    return scores
+    return scores[: len(vocabulary.tokens)]
 
 
 def _last_merge(token: str, ranks: list[int], ids: dict[str, int]) -> list[tuple[str, str]]:

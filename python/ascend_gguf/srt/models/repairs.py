@@ -61,7 +61,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "apertus.ApertusModel": apertus.set_activations,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
-    "bert.BertEmbedding": bert.drop_positions,
+    "bert.BertEmbedding": bert.repair_embedding,
     "cohere2_moe.Cohere2MoeAttention": commandr.repair_attention,
     "commandr.CohereAttention": commandr.repair_attention,
     "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,

@@ -1,4 +1,4 @@
-"""Rerankers: the prompt that the file has for them, and the probability of its first label."""
+"""Rerankers: the prompt that the file has for them, and what its head says of the first label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ascend_gguf.requests.values import text
 from ascend_gguf.srt.managers.tokenizer_manager import limits_of
 from ascend_gguf.tokenizer.reranking import filled, joined, rerank_template, takes_instruction
 
-_CLASS = "Qwen3ForSequenceClassification"
+#: Of labels, of which the first counts; and of a score, as the head gives it.
+_DECODER, _ENCODER = "Qwen3ForSequenceClassification", "BertForSequenceClassification"
 
 
 async def _handle_non_streaming_request(
@@ -33,13 +34,15 @@ async def _handle_non_streaming_request(
         RequestError: names the field; HTTP status 400.
     """
     manager = self.tokenizer_manager
-    if _CLASS not in manager.model_config.hf_config.architectures:
+    kinds = manager.model_config.hf_config.architectures
+    if _DECODER not in kinds and _ENCODER not in kinds:
         return await original(self, adapted_request, request, raw_request)
     prompts = await asyncio.to_thread(_prompts, manager, request)
     asked = EmbeddingReqInput(input_ids=prompts)
     answers = await manager.generate_request(asked, raw_request).__anext__()
+    score = _first_label if _DECODER in kinds else _first
     for answer in answers:
-        answer["embedding"] = [_first_label(answer["embedding"])]
+        answer["embedding"] = [score(answer["embedding"])]
     return self._build_rerank_response(answers, request)
 
 
@@ -48,6 +51,11 @@ def _first_label(logits: list[float]) -> float:
     if len(logits) == 1:
         logits = [*logits, 0.0]
     return torch.tensor(logits, dtype=torch.float64).softmax(-1)[0].item()
+
+
+def _first(logits: float | list[float]) -> float:
+    """As llama.cpp's server and the engine give it."""
+    return logits[0] if isinstance(logits, list) else logits
 
 
 def _prompts(manager: Any, request: Any) -> list[list[int]]:
