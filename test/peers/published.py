@@ -151,5 +151,4 @@ PUBLISHED: dict[str, Published] = {
     "minicpm4": minicpm,
     "gpt2": gpt2,
     "phimoe": phimoe,
-    "phimoe-long": phimoe,
 }

@@ -194,7 +194,8 @@ ROWS: dict[str, Peer] = {
     "exaone-3.5": Peer(
         "llama", {"head_dim": 32, "rope_parameters": TINY["llama-3.1"].sizes["rope_parameters"]}
     ),
-    "phimoe-long": Peer(
+    # The converter asks for LongRoPE, as published.
+    "phimoe": Peer(
         "phimoe",
         TINY["phimoe"].sizes | {"max_position_embeddings": 8192, "rope_parameters": _PHIMOE},
     ),
