@@ -1,4 +1,5 @@
-"""Run the benchmarks of this folder: ``make bench``, or ``ARGS='decode --types Q4_K'`` for one.
+"""Run the benchmarks of this folder: ``make bench``, or ``ARGS='decode --types Q4_K'`` for one;
+``ARGS=--plot`` draws the pictures of docs/performance.md from its tables (needs matplotlib).
 
 A benchmark is a module with ``main(arguments)`` that prints its tables; the first line of its
 docstring is its title.
@@ -33,6 +34,11 @@ def processor() -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--plot"]:
+        import _pictures
+
+        _pictures.draw()
+        return 0
     chosen = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else benchmarks()
     for name in chosen:
         if name not in benchmarks():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ascend_gguf import GGUFError, dequantize
 from ascend_gguf.architectures import ARCHITECTURES, REFUSED
@@ -261,3 +263,11 @@ def test_examples(page, sources):
     for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.S):
         for line in example.splitlines():
             assert line.split("  #")[0].strip() in lines, line
+
+
+def test_pictures_show_the_tables(monkeypatch):
+    """``make bench ARGS=--plot`` draws them again."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmark"))
+    pictures = import_module("_pictures")
+    for name in pictures.PICTURES:
+        assert Image.open(DOCS / name).text["Description"] == repr(pictures.numbers(name))
