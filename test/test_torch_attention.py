@@ -59,6 +59,27 @@ def test_sinks_take_a_share():
 
 
 @pytest.mark.parametrize("window", [None, 2])
+def test_both_ways_over_a_cache(monkeypatch, window):
+    """Each token sees those after it too, also where queries are taken a few at a time."""
+    monkeypatch.setattr(torch_attention, "_QUERIES", 3)
+    q, k, v = _inputs(tokens=8, length=8)
+    found = attend_requests(
+        *(q, torch.zeros(8, 4, 8), k, v, torch.arange(8)[None]),
+        *([0], [8], [8], SCALE),
+        window=window,
+        both_ways=True,
+    )
+    ones = torch.ones(8, 8, dtype=torch.bool)
+    expected = F.scaled_dot_product_attention(
+        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        attn_mask=ones if window is None else ones.triu(-window) & ones.tril(window),
+        scale=SCALE,
+        enable_gqa=True,
+    )[0].transpose(0, 1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("window", [None, 2])
 def test_requests_over_a_cache(monkeypatch, window):
     """A few queries at a time give what all at once give, each request its own slots."""
     monkeypatch.setattr(torch_attention, "_QUERIES", 3)

@@ -1,4 +1,4 @@
-"""Attention with logit soft-cap or sinks, in plain torch: on any device."""
+"""Attention with logit soft-cap, sinks or a window both ways, in plain torch: on any device."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def attend_requests(
     new_lens: Iterable[int],
     scale: float,
     window: int | None = None,
+    both_ways: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """:func:`attend` of the new tokens of several requests, over a cache.
@@ -33,6 +34,7 @@ def attend_requests(
         requests: the row of ``req_to_token`` of each request.
         lengths: how many tokens of it are in the cache, the new ones included.
         new_lens: how many of these are new.
+        both_ways: a token sees those after it too, in the window.
         scale, window, options: as of :func:`attend`.
 
     Returns:
@@ -42,8 +44,11 @@ def attend_requests(
     for request, length, new in zip(requests, lengths, new_lens, strict=True):
         for first in range(0, new, _QUERIES):
             count = min(_QUERIES, new - first)
-            end = length - new + first + count
-            begin = 0 if window is None else max(0, end - count - window)
+            last = length - new + first + count
+            begin = 0 if window is None else max(0, last - count - window)
+            after = 0 if not both_ways else length - last if window is None else window
+            end = min(last + after, length)
+            options["after"] = end - last if both_ways else None
             slots = req_to_token[request, begin:end]
             rows = slice(start + first, start + first + count)
             k, v = k_cache[slots], v_cache[slots]
@@ -60,8 +65,9 @@ def attend(
     cap: float = 0.0,
     window: int | None = None,
     sinks: torch.Tensor | None = None,
+    after: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention of a sequence's last tokens.
+    """Attention of a sequence's last tokens, or of some that see those after them too.
 
     Args:
         q: ``[tokens, heads, size]``, of the last tokens of the sequence.
@@ -69,6 +75,7 @@ def attend(
         scale: of the scores.
         cap: logit soft-cap: scores become ``cap * tanh(score / cap)``; zero for none.
         window: how many tokens before its own a token sees; all if None.
+        after: how many tokens of the sequence follow those of ``q``, if a token sees them.
         sinks: ``[heads]``, one more score of each head, of a token that has no value.
 
     Returns:
@@ -80,8 +87,11 @@ def attend(
     if cap:
         scores = cap * torch.tanh(scores / cap)
     places = torch.arange(len(k), device=k.device)
-    distance = places[len(k) - len(q) :, None] - places
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance <= window)
+    first = len(k) - len(q) - (after or 0)
+    distance = places[first : first + len(q), None] - places
+    seen = distance >= 0 if after is None else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        seen &= distance.abs() <= window
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         column = sinks.float()[:, None, None].expand(-1, len(q), 1)

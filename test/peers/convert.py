@@ -139,10 +139,12 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
     converter.set_vocab = set_vocab
     _write_tokenizer(hf, RERANKER_WORDS)
     if peer.pooling:
-        _write_pooling(hf, peer.pooling)
+        _write_pooling(hf, peer.pooling, peer.dense)
     if peer.reranker:  # by which the converter knows one
         (hf / "README.md").write_text("# Qwen3-Reranker")
     options = {"eager": True, "fuse_qkv": peer.fuse_qkv}
+    if peer.dense:
+        options["sentence_transformers_dense_modules"] = True
     with torch.inference_mode():
         made = converter(hf, _file_type(path.stem), path, **options)
         if hasattr(made, "impl"):  # one class for several architectures
@@ -156,13 +158,33 @@ def _file_type(name: str) -> Any:
     return getattr(gguf.LlamaFileType, "ALL_F32" if name == "F32" else f"MOSTLY_{name}")
 
 
-def _write_pooling(hf: Path, pooling: str) -> None:
+def _write_pooling(hf: Path, pooling: str, dense: int) -> None:
     """How sentence-transformers would make an embedding of it."""
-    kind = "sentence_transformers.models.Pooling"
-    (hf / "modules.json").write_text(json.dumps([{"idx": 1, "type": kind, "path": "1_Pooling"}]))
+    kind = "sentence_transformers.models"
+    modules = [{"idx": 1, "type": f"{kind}.Pooling", "path": "1_Pooling"}]
+    if dense:
+        sizes = (SIZES["hidden_size"], dense)
+        for number, (columns, rows) in enumerate((sizes, sizes[::-1]), 2):
+            path = f"{number}_Dense"
+            modules.append({"idx": number, "type": f"{kind}.Dense", "path": path})
+            _write_dense(hf / path, rows, columns)
+    (hf / "modules.json").write_text(json.dumps(modules))
     (hf / "1_Pooling").mkdir(exist_ok=True)
     modes = {f"pooling_mode_{name}": name == pooling for name in ("cls_token", "mean_tokens")}
     (hf / "1_Pooling/config.json").write_text(json.dumps(modes | {"pooling_mode_lasttoken": False}))
+
+
+def _write_dense(folder: Path, rows: int, columns: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(rows)
+    layer = torch.nn.Linear(columns, rows, bias=False)
+    _round_to_blocks(layer)
+    sizes = {"in_features": columns, "out_features": rows, "bias": False}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    save_file({"linear.weight": layer.weight}, folder / "model.safetensors")
 
 
 def _write_tokenizer(hf: Path, words: Mapping[str, int]) -> None:

@@ -139,6 +139,10 @@ def phimoe(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Te
     return _of(config, "PhiMoEForCausalLM"), tensors
 
 
+def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    return _of(config, "LlamaBidirectionalModel"), tensors
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "internlm2": internlm2,
@@ -151,4 +155,5 @@ PUBLISHED: dict[str, Published] = {
     "minicpm4": minicpm,
     "gpt2": gpt2,
     "phimoe": phimoe,
+    "llama-embed": llama_embed,
 }

@@ -32,6 +32,7 @@ class Peer:
         reranker: the converter makes a reranker of it.
         pooling: it gives embeddings, of all tokens or the first one: ``mean_tokens``,
             ``cls_token``.
+        dense: rows of a layer behind the pooling, which another follows; 0 for none.
         refused: the devices that it does not run on.
     """
 
@@ -45,6 +46,7 @@ class Peer:
     npu_dtype: str = "float16"
     reranker: bool = False
     pooling: str = ""
+    dense: int = 0
     refused: tuple[str, ...] = ()
 
 
@@ -239,6 +241,8 @@ def _of_architectures() -> dict[str, Peer]:
 
 PEERS: dict[str, Peer] = _of_architectures() | ROWS
 
+_EMBEDDING_GEMMA = TINY["gemma3"].sizes | {"use_bidirectional_attention": True}
+
 #: Positions begin after that of padding.
 _ROBERTA = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
@@ -268,7 +272,12 @@ ENCODERS = {
             pooling="mean_tokens",
         ),
         "bge-m3": Peer("xlm-roberta", _ROBERTA, pooling="cls_token"),
-    }
+    },
+    "gemma-embedding": {
+        "embedding-gemma": Peer("gemma3_text", _EMBEDDING_GEMMA, pooling="mean_tokens", dense=96),
+        "embedding-gemma-alone": Peer("gemma3_text", _EMBEDDING_GEMMA, pooling="mean_tokens"),
+    },
+    "llama-embed": {"llama-embed": Peer("llama", pooling="mean_tokens")},
 }
 
 EVERY = PEERS | RERANKERS | CROSS_ENCODERS

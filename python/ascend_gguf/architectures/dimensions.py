@@ -66,6 +66,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "linear_head": lambda c: c.linear_value_head_dim,
     "conv": lambda c: c.linear_conv_kernel_dim,
     "types": lambda c: c.type_vocab_size,
+    "dense": lambda c: c.dense_size,
     "layers": lambda c: c.num_hidden_layers,
     # Of layers with a window, where these have other heads.
     "swa_head": lambda c: c.swa_head_dim,

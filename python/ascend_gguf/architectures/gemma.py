@@ -1,12 +1,13 @@
-"""Gemma, Gemma 2 and 3."""
+"""Gemma, Gemma 2 and 3, and EmbeddingGemma."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Derivation, scale
+from ascend_gguf.architectures.base import Architecture, Derivation, Rename, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
@@ -23,6 +24,7 @@ from ascend_gguf.architectures.parts import (
     mlp,
     offset_norm,
 )
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _BODY = (
@@ -65,7 +67,7 @@ def _query_scale(layers_of_27b: int) -> Derivation:
     return derive
 
 
-ARCHITECTURES = (
+ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="gemma",
         model_type="gemma",
@@ -116,3 +118,38 @@ ARCHITECTURES = (
         beyond_float16=f"{_RESIDUALS}: 104,000 was measured",
     ),
 )
+
+#: Layers of sentence-transformers behind the pooling, if conversion was asked for them.
+_DENSE = (
+    Rename("dense_2.weight", "dense hidden", "projector.0.weight", dense=True, optional=True),
+    Rename("dense_3.weight", "hidden dense", "projector.1.weight", dense=True, optional=True),
+)
+
+
+def _both_dense(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``dense_size``, rows of the first one; 0 without them."""
+    first, last = (file.tensors.get(rule.gguf) for rule in _DENSE)
+    if (first is None) != (last is None):
+        raise GGUFError(
+            "the file has one of the two layers behind the pooling",
+            file=file.files[0],
+            tensor=_DENSE[first is not None].gguf,
+            expected="both, or neither",
+            hint=CONVERT_AGAIN,
+        )
+    return {"dense_size": first.shape[0] if first is not None else 0}
+
+
+_GEMMA_3 = ARCHITECTURES[-1]
+_EMBEDDING = replace(
+    _GEMMA_3,
+    name="gemma-embedding",
+    causal_lm="Gemma3TextModel",
+    fixed=_ACTIVATION | {"attention.causal": (False,)},
+    tensors=(*(rule for rule in _GEMMA_3.tensors if rule is not OUTPUT), *_DENSE),
+    constants={"use_bidirectional_attention": True},
+    derived=(sliding_unless(6), _query_scale(0), _both_dense),
+    embeds=True,
+)
+
+ARCHITECTURES += (_EMBEDDING,)

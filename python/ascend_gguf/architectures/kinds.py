@@ -56,7 +56,7 @@ _OTHER_MODELS = {
     **dict.fromkeys(
         (
             *("modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert"),
-            *("jina-bert-v2", "jina-bert-v3", "gemma-embedding", "llama-embed", "t5encoder"),
+            *("jina-bert-v2", "jina-bert-v3", "t5encoder"),
         ),
         _ENCODER,
     ),

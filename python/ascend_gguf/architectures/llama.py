@@ -37,7 +37,7 @@ def has_experts(file: GGUFFile) -> bool:
     return bool(number(file, "expert_count", least=0))
 
 
-ARCHITECTURES = (
+ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         name="llama",
         mark=has_experts,
@@ -58,3 +58,14 @@ ARCHITECTURES = (
         tensors=BODY + mlp() + MLP_BIAS,
     ),
 )
+
+#: Which attends in both directions, and gives embeddings.
+_EMBEDS = replace(
+    ARCHITECTURES[-1],
+    name="llama-embed",
+    reads=frozenset(),
+    fixed={"attention.causal": (False,)},
+    embeds=True,
+)
+
+ARCHITECTURES += (_EMBEDS,)

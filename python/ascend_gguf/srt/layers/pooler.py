@@ -25,7 +25,8 @@ _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
     3: ("last", PoolingType.LAST),
     4: ("rank: a score, for which the file has no head", None),
 }
-
+#: Of an architecture whose files do not say, what its models are trained with.
+_UNSAID = {"llama-embed": PoolingType.MEAN}
 
 #: Tokens of prompts computed at once, where prompts are not cut.
 _MOST_TOKENS = 4096
@@ -38,8 +39,10 @@ def pooling_of(file: GGUFFile) -> PoolingType | None:
         GGUFError: the engine does not pool so.
     """
     value = file.arch_field("pooling_type", None)
-    if value is None or is_reranker(file):
+    if is_reranker(file):
         return None
+    if value is None:
+        return _UNSAID.get(file.architecture or "")
     name, pooling = _POOLINGS.get(value, ("unknown", None)) if type(value) is int else ("", None)
     if pooling is None:
         raise GGUFError(

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from sglang.srt.layers.rotary_embedding import apply_rotary_pos_emb
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from torch import nn
 
 from ascend_gguf.cpu.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.srt.models.direct_loading import load_directly
 from ascend_gguf.srt.models.output_matrix import load_output_matrix
 from ascend_gguf.srt.overrides import override_methods, seeing
 
@@ -39,6 +41,9 @@ def repair_embedding(model: Any, config: Any) -> None:
     """
     whole = model.model.embed_tokens
     model.model.embed_tokens = shared = shared_by_ranks(whole)
+    if not hasattr(model, "lm_head"):
+        _add_projector(model, config)
+        return
     if model.lm_head is whole:
         model.lm_head = shared
         return
@@ -46,6 +51,21 @@ def repair_embedding(model: Any, config: Any) -> None:
         lambda module, inputs: (*inputs[:2], model.lm_head, *inputs[3:])
     )
     load_output_matrix(model, config)
+
+
+def _add_projector(model: Any, config: Any) -> None:
+    """Of ``EmbeddingGemmaModel``: the layers behind the pooling, in float32 as that is.
+
+    The engine reads these from files beside a checkpoint, in the class's own ``load_weights``.
+    """
+    model.load_weights = super(type(model), model).load_weights
+    load_directly(model, r"projector\.")
+    if config.dense_size:
+        sizes = config.hidden_size, config.dense_size
+        layers = (
+            nn.Linear(*pair, bias=False, dtype=torch.float32) for pair in (sizes, sizes[::-1])
+        )
+        model.projector = nn.Sequential(*layers)
 
 
 def repair_attention(attention: Any, config: Any) -> None:

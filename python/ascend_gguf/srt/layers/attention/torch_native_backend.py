@@ -15,7 +15,7 @@ from sglang.srt.layers.attention.attention_registry import (
     register_attention_backend,
 )
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 from ascend_gguf import torch_attention
 from ascend_gguf.cpu import paged_attention
@@ -52,7 +52,13 @@ def _remember_layer(
 ) -> torch.Tensor:
     # The functions that attend are not told of the layer.
     cap = 0.0 if layer.is_cross_attention else layer.logit_cap
-    self.ascend_gguf_extras = {"cap": cap, "sinks": sinks} if cap or sinks is not None else {}
+    window = layer.sliding_window_size
+    both_ways = layer.attn_type == AttentionType.ENCODER_ONLY and window is not None and window > -1
+    self.ascend_gguf_extras = {}
+    if cap or sinks is not None or both_ways:
+        self.ascend_gguf_extras = {"cap": cap, "sinks": sinks}
+    if both_ways:  # of which the functions are not told either
+        self.ascend_gguf_extras |= {"both_ways": True, "window": window}
     return original(self, q, k, v, layer, *args, **kwargs)
 
 
@@ -65,7 +71,7 @@ def _run_sdpa_forward_extend(
     """Overrides the engine's attention of new tokens, some of a request's or all."""
     *common, prefix_lens, new_lens, encoder_lens = args
     if self.ascend_gguf_extras:
-        return _attend_with_extras(self.ascend_gguf_extras | kwargs, *common, new_lens)
+        return _attend_with_extras(kwargs | self.ascend_gguf_extras, *common, new_lens)
     *tensors, requests, _seq_lens = common
     if encoder_lens is None and kwargs["causal"] and _is_ours(*tensors):
         tokens = _new_tokens(self, requests, prefix_lens, new_lens)
@@ -80,7 +86,7 @@ def _run_sdpa_forward_decode(
     """Overrides the engine's attention of one new token of each request."""
     *common, encoder_lens = args
     if self.ascend_gguf_extras:
-        options = self.ascend_gguf_extras | kwargs
+        options = kwargs | self.ascend_gguf_extras
         return host_call(_attend_with_extras, options, *common, torch.ones_like(common[-1]))
     *tensors, requests, seq_lens = common
     if encoder_lens is None and len(tensors[0]) == len(seq_lens) and _is_ours(*tensors):
@@ -158,7 +164,8 @@ def _attend_with_extras(
         seq_lens.tolist(),
         new_lens.tolist(),
         options["scaling"],
-        window=options.get("sliding_window_size"),
+        window=options.get("window", options.get("sliding_window_size")),
+        both_ways=options.get("both_ways", False),
         cap=options["cap"],
         sinks=options["sinks"],
     )

@@ -163,6 +163,7 @@ def _attend_by_torch(
         layer.scaling,
         cap=layer.logit_cap,
         window=layer.sliding_window_size if layer.sliding_window_size > -1 else None,
+        both_ways=_is_both_ways(layer),
     ).flatten(1)
 
 
@@ -175,21 +176,22 @@ def _attend_prompt(
     block_table: torch.Tensor,
     length: int,
 ) -> torch.Tensor:
-    """The last tokens of one request, which look in a window, or all of them in both directions.
+    """The last tokens of one request, which look in a window, or all, also in both directions.
 
     ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``.
     """
     band: dict[str, Any] = {}
-    if not _is_both_ways(layer):
-        if q.shape[1] == 1:  # where the operator's modes have no effect
+    both_ways, window = _is_both_ways(layer), layer.sliding_window_size
+    if window > -1 or not both_ways:
+        if q.shape[1] == 1 and not both_ways:  # where the operator's modes have no effect
             lengths = torch.tensor([length], device=q.device)
             mask = _mask(lengths, layer, block_table, k_cache.shape[1])
             return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
         band = {
             "atten_mask": backend.fia_mask.unsqueeze(0),
             "sparse_mode": 4,  # a band that ends at the last query and the last key
-            "pre_tokens": layer.sliding_window_size,
-            "next_tokens": 0,
+            "pre_tokens": window,
+            "next_tokens": window if both_ways else 0,
         }
     output, _ = torch_npu.npu_fused_infer_attention_score_v2(
         query=q.contiguous(),  # of a model without RoPE a part of a merged projection
