@@ -79,6 +79,8 @@ class Product:
             their own (CANN's tiling of ``WeightQuantBatchMatmulV2``).
         lacks: operators that the engine calls and that the documents do not have there; torch's
             own are used instead.
+        has_bfloat16: whether its operators take bfloat16 (torch_npu, documentation of the
+            operators; CANN, those of norms and activations: float16 and float32 on a 310P).
     """
 
     name: str
@@ -87,6 +89,7 @@ class Product:
     scatters_cache: bool = False
     reads_planes: bool = False
     lacks: frozenset[str] = frozenset()
+    has_bfloat16: bool = True
 
     def answer(self, operator: str, layout: type[Layout]) -> str:
         """Whether an operator takes weights of a layout."""
@@ -139,6 +142,7 @@ PRODUCTS = (
         ),
         scatters_cache=True,
         lacks=frozenset((ATTENTION, ROUTING)),
+        has_bfloat16=False,
     ),
     Product(
         "Atlas training series, Atlas 200I/500 A2",

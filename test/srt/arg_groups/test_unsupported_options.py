@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.server_args import ServerArgs
 
 from ascend_gguf import GGUFError
 from ascend_gguf.srt.arg_groups import unsupported_options
+from ascend_gguf.srt.arg_groups.model_path_hook import settle_float16
 from ascend_gguf.srt.arg_groups.unsupported_options import REFUSALS, refuse_options
 from serving import CPU
 
@@ -139,6 +142,18 @@ def test_not_refused_on_an_npu(monkeypatch):
     monkeypatch.setattr(unsupported_options, "is_npu", lambda: True)
     allowed = {"enable_dp_attention": True, "enable_lora": True, "moe_a2a_backend": "deepep"}
     refuse_options(SimpleNamespace(**NPU_DEFAULTS | allowed))
+
+
+@pytest.mark.parametrize(("typed", "settled"), [("auto", "float16"), ("float16", "float16")])
+def test_dtype_of_a_chip_without_bfloat16(typed, settled):
+    options = ServerArgs(model_path=str(MODEL), dtype=typed)
+    settle_float16(options)
+    assert resolving_view(options).dtype == settled
+
+
+def test_bfloat16_on_a_chip_without_it():
+    with pytest.raises(GGUFError, match="this chip does not compute in bfloat16"):
+        settle_float16(ServerArgs(model_path=str(MODEL), dtype="bfloat16"))
 
 
 def test_every_option_is_the_engines():

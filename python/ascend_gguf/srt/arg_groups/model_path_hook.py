@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-from sglang.srt.utils import is_cpu
+from sglang.srt.utils import is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.architectures import architecture_of, check_kind, is_reranker
@@ -24,6 +24,7 @@ from ascend_gguf.generation_config import (
     suppressed_tokens,
 )
 from ascend_gguf.hub import fetch_model, is_gguf_repository, parse_reference
+from ascend_gguf.npu.products import this_product
 from ascend_gguf.overrides import apply_overrides
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name
@@ -77,6 +78,9 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
             declare_resolution(server_args, "ascend_gguf.embeds", is_embedding=True)
             found = resolving_view(server_args)
         refuse_options(found)
+        if is_npu() and not this_product().has_bfloat16:
+            settle_float16(server_args)
+            found = resolving_view(server_args)
     for path in (found.model_path, found.speculative_draft_model_path):
         if path and os.path.isfile(path):
             _check_model(path, found)
@@ -92,6 +96,24 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
         load_tokenizer(tokenizer, check_template=not found.chat_template)
     if check_gguf_file(found.model_path) and not found.chat_template:
         _check_reranker(open_gguf(found.model_path))
+
+
+def settle_float16(server_args: Any) -> None:
+    """On a chip without bfloat16, which most files ask for, float16 is the default.
+
+    Raises:
+        GGUFError: bfloat16 is asked for.
+    """
+    asked = resolving_view(server_args)
+    if asked.dtype == "bfloat16":
+        raise GGUFError(
+            "this chip does not compute in bfloat16",
+            file=asked.model_path,
+            found="--dtype bfloat16",
+            hint="Leave out --dtype, or use float16.",
+        )
+    if asked.dtype == "auto":
+        declare_resolution(server_args, "ascend_gguf.float16", dtype="float16")
 
 
 def find_model(
