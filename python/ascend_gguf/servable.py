@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
     "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
+    **dict.fromkeys(
+        ("lfm2", "lfm2_moe"), "SGLang has no backend on Ascend for the state of its convolutions"
+    ),
     "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
 }
 

@@ -30,6 +30,7 @@ VALUES: dict[str, Any] = {
     "rope.dimension_count": 16,
     "logit_scale": 0.5,
     "attention.key_length_swa": 16,
+    "shortconv.l_cache": 3,
     "ssm.conv_kernel": 4,
     "ssm.state_size": 16,
     "ssm.group_count": 2,
@@ -44,6 +45,8 @@ VALUES: dict[str, Any] = {
     "interleave_moe_layer_step": 1,
     "leading_dense_block_count": 1,
 }
+#: Whose layers without attention have no KV heads.
+HYBRID = ("lfm2", "lfm2moe")
 _LATENT = {"attention.key_length": 24}  # more than the rotary embedding turns
 
 
@@ -67,6 +70,8 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         found["expert_shared_feed_forward_length"] = None
     if architecture.name in ("gpt2", "olmo", "phi2", "starcoder"):
         found["attention.head_count_kv"] = VALUES["attention.head_count"]
+    if architecture.name in HYBRID:
+        found["attention.head_count_kv"] = [0, 2, 0, 2]
     if architecture.name == "gemma4":  # the last layer has no window
         found["attention.sliding_window_pattern"] = [True, True, True, False]
     return found
@@ -324,6 +329,23 @@ def test_linear_attention_that_the_engine_does_not_have(tmp_path, key, value, me
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", QWEN35, **{key: value}))
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "architecture", [a for a in ARCHITECTURES if a.name in HYBRID], ids=identify
+)
+def test_layers_without_keys(architecture, tmp_path):
+    config = load_config(write(tmp_path / "m.gguf", architecture))
+    assert config.num_key_value_heads == 2
+    assert [kind in ("full_attention", "attention") for kind in config.layer_types] == [
+        False,
+        True,
+    ] * 2
+    for heads in (2, [0] * 4, [2] * 4, [2, 3, 0, 0], [4, 4, 0, 0], [0, 2], [0.0, 2.0, 0.0, 2.0]):
+        path = write(tmp_path / "m.gguf", architecture, **{"attention.head_count_kv": heads})
+        with pytest.raises(GGUFError, match="layers with attention, of equal heads") as error:
+            load_config(path)
+        assert len(str(error.value).splitlines()) == 1
 
 
 (GEMMA4,) = (a for a in ARCHITECTURES if a.name == "gemma4")

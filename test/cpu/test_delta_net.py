@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ascend_gguf.cpu import delta_net
+from ascend_gguf.cpu import causal_conv, delta_net
 
 KEYS, VALUES, KEY_SIZE, VALUE_SIZE = 2, 6, 16, 8
 #: Tokens of requests: none of a chunk, one, less than a chunk, several.
@@ -99,7 +99,7 @@ def test_convolution(width):
         whole = torch.cat((before, x[:, STARTS[i] : STARTS[i + 1]], further[i, :, None]), 1)
         out = F.silu(F.conv1d(whole[None], weight[:, None], bias, groups=channels))[0]
         expected[:, STARTS[i] : STARTS[i + 1]], expected_further[i] = out[:, :-1], out[:, -1]
-    found = delta_net.causal_conv1d_fn(
+    found = causal_conv.causal_conv1d_fn(
         x,
         weight,
         bias,
@@ -111,7 +111,7 @@ def test_convolution(width):
     )
     torch.testing.assert_close(found, expected)
     arguments = (further, cache, weight, bias, "silu")
-    found = delta_net.causal_conv1d_update(*arguments, conv_state_indices=SLOTS.int())
+    found = causal_conv.causal_conv1d_update(*arguments, conv_state_indices=SLOTS.int())
     torch.testing.assert_close(found, expected_further)
 
 

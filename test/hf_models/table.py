@@ -38,6 +38,7 @@ from hf_models.conversion import (
     window_pattern_metadata,
 )
 from hf_models.dense import DENSE
+from hf_models.hybrid import TINY as HYBRID
 from hf_models.latent import TINY as LATENT
 from hf_models.sizes import EXPERTS, GRANITE, PARTIAL
 from hf_models.tiny import Tiny
@@ -381,6 +382,7 @@ TINY: dict[str, Tiny] = (
         ),
     }
     | LATENT
+    | HYBRID
     | DENSE
 )
 
@@ -389,7 +391,7 @@ ONE_STAGE = frozenset(
     ("gemma2", "gemma3", "gemma4-e2b", "gemma4-26b", "granite", "granitemoe", "olmo2", "olmo3")
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe")
-    + ("cohere2moe",)
+    + ("cohere2moe", "lfm2", "lfm2-moe")
     + ("minicpm", "minicpm4", "stablelm", "orion", "olmo", "ernie4.5")
     + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
 )

@@ -29,7 +29,7 @@ _TYPES = {
 }
 
 #: Matrices that llama.cpp does not quantize.
-_PLAIN = re.compile(r"ffn_gate_inp|ssm_conv1d|_norm\.|rope_f")
+_PLAIN = re.compile(r"ffn_gate_inp|ssm_conv1d|shortconv.conv|_norm\.|rope_f")
 
 _SIZES = {
     "vocab_size": 512,

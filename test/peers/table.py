@@ -308,4 +308,6 @@ CHOSEN = (
     "qwen3.5-moe-fused",
     "gemma4-e2b",
     "gemma4-26b",
+    "lfm2",
+    "lfm2-moe",
 )

@@ -21,6 +21,7 @@ from ascend_gguf.architectures import (
     others,
     post_norm,
     qwen,
+    short_conv,
 )
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
 from ascend_gguf.architectures.heads import is_reranker
@@ -63,6 +64,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         llama_like,
         mixtures,
         others,
+        short_conv,
     )
     for architecture in family.ARCHITECTURES
 )

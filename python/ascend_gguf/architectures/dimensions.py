@@ -64,7 +64,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "linear_v": lambda c: c.linear_num_value_heads * c.linear_value_head_dim,
     "linear_heads": lambda c: c.linear_num_value_heads,
     "linear_head": lambda c: c.linear_value_head_dim,
-    "conv": lambda c: c.linear_conv_kernel_dim,
+    "conv": lambda c: first(c, "linear_conv_kernel_dim", "conv_L_cache"),
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,
     "layers": lambda c: c.num_hidden_layers,
@@ -96,7 +96,8 @@ def is_sparse(config: Any, layer: int) -> bool:
     kinds = first(config, "mlp_layer_types")
     if kinds is not None:
         return kinds[layer] == "sparse"
-    start = first(config, "first_k_dense_replace", "moe_layer_start_index", default=0)
+    names = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
+    start = first(config, *names, default=0)
     return layer >= start and (layer + 1) % first(config, "moe_layer_interval", default=1) == 0
 
 
@@ -120,6 +121,7 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "shared": lambda config, layer: _shared_ffn(config) > 0,
     "linear": _has_type("linear_attention"),
     "full": _has_type("full_attention"),
+    "conv": _has_type("conv"),
     "sliding": _has_type("sliding_attention"),
     "own_kv": lambda config, layer: not _shares_kv(config, layer),
     "shared_kv": _shares_kv,

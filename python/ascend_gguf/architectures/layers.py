@@ -61,6 +61,37 @@ def dense_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, lis
     return {"mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(layers)]}
 
 
+def attends_where_heads(attention: str, other: str) -> Derivation:
+    """``layer_types``: ``other`` where a layer has no KV heads; else they have the same number."""
+
+    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        layers = attributes["num_hidden_layers"]
+        heads = np.atleast_1d(file.arch_field("attention.head_count_kv"))
+        values = heads.tolist()
+        distinct = set(values) - {0}
+        if heads.dtype.kind not in "iu" or len(values) < layers or len(distinct) != 1:
+            raise _no_hybrid(file, layers, values)
+        found = distinct.pop()
+        if found < 1 or 0 not in values[:layers] or attributes["num_attention_heads"] % found:
+            raise _no_hybrid(file, layers, values)
+        types = [attention if count else other for count in values[:layers]]
+        return {"layer_types": types, "num_key_value_heads": found}
+
+    return derive
+
+
+def _no_hybrid(file: GGUFFile, layers: int, values: list[Any]) -> GGUFError:
+    return GGUFError(
+        "the model needs layers with attention, of equal heads, and layers without",
+        file=file.path,
+        key=f"{file.architecture}.attention.head_count_kv",
+        found=f"{len(values)} values: {values[:8]}",
+        expected=f"for each of {layers} layers zero, or one number that query heads are a multiple "
+        "of",
+        hint=CONVERT_AGAIN,
+    )
+
+
 def shared_count(attribute: str, default: int = 0) -> Derivation:
     """How many shared experts: by their total width, as in llama.cpp, or else by their number."""
 

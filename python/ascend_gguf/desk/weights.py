@@ -44,8 +44,9 @@ _MODULES: dict[str, tuple[str, int]] = {
     "attn_k_b": ("latent keys", _ROWS),
     "attn_v_b": ("latent values", _ROWS),
     **dict.fromkeys(("ssm_alpha", "ssm_beta"), ("state input", _ROWS)),
-    "ssm_conv1d": ("convolution", _ROWS),
-    **dict.fromkeys(("attn_output", "ssm_out"), ("attention output", _COLS)),
+    "shortconv.in_proj": ("convolution input", _ROWS),
+    **dict.fromkeys(("ssm_conv1d", "shortconv.conv"), ("convolution", _ROWS)),
+    **dict.fromkeys(("attn_output", "ssm_out", "shortconv.out_proj"), ("attention output", _COLS)),
     **dict.fromkeys(("ffn_gate", "ffn_up"), (_FFN, _ROWS)),
     "ffn_down": ("feed-forward output", _COLS),
     **dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), ("shared experts input", _ROWS)),
@@ -53,6 +54,8 @@ _MODULES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"), (_EXPERTS[0], _ROWS)),
     "ffn_down_exps": (_EXPERTS[1], _COLS),
 }
+#: Types of layers that have a state for each request, and nothing for each token.
+_WITHOUT_KEYS = ("linear_attention", "conv")
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
 
@@ -256,8 +259,9 @@ def cache_bytes(config: Any, ranks: Ranks, dtype: torch.dtype) -> int:
     """Bytes of the KV cache for one token on one rank."""
     types = getattr(config, "layer_types", None) or ()
     layers = -(-config.num_hidden_layers // ranks.pp)
-    if "linear_attention" in types:
-        layers = -(-sum(kind != "linear_attention" for kind in types) // ranks.pp)
+    without = sum(kind in _WITHOUT_KEYS for kind in types)
+    if without:
+        layers = -(-(len(types) - without) // ranks.pp)
     if getattr(config, "kv_lora_rank", None):
         return layers * size("kv_lora+rope", config) * dtype.itemsize
     heads = max(1, config.num_key_value_heads // ranks.tp)

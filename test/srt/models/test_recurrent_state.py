@@ -25,9 +25,9 @@ TOKENS = np.random.default_rng(3).integers(3, 500, 400).tolist()
 LONG = TOKENS[:150]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return tiny_model("qwen3.5")
+@pytest.fixture(scope="module", params=["qwen3.5", "lfm2"])
+def model(request, tiny_model):
+    return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,13 @@ import logging
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.layers.attention.hybrid_linear_attn_backend import HybridLinearAttnBackend
+from sglang.srt.layers.attention.hybrid_linear_attn_backend import (
+    HybridLinearAttnBackend,
+    Mamba2AttnBackend,
+    ShortConvHybridAttnBackend,
+)
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
+from sglang.srt.layers.attention.linear.short_conv_backend import ShortConvAttnBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
@@ -30,6 +35,8 @@ from sglang.srt.runtime_context import (
 from ascend_gguf.cpu.graph import Graph, NotCapturable, capture
 
 logger = logging.getLogger(__name__)
+
+_KNOWN = (TorchNativeAttnBackend, GDNAttnBackend, Mamba2AttnBackend, ShortConvAttnBackend)
 
 #: Memory that the graphs of a model may take; steps of further batch sizes are the engine's.
 MOST_BYTES = 1 << 29
@@ -171,9 +178,9 @@ class _Step:
 
 def _is_known(backend: AttentionBackend) -> bool:
     """Whether attention, linear attention beside it included, is of the kind that is captured."""
-    if type(backend) is HybridLinearAttnBackend:
+    if type(backend) in (HybridLinearAttnBackend, ShortConvHybridAttnBackend):
         return _is_known(backend.full_attn_backend) and _is_known(backend.linear_attn_backend)
-    return isinstance(backend, TorchNativeAttnBackend | GDNAttnBackend)
+    return isinstance(backend, _KNOWN)
 
 
 def _states(

@@ -1,0 +1,93 @@
+"""LFM2: a short convolution in most layers, and attention in some."""
+
+from __future__ import annotations
+
+from ascend_gguf.architectures.base import Architecture, Rename, count, fraction, per_layer
+from ascend_gguf.architectures.layers import attends_where_heads
+from ascend_gguf.architectures.parts import (
+    EMBEDDING,
+    FIELDS,
+    MOE_FIELDS,
+    OUTPUT,
+    REQUIRED,
+    attention,
+    experts,
+)
+from ascend_gguf.architectures.transforms import with_channel
+
+_HEADS = frozenset({"attention.head_count_kv"})
+_FIELDS = {key: value for key, value in FIELDS.items() if key not in _HEADS} | {
+    "attention.layer_norm_rms_epsilon": fraction("norm_eps"),
+    "shortconv.l_cache": "conv_L_cache",
+}
+_REQUIRED = REQUIRED | {"shortconv.l_cache"}
+_NAMES = ("w1", "w3", "w2")
+
+
+def _mlp(kind: str = "") -> tuple[Rename, ...]:
+    gate, up, down = (f"feed_forward.{name}.weight" for name in _NAMES)
+    return (
+        per_layer("ffn_gate.weight", "ffn hidden", gate, kind=kind),
+        per_layer("ffn_up.weight", "ffn hidden", up, kind=kind),
+        per_layer("ffn_down.weight", "hidden ffn", down, kind=kind),
+    )
+
+
+_BODY = (
+    EMBEDDING,
+    OUTPUT,
+    Rename("token_embd_norm.weight", "hidden", "model.embedding_norm.weight"),
+    per_layer("attn_norm.weight", "hidden", "operator_norm.weight"),
+    per_layer("ffn_norm.weight", "hidden", "ffn_norm.weight"),
+    *attention(kind="full", output="self_attn.out_proj"),
+    per_layer("attn_q_norm.weight", "head", "self_attn.q_layernorm.weight", kind="full"),
+    per_layer("attn_k_norm.weight", "head", "self_attn.k_layernorm.weight", kind="full"),
+    per_layer("shortconv.in_proj.weight", "3*hidden hidden", "conv.in_proj.weight", kind="conv"),
+    per_layer("shortconv.out_proj.weight", "hidden hidden", "conv.out_proj.weight", kind="conv"),
+    per_layer(
+        "shortconv.conv.weight",
+        "hidden conv",
+        "conv.conv.weight",
+        undo=with_channel,
+        dense=True,
+        kind="conv",
+    ),
+)
+_DERIVED = (attends_where_heads("full_attention", "conv"),)
+
+ARCHITECTURES = (
+    Architecture(
+        name="lfm2",
+        model_type="lfm2",
+        fields=_FIELDS,
+        required=_REQUIRED,
+        reads=_HEADS,
+        tensors=_BODY + _mlp(),
+        constants={"block_auto_adjust_ff_dim": False, "conv_bias": False},
+        derived=_DERIVED,
+    ),
+    Architecture(
+        name="lfm2moe",
+        model_type="lfm2_moe",
+        fields=_FIELDS
+        | MOE_FIELDS
+        | {"expert_count": "num_experts", "leading_dense_block_count": count("num_dense_layers")},
+        required=_REQUIRED | {"expert_count", "expert_used_count", "expert_feed_forward_length"},
+        defaults={"num_dense_layers": 0},
+        reads=_HEADS,
+        fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
+        tensors=(
+            *_BODY,
+            *_mlp("dense"),
+            *experts("feed_forward", _NAMES, kind="sparse"),
+            per_layer("exp_probs_b.bias", "experts", "feed_forward.expert_bias", kind="sparse"),
+        ),
+        constants={
+            "conv_bias": False,
+            "use_expert_bias": True,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+        },
+        derived=_DERIVED,
+    ),
+)
