@@ -36,6 +36,7 @@ VALUES: dict[str, Any] = {
     "ssm.group_count": 2,
     "ssm.time_step_rank": 4,
     "ssm.inner_size": 64,
+    "rope.scaling.finetuned": True,
     "expert_count": 8,
     "expert_used_count": 2,
     "expert_feed_forward_length": 48,
@@ -46,7 +47,7 @@ VALUES: dict[str, Any] = {
     "leading_dense_block_count": 1,
 }
 #: Whose layers without attention have no KV heads.
-HYBRID = ("lfm2", "lfm2moe")
+HYBRID = ("granitehybrid", "lfm2", "lfm2moe")
 _LATENT = {"attention.key_length": 24}  # more than the rotary embedding turns
 
 
@@ -72,6 +73,8 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         found["attention.head_count_kv"] = VALUES["attention.head_count"]
     if architecture.name in HYBRID:
         found["attention.head_count_kv"] = [0, 2, 0, 2]
+        if "ssm.inner_size" in found:
+            found["ssm.inner_size"] = 2 * VALUES["embedding_length"]
     if architecture.name == "gemma4":  # the last layer has no window
         found["attention.sliding_window_pattern"] = [True, True, True, False]
     return found
@@ -346,6 +349,25 @@ def test_layers_without_keys(architecture, tmp_path):
         with pytest.raises(GGUFError, match="layers with attention, of equal heads") as error:
             load_config(path)
         assert len(str(error.value).splitlines()) == 1
+
+
+(GRANITE4, _) = (a for a in ARCHITECTURES if a.name == "granitehybrid")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ssm.inner_size", 100, "Mamba-2 cannot be of such sizes"),
+        ("ssm.time_step_rank", 5, "Mamba-2 cannot be of such sizes"),
+        ("ssm.group_count", 3, "Mamba-2 cannot be of such sizes"),
+        ("rope.scaling.finetuned", None, "lacks"),
+    ],
+    ids=str,
+)
+def test_mamba_that_the_engine_does_not_have(tmp_path, key, value, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", GRANITE4, **{key: value}))
+    assert len(str(error.value).splitlines()) == 1
 
 
 (GEMMA4,) = (a for a in ARCHITECTURES if a.name == "gemma4")

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from hf_models.sizes import EXPERTS
+from hf_models.conversion import granite_metadata, granitemoe
+from hf_models.sizes import EXPERTS, GRANITE
 from hf_models.tiny import Tiny
 
 _NO_CONVOLUTION = {"npu": "SGLang has no backend on Ascend for the state of its convolutions"}
+_NO_MAMBA = {"npu": "SGLang's backend on Ascend for the states of Mamba-2 computes nothing"}
 
 _CONVOLUTION = {
     "num_hidden_layers": 4,
@@ -49,6 +51,60 @@ def lfm2_metadata(config: Any) -> dict[str, Any]:
     return found
 
 
+def mamba2(name: str, tensor: torch.Tensor, groups: int) -> tuple[str, torch.Tensor]:
+    """What conversion does to the layer of Mamba-2."""
+    if name.endswith("conv1d.weight"):
+        tensor = tensor.squeeze()
+    elif name.endswith("A_log"):
+        tensor = -tensor.exp().unsqueeze(-1)
+    elif name.endswith(".D"):
+        tensor = tensor.unsqueeze(-1)
+    elif name.endswith("mamba.norm.weight"):
+        tensor = tensor.view(groups, -1)
+    return name.replace("dt_bias", "dt_proj.bias"), tensor
+
+
+def granite4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    dense = not config.num_local_experts
+    if ".mamba." in name:
+        yield mamba2(name, tensor, config.mamba_n_groups)
+    elif dense and "shared_mlp" in name:
+        layer = name.split(".")[2]
+        parts = ("gate", "up") if "input" in name else ("down",)
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            yield f"=blk.{layer}.ffn_{part}.weight", rows
+    else:
+        yield from granitemoe(name, tensor, config)
+
+
+def granite4_metadata(config: Any) -> dict[str, Any]:
+    return (
+        granite_metadata(config)
+        | _kv_heads(config, "full_attention")
+        | {
+            "rope.scaling.finetuned": False,
+            "expert_shared_feed_forward_length": config.shared_intermediate_size,
+            "ssm.conv_kernel": config.mamba_d_conv,
+            "ssm.state_size": config.mamba_d_state,
+            "ssm.group_count": config.mamba_n_groups,
+            "ssm.time_step_rank": config.mamba_n_heads,
+            "ssm.inner_size": config.mamba_n_heads * config.mamba_d_head,
+        }
+    )
+
+
+_GRANITE_4 = GRANITE | {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 32,
+    # Of no layer.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 TINY: dict[str, Tiny] = {
     "lfm2": Tiny(
         "lfm2",
@@ -67,5 +123,24 @@ TINY: dict[str, Tiny] = {
         lfm2_metadata,
         lfm2,
         refused=_NO_CONVOLUTION,
+    ),
+    "granite-4": Tiny(
+        "granitehybrid",
+        "granitemoehybrid",
+        _GRANITE_4 | {"num_local_experts": 4, "shared_intermediate_size": 96},
+        granite4_metadata,
+        granite4,
+        refused=_NO_MAMBA,
+    ),
+    # Of one matrix for embedding and output, as all of them are.
+    "granite-4-dense": Tiny(
+        "granitehybrid",
+        "granitemoehybrid",
+        _GRANITE_4
+        | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 192}
+        | {"tie_word_embeddings": True},
+        granite4_metadata,
+        granite4,
+        refused=_NO_MAMBA,
     ),
 }

@@ -70,6 +70,12 @@ def internlm2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any],
     return _of(config, "InternLM2ForCausalLM"), _renamed(tensors, names)
 
 
+def granite4(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    words = {"linear_attention": "mamba", "full_attention": "attention"}
+    kinds = [words[kind] for kind in config["layer_types"]]
+    return _of(config, "GraniteMoeHybridForCausalLM", layer_types=kinds), tensors
+
+
 def xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     return _of(config, "XverseForCausalLM"), tensors
 
@@ -145,6 +151,8 @@ def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
 
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
+    "granite-4": granite4,
+    "granite-4-dense": granite4,
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,

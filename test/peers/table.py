@@ -310,4 +310,5 @@ CHOSEN = (
     "gemma4-26b",
     "lfm2",
     "lfm2-moe",
+    "granite-4",
 )

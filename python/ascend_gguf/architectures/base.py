@@ -341,7 +341,9 @@ class Architecture:
         expected = rule.expected_shape(config)
         # A vector may be written as a matrix of one row, unless it is transformed.
         one_row = None if rule.undo else (1, *expected[:1])
-        if tensor.shape not in (expected, one_row):
+        # llama-quantize leaves out an outer dimension of one.
+        vector = expected[1:] if rule.undo and expected[:1] == (1,) else None
+        if tensor.shape not in (expected, one_row, vector):
             raise GGUFError(
                 "the shape does not fit the model's configuration",
                 file=tensor.file,

@@ -37,6 +37,18 @@ def _shared_ffn(config: Any) -> int:
     return count * _expert_ffn(config)
 
 
+def _ssm_heads(config: Any) -> int:
+    return first(config, "mamba_n_heads", "mamba_num_heads")
+
+
+def _ssm_inner(config: Any) -> int:
+    return _ssm_heads(config) * first(config, "mamba_d_head", "mamba_head_dim")
+
+
+def _ssm_groups(config: Any) -> int:
+    return first(config, "mamba_n_groups", "n_groups")
+
+
 #: Dimension of a shape in the tables -> its size under a transformers configuration.
 _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "vocab": lambda c: c.vocab_size,
@@ -65,6 +77,13 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "linear_heads": lambda c: c.linear_num_value_heads,
     "linear_head": lambda c: c.linear_value_head_dim,
     "conv": lambda c: first(c, "linear_conv_kernel_dim", "conv_L_cache"),
+    # Of Mamba-2.
+    "ssm_heads": _ssm_heads,
+    "ssm_inner": _ssm_inner,
+    "ssm_groups": _ssm_groups,
+    "ssm_group": lambda c: _ssm_inner(c) // _ssm_groups(c),
+    "ssm_bc": lambda c: 2 * _ssm_groups(c) * first(c, "mamba_d_state", "ssm_state_size"),
+    "ssm_kernel": lambda c: first(c, "mamba_d_conv", "conv_kernel"),
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,
     "layers": lambda c: c.num_hidden_layers,
@@ -119,8 +138,9 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "dense": lambda config, layer: not is_sparse(config, layer),
     "sparse": is_sparse,
     "shared": lambda config, layer: _shared_ffn(config) > 0,
-    "linear": _has_type("linear_attention"),
-    "full": _has_type("full_attention"),
+    # The engine's configurations say it in words of their own.
+    "linear": _has_type("linear_attention", "mamba"),
+    "full": _has_type("full_attention", "attention"),
     "conv": _has_type("conv"),
     "sliding": _has_type("sliding_attention"),
     "own_kv": lambda config, layer: not _shares_kv(config, layer),

@@ -1,20 +1,30 @@
-"""IBM's Granite and its mixture of experts."""
+"""IBM's Granite, its mixture of experts, and Granite 4 with Mamba-2 in most layers."""
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Architecture, fraction, scale
-from ascend_gguf.architectures.layers import query_scale
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, fraction, per_layer, scale
+from ascend_gguf.architectures.layers import attends_where_heads, query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
+from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     FIELDS,
+    FRAME,
     MLP_BIAS,
+    NORMS,
     REQUIRED,
     SOFTMAX_ROUTER,
+    attention,
     experts,
     mlp,
     shared_expert,
 )
+from ascend_gguf.architectures.transforms import halves_from_pairs
+from ascend_gguf.reader import GGUFFile
 
 _FIELDS = FIELDS | {
     "attention.scale": scale("attention_multiplier"),
@@ -25,6 +35,47 @@ _FIELDS = FIELDS | {
 _REQUIRED = REQUIRED | {"logit_scale"}
 _DEFAULTS = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
 _EXPERT_FIELDS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+
+_HEADS = frozenset({"attention.head_count_kv"})
+_HYBRID_FIELDS = (
+    {key: value for key, value in _FIELDS.items() if key not in _HEADS}
+    | STATE
+    | {"logit_scale": scale("logits_scaling")}
+)
+_HYBRID_REQUIRED = REQUIRED | frozenset(STATE)
+_HYBRID_BODY = (
+    *FRAME,
+    *NORMS,
+    *attention(halves_from_pairs("heads"), halves_from_pairs("kv_heads"), kind="full"),
+    *mixer("mamba", "linear"),
+)
+
+
+def _without_positions(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """``position_embedding_type``: without the key llama.cpp takes a rotary embedding."""
+    number(file, "rope.scaling.finetuned", bool, required=True)
+    return {"position_embedding_type": "nope"}
+
+
+def _same_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``intermediate_size``, which no layer has."""
+    return {"intermediate_size": attributes["shared_intermediate_size"]}
+
+
+_HYBRID_DERIVED = (
+    _without_positions,
+    attends_where_heads("full_attention", "linear_attention"),
+    query_scale,
+    state,
+)
+#: No positions: llama.cpp's switch for a rotary embedding is off.
+_NO_ROPE = {"rope.scaling.finetuned": (False,)}
+#: What every layer has, where there are no experts that are chosen.
+_SHARED_MLP = (
+    per_layer("ffn_gate.weight", "shared_ffn hidden", "shared_mlp.gate_proj.weight"),
+    per_layer("ffn_up.weight", "shared_ffn hidden", "shared_mlp.up_proj.weight"),
+    per_layer("ffn_down.weight", "hidden shared_ffn", "shared_mlp.output_linear.weight"),
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -73,5 +124,35 @@ ARCHITECTURES = (
         # Not the stacked tensors of its checkpoints: the engine also loads single experts.
         tensors=BODY + experts("block_sparse_moe"),
         derived=(query_scale,),
+    ),
+    Architecture(
+        name="granitehybrid",
+        mark=has_experts,
+        model_type="granitemoehybrid",
+        fields=_HYBRID_FIELDS
+        | _EXPERT_FIELDS
+        | {"expert_shared_feed_forward_length": "shared_intermediate_size"},
+        required=_HYBRID_REQUIRED | frozenset(_EXPERT_FIELDS),
+        defaults=_DEFAULTS | {"shared_intermediate_size": 0, "logits_scaling": 1.0},
+        reads=_HEADS | STATE_KEYS,
+        fixed=SOFTMAX_ROUTER | _NO_ROPE,
+        tensors=_HYBRID_BODY
+        + experts("block_sparse_moe")
+        + shared_expert("shared_mlp", "shared", "output_linear"),
+        rope=rope.absent,
+        derived=_HYBRID_DERIVED,
+    ),
+    Architecture(
+        name="granitehybrid",
+        model_type="granitemoehybrid",
+        fields=_HYBRID_FIELDS | {"feed_forward_length": "shared_intermediate_size"},
+        required=_HYBRID_REQUIRED,
+        defaults=_DEFAULTS | {"logits_scaling": 1.0},
+        reads=_HEADS | STATE_KEYS,
+        fixed=_NO_ROPE,
+        tensors=_HYBRID_BODY + _SHARED_MLP,
+        constants={"num_local_experts": 0, "num_experts_per_tok": 0},
+        rope=rope.absent,
+        derived=(*_HYBRID_DERIVED, _same_width),
     ),
 )

@@ -97,3 +97,8 @@ def log_of_minus(numbers: torch.Tensor, config: Any) -> torch.Tensor:
 def with_channel(numbers: torch.Tensor, config: Any) -> torch.Tensor:
     """``[channels, kernel]`` of a convolution by channel as ``[channels, 1, kernel]``."""
     return numbers.unsqueeze(1)
+
+
+def flat(numbers: torch.Tensor, config: Any) -> torch.Tensor:
+    """A matrix as a vector."""
+    return numbers.flatten()

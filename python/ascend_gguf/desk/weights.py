@@ -45,6 +45,7 @@ _MODULES: dict[str, tuple[str, int]] = {
     "attn_v_b": ("latent values", _ROWS),
     **dict.fromkeys(("ssm_alpha", "ssm_beta"), ("state input", _ROWS)),
     "shortconv.in_proj": ("convolution input", _ROWS),
+    "ssm_in": ("state input", _ROWS),
     **dict.fromkeys(("ssm_conv1d", "shortconv.conv"), ("convolution", _ROWS)),
     **dict.fromkeys(("attn_output", "ssm_out", "shortconv.out_proj"), ("attention output", _COLS)),
     **dict.fromkeys(("ffn_gate", "ffn_up"), (_FFN, _ROWS)),
@@ -55,7 +56,7 @@ _MODULES: dict[str, tuple[str, int]] = {
     "ffn_down_exps": (_EXPERTS[1], _COLS),
 }
 #: Types of layers that have a state for each request, and nothing for each token.
-_WITHOUT_KEYS = ("linear_attention", "conv")
+_WITHOUT_KEYS = ("linear_attention", "mamba", "conv")
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
 

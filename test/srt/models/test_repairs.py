@@ -15,22 +15,22 @@ from ascend_gguf.architectures import REFUSED, Placement, architecture_of
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.models.deepseek_v2 import as_yarn
-from ascend_gguf.srt.models.repairs import REPAIRS
+from ascend_gguf.srt.models.repairs import REPAIRS, engine_classes
 from rewrite import rewrite
 
-
-@pytest.mark.parametrize("name", REPAIRS)
-def test_repaired_class_is_the_engines(name):
-    module, _, cls = name.partition(".")
-    found = getattr(import_module(f"sglang.srt.models.{module}"), cls)
-    assert f"{found.__module__}.{found.__qualname__}" == f"sglang.srt.models.{name}"
+CLASSES = pytest.mark.parametrize(("module", "cls"), engine_classes(), ids=REPAIRS)
 
 
-@pytest.mark.parametrize("name", REPAIRS)
-def test_repaired_class_is_the_engines_own(engine, name):
+@CLASSES
+def test_repaired_class_is_the_engines(module, cls):
+    found = getattr(import_module(f"sglang.srt.{module}"), cls)
+    assert f"{found.__module__}.{found.__qualname__}" == f"sglang.srt.{module}.{cls}"
+
+
+@CLASSES
+def test_repaired_class_is_the_engines_own(engine, module, cls):
     """With the patch: no method of a class that other models have, too, is hooked."""
-    module, _, cls = name.partition(".")
-    for base in getattr(import_module(f"sglang.srt.models.{module}"), cls).__mro__:
+    for base in getattr(import_module(f"sglang.srt.{module}"), cls).__mro__:
         for method in vars(base).values():
             code = getattr(getattr(method, "__func__", method), "__code__", None)
             assert code is None or not code.co_filename.endswith("hook_registry.py")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ascend_gguf.srt.models.single_experts import load_single_experts
 from ascend_gguf.srt.overrides import override_methods
 
 #: Part of the merged projection, by what a file has of it.
@@ -16,6 +17,19 @@ _PARTS = {"shared_mlp.gate_proj.": 0, "shared_mlp.up_proj.": 1}
 def repair_loading(model: Any, config: Any) -> None:
     """``GraniteMoeSharedForCausalLM``: gate and up of the shared expert are apart in a file."""
     override_methods(model, load_weights=_load_weights)
+
+
+def repair_hybrid_loading(model: Any, config: Any) -> None:
+    """``GraniteMoeHybridForCausalLM``: the same, and experts one by one."""
+    model.quant_config = None  # it would be asked for scales of the KV cache
+    repair_loading(model, config)
+    override_methods(model, load_weights=_load_experts)
+
+
+def _load_experts(
+    original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Any:
+    return original(self, load_single_experts(self, weights))
 
 
 def _load_weights(

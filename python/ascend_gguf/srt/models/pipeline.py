@@ -12,8 +12,8 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 # The first accepts hidden states from the stage before, and does nothing with them.  Layers of the
-# second attend to keys of layers that another stage may have.
-_ONE_STAGE = ("Llama4ForCausalLM", "Gemma4ForCausalLM")
+# second attend to keys of layers that another stage may have.  The third loads those of all stages.
+_ONE_STAGE = ("Llama4ForCausalLM", "Gemma4ForCausalLM", "GraniteMoeHybridForCausalLM")
 
 
 def model_class_of(model_config: ModelConfig) -> type[nn.Module]:

@@ -36,6 +36,7 @@ from ascend_gguf.srt.models import (
     lfm2,
     llama,
     llama4,
+    mamba2,
     mellum,
     minimax_m2,
     mixtral,
@@ -56,9 +57,11 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "cohere2_moe": cohere2_moe.count_dense_layers,
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
+    "granitemoehybrid": mamba2.share_group,
 }
 
-#: A class below ``sglang.srt.models`` to a function of its module and the configuration.
+#: A class below ``sglang.srt.models``, or in ``sglang.srt.layers``, to a function of its module and
+#: the configuration.
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "apertus.ApertusModel": apertus.set_activations,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
@@ -85,7 +88,9 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "gpt_oss.GptOssForCausalLM": gpt_oss.repair_loading,
     "granitemoe.GraniteMoeAttention": set_rotary_embedding,
     "granitemoe.GraniteMoeSharedForCausalLM": granitemoe.repair_loading,
+    "granitemoehybrid.GraniteMoeHybridForCausalLM": granitemoe.repair_hybrid_loading,
     "hunyuan.HunYuanAttention": hunyuan.repair_attention,
+    "layers.attention.mamba.mamba.MambaMixer2": mamba2.repair_mixer,
     "lfm2.Lfm2ShortConv": lfm2.repair_convolution,
     "lfm2_moe.Lfm2MoeShortConv": lfm2.repair_convolution,
     "llama.Phi3ForCausalLM": llama.attend_in_window,
@@ -119,7 +124,7 @@ def engine_classes() -> list[tuple[str, str]]:
 
 def _engine_class(name: str) -> tuple[str, str]:
     module, _, cls = name.rpartition(".")
-    return f"models.{module}", cls
+    return module if module.startswith("layers.") else f"models.{module}", cls
 
 
 def repair_config(config: Any) -> None:
@@ -135,7 +140,8 @@ def repair(model: nn.Module, config: Any) -> None:
     """
     for module in list(model.modules()):
         for cls in type(module).__mro__:
-            name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("sglang.srt.models.")
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            name = name.removeprefix("sglang.srt.").removeprefix("models.")
             if name in REPAIRS:
                 _check_class(name)
                 REPAIRS[name](module, config)

@@ -1,0 +1,71 @@
+"""The layer of Mamba-2, which several architectures have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures.base import Fields, Rename, per_layer
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+
+STATE: Fields = {
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+}
+#: Read by :func:`state`.
+STATE_KEYS = frozenset({"ssm.inner_size"})
+
+
+def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``mamba_d_head`` and ``mamba_expand``, and whether the convolution has a bias."""
+    inner = number(file, "ssm.inner_size", required=True)
+    heads, groups = attributes["mamba_n_heads"], attributes["mamba_n_groups"]
+    hidden = attributes["hidden_size"]
+    if inner % heads or heads % groups or inner % hidden:
+        raise GGUFError(
+            "the heads of Mamba-2 cannot be of such sizes",
+            file=file.path,
+            key=f"{file.architecture}.ssm.inner_size",
+            found=f"{inner}, {heads} heads in {groups} groups",
+            expected=f"a multiple of the heads, which are one of the groups, and of {hidden}",
+            hint=CONVERT_AGAIN,
+        )
+    return {
+        "mamba_d_head": inner // heads,
+        "mamba_expand": inner // hidden,
+        "mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in file.tensors),
+    }
+
+
+def mixer(module: str, kind: str) -> tuple[Rename, ...]:
+    """The layer of Mamba-2, in blocks of a kind.
+
+    Args:
+        module: its name in a layer of the model.
+    """
+
+    def part(gguf: str, shape: str, hf: str, **options: Any) -> Rename:
+        return per_layer(gguf, shape, f"{module}.{hf}", kind=kind, **options)
+
+    mixed = "ssm_inner+ssm_bc"
+    return (
+        part("ssm_in.weight", "2*ssm_inner+ssm_bc+ssm_heads hidden", "in_proj.weight"),
+        part(
+            "ssm_conv1d.weight",
+            f"{mixed} ssm_kernel",
+            "conv1d.weight",
+            undo=with_channel,
+            dense=True,
+        ),
+        part("ssm_conv1d.bias", mixed, "conv1d.bias", optional=True),
+        part("ssm_dt.bias", "ssm_heads", "dt_bias", dense=True),
+        part("ssm_a", "ssm_heads 1", "A_log", undo=then(flat, log_of_minus), dense=True),
+        part("ssm_d", "ssm_heads 1", "D", undo=flat, dense=True),
+        part("ssm_norm.weight", "ssm_groups ssm_group", "norm.weight", undo=flat, dense=True),
+        part("ssm_out.weight", "hidden ssm_inner", "out_proj.weight"),
+    )

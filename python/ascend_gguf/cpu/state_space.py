@@ -1,0 +1,143 @@
+"""Mamba-2 on the CPU: a state of each request and head, which decays and takes up tokens.
+
+The state ``S`` of a head is a matrix.  A token with input ``x``, step ``dt`` and vectors ``B`` and
+``C``, which the heads of a group share, changes it and reads it::
+
+    S = exp(dt A) S + dt x B^T;    output = S C + D x
+
+Source: Dao and Gu, Transformers are SSMs, arXiv 2405.21060.  Everything is computed in float32.
+Names and arguments are those of SGLang's Triton kernels; those that it does not pass are not here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ascend_gguf.cpu.causal_conv import requests_of
+
+#: Tokens of a prompt that are computed together.
+CHUNK = 64
+
+
+def mamba_chunk_scan_combined(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    *,
+    D: torch.Tensor,
+    dt_bias: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    initial_states: torch.Tensor | None,
+    out: torch.Tensor,
+    state_dtype: torch.dtype,
+    **others: object,
+) -> tuple[None, torch.Tensor, None]:
+    """Prompts, :data:`CHUNK` tokens at a time.
+
+    Args:
+        x: ``[1, tokens, heads, size]``, the tokens of all requests.
+        dt: ``[1, tokens, heads]``, without bias and softplus.
+        A, D, dt_bias: ``[heads]``.
+        B, C: ``[1, tokens, groups, state]``.
+        cu_seqlens: ``[requests + 1]``, where their tokens begin.
+        initial_states: ``[requests, heads, size, state]``; None where nothing came before.
+        out: as ``x``; the result.
+        others: how the kernels divide their work.
+
+    Returns:
+        The states after the prompts, as ``initial_states``, between two of nothing.
+    """
+    groups, state = B.shape[-2:]
+    heads, size = x.shape[-2:]
+    share = heads // groups
+    step = _by_group(_steps(dt[0], dt_bias), groups).unsqueeze(-1)
+    inputs = _by_group(x[0].float(), groups)
+    decay = step * A.float().view(groups, share, 1, 1)
+    vectors = (part[0].float().transpose(0, 1) for part in (B, C))
+    parts = (inputs, step, decay, *vectors)
+    skipped = D.float().view(groups, share, 1, 1) * inputs
+    states = torch.zeros(len(cu_seqlens) - 1, groups, share, size, state)
+    if initial_states is not None:
+        states.copy_(initial_states.view(states.shape))
+    for request, tokens in enumerate(requests_of(cu_seqlens)):
+        for start in range(tokens.start, tokens.stop, CHUNK):
+            chunk = slice(start, min(start + CHUNK, tokens.stop))
+            pieces = (part[..., chunk, :] for part in parts)
+            found, states[request] = _chunk(states[request], *pieces)
+            found += skipped[..., chunk, :]
+            out[0, chunk] = found.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
+    return None, states.view(-1, heads, size, state).to(state_dtype), None
+
+
+def _by_group(part: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[tokens, heads, ...]`` as ``[groups, heads of each, tokens, ...]``."""
+    return part.unflatten(1, (groups, -1)).movedim(0, 2)
+
+
+def _chunk(
+    state: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    decay: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs without ``D`` and the state after some tokens of one request.
+
+    Args:
+        state: ``[groups, heads of each, size, state]``.
+        x: ``[groups, heads of each, tokens, size]``.
+        dt, decay: ``[groups, heads of each, tokens, 1]``; the latter is ``dt A``.
+        B, C: ``[groups, tokens, state]``.
+    """
+    since = decay.cumsum(-2)
+    between = (since - since.mT).tril().exp().tril()
+    scaled = dt * x
+    out = ((C @ B.mT).unsqueeze(1) * between) @ scaled
+    out += since.exp() * (C.unsqueeze(1) @ state.mT)
+    last = since[..., -1:, :]
+    kept = last.exp() * state
+    return out, kept + ((last - since).exp() * scaled).mT @ B.unsqueeze(1)
+
+
+def selective_state_update(
+    state: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    *,
+    dt_bias: torch.Tensor,
+    state_batch_indices: torch.Tensor,
+    out: torch.Tensor,
+    **others: object,
+) -> None:
+    """One token of each request; its states in ``state`` are replaced.
+
+    Args:
+        state: ``[slots, heads, size, state]``.
+        x, out: ``[requests, heads, size]``.
+        dt: the same, equal for all of a head; so are ``D`` and ``dt_bias`` ``[heads, size]`` and
+            ``A`` ``[heads, size, state]``.
+        B, C: ``[requests, groups, state]``.
+        state_batch_indices: ``[requests]``, their slots.
+        others: how the kernel reads it.
+    """
+    slots = state_batch_indices.long()
+    share = x.shape[1] // B.shape[1]
+    step = _steps(dt[..., 0], dt_bias[:, 0])
+    x = x.float()
+    B, C = (part.float().repeat_interleave(share, 1) for part in (B, C))
+    kept = (step * A[:, 0, 0].float()).exp()[..., None, None] * state[slots].float()
+    found = kept + (step.unsqueeze(-1) * x).unsqueeze(-1) * B.unsqueeze(-2)
+    state[slots] = found.to(state.dtype)
+    out.copy_((found @ C.unsqueeze(-1)).squeeze(-1) + D[:, :1].float() * x)
+
+
+def _steps(dt: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.softplus(dt.float() + bias.float())

@@ -1,0 +1,83 @@
+"""Mamba-2's layer: its operators on the CPU, and a group of heads that several ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_cpu
+
+from ascend_gguf.cpu.causal_conv import causal_conv1d_fn, causal_conv1d_update
+from ascend_gguf.cpu.state_space import mamba_chunk_scan_combined, selective_state_update
+from ascend_gguf.reader.chunked_read import read
+from ascend_gguf.srt.layers.linear import wrap_loader
+from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.weights.block_tensor import BlockTensor
+
+#: What the engine's layer calls, for CUDA alone or as Triton kernels.
+_OPERATORS = {
+    "causal_conv1d_fn": causal_conv1d_fn,
+    "causal_conv1d_fn_triton": causal_conv1d_fn,
+    "causal_conv1d_update": causal_conv1d_update,
+    "causal_conv1d_update_triton": causal_conv1d_update,
+    "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
+    "selective_state_update": selective_state_update,
+}
+
+
+def share_group(config: Any) -> None:
+    """The only group of heads becomes one for each rank, with the same ``B`` and ``C``.
+
+    The engine shares it so by itself, but not with quantized weights.
+    """
+    ranks = get_parallel().tp_size
+    config.mamba_shares_group = config.mamba_n_groups == 1 and ranks > 1
+    if config.mamba_shares_group:
+        config.mamba_n_groups = ranks
+
+
+def repair_mixer(mixer: Any, config: Any) -> None:
+    """``MambaMixer2``: operators of torch on the CPU; each rank has the group that they share."""
+    if is_cpu():
+        override_methods(mixer, forward=_forward)
+    if not config.mamba_shares_group:
+        return
+    state = mixer.ssm_state_size
+    for layer in (mixer.conv1d, mixer.in_proj):
+        ends = 2 * state, mixer.num_heads if layer is mixer.in_proj else 0
+        wrap = partial(_load_group, mixer.tp_size, ends)
+        wrap_loader(layer, wrap)
+        if layer.bias is not None:
+            layer.bias.weight_loader = wrap(layer.weight_loader)
+    mixer.norm.n_groups, mixer.norm.group_size = 1, mixer.norm.full_hidden_size
+
+
+def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
+    return seeing(original, **_OPERATORS)(self, *args, **kwargs)
+
+
+def _load_group(ranks: int, ends: tuple[int, int], load: Callable) -> Callable:
+    """The weight loader ``load``, for rows of which ranks share some.
+
+    Args:
+        ends: how many rows they share, half of them ``B`` and half ``C``, and how many follow.
+    """
+
+    def load_weight(parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
+        load(parameter, _repeated(weight, ranks, *ends))
+
+    return load_weight
+
+
+def _repeated(weight: torch.Tensor, ranks: int, shared: int, after: int) -> torch.Tensor:
+    rows, is_matrix = weight, weight.dim() > 1
+    if isinstance(weight, BlockTensor):
+        rows = read(weight.blocks) if is_matrix else weight.dequantize()
+    first, b, c, last = rows.split([len(rows) - shared - after, *[shared // 2] * 2, after])
+    rows = torch.cat([first, *[b] * ranks, *[c] * ranks, last])
+    if isinstance(weight, BlockTensor) and is_matrix:
+        return BlockTensor(rows, int(weight.block_type.ggml_type), factor=weight.factor)
+    return rows
