@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_FIRST] = run = contextlib.ExitStack()
         os.environ[RUN] = run.enter_context(tempfile.TemporaryDirectory(prefix="tests-"))
         run.callback(os.environ.pop, RUN)
+        os.environ["ASCEND_GGUF_TUNED"] = f"{os.environ[RUN]}/tuned.json"  # there is none
         os.environ[HUB] = run.enter_context(hub(REPOSITORIES))
     kernel_cache.install()
 

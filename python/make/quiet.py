@@ -14,6 +14,7 @@ from pathlib import Path
 _SHOWN = (
     (re.compile(r"(Loaded the weights in .*)"), r"\1"),
     (re.compile(r"(layout +tensors .*|.* of the file, .* of dense)$"), r"  \1"),
+    (re.compile(r"(\d+ weights have the layout .*)"), r"\1"),
     (re.compile(r"KV Cache is allocated.*#tokens: (\d+)"), r"room for \1 tokens in the KV cache"),
     (re.compile(r"(error: .*|\w*Error: .*)"), r"\1"),
     (re.compile(r"(falling back to .*|.*[Gg]raphs? (?:active|is off|are off).*)"), r"\1"),

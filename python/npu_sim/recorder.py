@@ -28,7 +28,7 @@ import functools
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -155,6 +155,34 @@ def record(weights=()):
         library.npu_sim_record_stop()
         ranges = weights if isinstance(weights, Ranges) else weight_ranges(weights)
         _fill(region, _take(), ranges)
+
+
+@contextmanager
+def device_clock(seconds: Callable[[str, int], float]) -> Iterator[Callable[[], float]]:
+    """A clock for a block of code, which only operators of the device move.
+
+    Args:
+        seconds: that one takes, by its full name and the bytes it reads.
+    """
+    library = runtime()
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        torch.npu.synchronize()
+        for kind, name, accesses in _take():
+            if kind not in ("graph", "copy", "collective"):
+                now += seconds(name, sum(size for _, size, how in accesses if not how & WRITTEN))
+        return now
+
+    library.npu_sim_record_start()
+    try:
+        clock()  # what was before
+        now = 0.0
+        yield clock
+    finally:
+        library.npu_sim_record_stop()
+        _take()
 
 
 def _take() -> list:

@@ -119,6 +119,16 @@ class BlocksExperts:
         return out.to(x.dtype)
 
 
+def experts_product(weight: Blocks, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """``x [n, K]``, sorted by expert, to ``[n, N]``; ``counts``: int64, rows of each expert."""
+    starts = (counts.cumsum(0) - counts).tolist()
+    rows = zip(starts, counts.tolist(), strict=True)
+    products = [(expert, start, start, n) for expert, (start, n) in enumerate(rows) if n]
+    out = x.new_empty(len(x), weight.shape[1])
+    _multiply(_matmuls(weight, products, x.dtype, x.dtype), x, out)
+    return out
+
+
 def _multiplied(y: torch.Tensor, factors: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
     return y if factors is None else y * factors[ids]
 

@@ -26,6 +26,11 @@ _EXAMPLES = {
         "ascend-gguf plan unsloth/Qwen3-32B-GGUF:Q4_K_M --chip 310P3 --count 2 --memory 48",
         "ascend-gguf plan model.gguf --plot plan.png",
     ),
+    "tune": (
+        "ascend-gguf tune Qwen3-14B-Q4_K_M.gguf",
+        "ascend-gguf tune unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M --tp-size 4 --ep-size 4",
+        "ascend-gguf tune model.gguf --dtype float16 --seconds 30",
+    ),
     "doctor": ("ascend-gguf doctor", "ascend-gguf doctor --json > report.json"),
 }
 
@@ -73,6 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     plan.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (needs matplotlib)")
     plan.set_defaults(run=_plan)
+    tune = _command(commands, "tune", "time the layouts of weights here, for loading to obey")
+    _add_model(tune)
+    tune.add_argument("--tp-size", type=int, default=1, metavar="N", help="as the server's option")
+    tune.add_argument("--ep-size", type=int, default=1, metavar="N", help="as the server's option")
+    tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    tune.add_argument(
+        "--chunk", type=int, metavar="N", help="tokens of a prompt; 2048 on an NPU, 512 on a CPU"
+    )
+    tune.add_argument(
+        "--seconds", type=float, default=120, help="the most it may take; %(default)g by default"
+    )
+    tune.set_defaults(run=_tune)
     doctor = _command(commands, "doctor", "whether this installation is sound, and what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -103,6 +120,15 @@ def _print_json(facts: object) -> None:
     print(json.dumps(facts, indent=2, ensure_ascii=True, default=shown))
 
 
+def _check_sizes(asked: argparse.Namespace, **most: float) -> None:
+    """Options that are above 0, and no more than something."""
+    for name, limit in most.items():
+        value = getattr(asked, name)
+        if value is not None and not 0 < value <= limit:
+            option = f"--{name.replace('_', '-')} {value:g}"
+            raise GGUFError(option, expected=f"above 0, and at most {limit}")
+
+
 def _inspect(asked: argparse.Namespace) -> int:
     from ascend_gguf.desk import inspection, source
 
@@ -125,13 +151,7 @@ def _plan(asked: argparse.Namespace) -> int:
     inspection.skip_docstrings()
     chip = chip_named(asked.chip)
     memory: float = asked.memory if asked.memory is not None else chip.memory or 0
-    for option, value, most in (
-        ("--count", asked.count, 1024),
-        ("--memory", memory, 4096),
-        ("--mem-fraction-static", asked.mem_fraction_static, 1),
-    ):
-        if not 0 < value <= most:
-            raise GGUFError(f"{option} {value:g}", expected=f"above 0, and at most {most}")
+    _check_sizes(asked, count=1024, memory=4096, mem_fraction_static=1)
     # A 310P has no bfloat16.
     dtype = asked.dtype or ("float16" if chip.name.startswith("310P") else "bfloat16")
     with source.opened(asked.model, asked.revision) as file:
@@ -146,6 +166,29 @@ def _plan(asked: argparse.Namespace) -> int:
     else:
         print(plan.lines(found, asked.model))
     return 0 if found["command"] else 1
+
+
+def _tune(asked: argparse.Namespace) -> int:
+    import torch
+
+    from ascend_gguf.desk import doctor, source, tune
+    from ascend_gguf.desk.weights import Ranks
+
+    _check_sizes(asked, tp_size=1024, ep_size=1024, seconds=3600, chunk=1 << 16)
+    with source.opened(asked.model, asked.revision) as file, doctor.quiet():
+        found = tune.tune(
+            file,
+            Ranks(asked.tp_size, asked.ep_size),
+            getattr(torch, asked.dtype) if asked.dtype else None,
+            asked.chunk,
+            asked.seconds,
+            lambda said: print(said, file=sys.stderr),
+        )
+    if asked.json:
+        _print_json(found)
+    else:
+        print(tune.lines(found))
+    return 0
 
 
 def _doctor(asked: argparse.Namespace) -> int:

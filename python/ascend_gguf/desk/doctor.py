@@ -24,7 +24,8 @@ from typing import Any
 
 from ascend_gguf import __version__
 from ascend_gguf.desk import text
-from ascend_gguf.errors import shown
+from ascend_gguf.errors import GGUFError, shown
+from ascend_gguf.weights import tuned
 
 _PATH = re.compile(r"(?<![\w/])~?(?:/[\w.@+~-]+)+/")
 _DRIVER = Path("/usr/local/Ascend/driver/version.info")
@@ -66,10 +67,11 @@ def examine() -> Iterator[Finding]:
     yield from _looked_at("engine", _engine)
     yield from _looked_at("plugin", _plugin)
     yield from _looked_at("kernels", _operators)
+    yield from _looked_at("tuned", _tuned)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What is imported here prints, warns and logs much."""
     show, warnings.showwarning = warnings.showwarning, lambda *_, **__: None
     logging.disable(logging.WARNING)
@@ -85,7 +87,7 @@ def _looked_at(part: str, look: Callable[[], Iterator[Finding | str] | str]) -> 
     """What ``look`` finds; a line alone is sound."""
     found: list[Finding] = []
     try:
-        with _quiet():
+        with quiet():
             seen = look()
             for one in [seen] if isinstance(seen, str) else seen:
                 found.append(Finding(part, "ok", one) if isinstance(one, str) else one)
@@ -246,6 +248,21 @@ def _operators() -> Iterator[Finding | str]:
             "CANN may be right."
         )
         yield Finding("kernels", "wrong", _without_paths(f"{name}: {problem}"), todo)
+
+
+def _tuned() -> Iterator[Finding | str]:
+    try:
+        known = tuned.read()
+    except GGUFError as error:
+        yield Finding("tuned", "note", f"the cache is {error.problem}", error.hint or "")
+        return
+    if find_spec("sglang") is not None:
+        here = known.get(import_module("ascend_gguf.srt.tune").device_name())
+        yield (
+            f"layouts of {len(here)} shapes were timed on this device"
+            if here
+            else "no layout was timed on this device: see `ascend-gguf tune`"
+        )
 
 
 def line(finding: Finding) -> str:

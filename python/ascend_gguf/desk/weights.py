@@ -27,6 +27,7 @@ from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from ascend_gguf.weights.report import Holding
+from ascend_gguf.weights.tuned import key
 
 _ROWS, _COLS = 0, 1
 _ATTENTION, _FFN = "attention input", "feed-forward input"
@@ -218,6 +219,32 @@ def _layouts(
         return (*chip.expert_layouts(choice, dtype), Dense)
     exact, by_rows = module.name == _OUTPUT, module.name == _EMBEDDING
     return (*chip.linear_layouts(choice, dtype, exact, by_rows), Dense)
+
+
+def to_tune(
+    modules: Sequence[tuple[int | None, Module]], ranks: Ranks, dtype: torch.dtype
+) -> dict[str, tuple[str, Module, Weight, int]]:
+    """Weights that may be packed and are multiplied with, by what they are known by.
+
+    Of each its role (see ``weights.tuned``), what it is, one rank's share, and how many there are.
+    """
+    found: dict[str, tuple[str, Module, Weight, int]] = {}
+    tied = not any(module.name == _OUTPUT for _, module in modules)
+    roles = {_OUTPUT: "output", _EMBEDDING: "embedding", **dict.fromkeys(_EXPERTS, "experts")}
+    for _, module in modules:
+        role = roles.get(module.name, "linear")
+        if module.dense or _plain(module, dtype) or role == "embedding" and not tied:
+            continue
+        weight = _weight(module, ranks, dtype)
+        name = key(role, weight)
+        found[name] = (role, module, weight, found[name][3] + 1 if name in found else 1)
+    return found
+
+
+def nbytes_of(layout: type[Layout], weight: Weight) -> int:
+    """Bytes on the device."""
+    with _OnMeta():
+        return layout.allocate(weight).nbytes
 
 
 class _OnMeta(TorchFunctionMode):

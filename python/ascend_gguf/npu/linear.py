@@ -21,14 +21,15 @@ from ascend_gguf.weights.linear_kernel import EmbeddingKernel, LinearKernel
 class NPULinear(LinearKernel[PackedGroups]):
     """``npu_weight_quant_batchmatmul``.
 
-    With the layouts it names weights are contiguous and not transposed, as CANN recommends for
-    weights in groups.  An embedding that is the output matrix too is a transposed view.
+    With its layouts weights are contiguous and not transposed, as CANN recommends for weights in
+    groups.  By rows they are transposed views, as an embedding is that is the output matrix too.
 
     Args:
         wide_planes: whether weights of 8 bits are :class:`.WidePlanes`, for one operator more.
     """
 
     layouts: tuple[type[PackedGroups], ...] = (Int4, Int8, NearInt8, NibblePlanes)
+    others: tuple[type[PackedGroups], ...] = (WidePlanes, Int4Rows, Int8Rows, PlanesRows)
 
     def __init__(self, wide_planes: bool = False) -> None:
         if wide_planes:
@@ -67,6 +68,7 @@ class NPUEmbedding(NPULinear, EmbeddingKernel[RowGroups]):
     """Rows of weights by rows, decoded; and products, where they are the output matrix too."""
 
     layouts = (Int4Rows, Int8Rows, PlanesRows)
+    others = ()
 
     def rows(self, weight: RowGroups, ids: torch.Tensor) -> torch.Tensor:
         chosen = ids.reshape(-1)

@@ -14,4 +14,5 @@ The way of a weight, in five hops::
 Without a packed layout the parameter is a plain tensor, and ``copy_`` decodes into it
 (``BlockTensor.dequantize_into``).  ``dense.py`` is the layout that holds every weight, and
 ``linear_kernel.py`` says what multiplies with the others.  ``report.py`` adds up what they take.
+``tuned.py`` keeps which layouts were the quickest on a device.
 """

@@ -22,9 +22,11 @@ class LinearKernel(abc.ABC, Generic[F]):
 
     Attributes:
         layouts: what it can multiply with, narrowest first; without ``Dense``.
+        others: what it can multiply with as well, which may be quicker on some devices.
     """
 
     layouts: tuple[type[Layout], ...]
+    others: tuple[type[Layout], ...] = ()
 
     @abc.abstractmethod
     def linear(self, x: torch.Tensor, weight: F, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,9 @@ _aten = torch.ops.aten
 
 #: The expert, row and column of a weight.
 _Place = tuple[int, int, int]
+
+#: The layouts that a weight may have, in another order or with another one first.
+Order = Callable[[Weight, Sequence[type[Layout]]], Sequence[type[Layout]]]
 
 
 class PendingWeight(torch.Tensor):
@@ -34,6 +37,7 @@ class PendingWeight(torch.Tensor):
     Args:
         shape, dtype, device: of the weight.
         layouts: that it may have, best first.
+        order: their order for the weight that came; by default as they are.
 
     Attributes, of the :attr:`whole` weight alone:
         loaded: the converted weight, on the device; None until then.
@@ -43,6 +47,7 @@ class PendingWeight(torch.Tensor):
     loaded: Layout | None
     has_nan: bool
     _layouts: tuple[type[Layout], ...]
+    _order: Order | None
     _pieces: dict[_Place, Piece]
     _sizes: dict[_Place, int]  # of pieces and of zeros
     _is_complete: bool
@@ -59,11 +64,13 @@ class PendingWeight(torch.Tensor):
         dtype: torch.dtype,
         device: torch.device,
         layouts: Sequence[type[Layout]],
+        order: Order | None = None,
     ) -> PendingWeight:
         self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         self._start, self._whole = (0, 0, 0), None
         self.loaded, self.has_nan = None, False
-        self._layouts, self._pieces, self._sizes = tuple(layouts), {}, {}
+        self._layouts, self._order = tuple(layouts), order
+        self._pieces, self._sizes = {}, {}
         self._is_complete, self._to_convert = False, 0
         self._lock = threading.Lock()
         return self
@@ -130,7 +137,8 @@ class PendingWeight(torch.Tensor):
         self._pieces.clear()
         self._is_complete, self._to_convert = True, len(pieces)
         weight = Weight(experts[0] if experts else None, rows, cols, self.dtype, pieces)
-        layout = allocated(weight, self._layouts)
+        layouts = self._layouts if self._order is None else self._order(weight, self._layouts)
+        layout = allocated(weight, layouts)
         if not pieces:  # a rank that has padding alone
             self.loaded = layout.to(self.device)
         for piece in pieces:

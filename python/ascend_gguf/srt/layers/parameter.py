@@ -15,16 +15,18 @@ from torch.nn import Module, Parameter
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout
-from ascend_gguf.weights.pending import PendingWeight
+from ascend_gguf.weights.pending import Order, PendingWeight
 
 
-def make_pending(layer: Module, weight_name: str, layouts: Sequence[type[Layout]]) -> None:
+def make_pending(
+    layer: Module, weight_name: str, layouts: Sequence[type[Layout]], order: Order | None = None
+) -> None:
     """Let the parameter take its layout once it is loaded: the first of ``layouts`` that can.
 
     Call with the parameter on the device ``meta`` and the layer's device as the default one.
     """
     shell = getattr(layer, weight_name)
-    pending = PendingWeight(shell.shape, shell.dtype, torch.empty(0).device, layouts)
+    pending = PendingWeight(shell.shape, shell.dtype, torch.empty(0).device, layouts, order)
     parameter = Parameter(pending, requires_grad=False)
     vars(parameter).update(vars(shell))  # its weight loader among them
     setattr(layer, weight_name, parameter)

@@ -34,6 +34,7 @@ from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.npu.products import this_product
 from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt import tune
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
 from ascend_gguf.srt.layers.moe.token_dispatcher.ascend_tp import deal_experts
@@ -65,6 +66,7 @@ _OPTIONS: dict[str, type | tuple[str, ...]] = {
     "weights": ("auto", "packed", "int8", "dense"),
     "on_mismatch": ("dense", "stop"),
     "float16": ("refuse", "allow"),
+    "tune": ("auto", "off"),
 }
 
 
@@ -123,6 +125,7 @@ def load_model(
     quant_config.modules_to_not_convert += self.options.get("modules_to_not_convert", [])
     quant_config.modules_to_not_convert += _dense_modules(name_map)
     quant_config.choice = choose(self.options, path, layouts.serves_few())
+    quant_config.preferences = tune.preferences(self.options, path, model_config.dtype)
     pipeline.untie_on_last_stage(model_config.hf_config)
     if is_npu() and this_product().scatters_cache:
         # What the engine's KV cache asks when it is made: by default it calls ATB.
@@ -137,6 +140,7 @@ def load_model(
             choose_routes(model)
             deal_experts(model)
         load_weights(model, path, name_map, self.options, target_device)
+        tune.report(quant_config.preferences)
     if not model_config.is_generation:
         apply_pooling(model, open_gguf(path))
     layouts.report(model, path, model_config.dtype)

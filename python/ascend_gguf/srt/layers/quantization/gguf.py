@@ -44,10 +44,9 @@ from ascend_gguf.srt.layers.parameter import (
     unpack,
 )
 from ascend_gguf.srt.layers.quantization.kernels import (
-    embedding_kernel,
+    KERNELS,
     expert_layouts,
-    linear_kernel,
-    output_kernel,
+    order,
 )
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout
@@ -177,19 +176,21 @@ class GGUFLinearAscendMethod(PackedWeights, LinearMethodBase):
         attributes = extra_weight_attrs
         self.create_with(self._create_weight, layer, sizes=sizes, dtype=params_dtype, **attributes)
 
-    def kernel_for(self, layer: torch.nn.Module) -> Callable[..., LinearKernel | None]:
-        """What gives the kernel that multiplies with packed layouts."""
-        return linear_kernel
+    def role_of(self, layer: torch.nn.Module) -> str:
+        """What the weight is for: one of ``KERNELS``."""
+        return "linear"
 
     def _create_weight(
         self, layer: torch.nn.Module, sizes: tuple, dtype: torch.dtype, **attributes: Any
     ) -> None:
         self.weight = None
-        self.kernel = self.kernel_for(layer)(self.quant_config, dtype)
+        role = self.role_of(layer)
+        self.kernel = KERNELS[role](self.quant_config, dtype)
         with nullcontext() if self.kernel is None else torch.device("meta"):
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         if self.kernel is not None:
-            make_pending(layer, "weight", (*self.kernel.layouts, Dense))
+            layouts = (*self.kernel.layouts, Dense)
+            make_pending(layer, "weight", layouts, order(self.quant_config, role, self.kernel))
         _set_bias_dtype(layer, dtype)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -222,8 +223,8 @@ class GGUFEmbeddingAscendMethod(GGUFLinearAscendMethod):
 
     dense_method = UnquantizedEmbeddingMethod
 
-    def kernel_for(self, layer: torch.nn.Module) -> Callable[..., LinearKernel | None]:
-        return output_kernel if isinstance(layer, ParallelLMHead) else embedding_kernel
+    def role_of(self, layer: torch.nn.Module) -> str:
+        return "output" if isinstance(layer, ParallelLMHead) else "embedding"
 
     def embedding(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if self.weight is None:
@@ -274,7 +275,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         with torch.device("meta") if is_shell else nullcontext():
             self.dense.create_weights(layer, *sizes, dtype, **attributes)
         for name in self.weight_names if layouts else ():
-            make_pending(layer, name, (*layouts, Dense))
+            make_pending(layer, name, (*layouts, Dense), order(self.quant_config, "experts"))
 
     def release_weights(self, layer: torch.nn.Module) -> None:
         if is_npu():

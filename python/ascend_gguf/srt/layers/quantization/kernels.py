@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -22,6 +22,8 @@ from ascend_gguf.npu.trial import try_layout
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.weights.layout import Layout
 from ascend_gguf.weights.linear_kernel import EmbeddingKernel, LinearKernel
+from ascend_gguf.weights.pending import Order
+from ascend_gguf.weights.tuned import Preferences
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,14 @@ def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> EmbeddingK
     return _with_taken_layouts(NPUEmbedding(), quant_config, dtype)
 
 
+#: What gives the kernel of a weight, by the weight's role.
+KERNELS: dict[str, Callable[[GGUFConfig, torch.dtype], LinearKernel | None]] = {
+    "linear": linear_kernel,
+    "output": output_kernel,
+    "embedding": embedding_kernel,
+}
+
+
 def expert_layouts(quant_config: GGUFConfig, dtype: torch.dtype) -> tuple[type[Layout], ...]:
     """The packed layouts of experts on this device, narrowest first; none: they are dense."""
     if is_npu():
@@ -69,6 +79,7 @@ def _with_taken_layouts(
     kernel: NPUKernel, quant_config: GGUFConfig, dtype: torch.dtype
 ) -> NPUKernel | None:
     kernel.layouts = _taken(LINEAR, kernel.layouts, quant_config, dtype)
+    kernel.others = this_product().layouts(LINEAR, kernel.others)
     return kernel if kernel.layouts else None
 
 
@@ -82,12 +93,12 @@ def _taken(
     return tuple(
         layout
         for layout, answer in answers.items()
-        if answer == YES or (answer == TRY and _works(operator, layout, dtype))
+        if answer == YES or (answer == TRY and works(operator, layout, dtype))
     )
 
 
 @functools.cache
-def _works(operator: str, layout: type[Layout], dtype: torch.dtype) -> bool:
+def works(operator: str, layout: type[Layout], dtype: torch.dtype) -> bool:
     """Whether a small weight is multiplied right; said in the log."""
 
     def check(trial: Layout) -> str | None:
@@ -105,6 +116,16 @@ def _works(operator: str, layout: type[Layout], dtype: torch.dtype) -> bool:
         f"not used: {problem}" if problem else "used: the trial is right",
     )
     return problem is None
+
+
+def order(quant_config: GGUFConfig, role: str, kernel: LinearKernel | None = None) -> Order:
+    """The order of the layouts of a weight, as the device decided: see ``weights.tuned``.
+
+    Args:
+        role: one of :data:`KERNELS`, or ``experts``.
+    """
+    preferences = getattr(quant_config, "preferences", Preferences())
+    return functools.partial(preferences.order, role, () if kernel is None else kernel.others)
 
 
 def _packs(quant_config: GGUFConfig) -> bool:
