@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import brief_waits  # noqa: F401
 import kernel_cache
 from engine_process import EngineProcess
 from hf_models import TINY, Written, write_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def rewrite(
         tensors: tensors of numbers to add.
         writer_options: of ``gguf.GGUFWriter``, such as ``split_max_tensors``.
     """
-    reader = gguf.GGUFReader(source)
+    reader = _read(source, source.stat().st_mtime_ns)
     arch = arch or reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, arch, **writer_options)
     for key, entry in reader.fields.items():
@@ -55,6 +56,12 @@ def rewrite(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@functools.lru_cache(4)
+def _read(source: Path, changed: int) -> gguf.GGUFReader:  # noqa: ARG001
+    """A file as it is now: most are rewritten many times, and reading takes the most time."""
+    return gguf.GGUFReader(source)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any, before: gguf.ReaderField | None) -> None:

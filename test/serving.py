@@ -220,11 +220,25 @@ class Zygote:
         self._connection.send(order)
         return self._connection.recv()
 
+    def status(self, pid: int) -> int | None:
+        """The exit status of a process that was forked; None while it runs."""
+        self._connection.send(pid)
+        return self._connection.recv()
+
     def close(self) -> None:
         self._connection.close()
         if self._folder:
             self._process.wait(STOP_TIMEOUT)
             self._folder.cleanup()
+
+
+def status_at_end(zygote: Zygote, log: Path, *arguments: str) -> int:
+    """The exit status of a server that ends by itself; nothing of it may be left."""
+    pid = zygote.fork({"arguments": arguments, "log": str(log), "environment": {}})
+    assert wait_for_group_to_end(pid, patience=180) == []
+    status = zygote.status(pid)
+    assert status is not None
+    return status
 
 
 def _connected(address: Path) -> Connection | None:

@@ -2,7 +2,8 @@
 
 Takes orders at a socket (arguments, environment, log; routes, engine or resolver where they are
 wanted), forks a server, an engine without one (:mod:`forked_engine`) or a :mod:`resolver`, and
-answers with its process id.  Ends when nobody is connected any more.
+answers with its process id.  A number is a question: the exit status of that process, or None while
+it runs.  Ends when nobody is connected any more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 #: What the engine imports once it starts, beside all that the server's modules import.
 _IMPORTED_LATE = (
@@ -97,7 +99,6 @@ def _serve(order: dict, begins: int) -> None:
     os.close(begins)
     os.environ.update(order["environment"])
     tempfile.tempdir = None  # as the environment says
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     _allow_forked_npu()
 
@@ -118,17 +119,34 @@ def _serve(order: dict, begins: int) -> None:
     run_server(prepare_server_args(order["arguments"]))
 
 
-def _compile_kernels() -> None:
-    """What nearly every server multiplies with: loaded here, so that none has to."""
+def _compile_kernels(on_npu: bool) -> None:
+    """What nearly every server computes with: compiled here, so that none has to."""
     import torch
 
-    from ascend_gguf.cpu import gemm, gemv
+    from ascend_gguf.cpu import gemm, gemv, paged_attention, row_ops
+    from ascend_gguf.decoders import rows
     from ascend_gguf.ggml_types import BLOCK_TYPES
+    from ascend_gguf.npu import conversion
+    from ascend_gguf.npu.int8 import Int8
+    from ascend_gguf.npu.transpose import transposer
 
-    for kind in BLOCK_TYPES.values():
-        if kind.name in ("Q4_0", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"):
-            gemv.kernel(kind, torch.float32, torch.float32, 1)
-            gemm.kernel(kind, torch.float32, torch.float32)
+    dtype = torch.float16 if on_npu else torch.float32
+    of = {kind.name: kind for kind in BLOCK_TYPES.values()}
+    rows.kernel(of["F32"], dtype)
+    if on_npu:
+        transposer(8, 0)
+        for name in ("Q5_0", "Q5_1", "Q8_0"):
+            conversion.kernel(of[name], Int8.packing, dtype, name == "Q5_1")
+        return
+    for name in ("Q4_0", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"):
+        rows.kernel(of[name], dtype)
+        gemm.kernel(of[name], dtype, dtype)
+        for columns in (1, 3):
+            gemv.kernel(of[name], dtype, dtype, columns)
+    for adds in (False, True):
+        row_ops._rms_norm(128, dtype, dtype, adds, False)
+    for head_size in (32, 64):
+        paged_attention._attend(dtype, dtype, False, 2, head_size, head_size)
 
 
 def main(address: str) -> None:
@@ -137,6 +155,7 @@ def main(address: str) -> None:
     listener.listen()
     _import_everything()
     users: list[Connection] = []
+    ended: dict[int, int] = {}  # process id to exit status
     while True:
         for ready in wait([listener, *users]):
             if ready is listener:
@@ -146,6 +165,10 @@ def main(address: str) -> None:
                 order = ready.recv()
             except EOFError:
                 users.remove(ready)
+                continue
+            _reap(ended)
+            if isinstance(order, int):
+                ready.send(ended.get(order))
                 continue
             begun, begins = os.pipe()
             pid = os.fork()
@@ -165,15 +188,26 @@ def main(address: str) -> None:
                 return
 
 
+def _reap(ended: dict[int, int]) -> None:
+    """Note the exit status of each process that has ended: negative where a signal ended it."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = os.waitstatus_to_exitcode(found[1])
+
+
 def _run(order: dict, begins: int) -> None:
     """Does not return."""
+    status: Any = 1
     try:
         _serve(order, begins)
+        status = 0
+    except SystemExit as end:
+        status = end.code
     except Exception:
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _import_everything() -> None:
@@ -197,15 +231,14 @@ def _import_everything() -> None:
     kernel_cache.install()
     # Once for all servers: the engine looks through every module for each hook.
     load_plugins()
-    if not on_npu:
-        _compile_kernels()
+    _compile_kernels(on_npu)
+    # The engine asks for it again and again; looking through every folder takes as long.
+    sys.modules["vllm"] = None
 
     # The engine asks for spawn, which would import everything again in each process.
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda *args, **kwargs: None
     multiprocessing.util.register_after_fork(_allow_forked_npu, _allow_forked_npu)
-    # Servers are nobody's children once they run: let the kernel reap them.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     # Else each forked process searches through, and so copies, what has been imported here.
     gc.collect()

@@ -15,7 +15,14 @@ from demo import free_port
 from random_model import write_model
 from reader.bad_files import BAD_FILES, good_file
 from rewrite import rewrite
-from serving import CPU, SMALL, cpu_environment, server_command, wait_for_group_to_end
+from serving import (
+    CPU,
+    SMALL,
+    cpu_environment,
+    server_command,
+    status_at_end,
+    wait_for_group_to_end,
+)
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -180,36 +187,30 @@ def test_good_model_resolves(resolver):
     assert resolver("--model-path", str(DATA / "qwen3-moe-Q4_K_M.gguf"), *CPU) == ("", "")
 
 
-def _run_server(model: Path, log: Path, *arguments: str, cwd: Path | None = None) -> int:
-    """Run the command a user types until it ends by itself; nothing of it may be left."""
-    command = [*server_command(model, free_port(), *arguments), *SMALL]
+def test_command_line_ends_with_one_line(tmp_path, log):
+    """Also of a path that is relative.  The command a user types ends by itself."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes((DATA / "qwen3-moe-Q4_K_M.gguf").read_bytes()[:-100_000])
+    command = server_command(Path(path.name), free_port(), "--quantization", "gguf", *CPU, *SMALL)
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=cpu_environment(),
-            cwd=cwd,
+            cwd=tmp_path,
             start_new_session=True,
         )
-    status = process.wait(180)
+    assert process.wait(180) != 0
     # The last to go are helpers of Python itself that notice the end of their parents.
     assert wait_for_group_to_end(process.pid) == []
-    return status
-
-
-def test_command_line_ends_with_one_line(tmp_path, log):
-    """Also of a path that is relative."""
-    path = tmp_path / "model.gguf"
-    path.write_bytes((DATA / "qwen3-moe-Q4_K_M.gguf").read_bytes()[:-100_000])
-    assert _run_server(Path(path.name), log, "--quantization", "gguf", *CPU, cwd=tmp_path) != 0
     text = log.read_text()
     assert "Traceback" not in text
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and path.name in errors[0] and "tensor" in errors[0]
 
 
-def test_error_in_a_worker_ends_everything(tmp_path, log):
+def test_error_in_a_worker_ends_everything(zygote, tmp_path, log):
     # A config.json beside the file wins; this one is of another model, which shows at loading.
     model = write_model(tmp_path / "model.gguf", arch="qwen2")
     from ascend_gguf import load_config
@@ -217,7 +218,8 @@ def test_error_in_a_worker_ends_everything(tmp_path, log):
     config = load_config(model.path)
     config.num_attention_heads = 8
     config.save_pretrained(tmp_path)
-    assert _run_server(model.path, log, *CPU) != 0
+    command = ("--model-path", str(model.path), "--port", str(free_port()), *CPU, *SMALL)
+    assert status_at_end(zygote, log, *command) != 0
     text = log.read_text()
     (error,) = (line for line in text.splitlines() if f"error: {model.path}" in line)
     assert "attn_q" in error or "attn_k" in error

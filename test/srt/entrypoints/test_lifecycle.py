@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ from serving import (
     CPU,
     cpu_environment,
     group_members,
-    server_command,
+    status_at_end,
     wait_for_group_to_end,
 )
 
@@ -138,17 +137,15 @@ def _refused(host: str, port: int, message: str) -> None:
         check_address(host, port)
 
 
-def test_a_port_in_use_is_noticed_before_loading():
+def test_a_port_in_use_is_noticed_before_loading(zygote, log):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        command = server_command(MODEL, port, *CPU)
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=cpu_environment()
-        )
-    assert ended.returncode != 0
-    (error,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+        command = ("--model-path", str(MODEL), "--port", str(port), *CPU)
+        assert status_at_end(zygote, log, *command) != 0
+    text = log.read_text()
+    (error,) = (line for line in text.splitlines() if line.startswith("error: "))
     assert f"127.0.0.1:{port}" in error and "--port" in error
-    assert "Load weight" not in ended.stderr and "Traceback" not in ended.stderr
+    assert "Load weight" not in text and "Traceback" not in text
 
 
 def test_interrupted_while_loading(zygote, log, temporary):

@@ -117,8 +117,8 @@ def server(request, tmp_path_factory) -> Iterator[Subject]:
     log, profiles = folder / "server.log", {"SGLANG_TORCH_PROFILER_DIR": str(folder)}
     arguments = (*NPU_ONE, "--dtype", "float16") if npu else (*CPU, "--dtype", "float32")
     with zygote.serve(model, log, *arguments, *ROOM[name], environment=profiles) as running:
-        # A step of a real model on the simulated NPU takes a second and more.
-        pace = {"long": 40, "patience": 240} if npu and name != "tiny" else {}
+        # A step takes the simulated NPU long, and of a real model a second and more.
+        pace = {"long": 40, "patience": 30 if name == "tiny" else 240} if npu else {}
         yield Subject(running.url, running.pid, running.log, vocab, npu, **pace)
     Path("profiler_info_0.json").unlink(missing_ok=True)  # torch_npu writes it wherever it is
 
