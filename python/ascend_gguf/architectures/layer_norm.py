@@ -23,6 +23,7 @@ from ascend_gguf.architectures.parts import (
     SOFTMAX_ROUTER,
     attention,
     experts,
+    linear,
     mlp,
 )
 from ascend_gguf.reader import GGUFFile
@@ -91,14 +92,11 @@ PHI2 = Architecture(
         OUTPUT,
         Rename("output.bias", "vocab", "lm_head.bias"),
         # Attention and the feed-forward network have the same input.
-        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
-        per_layer("attn_norm.bias", "hidden", "input_layernorm.bias"),
+        *linear("attn_norm", "hidden", "", "input_layernorm"),
         *attention(biased=True, output="self_attn.dense"),
         per_layer("attn_output.bias", "hidden", "self_attn.dense.bias"),
-        per_layer("ffn_up.weight", "ffn hidden", "mlp.fc1.weight"),
-        per_layer("ffn_up.bias", "ffn", "mlp.fc1.bias"),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.fc2.weight"),
-        per_layer("ffn_down.bias", "hidden", "mlp.fc2.bias"),
+        *linear("ffn_up", "ffn", "hidden", "mlp.fc1"),
+        *linear("ffn_down", "hidden", "ffn", "mlp.fc2"),
     ),
     rope=rope.partial,
     derived=(no_grouped_heads, rope.partial_factor, _inner_width),
@@ -137,38 +135,31 @@ _GPT_TENSORS = (
         for kind in ("weight", "bias")
     ),
     *(
-        Rename(f"blk.{{layer}}.{gguf}.{kind}", shape, f"transformer.h.{{layer}}.{hf}.{kind}")
+        replace(rule, hf=str(rule.hf).replace("model.layers", "transformer.h"))
         for gguf, rows, columns, hf in (
             ("attn_norm", "hidden", "", "ln_1"),
-            ("attn_qkv", "q+2*kv", " hidden", "attn.c_attn"),
-            ("attn_output", "hidden", " q", "attn.c_proj"),
+            ("attn_qkv", "q+2*kv", "hidden", "attn.c_attn"),
+            ("attn_output", "hidden", "q", "attn.c_proj"),
             ("ffn_norm", "hidden", "", "ln_2"),
-            ("ffn_up", "ffn", " hidden", "mlp.c_fc"),
-            ("ffn_down", "hidden", " ffn", "mlp.c_proj"),
+            ("ffn_up", "ffn", "hidden", "mlp.c_fc"),
+            ("ffn_down", "hidden", "ffn", "mlp.c_proj"),
         )
-        for kind, shape in (("weight", rows + columns), ("bias", rows))
+        for rule in linear(gguf, rows, columns, hf)
     ),
 )
-_GPT_FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_epsilon")}
 
 GPT2 = Architecture(
     name="gpt2",
     model_type="gpt2",
-    fields=_GPT_FIELDS,
+    fields=PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_epsilon")},
     required=LAYER_NORM_REQUIRED,
     tensors=_GPT_TENSORS,
     rope=rope.absent,
     derived=(no_grouped_heads, _inner_width),
 )
 
-STARCODER = Architecture(
-    name="starcoder",
-    model_type="gpt_bigcode",
-    fields=_GPT_FIELDS,
-    required=LAYER_NORM_REQUIRED,
-    tensors=_GPT_TENSORS,
-    rope=rope.absent,
-    derived=(_multi_query, _inner_width),
+STARCODER = replace(
+    GPT2, name="starcoder", model_type="gpt_bigcode", derived=(_multi_query, _inner_width)
 )
 
 ARCHITECTURES = (STABLELM, ORION, OLMO, PHI2, PHIMOE, GPT2, STARCODER)

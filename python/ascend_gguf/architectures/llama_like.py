@@ -6,6 +6,7 @@ The engine runs them with that model: its class knows pipeline stages, and packs
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ascend_gguf.architectures import rope
@@ -32,13 +33,7 @@ INTERNLM2 = Architecture(
     tensors=BODY + mlp(),
 )
 
-XVERSE = Architecture(
-    name="xverse",
-    model_type="llama",
-    fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=BODY + mlp(),
-)
+XVERSE = replace(INTERNLM2, name="xverse")
 
 
 def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,28 +49,13 @@ def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-BAICHUAN = Architecture(
-    name="baichuan",
-    model_type="llama",
-    fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=BODY + mlp(),
-    derived=(_no_alibi,),
-)
+BAICHUAN = replace(INTERNLM2, name="baichuan", derived=(_no_alibi,))
 
-EXAONE = Architecture(
-    name="exaone",
-    model_type="llama",
-    fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()),
-)
+EXAONE = replace(INTERNLM2, name="exaone", tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()))
 
-CHATGLM = Architecture(
+CHATGLM = replace(
+    INTERNLM2,
     name="chatglm",
-    model_type="llama",
-    fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     reads=frozenset({"rope.dimension_count"}),
     tensors=(
         *FRAME,
@@ -96,11 +76,10 @@ def _half_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
     return {"intermediate_size": attributes["intermediate_size"] // 2}
 
 
-QWEN = Architecture(
+QWEN = replace(
+    INTERNLM2,
     name="qwen",
     model_type="qwen2",
-    fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     tensors=(*FRAME, *NORMS, *attention(biased=True), *mlp()),
     derived=(_half_width,),
 )

@@ -27,8 +27,10 @@ from ascend_gguf.architectures.parts import (
     PLAIN_FIELDS,
     QK_NORM,
     REQUIRED,
+    UP_DOWN,
     WINDOW,
     attention,
+    linear,
     mlp,
 )
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
@@ -64,10 +66,8 @@ STARCODER2 = Architecture(
         *BIASED_NORMS,
         *attention(biased=True),
         OUTPUT_BIAS,
-        per_layer("ffn_up.weight", "ffn hidden", "mlp.c_fc.weight"),
-        per_layer("ffn_up.bias", "ffn", "mlp.c_fc.bias"),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.c_proj.weight"),
-        per_layer("ffn_down.bias", "hidden", "mlp.c_proj.bias"),
+        *linear("ffn_up", "ffn", "hidden", "mlp.c_fc"),
+        *linear("ffn_down", "hidden", "ffn", "mlp.c_proj"),
     ),
 )
 
@@ -109,11 +109,7 @@ ARCEE = Architecture(
     model_type="arcee",
     fields=FIELDS | HEAD_SIZE,
     required=REQUIRED,
-    tensors=(
-        *BODY,
-        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight"),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
-    ),
+    tensors=BODY + UP_DOWN,
 )
 
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
@@ -150,8 +146,7 @@ APERTUS = Architecture(
         per_layer("ffn_norm.weight", "hidden", "feedforward_layernorm.weight"),
         *ATTENTION,
         *QK_NORM,
-        per_layer("ffn_up.weight", "ffn hidden", "mlp.up_proj.weight"),
-        per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
+        *UP_DOWN,
     ),
     derived=(_activations,),
 )

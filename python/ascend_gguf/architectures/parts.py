@@ -151,6 +151,14 @@ HUNYUAN_QK_NORM = (
 )
 
 
+def linear(gguf: str, rows: str, columns: str, hf: str) -> tuple[Rename, ...]:
+    """Weight and bias of a linear layer; those of a norm have no columns."""
+    return (
+        per_layer(f"{gguf}.weight", f"{rows} {columns}".strip(), f"{hf}.weight"),
+        per_layer(f"{gguf}.bias", rows, f"{hf}.bias"),
+    )
+
+
 def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
     """A dense feed-forward network, in blocks of a kind."""
     return (
@@ -159,6 +167,9 @@ def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
         per_layer("ffn_down.weight", "hidden ffn", f"{module}.down_proj.weight", kind=kind),
     )
 
+
+#: A dense feed-forward network without a gate.
+UP_DOWN = mlp()[1:]
 
 #: Granite Code's and Bielik's.
 MLP_BIAS = (
