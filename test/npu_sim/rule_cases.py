@@ -74,3 +74,8 @@ def refused(operator: Callable, build: Callable[..., dict], case: Case, name: st
 
 def ids(cases) -> list[str]:
     return [c.what.replace(" ", "_") for c in cases]
+
+
+def case_list(*cases: Case) -> pytest.MarkDecorator:
+    """A test for each case."""
+    return pytest.mark.parametrize("case", cases, ids=ids(cases))

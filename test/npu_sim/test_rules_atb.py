@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rule_cases import A2, A5, P310, Case, refused
-from test_rules_attention import BF16, F16, I32, call, case_list, reference
+from rule_cases import A2, A5, P310, Case, case_list, refused
+from test_rules_attention import BF16, F16, I32, call, reference
 
 from npu_sim.operators import atb
 from npu_sim.operators.view import View

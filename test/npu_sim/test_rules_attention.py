@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+from rule_cases import A2, A3, A5, P310, Case, case_list, on, refused
 
 from npu_sim.operators.attention import Call, fused_attention, v3, v4, v5
 from npu_sim.operators.rules import OperatorMissing
@@ -42,10 +42,6 @@ def reference(q, k, v, scale, visible, sink=None):
             for w, j in zip(weights, seen, strict=False):
                 out[i, h] += w * v[j, group].double()
     return out, lse
-
-
-def case_list(*cases):
-    return pytest.mark.parametrize("case", cases, ids=ids(cases))
 
 
 # ---------------------------------------------------------------- fused

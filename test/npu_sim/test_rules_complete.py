@@ -9,6 +9,7 @@ import test_rules_attention as attention
 import test_rules_grouped_matmul as grouped
 import test_rules_latent as latent
 import test_rules_lora as lora
+import test_rules_moe_gating as gate
 import test_rules_moe_routing as moe
 import test_rules_norm_activation_quant as small
 import test_rules_rope_cache as rope
@@ -52,9 +53,9 @@ TABLES = [
     (rope.scatter_nd_update, rope.scatter_call, rope.SCATTER),
     (rope.scatter_pa_kv_cache, rope.pa_call, rope.PA),
     (rope.check_format_cast, rope.cast_call, rope.CAST),
-    (moe.gating.gating_top_k_softmax, moe.softmax_call, moe.SOFTMAX),
-    (moe.gating.gating_top_k_softmax_v2, moe.softmax_v2_call, moe.SOFTMAX_V2),
-    (moe.gating.gating_top_k, moe.gate_call, moe.GATE),
+    (gate.gating.gating_top_k_softmax, gate.softmax_call, gate.SOFTMAX),
+    (gate.gating.gating_top_k_softmax_v2, gate.softmax_v2_call, gate.SOFTMAX_V2),
+    (gate.gating.gating_top_k, gate.gate_call, gate.GATE),
     (moe.moe.init_routing, moe.older_call, moe.OLDER),
     (moe.moe.compute_expert_tokens, moe.count_call, moe.COUNT),
     (moe.moe.init_routing_v3, moe.init_call, moe.INIT),

@@ -3,75 +3,34 @@
 from __future__ import annotations
 
 import math
-import random
-import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
-from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
-from ascend_gguf import GGUFError, load_generation_config, load_tokenizer, open_gguf
-from ascend_gguf.generation_config import ignored_settings
+from ascend_gguf import GGUFError, load_tokenizer, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import merges_by_score
 from ascend_gguf.tokenizer.vocabulary import read_vocabulary
 from fetch import FetchError, llama_cpp
 from shared_data import shared_path
-
-DATA = Path(__file__).parents[1] / "data"
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-
-TEXTS = (
-    "hello world",
-    "  Two  spaces, 1234567 digits; I'm SURE it'S\n\n\tmixed\r\n",
-    "naïve Ünïcode ÷ Ελλάδα русский हिन्दी ไทย 日本語 中文 한국어 עברית 🚀😶\u200d🌫️ \u00a0\u3000",
+from tokenizer.vocabulary_files import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPECIAL,
+    TEXTS,
+    UNKNOWN,
+    USER_DEFINED,
+    byte_tokens,
+    write,
+    write_bytes,
 )
 
-
-def write(path: Path, tokens: dict[str, int], model: str | None = "gpt2", **keys: Any) -> Path:
-    """A file of nothing but a vocabulary: token to type, and keys below ``tokenizer.ggml``."""
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in {"model": model, **keys}.items():
-        key = key.replace("__", ".")
-        key = key if "." in key else f"tokenizer.ggml.{key}"
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif value is not None:
-            writer.add_string(key, value)
-    writer.add_token_list(list(tokens))
-    writer.add_token_types(list(tokens.values()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-def byte_tokens(*normal: str) -> dict[str, int]:
-    """The 256 bytes, ``ab``, and ``normal``; ids in this order."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return dict.fromkeys([*alphabet, "ab", *normal], NORMAL)
-
-
-#: The id of the first special token of :func:`write_bytes`.
-SPECIAL = 257
-
-
-def write_bytes(path: Path, *special: str, **keys: Any) -> Path:
-    """A byte-level vocabulary with one merge and special tokens."""
-    tokens = byte_tokens() | dict.fromkeys(special, CONTROL)
-    return write(path, tokens, **{"pre": "qwen2", "merges": ["a b"], **keys})
+DATA = Path(__file__).parents[1] / "data"
 
 
 # --- against llama.cpp ----------------------------------------------------------------------
@@ -252,104 +211,6 @@ def test_merges_over_text(tmp_path):
     assert tokenizer.decode(tokenizer.encode("  hi\nz"), skip_special_tokens=True) == "  hi\nz"
 
 
-# --- cutting into words ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
-def test_nothing_is_lost(tmp_path, pre):
-    path = write_bytes(tmp_path / "model.gguf", "<s>", pre=pre, bos_token_id=SPECIAL)
-    tokenizer = load_tokenizer(path)
-    for text in TEXTS:
-        ids = tokenizer.encode(text)
-        assert (ids[:1] == [SPECIAL]) == PRE_TOKENIZERS[pre].add_bos
-        assert tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-@pytest.mark.parametrize(
-    "pre, text, words",
-    [
-        ("gpt-2", "It's 1234 THEY'LL  go", ["It", "'s", " 1234", " THEY", "'", "LL", " ", " go"]),
-        ("llama-bpe", "It's 1234 THEY'LL", ["It", "'s", " ", "123", "4", " THEY", "'LL"]),
-        ("qwen2", "a 123\n\nb", ["a", " ", "1", "2", "3", "\n\n", "b"]),
-        ("qwen35", "न\u0940", ["न\u0940"]),
-        ("qwen2", "न\u0940", ["न", "\u0940"]),
-        ("starcoder", "x12", ["x", "1", "2"]),
-        ("falcon", "12345,", ["123", "45", ","]),
-        ("gpt-4o", "camelCase's 12345", ["camel", "Case's", " ", "123", "45"]),
-        ("tekken", "camelCase's 12", ["camel", "Case", "'s", " ", "1", "2"]),
-        ("tiny_aya", "1234567", ["1", "234", "567"]),
-        ("afmoe", "1234567", ["1", "234", "567"]),
-        ("superbpe", "1234567", ["1", "234", "567"]),
-        ("deepseek-v3", "12345日本 ok", ["123", "45", "日本", " ok"]),
-        ("deepseek-llm", "12345 日本 ok", ["12345", " ", "日本", " ok"]),
-        ("kimi-k2", "日本ok 12345", ["日本", "ok", " ", "123", "45"]),
-        ("bloom", "a, b.c", ["a", ",", " b", ".", "c"]),
-        ("jais-2", "a" + " " * 6 + "b", ["a", " " * 4, " ", " b"]),
-        ("ufakzeka", "Ali's", ["Ali", "'s"]),
-        ("seed-coder", "a!\nb", ["a", "!", "\n", "b"]),
-        ("bailingmoe", "a\n\nb", ["a", "\n\n", "b"]),
-        ("laguna", "a!\nb", ["a", "!", "\n", "b"]),
-        ("default", "12345", ["123", "45"]),
-    ],
-)
-def test_words(tmp_path, pre, text, words):
-    tokenizer = load_tokenizer(write_bytes(tmp_path / "model.gguf", pre=pre))
-    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    assert [text[start:end] for _, (start, end) in pieces] == words
-
-
-#: The models' own expressions, where ours are others: rule, place in it, how many are replaced.
-_ORIGINALS = {
-    ("tiny_aya", 0, 2): r"\d{1,3}(?=(?:\d{3})*\b)",
-    ("afmoe", 0, 2): r"\d{1,3}(?=(?:\d{3})*(?!\d))",
-    ("superbpe", 1, 2): r"(?=(\d{3})+(?!\d))",
-    ("deepseek-llm", 3, 1): r"\s+$",
-}
-
-
-@cache
-def _cutter(*patterns: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    )
-
-
-def _cut(patterns, text: str) -> list[str]:
-    return [word for word, _ in _cutter(*patterns).pre_tokenize_str(text)]
-
-
-@pytest.mark.parametrize("name, place, count", _ORIGINALS)
-def test_expressions_that_look_once_cut_as_the_originals(name, place, count):
-    patterns = PRE_TOKENIZERS[name].patterns
-    original = _ORIGINALS[name, place, count]
-    originals = [*patterns[:place], original, *patterns[place + count :]]
-    parts = [*"1x_ .,\n\xa0", "23", "456", "7890123", "\u00b2", "\u0663", "\u3000", "\u00bd"]
-    source = random.Random(0)
-    for _ in range(2000):
-        text = "".join(source.choices(parts, k=source.randint(1, 9)))
-        assert _cut(patterns, text) == _cut(originals, text), text
-
-
-@pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_long_runs_take_no_square_of_their_length(name):
-    # The originals of these took ten seconds and more for 50,000 digits or spaces.
-    patterns = PRE_TOKENIZERS[name].patterns
-    begin = time.process_time()
-    for run in ("1", " ", "\u3000", "a", "."):
-        _cut(patterns, run * 20_000 + "x")
-        _cut(patterns, run * 20_000 + "!")
-    assert time.process_time() - begin < 3
-
-
-def test_a_word_that_is_a_token(tmp_path):
-    # Llama 3 has tokens that no merges lead to.
-    for pre, expected in (("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])):
-        path = tmp_path / f"{pre}.gguf"
-        write(path, byte_tokens("abc"), pre=pre, merges=["a b"])
-        tokenizer = load_tokenizer(path)
-        assert tokenizer.convert_ids_to_tokens(tokenizer.encode("abc")) == expected
-
-
 # --- added and special tokens ---------------------------------------------------------------
 
 
@@ -398,108 +259,6 @@ def test_ids_that_the_vocabulary_lacks(tmp_path):
     path = write_bytes(tmp_path / "model.gguf", pad_token_id=1, bos_token_id=0xFFFFFFFF)
     assert load_tokenizer(path).bos_token is None
     assert stop_token_ids(path) == set()
-
-
-@pytest.mark.parametrize(
-    "tokens, keys, stops",
-    [
-        (["<a>", "<b>", "<c>", "<d>"], dict(eos=0, eot=1, eom=2), "<a> <b> <c>"),
-        (["<|im_end|>", "<|endoftext|>", "<d>"], dict(eos=0), "<|im_end|> <|endoftext|>"),
-        (["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"], dict(eos=2), "*"),
-        (["<|end|>", "<|endoftext|>"], dict(eos=1), "*"),
-        (["<|end|>", "<|return|>", "<|call|>"], dict(eos=1), "<|return|> <|call|>"),
-        (["<|end|>", "<|flush|>", "<|calls|>"], dict(eos=1), "<|flush|> <|calls|>"),
-        (["<end_of_turn>", "<eos>", "</s>"], dict(eos=1), "*"),
-        (["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_middle|>"], dict(eos=0), "* 3"),
-        (["<x>", "<PAD>", "<y>"], dict(eos=0, fim_pad=2), "<x> <y>"),
-        (["[e~[", "[EOS]", "[EOT]", "<turn|>"], {}, "*"),
-        (["<\uff5cend\u2581of\u2581sentence\uff5c>"], {}, "*"),
-    ],
-)
-def test_what_ends_an_answer(tmp_path, tokens, keys, stops):
-    ids = {f"{name}_token_id": SPECIAL + place for name, place in keys.items()}
-    path = write_bytes(tmp_path / "model.gguf", *tokens, **ids)
-    if stops.startswith("*"):
-        stops = " ".join(tokens[: int(stops[1:] or len(tokens))])
-    tokenizer = load_tokenizer(path)
-    assert set(tokenizer.convert_ids_to_tokens(sorted(stop_token_ids(path)))) == set(stops.split())
-    assert set(load_generation_config(path).eos_token_id) == stop_token_ids(path)
-
-
-def test_marks_of_what_is_filled_in(tmp_path):
-    # Whatever their type, as in llama.cpp.
-    marks = ["<|fim_prefix|>", "<fim_suffix>", "<MID>"]
-    path = write(tmp_path / "model.gguf", byte_tokens(*marks), pre="qwen2", merges=["a b"])
-    assert load_tokenizer(path).tokenize("".join(marks)) == marks
-    assert stop_token_ids(path) == set()
-
-
-def test_html_does_not_end_an_answer(tmp_path):
-    # "</s>" is an ordinary token of Qwen's vocabularies, as part of HTML.
-    tokens = byte_tokens("<|im_end|>", "</s>")
-    path = write(tmp_path / "model.gguf", tokens, pre="qwen2", merges=["a b"])
-    # A mark of the end that the file takes for text is a mark all the same, as in llama.cpp.
-    assert stop_token_ids(path) == {SPECIAL}
-    assert load_tokenizer(path).encode("<|im_end|>") == [SPECIAL]
-    assert load_tokenizer(path).decode([SPECIAL], skip_special_tokens=True) == ""
-
-
-def test_sampling_as_the_file_recommends(tmp_path):
-    path = write_bytes(
-        tmp_path / "model.gguf", general__sampling__temp=0.5, general__sampling__top_k=20
-    )
-    config = load_generation_config(path)
-    assert (config.temperature, config.top_k, config.top_p) == (0.5, 20, None)
-    path = write_bytes(tmp_path / "bad.gguf", general__sampling__temp="hot")
-    with pytest.raises(GGUFError, match="general.sampling.temp.*hot.*a number"):
-        load_generation_config(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("temp", float("nan")),
-        ("temp", float("inf")),
-        ("top_p", float("nan")),
-        ("top_p", 0.0),
-        ("min_p", 1.5),
-        ("min_p", float("inf")),
-        ("penalty_repeat", 0.0),
-        ("penalty_repeat", 3.0),
-        ("penalty_repeat", float("nan")),
-        ("top_k", 2.5),
-        ("top_k", True),
-    ],
-)
-def test_sampling_that_makes_no_sense(key, value, tmp_path):
-    path = write_bytes(tmp_path / "m.gguf", **{f"general__sampling__{key}": value})
-    with pytest.raises(GGUFError, match=f"general.sampling.{key}.*invalid value") as error:
-        load_generation_config(path)
-    assert "gguf-set-metadata" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "name", "expected"),
-    [
-        ("temp", -1.0, "temperature", 0),
-        ("top_k", 0, "top_k", -1),
-        ("top_p", 1.5, "top_p", 1.0),
-        ("min_p", -0.5, "min_p", 0),
-    ],
-)
-def test_settings_that_mean_none(key, value, name, expected, tmp_path):
-    """As llama.cpp samples by them, in the engine's words."""
-    path = write_bytes(tmp_path / "m.gguf", **{f"general__sampling__{key}": value})
-    assert getattr(load_generation_config(path), name) == expected
-
-
-def test_settings_that_the_engine_lacks(tmp_path):
-    path = write_bytes(
-        tmp_path / "m.gguf",
-        general__sampling__mirostat=2,
-        general__sampling__xtc_probability=0.0,
-    )
-    assert ignored_settings(open_gguf(path)) == ["general.sampling.mirostat"]
 
 
 # --- templates and saving -------------------------------------------------------------------

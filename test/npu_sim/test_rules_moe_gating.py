@@ -1,0 +1,201 @@
+"""Gating, which chooses a token's experts: each rule broken once, and values."""
+
+import pytest
+import torch
+from rule_cases import A5, P310, Case, case_list, refused
+
+from npu_sim.operators import moe_gating as gating
+from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.view import View
+
+BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+T, K, E, H = 6, 2, 8, 16
+
+
+def distinct(tokens=T, experts=E):
+    return torch.stack([torch.randperm(experts) for _ in range(tokens)]).float()
+
+
+def softmax_call(dtype=F32):
+    x = distinct().to(dtype)
+    return dict(
+        x=x,
+        finished=None,
+        k=K,
+        y=torch.empty(T, K, dtype=dtype),
+        expert_idx=torch.empty(T, K, dtype=I32),
+        row_idx=torch.empty(T, K, dtype=I32),
+    )
+
+
+SOFTMAX = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
+    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 to 3 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case("k 0", {"k": 0}, "k", "is in [1, min(experts, 1024)]"),
+    Case("k above the experts", {"k": 9}, "k", "is in [1, min(experts, 1024)]"),
+    Case("finished dtype", {"finished": torch.ones(T)}, "finished", "dtype is one of bool"),
+    Case(
+        "finished shape",
+        {"finished": torch.ones(T, 1, dtype=torch.bool)},
+        "finished",
+        f"shape is ({T},)",
+    ),
+)
+
+
+@case_list(*SOFTMAX)
+def test_gating_top_k_softmax_refuses(case):
+    refused(gating.gating_top_k_softmax, softmax_call, case, "npu_moe_gating_top_k_softmax")
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_gating_top_k_softmax_values(dtype):
+    c = softmax_call(dtype)
+    c["finished"] = torch.arange(T) == 3
+    gating.gating_top_k_softmax(**c)
+    for t in range(T):
+        p = c["x"][t].double().softmax(0)
+        order = sorted(range(E), key=lambda e: -p[e].item())[:K]
+        assert c["expert_idx"][t].tolist() == ([E] * K if t == 3 else order)
+        assert torch.allclose(c["y"][t].double(), p[order], rtol=1e-2 if dtype == BF16 else 1e-3)
+        assert c["row_idx"][t].tolist() == [t, t + T]
+    c = softmax_call()
+    gating.gating_top_k_softmax(**c | {"x": torch.zeros(T, E)})
+    assert c["expert_idx"].tolist() == [[0, 1]] * T  # ties by number
+
+
+def softmax_v2_call(dtype=F32):
+    c = softmax_call(dtype)
+    del c["row_idx"]
+    return c | {"renorm": 1, "output_softmax": False, "softmax": torch.empty(T, E)}
+
+
+SOFTMAX_V2 = (
+    *SOFTMAX,
+    Case("on A5", {}, "product", "exists on", A5),
+    Case("renorm 2", {"renorm": 2}, "renorm", "is one of 0, 1"),
+)
+
+
+@case_list(*SOFTMAX_V2)
+def test_gating_top_k_softmax_v2_refuses(case):
+    name = "npu_moe_gating_top_k_softmax_v2"
+    refused(gating.gating_top_k_softmax_v2, softmax_v2_call, case, name)
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+def test_gating_top_k_softmax_v2_values(renorm):
+    c = softmax_v2_call() | {"renorm": renorm, "output_softmax": True}
+    gating.gating_top_k_softmax_v2(**c)
+    plain = softmax_call() | {"x": c["x"]}
+    gating.gating_top_k_softmax(**plain)
+    expected = plain["y"] / plain["y"].sum(-1, keepdim=True) if renorm else plain["y"]
+    assert torch.allclose(c["y"], expected)
+    assert torch.equal(c["expert_idx"], plain["expert_idx"])
+    if not renorm:
+        assert torch.allclose(c["softmax"], c["x"].softmax(-1))
+
+
+def gate_call(dtype=F32, **changes):
+    return (
+        dict(
+            x=distinct().to(dtype) / 4,
+            bias=None,
+            k=K,
+            k_group=1,
+            group_count=1,
+            group_select_mode=0,
+            renorm=0,
+            norm_type=1,
+            out_flag=False,
+            factor=1.0,
+            eps=1e-20,
+            y=torch.empty(T, K, dtype=dtype),
+            expert_idx=torch.empty(T, K, dtype=I32),
+            norm_out=torch.empty(T, E),
+        )
+        | changes
+    )
+
+
+GATE = (
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
+    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 dimensions"),
+    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
+    Case("2049 experts", {"x": torch.ones(1, 2049)}, "x", "at most 2048 experts"),
+    Case("bias dtype", {"bias": torch.ones(E, dtype=F16)}, "bias", "dtype equals that of x"),
+    Case("bias shape", {"bias": torch.ones(1, E)}, "bias", f"shape is ({E},)"),
+    Case("group_count", {"group_count": 3}, "group_count", "divides the 8 experts"),
+    Case("k_group", {"k_group": 2}, "k_group", "it is in [1, 1]"),
+    Case("k above what the groups have", {"group_count": 2, "k": 5}, "k", "it is in [1, 4]"),
+    Case("group_select_mode", {"group_select_mode": 2}, "group_select_mode", "is one of 0, 1"),
+    Case("groups of 2", {"group_count": 4}, "group_count", "more than 2 experts"),
+    Case(
+        "padded groups",
+        {"x": torch.ones(1, 300), "group_count": 75, "k_group": 75},
+        "group_count",
+        "at most 2048 in all",
+    ),
+    Case("norm_type", {"norm_type": 2}, "norm_type", "is one of 0, 1"),
+    Case("renorm", {"renorm": 2}, "renorm", "is one of 0, 1"),
+)
+
+
+@case_list(*GATE)
+def test_gating_top_k_refuses(case):
+    refused(gating.gating_top_k, gate_call, case, "npu_moe_gating_top_k")
+
+
+@pytest.mark.parametrize("norm_type,renorm", [(1, 0), (0, 0), (0, 1)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_gating_top_k_values(norm_type, renorm, bias, groups, mode):
+    b = torch.randn(E) if bias else None
+    c = gate_call(
+        bias=b,
+        group_count=groups,
+        norm_type=norm_type,
+        renorm=renorm,
+        group_select_mode=mode,
+        factor=2.5,
+        out_flag=True,
+    )
+    gating.gating_top_k(**c)
+    for t in range(T):
+        x = c["x"][t].double()
+        norm = x.sigmoid() if norm_type else x.softmax(0)
+        choice = norm + (b.double() if bias else 0)
+        allowed = range(E)
+        if groups == 2:
+            score = [
+                choice[g * 4 : g * 4 + 4]
+                .sort(descending=True)
+                .values[: 2 if mode else 1]
+                .sum()
+                .item()
+                for g in range(2)
+            ]
+            best = score.index(max(score))
+            allowed = range(best * 4, best * 4 + 4)
+        order = sorted(allowed, key=lambda e: -choice[e].item())[:K]
+        weights = norm[order]
+        if norm_type or renorm:
+            weights = weights / weights.sum()
+        assert c["expert_idx"][t].tolist() == order
+        assert torch.allclose(c["y"][t].double(), weights * 2.5, rtol=1e-5)
+        assert torch.allclose(c["norm_out"][t].double(), norm, rtol=1e-5)
+
+
+def test_gating_entry_points():
+    c = gate_call()
+    values = list(c.values())
+    gating.gating_top_k_v1(*values)
+    first = c["expert_idx"].clone()
+    gating.gating_top_k_v2(*values[:2], None, None, *values[2:])
+    assert torch.equal(first, c["expert_idx"])
+    with pytest.raises(OperatorMissing, match="npu_moe_gating_top_k"):
+        gating.gating_top_k_v2(*values[:2], torch.zeros(T), None, *values[2:])
