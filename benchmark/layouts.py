@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 from ascend_gguf import BlockTensor
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
 from ascend_gguf.npu.int4 import Int4, Int4Rows
-from ascend_gguf.npu.int8 import Int8, NearInt8
+from ascend_gguf.npu.int8 import Int8, RequantizedInt8
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
@@ -28,7 +28,17 @@ sys.path.append(str(Path(__file__).parents[1] / "test"))
 from random_model import random_blocks  # noqa: E402
 
 EXPERTS = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
-LAYOUTS = (Dense, Int4, Int8, NearInt8, NibblePlanes, WidePlanes, Int4Rows, PlanesRows, *EXPERTS)
+LAYOUTS = (
+    Dense,
+    Int4,
+    Int8,
+    RequantizedInt8,
+    NibblePlanes,
+    WidePlanes,
+    Int4Rows,
+    PlanesRows,
+    *EXPERTS,
+)
 TYPES = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_S", "Q3_K", "Q2_K", "MXFP4")
 ROWS, COLS = 4096, 2048
 

@@ -49,7 +49,7 @@ from ascend_gguf.cpu.paged_attention import Tokens, attend
 from ascend_gguf.cpu.row_ops import gelu_tanh_and_mul, rms_norm, rotate, silu_and_mul
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import Grouped, GroupedInt4, GroupedNibblePlanes
-from ascend_gguf.npu.int8 import Int8, NearInt8
+from ascend_gguf.npu.int8 import Int8, RequantizedInt8
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.layout import Piece, Weight
 from random_model import random_blocks
@@ -321,7 +321,7 @@ def test_attention(dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPa
     ("layout", "name", "rows"),
     [
         (Int8, "Q4_K", 2),
-        (NearInt8, "Q6_K", 2),
+        (RequantizedInt8, "Q6_K", 2),
         (PlanesRows, "Q8_0", 2),
         (PlanesRows, "Q6_K", 2),
         (NibblePlanes, "Q6_K", 8),

@@ -13,7 +13,7 @@ from ascend_gguf import BlockTensor
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
 from ascend_gguf.npu.int4 import Int4, Int4Rows
-from ascend_gguf.npu.int8 import Int8, Int8Rows, NearInt8
+from ascend_gguf.npu.int8 import Int8, Int8Rows, RequantizedInt8
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
@@ -28,10 +28,10 @@ INT4 = {"Q4_0", "Q4_1", "Q4_K", "IQ3_S", "IQ1_S", "Q1_0", "TQ1_0", "TQ2_0"}
 IN_GROUPS_OF_16 = {"Q2_K", "Q3_K", "Q6_K", "IQ1_M", "IQ2_XS", "IQ2_S", "NVFP4"}
 GROUPED = (GroupedInt4, GroupedWidePlanes, GroupedNibblePlanes)
 EXACT = (Int4, Int4Rows, Int8, Int8Rows, NibblePlanes, PlanesRows, *GROUPED)
-LAYOUTS = [*EXACT, NearInt8]
+LAYOUTS = [*EXACT, RequantizedInt8]
 EVERY_TYPE = pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 
-#: Added by ``NearInt8``, root mean square, of that of the weights.
+#: Added by ``RequantizedInt8``, root mean square, of that of the weights.
 NEAR_ERROR = {
     "Q3_K": 0.0036,
     "Q6_K": 0.0047,
@@ -94,7 +94,7 @@ def test_types_say_what_holds_them(kind):
     if kind.name not in IN_GROUPS_OF_16:
         expected |= {Int8, Int8Rows, GroupedWidePlanes}
     if kind.name != "Q2_K":
-        expected |= {NearInt8}
+        expected |= {RequantizedInt8}
     assert held == expected
 
 
@@ -133,9 +133,9 @@ def test_the_rest_is_rounding_of_scales_and_offsets(kind, layout, dtype, unit):
 
 
 @pytest.mark.parametrize("name", NEAR_ERROR)
-def test_error_of_nearly_exact_types(name):
+def test_error_of_requantized_types(name):
     matrix = golden(block_type(GGMLQuantizationType[name]))[8:]
-    found = converted(NearInt8, one(NearInt8, matrix)).dequantize()
+    found = converted(RequantizedInt8, one(RequantizedInt8, matrix)).dequantize()
     expected = matrix.dequantize()
     error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert 0 < error <= NEAR_ERROR[name]
@@ -190,7 +190,7 @@ def test_columns_cut_inside_a_block(layout, columns):
 
 
 @pytest.mark.parametrize("names", [("Q4_K", "Q6_K", "Q4_K"), ("Q8_0", "Q4_1", "IQ3_S")], ids=str)
-@pytest.mark.parametrize("layout", [NearInt8, NibblePlanes])
+@pytest.mark.parametrize("layout", [RequantizedInt8, NibblePlanes])
 def test_parts_of_different_types(layout, names):
     parts = [golden(block_type(GGMLQuantizationType[name]))[:16] for name in names]
     found = converted(layout, weight(parts, torch.float16)).dequantize()
@@ -238,7 +238,7 @@ def many(matrix: BlockTensor, rows: int) -> BlockTensor:
 
 
 BY_COLUMNS = [
-    (Int4, "Q4_K"), (Int8, "Q5_1"), (NearInt8, "Q6_K"), (NibblePlanes, "Q6_K"),
+    (Int4, "Q4_K"), (Int8, "Q5_1"), (RequantizedInt8, "Q6_K"), (NibblePlanes, "Q6_K"),
     (WidePlanes, "Q8_0"),
 ]  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_a_sample_is_some_rows():
     ("layout", "name", "bits"),
     [
         (Int4, "Q4_0", 4.5), (Int4, "Q4_K", 5), (Int4, "TQ2_0", 4.5), (Int8, "Q8_0", 8.5),
-        (Int8, "Q5_K", 9), (NearInt8, "Q6_K", 8.5), (NibblePlanes, "Q6_K", 9),
+        (Int8, "Q5_K", 9), (RequantizedInt8, "Q6_K", 8.5), (NibblePlanes, "Q6_K", 9),
         (NibblePlanes, "Q2_K", 10),
         (Int4Rows, "Q4_K", 5), (Int8Rows, "Q8_0", 8.5), (PlanesRows, "Q6_K", 9),
         (GroupedInt4, "Q4_0", 4.5), (GroupedInt4, "Q4_K", 5), (GroupedInt4, "IQ3_S", 4.5),

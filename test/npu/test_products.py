@@ -72,7 +72,7 @@ def test_forms():
     assert {layout.name: form_of(layout) for layout in (*LAYOUTS, *EXPERT_LAYOUTS)} == {
         "int4": INT4,
         "int8": INT8,
-        "int8, nearly": INT8,
+        "int8, requantized": INT8,
         "planes": INT4,
         "int4, experts": INT4,
         "wide planes, experts": INT4,

@@ -106,9 +106,9 @@ MISSING = AttributeError("'_OpNamespace' 'npu' object has no attribute 'npu_x'")
 @pytest.mark.parametrize(
     ("layouts", "type_name", "chain"),
     [
-        (LAYOUTS, "Q4_K", ["int4", "int8", "int8, nearly", "planes", "dense"]),
+        (LAYOUTS, "Q4_K", ["int4", "int8", "int8, requantized", "planes", "dense"]),
         (EXACT, "Q4_0", ["int4", "int8", "planes", "dense"]),
-        (LAYOUTS, "Q6_K", ["int8, nearly", "planes", "dense"]),
+        (LAYOUTS, "Q6_K", ["int8, requantized", "planes", "dense"]),
     ],
 )
 def test_the_next_layout_that_is_right(layouts, type_name, chain, bad, caplog):
@@ -119,7 +119,7 @@ def test_the_next_layout_that_is_right(layouts, type_name, chain, bad, caplog):
         found = device.settled(make(layouts, type_name))
         assert found.name == chain[good]
         error = (found.dequantize() - original).norm() / original.norm()
-        assert error < (0.01 if "int8, nearly" in chain else 0.001)
+        assert error < (0.01 if "int8, requantized" in chain else 0.001)
         assert list(found.unsupported)[-good:] == chain[:good]
         assert device.asked == [name for name in chain[: good + 1] if name != "dense"]
         problems = [bad] * good

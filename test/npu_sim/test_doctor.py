@@ -16,7 +16,7 @@ SPOILED = {
     "": set(),
     faults.ANTIQUANT_OFFSET: {"int4", "int8"},
     faults.TOP_K_RENORM: {"routing of experts"},
-    f"wrong:{LINEAR}:int8": {"int8", "int8, nearly"},
+    f"wrong:{LINEAR}:int8": {"int8", "int8, requantized"},
     f"refuse:{LINEAR}": {layout.name for layout in NPULinear.layouts},
     f"missing:{EXPERTS}": {layout.name for layout in EXPERT_LAYOUTS},
     f"wrong:{EXPERTS}": {layout.name for layout in EXPERT_LAYOUTS},

@@ -16,7 +16,7 @@ from ascend_gguf.npu.experts import (
     GroupedWidePlanes,
 )
 from ascend_gguf.npu.int4 import Int4, Int4Rows
-from ascend_gguf.npu.int8 import Int8, Int8Rows, NearInt8
+from ascend_gguf.npu.int8 import Int8, Int8Rows, RequantizedInt8
 from ascend_gguf.npu.linear import NPUEmbedding, NPULinear
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.npu.row_groups import RowGroups
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.npu_sim(soc="910B3", devices=1, memory_gb=2)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 COLUMNS = [
     (Int4, "Q4_K"), (Int4, "Q4_0"), (Int4, "IQ3_S"), (Int8, "Q5_K"), (Int8, "Q8_0"),
-    (NearInt8, "Q6_K"), (NibblePlanes, "Q6_K"), (NibblePlanes, "Q2_K"),
+    (RequantizedInt8, "Q6_K"), (NibblePlanes, "Q6_K"), (NibblePlanes, "Q2_K"),
     (WidePlanes, "Q8_0"), (WidePlanes, "Q5_K"),
 ]  # fmt: skip
 ROWS = [(Int4Rows, "Q4_K"), (Int4Rows, "Q4_0"), (Int8Rows, "Q5_K"), (PlanesRows, "Q6_K")]
@@ -195,7 +195,7 @@ FAULTY = [
     ("npu_weight_quant_batchmatmul:int4", Int4, "Q4_K", "int8"),
     ("npu_weight_quant_batchmatmul", Int4, "Q4_K", "dense"),
     ("npu_weight_quant_batchmatmul:int8", Int8, "Q5_K", "planes"),
-    ("npu_weight_quant_batchmatmul:int8", NearInt8, "Q6_K", "planes"),
+    ("npu_weight_quant_batchmatmul:int8", RequantizedInt8, "Q6_K", "planes"),
     ("npu_weight_quant_batchmatmul", NibblePlanes, "Q2_K", "dense"),
     ("npu_grouped_matmul", GroupedInt4, "Q4_K", "dense"),
     ("npu_grouped_matmul:int4", GroupedNibblePlanes, "Q6_K", "dense"),

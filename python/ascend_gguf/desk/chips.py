@@ -51,7 +51,8 @@ class Chip:
         """
         if not self.is_npu:
             return BlocksLinear.layouts if choice.weights != "dense" else ()
-        kernel: type[LinearKernel] = NPULinear if choice.nearly and not exact else NPUExactLinear
+        rounded = choice.requantizes and not exact
+        kernel: type[LinearKernel] = NPULinear if rounded else NPUExactLinear
         if by_rows:
             kernel = NPUEmbedding
         elif choice.weights == "int8" and not exact:

@@ -17,14 +17,14 @@ class Choice:
 
     Attributes:
         weights: ``auto``, ``packed``, ``int8`` or ``dense``.
-        nearly: whether a linear layer may hold types with a scale for 16 weights nearly exactly,
-            for one operator less.
+        requantizes: whether types with a scale for 16 weights may be rounded to new codes in a
+            linear layer, for one operator less.
         wide_planes: whether a matrix of 8 bits is two planes of 4, for one operator more: a product
             of a few inputs is quicker then.
     """
 
     weights: str = "auto"
-    nearly: bool = False
+    requantizes: bool = False
     wide_planes: bool = False
 
 
@@ -38,5 +38,5 @@ def choose(
     tensors = open_gguf(path).tensors.values()
     sizes = [(t.nbytes, t.type.codes) for t in tensors if t.type.codes is not None]
     fine = sum(nbytes for nbytes, codes in sizes if codes.group < GROUP)
-    nearly = weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes)
-    return Choice(weights, nearly, wide_planes)
+    requantizes = weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes)
+    return Choice(weights, requantizes, wide_planes)

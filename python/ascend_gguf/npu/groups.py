@@ -39,7 +39,7 @@ class Packing:
         planes: a code of 8 bits is kept as two of 4, ``16 high + low``, low from -8 to 7: those
             of a group together, high ones first.  The scale is for the high ones, and the
             operator is given a sixteenth of the input for the low ones.
-        nearly: whether a group may span two scales of a type, see :mod:`.conversion`.
+        requantizes: whether a group may span two scales of a type, see :mod:`.conversion`.
         apart: codes are left a byte each, planes not taken apart, to be packed in another order.
     """
 
@@ -48,7 +48,7 @@ class Packing:
     high: int
     group: int = GROUP
     planes: bool = False
-    nearly: bool = False
+    requantizes: bool = False
     apart: bool = False
 
     def fits(self, codes: CodeRange) -> bool:
@@ -73,7 +73,7 @@ class Packing:
             return NOT_QUANTIZED
         if not self.fits(codes):
             return f"{kind.name} does not fit {self.bits} bits"
-        if codes.group < self.group and (codes.has_offset or not self.nearly):
+        if codes.group < self.group and (codes.has_offset or not self.requantizes):
             return f"{kind.name} has a scale for {codes.group} weights"
         return None
 

@@ -16,14 +16,14 @@ class Int8(ColumnGroups):
     packing = _PACKING
 
 
-class NearInt8(ColumnGroups):
-    """As :class:`Int8`, also for types with a scale for 16 weights: those get the nearest codes.
+class RequantizedInt8(ColumnGroups):
+    """As :class:`Int8`, also for types with a scale for 16 weights: those are rounded to new codes.
 
     docs/weight_layouts.md has the error that this adds.
     """
 
-    name = "int8, nearly"
-    packing = Packing(8, -128, 127, nearly=True)
+    name = "int8, requantized"
+    packing = Packing(8, -128, 127, requantizes=True)
 
 
 class Int8Rows(RowGroups):

@@ -11,7 +11,7 @@ import torch
 
 from ascend_gguf.npu.codes import doubled
 from ascend_gguf.npu.int4 import Int4, Int4Rows
-from ascend_gguf.npu.int8 import Int8, Int8Rows, NearInt8
+from ascend_gguf.npu.int8 import Int8, Int8Rows, RequantizedInt8
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.npu.packed_groups import PackedGroups
 from ascend_gguf.npu.row_groups import RowGroups
@@ -28,7 +28,7 @@ class NPULinear(LinearKernel[PackedGroups]):
         wide_planes: whether weights of 8 bits are :class:`.WidePlanes`, for one operator more.
     """
 
-    layouts: tuple[type[PackedGroups], ...] = (Int4, Int8, NearInt8, NibblePlanes)
+    layouts: tuple[type[PackedGroups], ...] = (Int4, Int8, RequantizedInt8, NibblePlanes)
     others: tuple[type[PackedGroups], ...] = (WidePlanes, Int4Rows, Int8Rows, PlanesRows)
 
     def __init__(self, wide_planes: bool = False) -> None:

@@ -23,7 +23,7 @@ from sglang.srt.utils import is_npu
 from ascend_gguf.cpu.linear import experts_product
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import choose
-from ascend_gguf.npu.int8 import Int8, NearInt8
+from ascend_gguf.npu.int8 import Int8, RequantizedInt8
 from ascend_gguf.npu.products import EXPERTS, LINEAR
 from ascend_gguf.npu.self_check import refusal
 from ascend_gguf.reader import open_gguf
@@ -125,8 +125,8 @@ class Device:
             operator, kernel = LINEAR, KERNELS[role](config, self._dtype)
             layouts = () if kernel is None else (*kernel.layouts, *kernel.others)
         able = [layout for layout in layouts if layout.unsupported_reason(weight) is None]
-        if Int8 in able and NearInt8 in able:  # the same there
-            able.remove(NearInt8)
+        if Int8 in able and RequantizedInt8 in able:  # the same there
+            able.remove(RequantizedInt8)
         if is_npu():
             able = [layout for layout in able if works(operator, layout, self._dtype)]
         return [*able, Dense]

@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[2] / "data"
 BUNDLED = sorted(path.stem for path in DATA.glob("*.gguf"))
 
 #: Mean absolute error of the log-probabilities of a prompt's tokens.  Packed scales and offsets are
-#: of the model's dtype, and types with a scale for 16 weights may be held nearly exactly.
+#: of the model's dtype, and types with a scale for 16 weights may be requantized.
 LIMITS = {"float16": 0.01, "bfloat16": 0.02}
 
 #: The environment of a device whose products are wrong.

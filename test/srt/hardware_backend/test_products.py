@@ -46,7 +46,7 @@ def layouts(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (DENSE, {"int4", "int8, nearly", "planes, rows"}),
+        (DENSE, {"int4", "int8, requantized", "planes, rows"}),
         (MOE, {"int4, experts", "planes, experts"}),
     ],
 )
@@ -64,7 +64,7 @@ def zygote_of(soc: str) -> Iterator[Zygote]:
 
 def test_ascend_950(log):
     with zygote_of("950") as zygote:
-        assert layouts(served(zygote, log, DENSE)) == {"int4", "int8, nearly", "planes, rows"}
+        assert layouts(served(zygote, log, DENSE)) == {"int4", "int8, requantized", "planes, rows"}
         text = served(zygote, log, MOE)
     # Its operators for experts may not have groups: tried before loading, and then left alone.
     for name in ("int4, experts", "planes, experts"):

@@ -168,7 +168,7 @@ def _caps(config: Any) -> bool:
 
 
 def _attends_by_torch(server_args: Any) -> str:
-    """Why attention is computed by torch's operators on an NPU, or nothing."""
+    """Why attention is computed by torch operators on an NPU, or nothing."""
     model = model_config_of(server_args)
     if _caps(model.hf_config):
         return "This model caps the scores of attention"

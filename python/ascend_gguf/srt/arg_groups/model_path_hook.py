@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
-    """AROUND ``resolve_hf_gguf_model_path``: look at the whole file while there is one process.
+    """AROUND ``resolve_hf_gguf_model_path``: check the whole file while there is one process.
 
     Raises:
         GGUFError: the model cannot be found, is damaged, or is not one that can be served.

@@ -1,4 +1,4 @@
-"""The engine's last look at its options, before anything is started."""
+"""The engine's last check of its options, before anything is started."""
 
 from __future__ import annotations
 

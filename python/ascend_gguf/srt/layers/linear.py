@@ -13,7 +13,7 @@ from ascend_gguf.srt.layers.quantization.gguf import GGUFLinearAscendMethod
 
 
 def pack_linears(model: nn.Module, quant_config: GGUFConfig) -> None:
-    """Let layers that are cut among ranks hold packed weights, whatever the model's class says.
+    """Let sharded layers hold packed weights, whatever the model's class says.
 
     Routers and the like are whole on every rank, and stay as they are.  Call before loading, with
     the model's dtype and device as the default ones.
@@ -29,7 +29,7 @@ def layers_without_method(
     kinds: tuple[type[nn.Module], ...],
     plain_method: type,
 ) -> Iterator[nn.Module]:
-    """Layers of some kinds that the model built with the engine's method for plain numbers."""
+    """Layers of some kinds that have the engine's method for unquantized weights."""
     for name, module in model.named_modules():
         if (
             isinstance(module, kinds)

@@ -28,7 +28,7 @@ _POOLINGS: dict[int, tuple[str, PoolingType | None]] = {
 #: Of an architecture whose files do not say, what its models are trained with.
 _UNSAID = {"llama-embed": PoolingType.MEAN}
 
-#: Tokens of prompts computed at once, where prompts are not cut.
+#: Tokens of prompts computed at once, without chunked prefill.
 _MOST_TOKENS = 4096
 
 

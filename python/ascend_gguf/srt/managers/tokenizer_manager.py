@@ -83,7 +83,7 @@ def _create_tokenized_object(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """Overrides the engine's: the last look at a prompt, now that its tokens are known."""
+    """Overrides the engine's: the last check of a prompt, now that its tokens are known."""
     check_prompt(obj, input_ids, limits_of(self))
     made = original(self, obj, input_text, input_ids, *rest, **named)
     sampling = made.sampling_params

@@ -43,7 +43,7 @@ MOST_BYTES = 1 << 29
 
 # What a step's result depends on, copied to where the graph reads it.
 _INPUTS = ("input_ids", "positions", "seq_lens", "req_pool_indices", "out_cache_loc")
-# What a decode step does not look at: copies on the host, what is for sampling, a prompt's rest.
+# What a decode step does not read: copies on the host, what is for sampling, a prompt's rest.
 _UNSEEN = frozenset((
     "forward_mode", "batch_size", "spec_algorithm", "kv_loc_plan", "out_cache_loc_is_physical",
     "seq_lens_cpu", "seq_lens_sum", "orig_seq_lens", "max_seq_len_host",
@@ -85,7 +85,7 @@ class GGUFGraphRunner:
             and not model_runner.is_draft_worker
             and not model_runner.model_config.is_encoder_decoder
             and _is_known(model_runner.attn_backend)
-            # They look at each batch before the step.
+            # They inspect each batch before the step.
             and not hasattr(model_runner.model, "prepare_for_forward")
             and not hasattr(model_runner.model, "prepare_forward_batch")
             and not get_exec().graph.disable_decode_cuda_graph

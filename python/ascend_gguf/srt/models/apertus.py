@@ -1,4 +1,4 @@
-"""The activation of Apertus, whose numbers are metadata in a file."""
+"""The activation of Apertus, xIELU, whose parameters are metadata in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascend_gguf.srt.overrides import override_methods
 
 
 def set_activations(model: Any, config: Any) -> None:
-    """``ApertusModel``: each layer's numbers, which the engine looks for among the tensors."""
+    """``ApertusModel``: each layer's xIELU parameters, which the engine expects as tensors."""
     for number in range(model.start_layer, model.end_layer):
         activation = model.layers[number].mlp.act_fn
         for name, values in config.xielu.items():

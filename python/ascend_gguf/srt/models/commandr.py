@@ -9,7 +9,7 @@ def repair_attention(attention: Any, config: Any) -> None:
     """``CohereAttention``: count the token itself in its window.
 
     A window of the configuration includes the token, one of the engine's attention does not; the
-    engine's other models subtract one.  Where no rotary embedding copies them, queries are a part
+    engine's other models subtract one.  Where RoPE does not copy them, queries are a part
     of a wider matrix, which Ascend's operators refuse.
     """
     if attention.sliding_window_size > 0:

@@ -1,4 +1,4 @@
-"""DeepSeek's attention: its rotary embedding without YaRN, and on the CPU."""
+"""DeepSeek's attention: RoPE without YaRN, and prefill on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_gguf.srt.overrides import override_methods
 
 
 def as_yarn(config: Any) -> None:
-    """Say plain and linear rotary embeddings in the words of the one that the engine knows.
+    """Express plain and linear RoPE as YaRN, the only one that the engine has here.
 
     It takes any scaling for DeepSeek's YaRN, and has nothing but that on the CPU.  Without
     extrapolation, and with two magnitudes that cancel, all frequencies are divided by the factor;
@@ -39,7 +39,7 @@ def repair_attention(attention: Any, config: Any) -> None:
     """``DeepseekV2AttentionMLA``: on the CPU, attend over latent vectors, always.
 
     For prompts the engine would expand them to keys and values, which its attention backend for
-    the CPU does not look at: it reads the cache, where the latent vectors are.
+    the CPU does not read: it reads the cache, where the latent vectors are.
     """
     override_methods(attention, dispatch_attn_forward_method=_dispatch_attn_forward_method)
 

@@ -8,11 +8,11 @@ from ascend_gguf.srt.models.rotary import set_rotary_embedding
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``Exaone4Attention``: the rows that the file has, and the model's own numbers.
+    """``Exaone4Attention``: RoPE that is not interleaved, with the model's own parameters.
 
-    The engine turns neighbouring rows where the weights are GGUF; llama.cpp's converter reorders
-    rows for that in Llama's family, not in this one.  It leaves the base of the rotary embedding
-    and the epsilon of the norms at defaults.
+    The engine has interleaved RoPE where the weights are GGUF; llama.cpp's converter reorders
+    rows for that in Llama's family, not in this one.  The engine also leaves RoPE's base and the
+    epsilon of the norms at defaults.
     """
     set_rotary_embedding(attention, config, is_neox_style=True)
     for norm in (attention.q_norm, attention.k_norm):

@@ -8,7 +8,7 @@ from ascend_gguf.srt.models.rotary import set_rotary_embedding
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``Gemma2Attention``: scaling of the rotary embedding, and the layers' own windows.
+    """``Gemma2Attention``: RoPE scaling, and each layer's own window.
 
     The engine's model has a window in every second layer, whatever the configuration says.
     """

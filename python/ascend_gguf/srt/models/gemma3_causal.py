@@ -1,4 +1,4 @@
-"""Embedding and output matrix of Gemma 3, and its rotary embedding on the CPU."""
+"""Embedding and output matrix of Gemma 3, and its RoPE on the CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def repair_embedding(model: Any, config: Any) -> None:
     """``Gemma3ForCausalLM``: an embedding that ranks share, and the output matrix of the file.
 
     The engine's is a whole ``torch.nn.Embedding`` on every rank.  Its logits are of the embedding,
-    even where the file has an output matrix, and its loader leaves out one of plain numbers.
+    even where the file has an output matrix, and its loader leaves out one that is not quantized.
     """
     whole = model.model.embed_tokens
     model.model.embed_tokens = shared = shared_by_ranks(whole)
@@ -69,7 +69,7 @@ def _add_projector(model: Any, config: Any) -> None:
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``Gemma3Attention``: on the CPU, the rotary embedding is one compiled call."""
+    """``Gemma3Attention``: on the CPU, RoPE is one compiled call."""
     override_methods(attention, forward_native=_forward_native)
 
 

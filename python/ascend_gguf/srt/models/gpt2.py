@@ -17,6 +17,6 @@ def repair_loading(model: Any, config: Any) -> None:
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``GPT2Attention``: as many key heads as this rank has; the engine has those of all."""
+    """``GPT2Attention``: the KV heads of this rank; the engine has those of all ranks."""
     attention.attn.tp_k_head_num = attention.attn.tp_v_head_num = attention.num_heads
     copy_inputs(attention)

@@ -10,10 +10,10 @@ from ascend_gguf.srt.models.rotary import set_rotary_embedding
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``HunYuanAttention``: the rows that the file has, and one row a token.
+    """``HunYuanAttention``: RoPE as in EXAONE 4, and one row a token.
 
-    The rows of a head are turned as in EXAONE 4.  The norm of queries and keys leaves one row a
-    head, of which the engine's attention would take the first ones for the tokens.
+    QK norm leaves one row a head, of which the engine's attention would take the first ones for
+    the tokens.
     """
     set_rotary_embedding(attention, config, is_neox_style=True)
 

@@ -50,7 +50,7 @@ def _attend(
 ) -> torch.Tensor:
     """``Llama4Attention.forward``: what the engine computes on CUDA, in any dtype.
 
-    Elsewhere it norms queries and keys in bfloat16, and on the CPU drops what the rotary embedding
+    Elsewhere it norms queries and keys in bfloat16, and on the CPU drops what RoPE
     returns.
 
     Args:

@@ -11,7 +11,7 @@ def replace_attention(model: Any, config: Any) -> None:
     """``MixtralModel``: Llama's attention, which is the same but for what it reads.
 
     The engine's own takes ``hidden_size / num_attention_heads`` for the size of a head, and leaves
-    scaling of the rotary embedding out.
+    RoPE scaling out.
     """
     for number in range(model.start_layer, model.end_layer):
         layer = model.layers[number]

@@ -30,5 +30,5 @@ def _compute_lm_head(
 
 
 def load_output_matrix(model: Any, config: Any) -> None:
-    """Load ``lm_head`` from blocks and from numbers, past the model's own ``load_weights``."""
+    """Load ``lm_head``, in blocks or dense, past the model's own ``load_weights``."""
     load_directly(model, r"lm_head\.")

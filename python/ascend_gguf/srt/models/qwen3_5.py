@@ -59,7 +59,7 @@ def _load_by_rank(net: Any, load: Callable) -> Callable:
 
 
 def _by_rank(weight: torch.Tensor, share: int, ranks: int) -> torch.Tensor:
-    """A matrix with the columns of each rank side by side, blocks as they are where none is cut."""
+    """A matrix with each rank's columns side by side, blocks as they are where none is split."""
     width, factor = weight.shape[1] // (share * ranks), 1.0
     rows = weight
     if isinstance(weight, BlockTensor):

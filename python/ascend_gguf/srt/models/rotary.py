@@ -1,4 +1,4 @@
-"""The rotary embedding of an attention: from the configuration alone, and on an NPU of any size."""
+"""RoPE of an attention layer: from the configuration alone, and on an NPU for any size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None = None) -> None:
-    """Give an attention another rotary embedding, of the configuration's own parameters.
+    """Replace the RoPE of an attention layer by one with the configuration's own parameters.
 
     Some of the engine's models take the base alone, rounded down, and no scaling.
 
     Args:
-        is_neox_style: turn row ``i`` with row ``i + half``; else neighbouring rows.  As before
+        is_neox_style: rotate row ``i`` with row ``i + half``; else interleaved RoPE.  As before
             if None.
     """
     old, parameters = attention.rotary_emb, config.rope_parameters
@@ -35,9 +35,9 @@ def _turns_halves(rotary: Any) -> bool:
 
 
 def avoid_rotary_kernel(model: nn.Module) -> None:
-    """On an NPU, compute rotary embeddings by operators of torch where its own refuses their sizes.
+    """On an NPU, compute RoPE by torch operators where its own refuses the sizes.
 
-    ``npu_mrope`` takes multiples of 32, for the head and for the part that is turned.
+    ``npu_mrope`` takes multiples of 32, for the head size and for the rotary part of it.
     """
     for module in model.modules() if is_npu() else ():
         takes_kernel = getattr(type(module), "forward_npu", None) is RotaryEmbedding.forward_npu

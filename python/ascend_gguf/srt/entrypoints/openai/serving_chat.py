@@ -1,4 +1,4 @@
-"""Messages of a chat: no picture is dropped in silence, and a base model says that it is one."""
+"""Chat messages: no image is dropped silently, and a base model says that it is one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _process_messages(
 ) -> Any:
     """Overrides ``OpenAIServingChat._process_messages``: refuse what a text model would not see.
 
-    The engine leaves pictures out where a chat template writes text alone.
+    The engine drops images where a chat template renders text only.
 
     Raises:
         RequestError: names the kind of content, or says that there is no template; HTTP status 400.

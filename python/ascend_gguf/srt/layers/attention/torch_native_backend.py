@@ -1,4 +1,4 @@
-"""The engine's attention backend for the CPU: one call for all requests, capped scores and sinks.
+"""The engine's attention backend for the CPU: one call for all requests, logit soft-caps and sinks.
 
 The engine calls a function of torch for each request, and knows neither caps nor sinks.
 """

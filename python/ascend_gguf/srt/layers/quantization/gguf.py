@@ -240,8 +240,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
     weight the tensors of its layout, as the parameters ``w13_weight_*`` and ``w2_weight_*``, or the
     weight itself where it is dense.
 
-    Gate and up are cut along their output.  Down is cut along its *input*, the dimension the cut
-    gate and up produce, so that ranks hold partial sums for the layer's one all-reduce.
+    Gate and up are sharded along their output.  Down is sharded along its *input*, the dimension
+    that gate and up produce, so that ranks hold partial sums for the layer's one all-reduce.
     """
 
     weight_names = ("w13_weight", "w2_weight")
@@ -317,9 +317,9 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         return experts_mismatch(NPUGGUFMoEMethod(layout, None).product, layout)
 
     def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: MoeRunnerConfig) -> None:
-        # The plain runner: ``w2`` is cut along its input, so its output is a partial sum that the
-        # engine's one all-reduce completes.  The engine's own GGUF method asks for two all-gathers
-        # besides (``use_tp_all_gather_activation`` and the dispatcher's "gguf" finalizer).
+        # The plain runner: ``w2`` is sharded along its input, so its output is a partial sum that
+        # the engine's one all-reduce completes.  The engine's own GGUF method asks for two
+        # all-gathers besides (``use_tp_all_gather_activation`` and the finalizer "gguf").
         self.dense.create_moe_runner(layer, moe_runner_config)
         self.runner = self.dense.runner
         if moe_runner_config.activation == "npu_swiglu_oai":

@@ -37,7 +37,7 @@ def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel 
     choice = choice_of(quant_config)
     if choice.weights == "int8":
         return _with_taken_layouts(NPUChannelLinear(), quant_config, dtype)
-    kernel = (NPULinear if choice.nearly else NPUExactLinear)(choice.wide_planes)
+    kernel = (NPULinear if choice.requantizes else NPUExactLinear)(choice.wide_planes)
     return _with_taken_layouts(kernel, quant_config, dtype)
 
 

@@ -1,4 +1,4 @@
-"""The engine's attention backend for Ascend: windows, capped scores, odd heads, both directions.
+"""Attention on Ascend: sliding windows, logit soft-caps, odd head sizes, bidirectional.
 
 The engine's own calls know a window only where sliding layers have a cache of their own
 (``is_hybrid_swa``), no cap while it replays a graph, and the other direction only with some
@@ -114,7 +114,7 @@ def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
 
 
 def _is_by_torch(layer: RadixAttention) -> bool:
-    """No operator of the device caps scores, or takes heads that are no multiple of 16."""
+    """No operator of the device has a logit soft-cap, or a head size that is no multiple of 16."""
     is_odd = bool(layer.logit_cap) or layer.qk_head_dim % HEAD_MULTIPLE != 0
     return is_odd or ATTENTION in this_product().lacks
 

@@ -9,7 +9,7 @@ from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluOAI
 class NPUHalvesSwigluOAI(NPUSwigluOAI):
     """gpt-oss's activation of gate and up one after the other, as files hold them.
 
-    The engine's kernel wants a column of gate and one of up in turn.
+    The engine's kernel wants interleaved columns of gate and up.
     """
 
     def _apply_activation(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -1,4 +1,4 @@
-"""Experts dealt among NPUs without an exchange of tokens: each rank routes to its own.
+"""Expert parallelism on NPUs without an all-to-all: each rank routes to its own experts.
 
 Every rank has all tokens, and computes what its experts give; the layer's one all-reduce adds the
 parts up.
