@@ -13,6 +13,7 @@ from PIL import Image
 
 from ascend_gguf import GGUFError, dequantize
 from ascend_gguf.architectures import ARCHITECTURES, REFUSED
+from ascend_gguf.architectures.refused import WITHOUT_CLASS, WITHOUT_TABLE
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES
 from ascend_gguf.desk.chips import NPUS
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
@@ -152,6 +153,13 @@ def test_architectures():
     expected.sort()
     table = "\n".join("| " + " | ".join(row) + " |" for row in expected)
     assert _table("models.md", "`general.architecture`") == expected, f"it should be:\n{table}"
+
+
+@pytest.mark.parametrize("names", [WITHOUT_CLASS, WITHOUT_TABLE], ids=["class", "table"])
+def test_refused_architectures(names):
+    listed = ", ".join(f"`{name}`" for name in sorted(names))
+    text = " ".join((ROOT / "docs/models.md").read_text().split())
+    assert listed in text, listed
 
 
 def test_pre_tokenizers():

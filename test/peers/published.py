@@ -162,6 +162,7 @@ PUBLISHED: dict[str, Published] = {
     "minicpm": minicpm,
     "minicpm4": minicpm,
     "gpt2": gpt2,
+    "gpt2-output": gpt2,
     "phimoe": phimoe,
     "llama-embed": llama_embed,
 }

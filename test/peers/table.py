@@ -201,6 +201,7 @@ ROWS: dict[str, Peer] = {
         "phimoe",
         TINY["phimoe"].sizes | {"max_position_embeddings": 8192, "rope_parameters": _PHIMOE},
     ),
+    "gpt2-output": Peer("gpt2", TINY["gpt2"].sizes | {"tie_word_embeddings": False}),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
 }
 

@@ -26,6 +26,7 @@ from ascend_gguf.architectures import (
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
 from ascend_gguf.architectures.heads import is_reranker
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
+from ascend_gguf.architectures.refused import REFUSED, why_refused
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -69,23 +70,6 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
     for architecture in family.ARCHITECTURES
 )
 
-#: Architectures that are known but not supported: why, on "cpu" and "npu".
-REFUSED = {
-    "afmoe": dict.fromkeys(
-        ("cpu", "npu"),
-        "the engine copies the experts of this model into one dense matrix before they are loaded",
-    ),
-    "dbrx": dict.fromkeys(
-        ("cpu", "npu"),
-        "the engine makes the experts of this model as dense matrices on CUDA",
-    ),
-    "qwen3next": dict.fromkeys(
-        ("cpu", "npu"),
-        "the engine merges projections of this model that a file holds apart, in types of their "
-        "own",
-    ),
-}
-
 
 def architecture_of(file: GGUFFile) -> Architecture:
     """The architecture of ``file``; a GGUFError lists the known ones if it is none of them."""
@@ -97,8 +81,8 @@ def architecture_of(file: GGUFFile) -> Architecture:
     problem = "this model architecture is not supported"
     if kind := kind_of(file):
         problem += f": it is {kind}"
-    if reasons := REFUSED.get(file.architecture):
-        problem += f" (CPU: {reasons['cpu']}; NPU: {reasons['npu']})"
+    if reason := why_refused(file.architecture):
+        problem += f" ({reason})"
     raise GGUFError(
         problem,
         file=file.path,

@@ -26,6 +26,7 @@ from ascend_gguf.architectures.parts import (
     linear,
     mlp,
 )
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_eps")}
@@ -43,6 +44,22 @@ def _multi_query(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any
     return no_grouped_heads(file, attributes) | {"multi_query": False}
 
 
+_OF_12B = "blk.0.attn_q_norm.weight"
+
+
+def _not_12b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing; refuse StableLM 2 12B, of which the engine's class knows neither."""
+    if _OF_12B in file.tensors:
+        raise GGUFError(
+            "SGLang's StableLM has no norms of heads, and attention before the feed-forward "
+            "network, not beside it: StableLM 2 12B is not supported",
+            file=file.files[0],
+            tensor=_OF_12B,
+            expected="StableLM 3B or 2 1.6B",
+        )
+    return {}
+
+
 STABLELM = Architecture(
     name="stablelm",
     model_type="stablelm",
@@ -54,7 +71,7 @@ STABLELM = Architecture(
     tensors=(*FRAME, _OUTPUT_NORM_BIAS, *BIASED_NORMS, *ATTENTION, *mlp()),
     constants={"use_parallel_residual": False, "qk_layernorm": False},
     rope=rope.partial,
-    derived=(rope.partial_factor,),
+    derived=(_not_12b, rope.partial_factor),
 )
 
 #: Computes what StableLM does, but for the share of a head that RoPE covers.
@@ -153,7 +170,7 @@ GPT2 = Architecture(
     model_type="gpt2",
     fields=PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_epsilon")},
     required=LAYER_NORM_REQUIRED,
-    tensors=_GPT_TENSORS,
+    tensors=(*_GPT_TENSORS, OUTPUT),
     rope=rope.absent,
     derived=(no_grouped_heads, _inner_width),
 )

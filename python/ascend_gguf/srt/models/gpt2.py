@@ -1,19 +1,24 @@
-"""Loading of GPT-2, and its heads on several ranks."""
+"""Loading of GPT-2, its output matrix, and its heads on several ranks."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 
 from ascend_gguf.srt.models.commandr import copy_inputs
 from ascend_gguf.srt.models.direct_loading import load_directly
 
 
 def repair_loading(model: Any, config: Any) -> None:
-    """``GPT2LMHeadModel``: matrices come as in other models.
+    """``GPT2LMHeadModel``: matrices come as in other models, and one of its own for the output.
 
     Those of the original checkpoint are transposed, and the engine transposes them back.
     """
     load_directly(model, "")
+    if not config.tie_word_embeddings:
+        sizes = config.vocab_size, config.hidden_size
+        model.lm_head = ParallelLMHead(*sizes, quant_config=model.quant_config, prefix="lm_head")
 
 
 def repair_attention(attention: Any, config: Any) -> None:

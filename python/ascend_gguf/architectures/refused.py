@@ -1,0 +1,80 @@
+"""Architectures that llama.cpp writes and that are not served: why."""
+
+from __future__ import annotations
+
+_DENSE_EXPERTS = (
+    "the engine copies the experts of this model into one dense matrix before they are loaded"
+)
+_MERGED = (
+    "the engine merges projections of this model that a file holds apart, in types of their own"
+)
+_BY_LAYER = (
+    "heads or feed-forward networks of this model have other sizes in each layer, which the tables "
+    "here do not describe"
+)
+_NOT_SIMULATED = "are not simulated here, so that nothing of this model could be tested"
+_SPARSE = {
+    "cpu": "the engine has no sparse attention on the CPU",
+    "npu": f"the operators of its sparse attention {_NOT_SIMULATED}",
+}
+
+
+def _everywhere(reason: str) -> dict[str, str]:
+    return dict.fromkeys(("cpu", "npu"), reason)
+
+
+#: Reasons of their own, on "cpu" and "npu".
+REFUSED = {
+    "afmoe": _everywhere(_DENSE_EXPERTS),
+    "bailingmoe": _everywhere(_MERGED),
+    "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
+    "deci": _everywhere(_BY_LAYER),
+    "deepseek": _everywhere(_DENSE_EXPERTS),
+    "deepseek32": _SPARSE,
+    "glm-dsa": _SPARSE,
+    "kimi-linear": {
+        "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
+        "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",
+    },
+    "laguna": _everywhere(_BY_LAYER),
+    "mimo2": _everywhere(_BY_LAYER),
+    "minimax-m3": _SPARSE,
+    "qwen3next": _everywhere(_MERGED),
+    "step35": _everywhere(_BY_LAYER),
+}
+
+#: The engine has no class for these (its registry of models, 0.5.23).
+WITHOUT_CLASS = frozenset(
+    (
+        *("arctic", "bitnet", "bloom", "chameleon", "codeshell", "cogvlm"),
+        *("falcon", "gptneox", "grovemoe", "jais", "jais2", "maincoder", "maple"),
+        *("minimax-01", "mpt", "nemotron", "openelm", "pangu-embedded", "plamo", "plamo3", "plm"),
+        *("graniteswitch", "refact", "smallthinker", "talkie"),
+        # Encoders.
+        *("eurobert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert"),
+        *("nomic-bert-moe", "t5encoder"),
+    )
+)
+
+#: The engine has a class for these, and there is no table here of their tensors yet.
+WITHOUT_TABLE = frozenset(
+    (
+        *("bailingmoe3", "deepseek2-ocr", "deepseek4", "dots3note", "gemma3n", "glm5-next", "gptj"),
+        *("granite_swa", "grok", "hrm_text", "hunyuan_vl", "hy_v4", "kimi-k3", "minicpm3"),
+        *("muse-glimmer", "nanbeige", "paddleocr", "qwen4exp", "spark2_5"),
+    )
+)
+
+
+def why_refused(name: str | None) -> str | None:
+    """Why an architecture is not served, as a clause; None if nothing is known of it."""
+    if name in WITHOUT_CLASS:
+        return "SGLang has no class for it"
+    if name in WITHOUT_TABLE:
+        return "SGLang has a class for it, and ascend-gguf no table of its tensors yet"
+    reasons = REFUSED.get(name or "")
+    if reasons is None:
+        return None
+    if reasons["cpu"] == reasons["npu"]:
+        return reasons["cpu"]
+    return f"CPU: {reasons['cpu']}; NPU: {reasons['npu']}"
