@@ -198,6 +198,7 @@ def test_layer_numbers_are_filled_in():
         ("qwen3moe", "w.patch_embd.weight"),
         ("qwen3", "blk.0.attn_q.weight.scale"),
         ("qwen3", "xblk.0.attn_q.weight"),
+        pytest.param("qwen3", f"blk.{'9' * 5001}.attn_q.weight", id="thousands of digits"),
     ],
 )
 def test_unknown_tensor(arch, extra, tmp_path):

@@ -60,6 +60,9 @@ def predicts_further_tokens(tensor: GGUFTensor, config: Any) -> bool:
 
 
 def split_layer(tensor_name: str) -> tuple[str | None, str]:
-    """``blk.7.attn_q.weight`` to ``("7", "blk.{layer}.attn_q.weight")``."""
-    match = re.fullmatch(r"blk\.(0|[1-9]\d*)\.(.+)", tensor_name)
+    """``blk.7.attn_q.weight`` to ``("7", "blk.{layer}.attn_q.weight")``.
+
+    Python reads no number of thousands of digits, and no model has so many layers.
+    """
+    match = re.fullmatch(r"blk\.(0|[1-9][0-9]{0,99})\.(.+)", tensor_name)
     return (match[1], f"blk.{{layer}}.{match[2]}") if match else (None, tensor_name)
