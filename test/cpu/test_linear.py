@@ -15,6 +15,7 @@ from ascend_gguf.codegen import processor, threads
 from ascend_gguf.cpu import gemm, gemv, matmul
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.experts import apply_experts, silu_and_mul
+from ascend_gguf.cpu.graph import capture
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
 from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
@@ -408,24 +409,45 @@ def check_experts(w13: Layout, w2: Layout, arguments: dict, **options) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tokens", [0, 1, 2, 9, 40])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 4, 9, 40])
 @pytest.mark.parametrize("types", [["Q4_K"], ["Q4_K", "Q6_K", "IQ4_XS", "F16", "Q8_0"]], ids=len)
 def test_experts(dtype, tokens, types):
     check_experts(*mixture(dtype, tokens, types))
 
 
+@pytest.mark.parametrize("tokens", [2, 9])
 @pytest.mark.parametrize("weight_on_input", [False, True])
-def test_experts_with_biases(weight_on_input):
-    w13, w2, arguments = mixture(torch.float32, 9, ["Q4_K"])
+def test_experts_with_biases(tokens, weight_on_input):
+    w13, w2, arguments = mixture(torch.float32, tokens, ["Q4_K"])
     biases = {"w13_bias": torch.randn(EXPERTS, 2 * FFN), "w2_bias": torch.randn(EXPERTS, HIDDEN)}
     check_experts(w13, w2, arguments | biases, weight_on_input=weight_on_input)
 
 
-def test_experts_of_other_ranks():
-    w13, w2, arguments = mixture(torch.float32, 9, ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("types", [["Q4_K"], ["Q4_K", "Q6_K"]], ids=len)
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_experts_of_other_ranks(tokens, types):
+    w13, w2, arguments = mixture(torch.float32, tokens, types)
     ids = arguments["topk_ids"]
     ids[0] = -1
     ids[1] = torch.tensor([-1, 2, EXPERTS])
     check_experts(w13, w2, dict(arguments))
     ids.fill_(-1)
     check_experts(w13, w2, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_of_few_tokens_are_kernels(dtype, monkeypatch):
+    """A graph has nothing of Python for them, and looks up the experts each time."""
+    w13, w2, arguments = mixture(dtype, 2, ["Q4_K"])
+    experts = BlocksExperts(w13, w2)
+    monkeypatch.setattr(experts, "_by_expert", None)
+    graph, found = capture(lambda: experts(activation=silu_and_mul, **arguments))
+    for shift in range(EXPERTS):
+        arguments["topk_ids"].add_(shift).remainder_(EXPERTS)
+        graph.replay()
+        assert torch.equal(found, experts(activation=silu_and_mul, **arguments))
+        expected = apply_experts(
+            w13=w13.dequantize(), w2=w2.dequantize(), activation=silu_and_mul,
+            **arguments | {"x": arguments["x"].float()},
+        )  # fmt: skip
+        assert (found - expected).norm() <= 2e-2 * expected.norm()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_gguf.codegen import I8, I64, REST, Kernel, Value, load, local, minimum, pointer
+from ascend_gguf.codegen import I8, I32, I64, REST, Kernel, Value, load, local, minimum, pointer
 from ascend_gguf.codegen.kernel import address_of
 
 #: How many bytes ahead a kernel prefetches a matrix's blocks: the processor's own prefetcher comes
@@ -54,7 +54,9 @@ def matmul_kernel(
 ) -> Kernel:
     """A kernel that calls ``write`` for each tile.
 
-    Its arguments are in this order, then :data:`_PRODUCT` for each product.
+    Its arguments are in this order, then :data:`_PRODUCT` for each product.  ``ids`` are int32:
+    which of ``matrices`` a product is of, each ``matrix_bytes`` behind the one before; 0 for one
+    that there is not.  ``id_step`` is how far apart those of two products are; 0 if they share one.
     """
 
     def tile(
@@ -65,11 +67,18 @@ def matmul_kernel(
         tile_rows: Value,
         rows: Value,
         scratch: Value,
+        ids: Value,
+        id_step: Value,
+        matrices: Value,
+        matrix_bytes: Value,
         products: Value,
         **shape: Value,
     ) -> None:
-        product = products + tile // tiles_per_product * _PRODUCT
+        index = tile // tiles_per_product
+        product = products + index * _PRODUCT
         weights, first_x, first_out, columns = (load(product + i) for i in range(_PRODUCT))
+        chosen = load(ids + index * id_step).zext(I64)
+        weights = weights + chosen.below(matrices).select(chosen, 0) * matrix_bytes
         first = tile % tiles_per_product * tile_rows
         stop = minimum(first + tile_rows, rows)
         weights, x, out = address_of(weights, I8), x + first_x, out + first_out
@@ -88,5 +97,9 @@ def matmul_kernel(
         row_bytes=I64,
         x_stride=I64,
         out_stride=I64,
+        ids=pointer(I32),
+        id_step=I64,
+        matrices=I64,
+        matrix_bytes=I64,
         products=REST,
     )

@@ -7,13 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ascend_gguf.cpu import row_ops
 from ascend_gguf.cpu.blocks import Blocks
+from ascend_gguf.cpu.experts import gelu_and_mul, silu_and_mul
 from ascend_gguf.cpu.graph import host_call
-from ascend_gguf.cpu.matmul import Matmul, Product
+from ascend_gguf.cpu.matmul import GEMV_COLUMNS, Matmul, Product
 from ascend_gguf.weights.linear_kernel import EmbeddingKernel
 
 # Up to how many vectors a layer keeps its matmuls; for more, preparing them costs little.
 _MOST_KEPT = 64
+
+# One call of a kernel each.
+_ROW_OPS = {
+    silu_and_mul: row_ops.silu_and_mul,
+    gelu_and_mul: row_ops.gelu_tanh_and_mul,
+}
 
 
 class BlocksLinear(EmbeddingKernel[Blocks]):
@@ -60,7 +68,9 @@ class BlocksLinear(EmbeddingKernel[Blocks]):
 class BlocksExperts:
     """A mixture of experts.
 
-    All of a projection's matrices of one type that meet as many tokens are one call of a kernel.
+    A few tokens meet their experts one by one, by kernels that look up which: a graph can do it
+    again.  For more, all of a projection's matrices of one type that meet as many tokens are one
+    call of a kernel.
 
     Args:
         w13: ``[experts, rows, hidden]``: gate and up projection, gate first.
@@ -72,6 +82,8 @@ class BlocksExperts:
     def __init__(self, w13: Blocks, w2: Blocks) -> None:
         self.w13 = w13
         self.w2 = w2
+        # Number of tokens, k, dtype, and whether each pair has an input of its own -> the matmuls.
+        self._prepared: dict[tuple, tuple[list[tuple[slice, Matmul]], ...]] = {}
 
     def __call__(
         self,
@@ -85,6 +97,57 @@ class BlocksExperts:
         weight_on_input: bool = False,
     ) -> torch.Tensor:
         """As :func:`~ascend_gguf.cpu.experts.apply_experts`."""
+        options = (activation, w13_bias, w2_bias, weight_on_input)
+        if 0 < len(x) <= GEMV_COLUMNS and all(map(_holds_all, (self.w13, self.w2))):
+            return self._one_by_one(x, topk_weights, topk_ids, *options)
+        # Which experts a token has says which products there are.
+        return host_call(self._by_expert, x, topk_weights, topk_ids, *options)
+
+    def _one_by_one(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        w13_bias: torch.Tensor | None,
+        w2_bias: torch.Tensor | None,
+        weight_on_input: bool,
+    ) -> torch.Tensor:
+        w13, w2 = self.w13, self.w2
+        tokens, k = topk_ids.shape
+        chosen = topk_ids.reshape(-1).to(torch.int32)
+        weights = topk_weights.float().contiguous()
+        rows, ids = x, chosen.clamp(0, w13.shape[0] - 1) if w13_bias is not None else chosen
+        if weight_on_input:
+            rows = (x[:, None].float() * weights[..., None]).to(x.dtype).flatten(0, 1)
+            weights = torch.ones_like(weights)
+        key = tokens, k, x.dtype, weight_on_input
+        if key not in self._prepared:
+            pairs = range(tokens * k)
+            first = [(0, p if weight_on_input else p // k, p, 1) for p in pairs]
+            self._prepared[key] = (
+                _matmuls(w13, first, x.dtype, x.dtype),
+                _matmuls(w2, [(0, p, p, 1) for p in pairs], x.dtype, torch.float32),
+            )
+        up, down = self._prepared[key]
+        gate_up = x.new_empty(tokens * k, w13.shape[1])
+        _multiply(up, rows, gate_up, chosen)
+        hidden = _ROW_OPS.get(activation, activation)(_biased(gate_up, w13_bias, ids))
+        out = torch.empty(tokens * k, w2.shape[1], dtype=torch.float32)
+        _multiply(down, hidden, out, chosen)
+        out = _biased(out, w2_bias, ids)
+        return row_ops.sum_chosen(out, weights, chosen, w13.shape[0], x.dtype)
+
+    def _by_expert(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        w13_bias: torch.Tensor | None,
+        w2_bias: torch.Tensor | None,
+        weight_on_input: bool,
+    ) -> torch.Tensor:
         w13, w2 = self.w13, self.w2
         tokens, k = topk_ids.shape
         experts = topk_ids.reshape(-1).numpy()
@@ -129,6 +192,12 @@ def experts_product(weight: Blocks, x: torch.Tensor, counts: torch.Tensor) -> to
     return out
 
 
+def _holds_all(weight: Blocks) -> bool:
+    """Whether the matrix of each expert is at its number, in every part."""
+    everyone = tuple(range(weight.shape[0]))
+    return weight.factors is None and all(part.experts == everyone for part in weight.parts)
+
+
 def _multiplied(y: torch.Tensor, factors: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
     return y if factors is None else y * factors[ids]
 
@@ -162,8 +231,13 @@ def _matmuls(
     return found
 
 
-def _multiply(matmuls: list[tuple[slice, Matmul]], x: torch.Tensor, out: torch.Tensor) -> None:
-    """``x [m, cols]`` to ``out [m, rows]``."""
+def _multiply(
+    matmuls: list[tuple[slice, Matmul]],
+    x: torch.Tensor,
+    out: torch.Tensor,
+    chosen: torch.Tensor | None = None,
+) -> None:
+    """``x [m, cols]`` to ``out [m, rows]``; ``chosen`` as of :meth:`Matmul.run`."""
     x = x.contiguous()
     for rows, matmul in matmuls:
-        matmul.run(x, out[:, rows])
+        matmul.run(x, out[:, rows], chosen=chosen)

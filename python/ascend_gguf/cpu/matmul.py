@@ -20,6 +20,9 @@ GEMV_COLUMNS, GEMV_FLOAT_COLUMNS = 4, 2
 #: From how many vectors on torch multiplies, where it has better instructions than ours.
 TORCH_COLUMNS = 32
 
+# Which matrix of one; the argument of kernels where none is chosen.
+_FIRST = torch.zeros(1, dtype=torch.int32)
+
 # A thread takes no fewer weights at a time, and no more: a microsecond of work, and some.
 _LEAST_WEIGHTS, _MOST_WEIGHTS = 1 << 14, 1 << 16
 # Bytes of decoded weights: for a thread a part of its second-level cache; for all of torch.
@@ -43,6 +46,8 @@ class Product(NamedTuple):
 
 class Matmul:
     """``out[j] = matrices[i] @ x[k]`` for some ``i``, ``j`` and ``k``, and which kernels do it.
+
+    Which matrices may be known only when it runs: then each product is of one vector.
 
     Up to :func:`most_gemv_vectors` vectors meet exact weights; for more, weights are rounded to
     bfloat16 if the vectors are bfloat16.  Sums are float32.  Except where torch multiplies, the
@@ -74,8 +79,8 @@ class Matmul:
             raise ValueError(f"vectors must be one of {OUTPUT_DTYPES}, not {dtype}")
         self._kind, self._matrices, self._columns = kind, matrices, columns
         self._dtype, self._out_dtype, self._out_stride = dtype, out_dtype, out_stride
-        # Each takes x, out and the most threads.
-        self._steps: list[Callable[[torch.Tensor, torch.Tensor, int | None], None]] = []
+        # Each takes x, out, which matrices, and the most threads.
+        self._steps: list[Callable[..., None]] = []
         by_columns: dict[int, list[Product]] = {}
         for product in products:
             if product.columns <= most_gemv_vectors(kind, dtype):
@@ -87,11 +92,19 @@ class Matmul:
         for count, some in by_columns.items():
             self._steps.append(self._gemv(count, some) if count else self._gemm(some))
 
-    def run(self, x: torch.Tensor, out: torch.Tensor, threads: int | None = None) -> None:
+    def run(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        threads: int | None = None,
+        chosen: torch.Tensor | None = None,
+    ) -> None:
         """``x [m, cols]``, contiguous, and ``out [m, rows]``, rows as far apart as said.
 
         Args:
             threads: the most to use; all that torch computes with by default.
+            chosen: int32, contiguous: for each product, which are of the first matrix and of one
+                vector each, of which it is instead.  Any other number is the first's.
         """
         if self._columns is not None:
             # Columns of covering blocks that are not the weight's meet zeros.
@@ -99,7 +112,7 @@ class Matmul:
             behind = self._kind.row_cols(self._matrices.shape[2]) - first - count
             x = F.pad(x[:, :count], (first, behind))
         for step in self._steps:
-            step(x, out, threads)
+            step(x, out, chosen, threads)
 
     def _gemv(self, columns: int, products: Sequence[Product]) -> Callable:
         kind, (_, rows, row_bytes) = self._kind, self._matrices.shape
@@ -131,20 +144,27 @@ class Matmul:
         cols, tiles = self._kind.row_cols(row_bytes), -(-rows // tile_rows)
         arguments = [tiles, tile_rows, rows, scratch]
         arguments += [row_bytes // self._kind.type_size, row_bytes, cols, self._out_stride]
+        places: list[int] = []
         for p in products:
             matrix = self._matrices.data_ptr() + p.matrix * rows * row_bytes
-            arguments += [matrix, p.x * cols, p.out * self._out_stride, p.columns]
+            places += [matrix, p.x * cols, p.out * self._out_stride, p.columns]
         tiles *= len(products)
 
-        def step(x: torch.Tensor, out: torch.Tensor, threads: int | None) -> None:
+        def step(
+            x: torch.Tensor, out: torch.Tensor, chosen: torch.Tensor | None, threads: int | None
+        ) -> None:
             if x.dtype != dtype:
                 x = x.to(dtype)
-            kernel.run(tiles, x.data_ptr(), out.data_ptr(), *arguments, most_threads=threads)
+            ids = [_FIRST.data_ptr(), 0, 1, 0]
+            if chosen is not None:
+                ids = [chosen.data_ptr(), 1, len(self._matrices), rows * row_bytes]
+            addresses = x.data_ptr(), out.data_ptr()
+            kernel.run(tiles, *addresses, *arguments, *ids, *places, most_threads=threads)
 
         return step
 
     def _by_torch(
-        self, product: Product, x: torch.Tensor, out: torch.Tensor, threads: int | None
+        self, product: Product, x: torch.Tensor, out: torch.Tensor, _: None, threads: int | None
     ) -> None:
         """Some rows at a time, decoded to the dtype of the vectors."""
         matrix = self._matrices[product.matrix]

@@ -13,6 +13,7 @@ import torch
 
 from ascend_gguf.codegen import (
     F32,
+    I32,
     I64,
     LANES,
     Kernel,
@@ -33,6 +34,8 @@ from ascend_gguf.codegen import (
 
 # Elements that are worth a thread's while.
 _TILE = 1 << 14
+# Columns of a sum of rows, the same.
+_SUMMED = 512
 # Of GELU's approximation: Hendrycks and Gimpel, arXiv 1606.08415.
 _GELU_SCALE, _GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
@@ -168,6 +171,67 @@ def _gated_rows(n: int, dtype: torch.dtype, argument: Callable[[Value], Value]) 
 
     name = f"gated_{n}_{dtype}"
     return Kernel(name, gated, **_row_parameters(dtype), out=pointer(dtype))
+
+
+def sum_chosen(
+    x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, count: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weighted sum of the rows of each token, but for those of no expert.
+
+    Args:
+        x: float32 ``[tokens * k, n]``, contiguous; ``n`` a multiple of 16.
+        weights: float32 ``[tokens, k]``, contiguous.
+        ids: int32 ``[tokens * k]``: the expert that each row is of.
+        count: how many experts there are; any other id is of none.
+
+    Returns:
+        ``[tokens, n]`` of ``dtype``.
+    """
+    (tokens, k), n = weights.shape, x.shape[-1]
+    out = torch.empty(tokens, n, dtype=dtype)
+    kernel, tiles = _sum_chosen(n, dtype), -(-n // _SUMMED)
+    addresses = x.data_ptr(), weights.data_ptr(), ids.data_ptr(), out.data_ptr()
+    kernel.run(tokens * tiles, *addresses, tiles, k, count)
+    return out
+
+
+@functools.cache
+def _sum_chosen(n: int, dtype: torch.dtype) -> Kernel:
+    def add(
+        tile: Value,
+        x: Value,
+        weights: Value,
+        ids: Value,
+        out: Value,
+        tiles_per_token: Value,
+        k: Value,
+        count: Value,
+    ) -> None:
+        token = tile // tiles_per_token
+        first = tile % tiles_per_token * _SUMMED
+        for i in loop(first, minimum(first + _SUMMED, n), LANES):
+
+            def row(j: Value, totals: list[Value], i: Value = i) -> list[Value]:
+                values = load(x + (j * n + i), LANES)
+                is_held = load(ids + j).zext(I64).below(count).splat(LANES)
+                weight = load(weights + j).splat(LANES)
+                return [is_held.select(multiply_add(values, weight, totals[0]), totals[0])]
+
+            start = token * k
+            (total,) = fold(start, start + k, 1, [splat(0.0, LANES)], row)
+            store(out + (token * n + i), total)
+
+    return Kernel(
+        f"sum_chosen_{n}_{dtype}",
+        add,
+        x=pointer(F32),
+        weights=pointer(F32),
+        ids=pointer(I32),
+        out=pointer(dtype),
+        tiles_per_token=I64,
+        k=I64,
+        count=I64,
+    )
 
 
 def rotate(

@@ -334,21 +334,20 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
             return self.dense.apply(layer, dispatch_output)
         config = layer.moe_runner_config
         topk_weights, topk_ids, _ = dispatch_output.topk_output
-        apply = self.experts
-        if apply is None:
-            apply = partial(apply_experts, w13=layer.w13_weight, w2=layer.w2_weight)
-        apply = partial(
-            apply,
-            activation=_activation(config),
-            w13_bias=getattr(layer, "w13_weight_bias", None),
-            w2_bias=getattr(layer, "w2_weight_bias", None),
-            weight_on_input=config.apply_router_weight_on_input,
-        )
-        # Which experts a token has says which products there are.
-        hidden_states = host_call(
-            lambda x, weights, ids: apply(x, topk_weights=weights, topk_ids=ids),
-            *(dispatch_output.hidden_states, topk_weights, topk_ids),
-        )
+        inputs = dispatch_output.hidden_states, topk_weights, topk_ids
+        options = {
+            "activation": _activation(config),
+            "w13_bias": getattr(layer, "w13_weight_bias", None),
+            "w2_bias": getattr(layer, "w2_weight_bias", None),
+            "weight_on_input": config.apply_router_weight_on_input,
+        }
+        if self.experts is not None:
+            hidden_states = self.experts(*inputs, **options)
+        else:
+            dense = partial(apply_experts, w13=layer.w13_weight, w2=layer.w2_weight, **options)
+            hidden_states = host_call(
+                lambda x, weights, ids: dense(x, topk_weights=weights, topk_ids=ids), *inputs
+            )
         return StandardCombineInput(hidden_states=hidden_states)
 
 
