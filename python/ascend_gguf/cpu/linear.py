@@ -18,7 +18,7 @@ from ascend_gguf.weights.linear_kernel import EmbeddingKernel
 _MOST_KEPT = 64
 
 # One call of a kernel each.
-_ROW_OPS = {
+_ROW_OPS: dict[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] = {
     silu_and_mul: row_ops.silu_and_mul,
     gelu_and_mul: row_ops.gelu_tanh_and_mul,
 }
