@@ -79,7 +79,7 @@ def uneven_experts(path: str | os.PathLike, config: Any, shares: Shares) -> Iter
     if state_heads % shares.tp:
         yield f"{state_heads} key heads of linear attention"
     mamba_heads = getattr(config, "mamba_n_heads", getattr(config, "mamba_num_heads", 0))
-    groups = getattr(config, "mamba_n_groups", 1)
+    groups = getattr(config, "n_groups", getattr(config, "mamba_n_groups", 1))
     if mamba_heads % shares.tp:
         yield f"{mamba_heads} heads of Mamba-2"
     elif groups > 1 and groups % shares.tp:  # each rank has one that is alone

@@ -22,7 +22,10 @@ _NOT_ON_NPU = {
     **dict.fromkeys(
         ("lfm2", "lfm2_moe"), "SGLang has no backend on Ascend for the state of its convolutions"
     ),
-    "granitemoehybrid": "SGLang's backend on Ascend for the states of Mamba-2 computes nothing",
+    **dict.fromkeys(
+        ("granitemoehybrid", "nemotron_h"),
+        "SGLang's backend on Ascend for the states of Mamba-2 computes nothing",
+    ),
     "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
 }
 

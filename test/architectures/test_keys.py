@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ascend_gguf import GGUFError, load_config
-from ascend_gguf.architectures import ARCHITECTURES, Architecture, Field
+from ascend_gguf.architectures import ARCHITECTURES, Architecture, Field, rope
 from ascend_gguf.architectures.keys import _DERIVED, _NEUTRAL, _ROUTING
 
 #: Sizes that any architecture of the table can have; a file has those that it obeys.
@@ -48,6 +48,8 @@ VALUES: dict[str, Any] = {
 }
 #: Whose layers without attention have no KV heads.
 HYBRID = ("granitehybrid", "lfm2", "lfm2moe")
+#: Whose blocks are of one thing each.
+BLOCKS = ("nemotron_h", "nemotron_h_moe")
 _LATENT = {"attention.key_length": 24}  # more than the rotary embedding turns
 
 
@@ -75,6 +77,9 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         found["attention.head_count_kv"] = [0, 2, 0, 2]
         if "ssm.inner_size" in found:
             found["ssm.inner_size"] = 2 * VALUES["embedding_length"]
+    if architecture.name in BLOCKS:
+        found["attention.head_count_kv"] = [0, 2, 0, 0]
+        found["feed_forward_length"] = [0, 0, 192, 0]
     if architecture.name == "gemma4":  # the last layer has no window
         found["attention.sliding_window_pattern"] = [True, True, True, False]
     return found
@@ -126,6 +131,8 @@ def unfollowed(architecture: Architecture) -> list[str]:
             keys -= other.obeyed  # it would tell the file to be of the other kind
     keys -= {key for key, values in architecture.fixed.items() if set(values) == {False, True}}
     dense = "expert_count" not in architecture.fields
+    if architecture.rope is rope.absent:
+        keys = {key for key in keys if not key.startswith("rope.") or key in architecture.fixed}
     return sorted(k for k in keys if not (dense and k.startswith(_ROUTING)) or k == "expert_count")
 
 
@@ -367,6 +374,38 @@ def test_layers_without_keys(architecture, tmp_path):
 def test_mamba_that_the_engine_does_not_have(tmp_path, key, value, message):
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", GRANITE4, **{key: value}))
+    assert len(str(error.value).splitlines()) == 1
+
+
+NEMOTRON, NEMOTRON_MOE = (a for a in ARCHITECTURES if a.name in BLOCKS)
+
+
+def test_blocks_of_one_thing_each(tmp_path):
+    for architecture, expected in ((NEMOTRON, "M*-M"), (NEMOTRON_MOE, "M*EM")):
+        config = load_config(write(tmp_path / "m.gguf", architecture))
+        assert config.hybrid_override_pattern == expected
+        assert config.layer_norm_epsilon == VALUES["attention.layer_norm_rms_epsilon"]
+    keys = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 0.25}
+    config = load_config(write(tmp_path / "m.gguf", NEMOTRON, **keys))
+    assert config.layer_norm_epsilon == 0.25
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.head_count_kv", [0, 2, 2, 0], "of one thing each"),
+        ("attention.head_count_kv", [0] * 4, "of Mamba-2 and of attention"),
+        ("attention.head_count_kv", [0, 4, 0, 0], "of one thing each"),
+        ("attention.head_count_kv", 2, "one value for each block"),
+        ("feed_forward_length", [0, 0, 192, 96], "one value for each block"),
+        ("feed_forward_length", [192, 0, 192, 192], "of Mamba-2 and of attention"),
+        ("ssm.inner_size", 66, "Mamba-2 cannot be of such sizes"),
+    ],
+    ids=str,
+)
+def test_blocks_that_the_engine_does_not_have(tmp_path, key, value, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", NEMOTRON, **{key: value}))
     assert len(str(error.value).splitlines()) == 1
 
 

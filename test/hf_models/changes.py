@@ -100,7 +100,10 @@ def _turn_less(config: dict[str, Any]) -> None:
 
 #: Key -> its other value, and what transformers calls that.
 OTHER: Mapping[str, tuple[Any, Change]] = {
-    "attention.layer_norm_rms_epsilon": (0.01, _set(rms_norm_eps=0.01, norm_eps=0.01)),
+    "attention.layer_norm_rms_epsilon": (
+        0.01,
+        _set(rms_norm_eps=0.01, norm_eps=0.01, layer_norm_epsilon=0.01),
+    ),
     "attention.layer_norm_epsilon": (
         0.01,
         _set(layer_norm_eps=0.01, norm_epsilon=0.01, layer_norm_epsilon=0.01),

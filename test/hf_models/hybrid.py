@@ -59,7 +59,7 @@ def mamba2(name: str, tensor: torch.Tensor, groups: int) -> tuple[str, torch.Ten
         tensor = -tensor.exp().unsqueeze(-1)
     elif name.endswith(".D"):
         tensor = tensor.unsqueeze(-1)
-    elif name.endswith("mamba.norm.weight"):
+    elif name.endswith(("mamba.norm.weight", "mixer.norm.weight")):
         tensor = tensor.view(groups, -1)
     return name.replace("dt_bias", "dt_proj.bias"), tensor
 
@@ -92,6 +92,58 @@ def granite4_metadata(config: Any) -> dict[str, Any]:
         }
     )
 
+
+def nemotron(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if ".mixer." in name and "experts" not in name:
+        name, tensor = mamba2(name, tensor, config.n_groups)
+    if ".mixer.experts." in name:
+        name = name.replace("backbone", "model").replace("mixer", "mlp")
+    yield name, tensor
+
+
+def nemotron_metadata(config: Any) -> dict[str, Any]:
+    kinds = config.hybrid_override_pattern
+    moe = "E" in kinds
+    width = config.moe_intermediate_size if moe else config.intermediate_size
+    found = {
+        "attention.head_count_kv": [config.num_key_value_heads * (kind == "*") for kind in kinds],
+        "feed_forward_length": [width * (kind in "-E") for kind in kinds],
+        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": None,
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.state_size": config.ssm_state_size,
+        "ssm.group_count": config.n_groups,
+        "ssm.time_step_rank": config.mamba_num_heads,
+        "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
+        "expert_group_used_count": None,
+    }
+    if moe:
+        found |= {
+            "expert_feed_forward_length": width,
+            "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
+            "expert_shared_count": config.n_shared_experts,
+            "expert_weights_norm": config.norm_topk_prob,
+            "expert_weights_scale": config.routed_scaling_factor,
+        }
+    else:
+        found |= dict.fromkeys(("expert_count", "expert_used_count", "expert_group_count"))
+    return found
+
+
+_NEMOTRON = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 32,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "conv_kernel": 3,
+    "chunk_size": 32,
+    "layer_norm_epsilon": 1e-4,
+    "rope_parameters": None,
+}
 
 _GRANITE_4 = GRANITE | {
     "num_hidden_layers": 4,
@@ -141,6 +193,28 @@ TINY: dict[str, Tiny] = {
         | {"tie_word_embeddings": True},
         granite4_metadata,
         granite4,
+        refused=_NO_MAMBA,
+    ),
+    "nemotron-h": Tiny(
+        "nemotron_h",
+        "nemotron_h",
+        _NEMOTRON | {"hybrid_override_pattern": "M-*-M"},
+        nemotron_metadata,
+        nemotron,
+        refused=_NO_MAMBA,
+    ),
+    # As Nemotron 3 Nano.
+    "nemotron-h-moe": Tiny(
+        "nemotron_h_moe",
+        "nemotron_h",
+        _NEMOTRON
+        | EXPERTS
+        | {"hybrid_override_pattern": "ME*EM", "n_routed_experts": 4, "routed_scaling_factor": 2.5}
+        # Of no layer, and in a file that of experts.
+        | {"intermediate_size": 64}
+        | {"moe_shared_expert_intermediate_size": 96},
+        nemotron_metadata,
+        nemotron,
         refused=_NO_MAMBA,
     ),
 }

@@ -76,6 +76,15 @@ def granite4(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     return _of(config, "GraniteMoeHybridForCausalLM", layer_types=kinds), tensors
 
 
+def nemotron(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    pattern = "".join(letters[kind] for kind in config["layers_block_type"])
+    gone = re.compile(r"expert|moe|n_group$|topk|layers_block_type")
+    kept = {key: value for key, value in config.items() if not gone.search(key)}
+    config = _of(kept, "NemotronHForCausalLM", num_hidden_layers=len(pattern))
+    return config | {"hybrid_override_pattern": pattern}, tensors
+
+
 def xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     return _of(config, "XverseForCausalLM"), tensors
 
@@ -153,6 +162,7 @@ def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
     "granite-4-dense": granite4,
+    "nemotron-h": nemotron,
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,

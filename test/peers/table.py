@@ -312,4 +312,5 @@ CHOSEN = (
     "lfm2",
     "lfm2-moe",
     "granite-4",
+    "nemotron-h-moe",
 )

@@ -18,6 +18,7 @@ from ascend_gguf.architectures import (
     llama_like,
     mistral,
     mixtures,
+    nemotron,
     others,
     post_norm,
     qwen,
@@ -66,6 +67,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         mixtures,
         others,
         short_conv,
+        nemotron,
     )
     for architecture in family.ARCHITECTURES
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -29,7 +29,8 @@ def _expert_ffn(config: Any) -> int:
 
 
 def _shared_ffn(config: Any) -> int:
-    whole = first(config, "shared_expert_intermediate_size", "shared_intermediate_size")
+    names = ("shared_expert_intermediate_size", "shared_intermediate_size")
+    whole = first(config, *names, "moe_shared_expert_intermediate_size")
     if whole is not None:
         return whole
     of_models = ("n_shared_experts", "moe_num_shared_experts", "num_shared_expert")
@@ -130,7 +131,12 @@ def _is_wide(config: Any, layer: int) -> bool:
 
 
 def _has_type(*types: str) -> Callable[[Any, int], bool]:
-    return lambda config, layer: config.layer_types[layer] in types
+    return lambda config, layer: _types(config)[layer] in types
+
+
+def _types(config: Any) -> Sequence[str]:
+    """Of each layer; Nemotron-H has letters for them."""
+    return first(config, "hybrid_override_pattern") or config.layer_types
 
 
 #: Kind of layer in the tables -> whether a layer of a model is of it.
@@ -139,8 +145,10 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "sparse": is_sparse,
     "shared": lambda config, layer: _shared_ffn(config) > 0,
     # The engine's configurations say it in words of their own.
-    "linear": _has_type("linear_attention", "mamba"),
-    "full": _has_type("full_attention", "attention"),
+    "linear": _has_type("linear_attention", "mamba", "M"),
+    "full": _has_type("full_attention", "attention", "*"),
+    "network": _has_type("-"),
+    "experts": _has_type("E"),
     "conv": _has_type("conv"),
     "sliding": _has_type("sliding_attention"),
     "own_kv": lambda config, layer: not _shares_kv(config, layer),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.errors import GGUFError
@@ -117,10 +118,13 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[s
 def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str, str, Any]]:
     prefix = f"{file.architecture}."
     dense = "expert_count" not in architecture.fields and not number(file, "expert_count", least=0)
+    still = architecture.rope is rope.absent
     for key, value in file.metadata.items():
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name in architecture.obeyed:
             continue
+        if still and name.startswith("rope.") and name not in architecture.fixed:
+            continue  # no rotary embedding: its keys say nothing
         if not (dense and name.startswith(_ROUTING)):
             yield key, name, value
 

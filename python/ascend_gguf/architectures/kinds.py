@@ -64,7 +64,7 @@ _OTHER_MODELS = {
     **dict.fromkeys(
         (
             *("mamba", "mamba2", "jamba", "falcon-h1", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
-            *("arwkv7", "nemotron_h", "nemotron_h_moe"),
+            *("arwkv7",),
             *("kimi-linear",),
         ),
         _RECURRENT,

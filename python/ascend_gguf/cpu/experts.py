@@ -38,11 +38,18 @@ def swiglu_oai(alpha: float, limit: float) -> Callable[[torch.Tensor], torch.Ten
     return activation
 
 
+def relu_squared(up: torch.Tensor) -> torch.Tensor:
+    """``relu(up) ** 2``, of experts without a gate."""
+    return F.relu(up).square()
+
+
 #: Gated activations by the name the engine's models use.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu_and_mul,
     "gelu": gelu_and_mul,
 }
+#: The same of experts without a gate.
+PLAIN_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu2": relu_squared}
 
 
 def apply_experts(

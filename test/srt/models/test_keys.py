@@ -53,6 +53,8 @@ LOST = {
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
+    # Which counts where a file lacks that of RMS norms.
+    "nemotron_h": {"attention.layer_norm_epsilon"},
 }
 
 _MOE = {"moe_intermediate_size": 64, "num_experts_per_tok": 2, "num_experts": 4}

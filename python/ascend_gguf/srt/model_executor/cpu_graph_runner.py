@@ -85,9 +85,7 @@ class GGUFGraphRunner:
             and not model_runner.is_draft_worker
             and not model_runner.model_config.is_encoder_decoder
             and _is_known(model_runner.attn_backend)
-            # They inspect each batch before the step.
-            and not hasattr(model_runner.model, "prepare_for_forward")
-            and not hasattr(model_runner.model, "prepare_forward_batch")
+            and not _looks_at_batches(model_runner.model)
             and not get_exec().graph.disable_decode_cuda_graph
             and not get_flags().capture.enable_torch_compile
             and not get_lora().enable_lora
@@ -174,6 +172,14 @@ class _Step:
         batch, runner = self._batch, self._model_runner
         runner.attn_backend.init_forward_metadata(batch)
         return runner.model.forward(batch.input_ids, batch.positions, batch)
+
+
+def _looks_at_batches(model: torch.nn.Module) -> bool:
+    """Whether a model does so before each step; Nemotron-H has an option for that, of CUDA."""
+    methods = ("prepare_for_forward", "prepare_forward_batch")
+    return any(hasattr(model, name) for name in methods) and getattr(
+        model, "_use_nvfp4_phase_layout", True
+    )
 
 
 def _is_known(backend: AttentionBackend) -> bool:

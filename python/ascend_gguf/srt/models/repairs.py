@@ -40,6 +40,7 @@ from ascend_gguf.srt.models import (
     mellum,
     minimax_m2,
     mixtral,
+    nemotron_h,
     olmoe,
     phi,
     qwen2_moe,
@@ -58,6 +59,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
     "granitemoehybrid": mamba2.share_group,
+    "nemotron_h": nemotron_h.repair_config,
 }
 
 #: A class below ``sglang.srt.models``, or in ``sglang.srt.layers``, to a function of its module and
@@ -101,6 +103,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "minimax_m2.MiniMaxM2Attention": minimax_m2.repair_norm,
     "ministral3.Ministral3Attention": set_rotary_embedding,
     "mixtral.MixtralModel": mixtral.replace_attention,
+    "nemotron_h.NemotronHMoE": nemotron_h.repair_experts,
     "olmo.OlmoAttention": set_rotary_embedding,
     "olmoe.OlmoeAttention": olmoe.repair_attention,
     "phi.PhiAttention": set_rotary_embedding,

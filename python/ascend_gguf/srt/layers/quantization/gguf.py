@@ -28,7 +28,7 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabPara
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 from torch.nn import Parameter
 
-from ascend_gguf.cpu.experts import ACTIVATIONS, apply_experts, swiglu_oai
+from ascend_gguf.cpu.experts import ACTIVATIONS, PLAIN_ACTIVATIONS, apply_experts, swiglu_oai
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
@@ -380,11 +380,12 @@ def _fit_bias(layer: torch.nn.Module, name: str) -> None:
 
 
 def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor]:
-    plain = config.is_gated and config.gemm1_alpha is None and not config.swiglu_limit
+    plain = config.gemm1_alpha is None and not config.swiglu_limit
+    known = ACTIVATIONS if config.is_gated else PLAIN_ACTIVATIONS
     if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
         return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
-    if plain and config.activation in ACTIVATIONS:
-        return ACTIVATIONS[config.activation]
+    if plain and config.activation in known:
+        return known[config.activation]
     raise NotImplementedError(
         f"experts with activation {config.activation!r} (gated: {config.is_gated}, alpha: "
         f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported on the CPU"

@@ -49,4 +49,8 @@ def _with_state(config: PretrainedConfig) -> PretrainedConfig:
     kind = _CONFIG_REGISTRY.get(config.model_type)
     if not hasattr(kind, "mamba2_cache_params"):
         return config
-    return kind(**config.to_dict())
+    attributes = config.to_dict()
+    if pattern := getattr(config, "hybrid_override_pattern", None):
+        # The words of transformers' list are not the engine's.
+        attributes |= {"layers_block_type": None, "hybrid_override_pattern": pattern}
+    return kind(**attributes)

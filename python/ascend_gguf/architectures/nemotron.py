@@ -1,0 +1,179 @@
+"""Nemotron-H: blocks of one thing each: Mamba-2, attention, a feed-forward network or experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import (
+    Architecture,
+    Fields,
+    Rename,
+    flag,
+    fraction,
+    per_layer,
+    scale,
+)
+from ascend_gguf.architectures.mamba2 import STATE_KEYS, mixer
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, attention
+from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.reader import GGUFFile
+
+#: One value for each block, which tell what it is.
+_BY_BLOCK = frozenset({"attention.head_count_kv", "feed_forward_length"})
+_EPSILON = "attention.layer_norm_rms_epsilon"
+_OTHER_EPSILON = "attention.layer_norm_epsilon"
+_FIELDS: Fields = (
+    {key: value for key, value in FIELDS.items() if key not in _BY_BLOCK}
+    | HEAD_SIZE
+    | {
+        _EPSILON: fraction("layer_norm_epsilon"),
+        "ssm.conv_kernel": "conv_kernel",
+        "ssm.state_size": "ssm_state_size",
+        "ssm.group_count": "n_groups",
+        "ssm.time_step_rank": "mamba_num_heads",
+    }
+)
+_REQUIRED = frozenset(_FIELDS) - {_EPSILON}
+_READS = STATE_KEYS | _BY_BLOCK | {_OTHER_EPSILON}
+
+
+def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
+    values = np.atleast_1d(file.arch_field(key))
+    if len(values) < blocks or values.dtype.kind not in "iu" or len({*values.tolist()} - {0}) > 1:
+        raise GGUFError(
+            "the model needs one value for each block, zero or one number",
+            file=file.path,
+            key=f"{file.architecture}.{key}",
+            found=f"{len(values)} values: {values.tolist()[:8]}",
+            expected=f"{blocks} values",
+            hint=CONVERT_AGAIN,
+        )
+    return values.tolist()[:blocks]
+
+
+def _blocks(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """``hybrid_override_pattern``, a letter for each block, and the sizes of its kinds."""
+    blocks, heads = attributes["num_hidden_layers"], attributes["num_attention_heads"]
+    kv_heads = _of_blocks(file, "attention.head_count_kv", blocks)
+    widths = _of_blocks(file, "feed_forward_length", blocks)
+    network = "E" if number(file, "expert_count", least=0) else "-"
+    letters = {(False, False): "M", (True, False): "*", (False, True): network}
+    kinds = [letters.get((kv > 0, width > 0)) for kv, width in zip(kv_heads, widths, strict=True)]
+    if not {"M", "*"} <= set(kinds) or None in kinds or heads % max(kv_heads):
+        raise GGUFError(
+            "the model needs blocks of Mamba-2 and of attention, and blocks of one thing each",
+            file=file.path,
+            key=f"{file.architecture}.attention.head_count_kv",
+            found=f"{kv_heads[:8]}, beside feed_forward_length {widths[:8]}",
+            expected=f"zero where that is not, and one number of which {heads} is a multiple",
+            hint=CONVERT_AGAIN,
+        )
+    return {
+        "hybrid_override_pattern": "".join(kind for kind in kinds if kind),
+        "num_key_value_heads": max(kv_heads),
+        "intermediate_size": max(*widths, 1),
+    }
+
+
+def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """``mamba_head_dim``, whether the convolution has a bias, and the epsilon of norms."""
+    inner = number(file, "ssm.inner_size", required=True)
+    heads, groups = attributes["mamba_num_heads"], attributes["n_groups"]
+    if inner % heads or heads % groups:
+        raise GGUFError(
+            "the heads of Mamba-2 cannot be of such sizes",
+            file=file.path,
+            key=f"{file.architecture}.ssm.inner_size",
+            found=f"{inner}, {heads} heads in {groups} groups",
+            expected="a multiple of the heads, which are one of the groups",
+            hint=CONVERT_AGAIN,
+        )
+    found = {
+        "mamba_head_dim": inner // heads,
+        "use_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in file.tensors),
+    }
+    if "layer_norm_epsilon" not in attributes:
+        epsilon = number(file, _OTHER_EPSILON, float, 0, required=True)
+        found["layer_norm_epsilon"] = epsilon
+    return found
+
+
+def _of_mixer(rule: Rename) -> Rename:
+    """The rule with the model's names as they are here, where all there is is a mixer."""
+    if isinstance(rule.hf, tuple):
+        return replace(rule, hf=tuple(name.replace("self_attn.", "mixer.") for name in rule.hf))
+    return replace(rule, hf=rule.hf.replace("self_attn.", "mixer."))
+
+
+_BODY = (
+    Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight"),
+    Rename("output_norm.weight", "hidden", "model.norm_f.weight"),
+    Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True),
+    per_layer("attn_norm.weight", "hidden", "norm.weight"),
+    *mixer("mixer", "linear"),
+    *map(_of_mixer, attention(kind="full")),
+)
+_CONSTANTS = {"mlp_hidden_act": "relu2", "use_bias": False, "mlp_bias": False}
+
+
+def _mlp(up: str, down: str, shape: str, module: str, kind: str) -> tuple[Rename, ...]:
+    return (
+        per_layer(f"{up}.weight", f"{shape} hidden", f"{module}.up_proj.weight", kind=kind),
+        per_layer(f"{down}.weight", f"hidden {shape}", f"{module}.down_proj.weight", kind=kind),
+    )
+
+
+def _experts() -> tuple[Rename, ...]:
+    expert, kind = "mixer.experts.{expert}", "experts"
+    up, down = "experts expert_ffn hidden", "experts hidden expert_ffn"
+    bias = "mixer.gate.e_score_correction_bias"
+    return (
+        per_layer("ffn_gate_inp.weight", "experts hidden", "mixer.gate.weight", kind=kind),
+        per_layer("exp_probs_b.bias", "experts", bias, kind=kind),
+        per_layer("ffn_up_exps.weight", up, f"{expert}.up_proj.weight", kind=kind),
+        per_layer("ffn_down_exps.weight", down, f"{expert}.down_proj.weight", kind=kind),
+        *_mlp("ffn_up_shexp", "ffn_down_shexp", "shared_ffn", "mixer.shared_experts", kind),
+    )
+
+
+_DENSE = Architecture(
+    name="nemotron_h",
+    model_type="nemotron_h",
+    fields=_FIELDS,
+    required=_REQUIRED,
+    reads=_READS,
+    tensors=_BODY + _mlp("ffn_up", "ffn_down", "ffn", "mixer", "network"),
+    constants=_CONSTANTS,
+    rope=rope.absent,
+    derived=(_blocks, _state),
+)
+
+ARCHITECTURES = (
+    _DENSE,
+    replace(
+        _DENSE,
+        name="nemotron_h_moe",
+        fields=_FIELDS
+        | {
+            "expert_count": "n_routed_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+            "expert_weights_scale": scale("routed_scaling_factor"),
+            "expert_weights_norm": flag("norm_topk_prob"),
+        },
+        required=_REQUIRED
+        | {"expert_count", "expert_used_count", "expert_feed_forward_length"}
+        | {"expert_shared_feed_forward_length"},
+        defaults={"routed_scaling_factor": 1.0, "norm_topk_prob": False},
+        fixed={"expert_gating_func": (2,), "expert_shared_count": (1,)},
+        tensors=_BODY + _experts(),
+        constants=_CONSTANTS | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    ),
+)

@@ -1,0 +1,36 @@
+"""Nemotron-H: what its configuration means, and its experts where there is no CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sglang.srt.utils import is_cpu
+
+from ascend_gguf.srt.models.bailing_moe import scale_topk
+from ascend_gguf.srt.models.mamba2 import share_group
+from ascend_gguf.srt.overrides import override_methods
+
+
+def repair_config(config: Any) -> None:
+    """The engine's model reads the number of groups under a name that the configuration has not."""
+    config.mamba_n_groups = config.n_groups
+    share_group(config)
+    config.n_groups = config.mamba_n_groups
+
+
+def repair_experts(block: Any, config: Any) -> None:
+    """``NemotronHMoE``: the router is multiplied by an operator for CUDA; experts are scaled."""
+    scale_topk(block, config)
+    if is_cpu():
+        override_methods(block, _forward_core_normal=_forward_core_normal)
+
+
+def _forward_core_normal(
+    original: Callable, self: Any, hidden_states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    logits = F.linear(hidden_states.float(), self.gate.weight.float())
+    shared = self.shared_experts(hidden_states) if self.shared_experts is not None else None
+    return self.experts(hidden_states, self.topk(hidden_states, logits)), shared
