@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary
 
@@ -58,6 +59,11 @@ class SelfCheck:
         self._next: dict[Hashable, type[Layout]] = {}
         # An output matrix may be the embedding.
         self._replaced: WeakKeyDictionary[Layout, Layout] = WeakKeyDictionary()
+
+    @property
+    def results(self) -> Counter[str]:
+        """How many layouts and shapes ``passed`` and ``failed``."""
+        return Counter("failed" if problem else "passed" for problem in self._problems.values())
 
     def settled(
         self, layout: Layout, check: Callable[[Layout], str | None], kind: Hashable = None

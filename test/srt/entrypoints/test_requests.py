@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
+from ascend_gguf import open_gguf
 from fetch import FetchError
 from real_models import MODELS
 from request_cases import OPERATIONS, Request, answered, chat, complete, generate, refused
@@ -116,7 +119,8 @@ def server(request, tmp_path_factory) -> Iterator[Subject]:
     folder = tmp_path_factory.mktemp(f"requests_{name}_{device}")
     log, profiles = folder / "server.log", {"SGLANG_TORCH_PROFILER_DIR": str(folder)}
     arguments = (*NPU_ONE, "--dtype", "float16") if npu else (*CPU, "--dtype", "float32")
-    with zygote.serve(model, log, *arguments, *ROOM[name], environment=profiles) as running:
+    arguments += (*ROOM[name], "--enable-metrics")
+    with zygote.serve(model, log, *arguments, environment=profiles) as running:
         # A step takes the simulated NPU long, and of a real model a second and more.
         pace = {"long": 40, "patience": 30 if name == "tiny" else 240} if npu else {}
         yield Subject(running.url, running.pid, running.log, vocab, npu, **pace)
@@ -200,6 +204,48 @@ def _memory(server: Server) -> int:
         found = now()
         lowest, since = (found, 0) if found < lowest else (lowest, since + 1)
     return lowest
+
+
+def _metrics(server: Subject) -> dict[tuple[str, frozenset], float]:
+    """The numbers of ``/metrics``, by name and labels."""
+    text = requests.get(f"{server.url}/metrics", timeout=server.patience).text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_numbers_for_those_who_watch(server):
+    """``/server_info``, by its old name too, and ``/metrics`` tell of the weights, and of steps."""
+    model = next(iter(requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]))["id"]
+    server.generate(_prompt(0), {"max_new_tokens": 20, "ignore_eos": True})
+    for route in ("server_info", "get_server_info"):
+        info = requests.get(f"{server.url}/{route}", timeout=server.patience).json()
+        ((path, found),) = info["internal_states"][0]["gguf"].items()
+        assert path == model
+    weights = sum(np.prod(tensor.shape) for tensor in open_gguf(path).tensors.values())
+    assert sum(of["weights"] for of in found["layouts"].values()) == weights
+    assert found["layouts"].keys() >= ({"int4", "vectors"} if server.npu else {"blocks", "vectors"})
+    assert found["seconds"].keys() == {"weights", "self_check"}
+    assert found["self_check"]["passed"] > 2 and found["self_check"]["failed"] == 0
+
+    told = _metrics(server)
+    own = {"model": Path(path).name, "tp_rank": "0", "pp_rank": "0"}
+    expected = [
+        *(("weights_bytes", "layout", name, of["bytes"]) for name, of in found["layouts"].items()),
+        *(("load_seconds", "part", name, value) for name, value in found["seconds"].items()),
+        *(("self_check_shapes", "result", name, n) for name, n in found["self_check"].items()),
+    ]
+    for name, label, of, value in expected:
+        labels = frozenset({**own, label: of}.items())
+        assert told[f"ascend_gguf:{name}", labels] == pytest.approx(value)
+    steps = {
+        dict(labels)["mode"]: value
+        for (name, labels), value in told.items()
+        if name == "sglang:cuda_graph_passes_total"
+    }
+    assert steps["decode_cuda_graph"] >= 15 and steps["prefill_none"] >= 1
 
 
 def test_one_by_one(server):

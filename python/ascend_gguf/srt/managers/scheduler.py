@@ -15,6 +15,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_model
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
+from ascend_gguf.srt import metrics
 from ascend_gguf.srt.device import lost_weights
 from ascend_gguf.srt.overrides import override
 
@@ -72,13 +73,20 @@ def init_request_dispatcher(original: Callable, self: Scheduler) -> None:
             return _answer(self, recv_req, problem)
         try:
             with _others_kept(self, recv_req):
-                return dispatch(recv_req)
+                return _informed(recv_req, dispatch(recv_req))
         except Exception as error:
             logger.exception("%s: the engine cannot take it", type(recv_req).__name__)
             message = f"the engine cannot take this request: {error!r}"
             return _answer(self, recv_req, message)
 
     self._request_dispatcher = guarded
+
+
+def _informed(recv_req: Any, answer: Any) -> Any:
+    """The answer, in which the engine's state has what is known of GGUF models."""
+    if isinstance(recv_req, io_struct.GetInternalStateReq):
+        answer.internal_state["gguf"] = metrics.of_models()
+    return answer
 
 
 @contextlib.contextmanager

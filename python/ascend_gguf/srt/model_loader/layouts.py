@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -30,11 +31,11 @@ def serves_few() -> bool:
     return most is not None and most <= WidePlanes.most_inputs
 
 
-def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
+def verify(model: nn.Module, path: str, on_mismatch: str) -> Counter[str]:
     """Self-check: multiply once with a packed weight of each shape, and compare with dense weights.
 
     Where it fails, weights of that layout and shape get the next layout that passes, or dense
-    weights, or loading stops.
+    weights, or loading stops.  Returns how many layouts and shapes passed and failed.
 
     Raises:
         GGUFError: the self-check failed, and ``on_mismatch`` is ``stop``.
@@ -56,6 +57,7 @@ def verify(model: nn.Module, path: str, on_mismatch: str) -> None:
     for module in model.modules():
         for layout in vars(module).get("gguf_layouts", {}).values():
             layout.source = None
+    return check.results
 
 
 def report(model: nn.Module, path: str, dtype: torch.dtype) -> None:

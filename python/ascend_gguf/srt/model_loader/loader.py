@@ -34,7 +34,7 @@ from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.npu.products import this_product
 from ascend_gguf.reader import open_gguf
-from ascend_gguf.srt import tune
+from ascend_gguf.srt import metrics, tune
 from ascend_gguf.srt.device import serve_gguf
 from ascend_gguf.srt.layers.linear import pack_linears
 from ascend_gguf.srt.layers.moe.token_dispatcher.ascend_tp import deal_experts
@@ -174,12 +174,10 @@ def load_weights(
             with engine.device_loading_context(module, device):
                 quant_method.process_weights_after_loading(module)
     loaded = time.perf_counter()
-    layouts.verify(model, path, options.get("on_mismatch", "dense"))
-    logger.info(
-        "Loaded the weights in %.2f s, self-check in %.2f s",
-        loaded - start,
-        time.perf_counter() - loaded,
-    )
+    checked = layouts.verify(model, path, options.get("on_mismatch", "dense"))
+    seconds = {"weights": loaded - start, "self_check": time.perf_counter() - loaded}
+    logger.info("Loaded the weights in %.2f s, self-check in %.2f s", *seconds.values())
+    metrics.record(path, layouts.holdings(model), seconds, checked)
 
 
 def _built(

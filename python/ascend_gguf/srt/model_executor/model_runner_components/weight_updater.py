@@ -21,6 +21,7 @@ from torch import nn
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import choose
+from ascend_gguf.srt import metrics, tune
 from ascend_gguf.srt.arg_groups.model_path_hook import find_model
 from ascend_gguf.srt.device import set_lost_weights
 from ascend_gguf.srt.layers.quantization.gguf import PackedWeights
@@ -146,11 +147,14 @@ def _replace(self: WeightUpdater, new: Source) -> str | None:
     name_map = name_map_of(new.path, self.model_config.hf_config)
 
     def load() -> None:
+        dtype = self.model_config.dtype
         new.quant_config.choice = choose(new.options, new.path, layouts.serves_few())
-        with set_default_torch_dtype(self.model_config.dtype), device:
+        new.quant_config.preferences = tune.preferences(new.options, new.path, dtype)
+        with set_default_torch_dtype(dtype), device:
             _give_up(model)
+            metrics.forget(model.gguf_source.path)
             load_weights(model, new.path, name_map, new.options, device)
-        layouts.report(model, new.path, self.model_config.dtype)
+        layouts.report(model, new.path, dtype)
 
     problem = _of_any_rank(load)
     if problem is None:
