@@ -145,6 +145,9 @@ _EMBEDDING = replace(
     _GEMMA_3,
     name="gemma-embedding",
     causal_lm="Gemma3TextModel",
+    # Without a window there is no configuration of it: llama.cpp wants the key, too.
+    fields={**_GEMMA_3.fields, "attention.sliding_window": "sliding_window"},
+    required=_GEMMA_3.required | {"attention.sliding_window"},
     fixed=_ACTIVATION | {"attention.causal": (False,)},
     tensors=(*(rule for rule in _GEMMA_3.tensors if rule is not OUTPUT), *_DENSE),
     constants={"use_bidirectional_attention": True},
