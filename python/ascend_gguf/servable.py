@@ -23,7 +23,7 @@ _NOT_ON_NPU = {
         ("lfm2", "lfm2_moe"), "SGLang has no backend on Ascend for the state of its convolutions"
     ),
     **dict.fromkeys(
-        ("granitemoehybrid", "nemotron_h"),
+        ("falcon_h1", "granitemoehybrid", "nemotron_h"),
         "SGLang's backend on Ascend for the states of Mamba-2 computes nothing",
     ),
     "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",

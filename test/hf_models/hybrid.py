@@ -157,6 +157,31 @@ _GRANITE_4 = GRANITE | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
+
+def falcon_h1(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield mamba2(name, tensor, config.mamba_n_groups)
+
+
+def falcon_h1_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.group_count": config.mamba_n_groups,
+        "ssm.time_step_rank": config.mamba_n_heads,
+        "ssm.inner_size": config.mamba_d_ssm,
+    }
+
+
+_FALCON_H1 = {
+    "head_dim": 64,
+    "mamba_d_ssm": 192,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 32,
+}
+
 TINY: dict[str, Tiny] = {
     "lfm2": Tiny(
         "lfm2",
@@ -215,6 +240,14 @@ TINY: dict[str, Tiny] = {
         | {"moe_shared_expert_intermediate_size": 96},
         nemotron_metadata,
         nemotron,
+        refused=_NO_MAMBA,
+    ),
+    "falcon-h1": Tiny(
+        "falcon-h1",
+        "falcon_h1",
+        _FALCON_H1 | {"tie_word_embeddings": True},
+        falcon_h1_metadata,
+        falcon_h1,
         refused=_NO_MAMBA,
     ),
 }

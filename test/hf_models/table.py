@@ -391,7 +391,7 @@ ONE_STAGE = frozenset(
     ("gemma2", "gemma3", "gemma4-e2b", "gemma4-26b", "granite", "granitemoe", "olmo2", "olmo3")
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe")
-    + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense")
+    + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense", "falcon-h1")
     + ("minicpm", "minicpm4", "stablelm", "orion", "olmo", "ernie4.5")
     + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
 )

@@ -202,6 +202,17 @@ ROWS: dict[str, Peer] = {
         TINY["phimoe"].sizes | {"max_position_embeddings": 8192, "rope_parameters": _PHIMOE},
     ),
     "gpt2-output": Peer("gpt2", TINY["gpt2"].sizes | {"tie_word_embeddings": False}),
+    # Which conversion multiplies weights by, and a norm of what leaves the state.
+    "falcon-h1-multipliers": Peer(
+        "falcon_h1",
+        TINY["falcon-h1"].sizes
+        | {"tie_word_embeddings": False, "mamba_n_groups": 2, "mamba_rms_norm": True}
+        | {"mamba_norm_before_gate": False, "key_multiplier": 0.5, "embedding_multiplier": 4.0}
+        | {"mlp_multipliers": [0.5, 2.0], "ssm_multipliers": [0.5, 2.0, 0.5, 2.0, 0.25]}
+        | {"attention_in_multiplier": 2.0, "attention_out_multiplier": 0.5}
+        | {"ssm_in_multiplier": 2.0, "ssm_out_multiplier": 0.5, "lm_head_multiplier": 0.5},
+        refused=("npu",),
+    ),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
 }
 
@@ -313,4 +324,5 @@ CHOSEN = (
     "lfm2-moe",
     "granite-4",
     "nemotron-h-moe",
+    "falcon-h1-multipliers",
 )

@@ -8,6 +8,7 @@ from ascend_gguf.architectures import (
     cohere,
     deepseek,
     delta_net,
+    falcon_h1,
     gemma,
     gemma4,
     glm,
@@ -68,6 +69,7 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
         others,
         short_conv,
         nemotron,
+        falcon_h1,
     )
     for architecture in family.ARCHITECTURES
 )

@@ -147,6 +147,7 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     # The engine's configurations say it in words of their own.
     "linear": _has_type("linear_attention", "mamba", "M"),
     "full": _has_type("full_attention", "attention", "*"),
+    "normed_state": lambda config, layer: first(config, "mamba_rms_norm", default=True),
     "network": _has_type("-"),
     "experts": _has_type("E"),
     "conv": _has_type("conv"),

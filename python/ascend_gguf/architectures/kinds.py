@@ -63,7 +63,7 @@ _OTHER_MODELS = {
     "t5": _TRANSLATOR,
     **dict.fromkeys(
         (
-            *("mamba", "mamba2", "jamba", "falcon-h1", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
+            *("mamba", "mamba2", "jamba", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
             *("arwkv7",),
             *("kimi-linear",),
         ),

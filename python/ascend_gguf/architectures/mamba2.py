@@ -26,7 +26,8 @@ def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     inner = number(file, "ssm.inner_size", required=True)
     heads, groups = attributes["mamba_n_heads"], attributes["mamba_n_groups"]
     hidden = attributes["hidden_size"]
-    if inner % heads or heads % groups or inner % hidden:
+    expand = file.architecture != "falcon-h1"
+    if inner % heads or heads % groups or (expand and inner % hidden):
         raise GGUFError(
             "the heads of Mamba-2 cannot be of such sizes",
             file=file.path,
@@ -66,6 +67,13 @@ def mixer(module: str, kind: str) -> tuple[Rename, ...]:
         part("ssm_dt.bias", "ssm_heads", "dt_bias", dense=True),
         part("ssm_a", "ssm_heads 1", "A_log", undo=then(flat, log_of_minus), dense=True),
         part("ssm_d", "ssm_heads 1", "D", undo=flat, dense=True),
-        part("ssm_norm.weight", "ssm_groups ssm_group", "norm.weight", undo=flat, dense=True),
+        per_layer(
+            "ssm_norm.weight",
+            "ssm_groups ssm_group",
+            f"{module}.norm.weight",
+            undo=flat,
+            dense=True,
+            kind=f"{kind} normed_state",
+        ),
         part("ssm_out.weight", "hidden ssm_inner", "out_proj.weight"),
     )

@@ -31,7 +31,7 @@ _NOT_PADDED = frozenset(
     + ("ArceeForCausalLM", "ApertusForCausalLM", "PhiMoEForCausalLM", "GemmaForCausalLM")
     + ("Ernie4_5_ForCausalLM", "ExaoneMoeForCausalLM", "MellumForCausalLM")
     + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
-    + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM")
+    + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
 )
 
 

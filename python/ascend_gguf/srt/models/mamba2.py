@@ -50,8 +50,10 @@ def repair_mixer(mixer: Any, config: Any) -> None:
         ends = 2 * state, mixer.num_heads if layer is mixer.in_proj else 0
         wrap = partial(_load_group, mixer.tp_size, ends)
         wrap_loader(layer, wrap)
+        # Also where it gets packed weights later, which take the layer's own.
+        layer.weight_loader = wrap(layer.weight_loader)
         if layer.bias is not None:
-            layer.bias.weight_loader = wrap(layer.weight_loader)
+            layer.bias.weight_loader = layer.weight_loader
     mixer.norm.n_groups, mixer.norm.group_size = 1, mixer.norm.full_hidden_size
 
 
@@ -66,8 +68,8 @@ def _load_group(ranks: int, ends: tuple[int, int], load: Callable) -> Callable:
         ends: how many rows they share, half of them ``B`` and half ``C``, and how many follow.
     """
 
-    def load_weight(parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
-        load(parameter, _repeated(weight, ranks, *ends))
+    def load_weight(parameter: torch.nn.Parameter, weight: torch.Tensor, *part: int) -> None:
+        load(parameter, weight if part else _repeated(weight, ranks, *ends), *part)
 
     return load_weight
 

@@ -24,6 +24,7 @@ from ascend_gguf.srt.models import (
     deepseek_v2,
     exaone4,
     exaone_moe,
+    falcon_h1,
     gemma,
     gemma2,
     gemma3_causal,
@@ -58,6 +59,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "cohere2_moe": cohere2_moe.count_dense_layers,
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
+    "falcon_h1": mamba2.share_group,
     "granitemoehybrid": mamba2.share_group,
     "nemotron_h": nemotron_h.repair_config,
 }
@@ -73,6 +75,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,
     "exaone4.Exaone4Attention": exaone4.repair_attention,
     "exaone_moe.ExaoneMoEAttention": exaone_moe.repair_attention,
+    "falcon_h1.FalconH1HybridAttentionDecoderLayer": falcon_h1.drop_norms,
     "gemma.GemmaAttention": set_rotary_embedding,
     "gemma.GemmaForCausalLM": gemma.repair_loading,
     "gemma.GemmaMLP": gemma.repair_activation,

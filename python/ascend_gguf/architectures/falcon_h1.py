@@ -1,0 +1,54 @@
+"""Falcon-H1: attention and Mamba-2 side by side in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer
+from ascend_gguf.architectures.mamba2 import state as state_of
+from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.parts import (
+    ATTENTION,
+    EMBEDDING,
+    FIELDS,
+    HEAD_SIZE,
+    OUTPUT,
+    REQUIRED,
+    mlp,
+)
+from ascend_gguf.reader import GGUFFile
+
+
+def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the state, and whether what leaves it is normalised."""
+    found = state_of(file, attributes)
+    del found["mamba_expand"]
+    norm = any(name.endswith(".ssm_norm.weight") for name in file.tensors)
+    inner = number(file, "ssm.inner_size", required=True)
+    return found | {"mamba_d_ssm": inner, "mamba_rms_norm": norm}
+
+
+ARCHITECTURES = (
+    # Its multipliers are in the weights of a file.
+    Architecture(
+        name="falcon-h1",
+        model_type="falcon_h1",
+        fields=FIELDS | HEAD_SIZE | STATE,
+        required=REQUIRED | frozenset(STATE),
+        reads=STATE_KEYS,
+        tensors=(
+            EMBEDDING,
+            OUTPUT,
+            Rename("output_norm.weight", "hidden", "model.final_layernorm.weight"),
+            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+            per_layer("ffn_norm", "hidden", "pre_ff_layernorm.weight"),
+            *ATTENTION,
+            *mixer("mamba", ""),
+            *mlp(module="feed_forward"),
+        ),
+        constants={"mamba_norm_before_gate": False},
+        derived=(_state,),
+    ),
+)
