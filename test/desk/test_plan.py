@@ -33,7 +33,7 @@ def planned(path: Path, ranks: Ranks, dtype: torch.dtype, weights: str = "auto")
 
 def check(engine, path: Path, dtype: str, ranks: Ranks, weights: str = "auto") -> None:
     options = {"model_loader_extra_config": json.dumps({"weights": weights})}
-    sizes = {"tp_size": ranks.tp, "pp_size": ranks.pp}
+    sizes = {"tp_size": ranks.tp, "ep_size": ranks.ep, "pp_size": ranks.pp}
     with engine.load(path, probe="probes:bytes_by_form", dtype=dtype, **sizes, **options) as model:
         loaded = max(model.probes, key=lambda by_form: sum(by_form.values()))
     expected = planned(path, ranks, getattr(torch, dtype), weights)
@@ -43,8 +43,17 @@ def check(engine, path: Path, dtype: str, ranks: Ranks, weights: str = "auto") -
         assert expected.get(layout, 0) == pytest.approx(loaded.get(layout, 0), abs=tolerance)
 
 
-@pytest.mark.parametrize("ranks", [Ranks(), Ranks(2)], ids=str)
-@pytest.mark.parametrize("path", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    "path, ranks",
+    [
+        *((path, ranks) for path in (DENSE, MOE) for ranks in (Ranks(), Ranks(2))),
+        (MOE, Ranks(2, 2)),
+        (MOE, Ranks(4, 2)),
+        (DENSE, Ranks(1, 1, 2)),
+        (MOE, Ranks(1, 1, 2)),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else "-".join(map(str, value)),
+)
 def test_bytes_are_those_of_loading(npu_engine, path, ranks):
     check(npu_engine, path, "bfloat16", ranks)
 

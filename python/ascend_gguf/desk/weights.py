@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -165,15 +165,16 @@ def _stage(
     sizes = [layers // stages + (i >= stages - layers % stages) for i in range(stages)]
     first = sum(sizes[:stage])
     mine = range(first, first + sizes[stage])
-    tied = not any(module.name == _OUTPUT for _, module in modules)
-    is_last = stage == stages - 1
-    return [
-        module
-        for layer, module in modules
-        if layer in mine
-        or (layer is None and module.name == _EMBEDDING and (stage == 0 or is_last and tied))
-        or (layer is None and module.name != _EMBEDDING and is_last)
-    ]
+    ends = [module for layer, module in modules if layer is None]
+    embedding = [module for module in ends if module.name == _EMBEDDING]
+    found = [module for layer, module in modules if layer in mine]
+    if stage == 0:
+        found += embedding
+    if stage == stages - 1:
+        found += [module for module in ends if module.name != _EMBEDDING]
+        if stages > 1 and not any(module.name == _OUTPUT for module in ends):
+            found += [replace(module, name=_OUTPUT) for module in embedding]  # a copy
+    return found
 
 
 def layout_of(module: Module, chip: Chip, choice: Choice, dtype: torch.dtype) -> str:
