@@ -40,6 +40,7 @@ _FLOATS = (
     math.nan,
 )
 _LARGEST = 1 << 22  # bytes that are written for a tensor
+_MOST_REPEATED = 1 << 16  # bytes of a text that is made longer, perhaps not for the first time
 _LENGTHS = (0, 1, 2, 3, 15, 64, 255, 300, 1000, 4000)
 
 _TEXTS = (
@@ -141,7 +142,7 @@ def _changed_text(text: bytes, source: random.Random) -> bytes:
         return text[:place]
     if roll < 0.85:
         return text[:place] + text[place + source.randint(1, 8) :]
-    return text * source.choice((2, 3, 50))
+    return text[:_MOST_REPEATED] * source.choice((2, 3, 50))
 
 
 def _changed_array(array: Array, source: random.Random) -> Array:
