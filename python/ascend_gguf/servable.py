@@ -26,7 +26,6 @@ _NOT_ON_NPU = {
         ("falcon_h1", "granitemoehybrid", "nemotron_h"),
         "SGLang's backend on Ascend for the states of Mamba-2 computes nothing",
     ),
-    "qwen3_5_moe_text": "decode steps of its experts beside linear attention are not right there",
 }
 
 LATENT_ON_NPU = (

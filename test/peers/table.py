@@ -233,6 +233,9 @@ def _of_architectures() -> dict[str, Peer]:
         sizes = {**TINY[name].sizes, "scoring_func": "sigmoid"}
         plain[name] = replace(plain[name], sizes=sizes)
     plain |= _OF_PICTURES
+    # The converter writes every fourth layer.
+    sizes = {**TINY["qwen3.5-moe"].sizes, "num_hidden_layers": 4, "layer_types": None}
+    plain["qwen3.5-moe"] = replace(plain["qwen3.5-moe"], sizes=sizes)
     plain["mistral-4"] = replace(
         plain["mistral-4"],
         model_type="mistral3",
