@@ -99,6 +99,10 @@ def _serve(order: dict, begins: int) -> None:
     os.close(begins)
     os.environ.update(order["environment"])
     tempfile.tempdir = None  # as the environment says
+    if threads := order["environment"].get("OMP_NUM_THREADS"):
+        import torch
+
+        torch.set_num_threads(int(threads))  # OpenMP has read its environment long ago
 
     _allow_forked_npu()
 
@@ -231,7 +235,8 @@ def _import_everything() -> None:
     kernel_cache.install()
     # Once for all servers: the engine looks through every module for each hook.
     load_plugins()
-    _compile_kernels(on_npu)
+    if "ascend_gguf.srt.plugin" in sys.modules:  # not in an engine that is to be alone
+        _compile_kernels(on_npu)
     # The engine asks for it again and again; looking through every folder takes as long.
     sys.modules["vllm"] = None
 
