@@ -58,17 +58,17 @@ def test_a_chip_that_nobody_knows(monkeypatch, caplog):
 
     from ascend_gguf.srt.layers.quantization import kernels
 
-    kernels._works.cache_clear()
+    kernels.works.cache_clear()
     monkeypatch.setenv("NPU_SIM_SOC", "Ascend910B3")
     monkeypatch.setattr(kernels, "this_product", lambda: PRODUCTS[-1])
     kernel = kernels.linear_kernel(GGUFConfig(), torch.bfloat16)
     assert [layout.name for layout in kernel.layouts] == ["int4", "int8", "planes"]
     assert kernels.expert_layouts(GGUFConfig(), torch.bfloat16) == EXPERT_LAYOUTS
-    kernels._works.cache_clear()
+    kernels.works.cache_clear()
     monkeypatch.setenv("NPU_SIM_FAULT", "wrong:npu_weight_quant_batchmatmul:int8")
     kernel = kernels.linear_kernel(GGUFConfig(), torch.bfloat16)
     assert [layout.name for layout in kernel.layouts] == ["int4", "planes"]
-    kernels._works.cache_clear()
+    kernels.works.cache_clear()
 
 
 def test_names_of_operators():
