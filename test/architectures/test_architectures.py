@@ -229,8 +229,8 @@ def test_wrong_shape_of_any_tensor(arch, tmp_path):
     for name, shape in whole.shapes().items():
         if name.startswith("blk.1."):
             continue
-        # Only a vector may have one more dimension, of one.
-        one_more = [(1, *shape)] if len(shape) > 1 else []
+        # Only a vector may have one more dimension, of one, or be a matrix of one row.
+        one_more = [(1, *shape), (1, shape[0])] if len(shape) > 1 else []
         for wrong in ((shape[0] + 8, *shape[1:]), (*shape[:-1], shape[-1] // 2, 2), *one_more):
             file = opened(tmp_path, arch, {name: wrong})
             with pytest.raises(GGUFError, match="shape does not fit") as error:
@@ -361,6 +361,16 @@ def test_known_architecture_without_a_model(tmp_path):
     """A good file that holds anything but the model it says it is."""
     with pytest.raises(GGUFError, match=r"good\.gguf.*lacks"):
         load_config(good_file(tmp_path / "good.gguf"))
+
+
+def test_a_vector_of_several_parts_is_no_matrix(tiny_model, tmp_path):
+    def of_one_row(name, data):
+        return [(name, data[None] if name == "blk.0.attn_qkv.bias" else data)]
+
+    path = tmp_path / "model.gguf"
+    rewrite(tiny_model("qwen").path, path, of_one_row)
+    with pytest.raises(GGUFError, match=r"attn_qkv\.bias.*shape does not fit"):
+        name_map(open_gguf(path))
 
 
 @pytest.mark.parametrize("key", ["attention.q_lora_rank", "expert_shared_count"])

@@ -339,8 +339,9 @@ class Architecture:
                 hint="Use a file of the model in another type, such as Q4_K_M or Q8_0.",
             )
         expected = rule.expected_shape(config)
-        # A vector may be written as a matrix of one row, unless it is transformed.
-        one_row = None if rule.undo else (1, *expected[:1])
+        # A vector may be written as a matrix of one row, unless it is transformed or split.
+        is_whole = rule.undo is None and isinstance(rule.hf, str)
+        one_row = (1, *expected) if is_whole and len(expected) == 1 else None
         # llama-quantize leaves out an outer dimension of one.
         vector = expected[1:] if rule.undo and expected[:1] == (1,) else None
         if tensor.shape not in (expected, one_row, vector):
