@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,11 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
 
     from random_model import tokenizer_fields
 
-    # A class of its own, whose settings are nobody else's.
+    # A class of its own, whose settings are nobody else's, nor what it collects in the class.
     known = conversion.get_model_class(model_class)
-    converter = type(known.__name__, (known,), {"model_arch": known.model_arch, "no_mtp": True})
+    own = {name: copy(value) for name, value in vars(known).items() if type(value) in (list, dict)}
+    own |= {"model_arch": known.model_arch, "no_mtp": True}
+    converter = type(known.__name__, (known,), own)
 
     def set_vocab(self: Any) -> None:
         for key, value, kind in tokenizer_fields():
