@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -38,7 +39,9 @@ def main() -> int:
     try:
         fuzzer.check_seeds()
         begin = time.monotonic()
-        report = fuzzer.run(arguments.seconds, arguments.files, arguments.jobs, arguments.first)
+        seconds = arguments.seconds or (math.inf if arguments.files else 60)
+        files = arguments.files or 10**9
+        report = fuzzer.run(seconds, files, arguments.jobs, arguments.first)
         seconds = time.monotonic() - begin
         return _tell(fuzzer, report, seconds)
     finally:
@@ -47,8 +50,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--files", type=int, default=10**9, help="how many, at most")
+    parser.add_argument("--seconds", type=float, help="at most; 60 by default, without --files")
+    parser.add_argument("--files", type=int, help="how many, at most")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="other files")
     parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
