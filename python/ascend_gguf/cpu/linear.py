@@ -82,6 +82,7 @@ class BlocksExperts:
     def __init__(self, w13: Blocks, w2: Blocks) -> None:
         self.w13 = w13
         self.w2 = w2
+        self._holds_all = all(map(_holds_all, (w13, w2)))
         # Number of tokens, k, dtype, and whether each pair has an input of its own -> the matmuls.
         self._prepared: dict[tuple, tuple[list[tuple[slice, Matmul]], ...]] = {}
 
@@ -98,7 +99,7 @@ class BlocksExperts:
     ) -> torch.Tensor:
         """As :func:`~ascend_gguf.cpu.experts.apply_experts`."""
         options = (activation, w13_bias, w2_bias, weight_on_input)
-        if 0 < len(x) <= GEMV_COLUMNS and all(map(_holds_all, (self.w13, self.w2))):
+        if self._holds_all and 0 < len(x) <= GEMV_COLUMNS:
             return self._one_by_one(x, topk_weights, topk_ids, *options)
         # Which experts a token has says which products there are.
         return host_call(self._by_expert, x, topk_weights, topk_ids, *options)
