@@ -159,27 +159,59 @@ def test_experts_are_dealt_among_npus(npu_engine, tmp_path, name, tp, ep):
     assert max(shares) <= sum(shares) // tp
 
 
-def test_dealt_experts_in_graphs_give_what_eager_execution_gives(npu_engine, tmp_path):
+@pytest.mark.parametrize(("tp", "ep"), [(4, 2), (4, 4)])
+def test_dealt_experts_in_graphs_give_what_eager_execution_gives(npu_engine, tmp_path, tp, ep):
+    """With one collective a layer of experts in both; no rank reads the experts of another."""
+    path = DATA / "qwen3-moe-Q4_K_M.gguf"
     found = {}
     for disable_cuda_graph in (False, True):
         record = tmp_path / f"{disable_cuda_graph}.jsonl"
         with npu_engine.load(
-            DATA / "qwen3-moe-Q4_K_M.gguf",
+            path,
             environment={"NPU_SIM_RECORD": str(record)},
+            probe="expert_reads:expert_bytes",
             dtype="float16",
-            tp_size=2,
-            ep_size=2,
+            tp_size=tp,
+            ep_size=ep,
             disable_cuda_graph=disable_cuda_graph,
         ) as model:
-            found[disable_cuda_graph] = model.continued([PROMPT], 24)
-        last = json.loads(record.read_text().splitlines()[-1])
-        assert last["graph_replays"] == (not disable_cuda_graph) and not last["weights_transposed"]
+            found[disable_cuda_graph] = model.continued([PROMPT], 12)
+            _assert_own_experts_read(path, model.probes, tp, ep)
+        for step in _decoding(record):
+            assert step["graph_replays"] == (not disable_cuda_graph)
+            assert not step["weights_transposed"]
+            _assert_two_reductions_a_layer(step)
     assert found[True] == found[False]
 
 
-@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (2, 2), (4, 2)])
-def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path, tp, ep):
-    """Each layer reduces twice: after attention and after the experts."""
+def _assert_own_experts_read(path: Path, reads: list[dict[int, int]], tp: int, ep: int) -> None:
+    tensors = [t for name, t in open_gguf(path).tensors.items() if "_exps." in name]
+    share = tensors[0].shape[0] // ep
+    assert len(reads) == tp
+    for rank, read in enumerate(reads):
+        first = rank // (tp // ep) * share
+        assert sorted(read) == list(range(first, first + share))
+        # Of columns, what lies between them is read too: blocks hold 256.
+        whole = sum(tensor.nbytes for tensor in tensors) // ep
+        assert sum(read.values()) == whole if tp == ep else sum(read.values()) < whole
+
+
+def _decoding(record: Path) -> list[dict]:
+    steps = [json.loads(line) for line in record.read_text().splitlines()]
+    decoding = [step for step in steps if step["mode"] == "DECODE"]
+    assert decoding
+    return decoding
+
+
+def _assert_two_reductions_a_layer(step: dict) -> None:
+    """After attention and after the experts."""
+    layers = 2
+    # The embedding is reduced once, and the logits are gathered once.
+    names = [name for name, _ in step["collectives"]]
+    assert names == ["HcclAllReduce"] * (1 + 2 * layers) + ["HcclAllGather"]
+
+
+def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
     record = tmp_path / "record.jsonl"
     npu_engine.score(
         DATA / "qwen3-moe-Q4_K_M.gguf",
@@ -187,18 +219,11 @@ def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path, tp, ep):
         4,
         environment={"NPU_SIM_RECORD": str(record)},
         dtype="float16",
-        tp_size=tp,
-        ep_size=ep,
+        tp_size=2,
         disable_cuda_graph=True,
     )
-    steps = [json.loads(line) for line in record.read_text().splitlines()]
-    decoding = [step for step in steps if step["mode"] == "DECODE"]
-    assert decoding
-    layers = 2
-    for step in decoding:
-        names = [name for name, _ in step["collectives"]]
-        # The embedding is reduced once, and the logits are gathered once.
-        assert names == ["HcclAllReduce"] * (1 + 2 * layers) + ["HcclAllGather"]
+    for step in _decoding(record):
+        _assert_two_reductions_a_layer(step)
         # A few bytes of the engine's own, about requests; nothing for layers or weights.
         assert sum(nbytes for _, nbytes in step["copies"].values()) < 64
 
