@@ -6,7 +6,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from ascend_gguf.architectures import Architecture, Field, architecture_of
+from ascend_gguf.architectures import Architecture, architecture_of
+from ascend_gguf.architectures.base import as_field
 from ascend_gguf.architectures.dimensions import experts
 from ascend_gguf.architectures.keys import check_keys
 from ascend_gguf.architectures.metadata import number
@@ -91,9 +92,8 @@ def read_config(path: str | os.PathLike) -> PretrainedConfig:
 def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     values = {}
     for key, field in architecture.fields.items():
-        field = field if isinstance(field, Field) else Field(field)
-        required = key in architecture.required
-        value = number(file, key, field.kind, field.least, required)
+        field = as_field(field)
+        value = number(file, key, field.kind, field.least, field.required)
         if value is not None and (field.unset is None or value != field.unset):
             values[field.attribute] = value
     # llama.cpp's defaults, not transformers'.

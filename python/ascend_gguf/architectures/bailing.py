@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer
+from ascend_gguf.architectures.base import (
+    Architecture,
+    Rename,
+    count,
+    length,
+    per_layer,
+    required,
+)
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.parts import (
+    DENSE_OR_SPARSE,
     FIELDS,
     GROUPED_DEFAULTS,
     GROUPED_ROUTING,
@@ -16,17 +24,14 @@ from ascend_gguf.architectures.parts import (
     MOE_FIELDS,
     NORMS,
     OUTPUT,
-    REQUIRED,
-    experts,
-    mlp,
-    shared_expert,
+    qk_norm,
+    router_bias,
 )
 from ascend_gguf.reader import GGUFFile
 
-_EXPERT_FIELDS = MOE_FIELDS | {
-    "expert_count": "num_experts",
-    "expert_shared_count": count("num_shared_experts"),
-}
+_EXPERT_FIELDS = MOE_FIELDS | required(
+    {"expert_count": "num_experts", "expert_shared_count": count("num_shared_experts")}
+)
 
 
 def _shared_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
@@ -48,10 +53,7 @@ ARCHITECTURES = (
         | HEAD_SIZE
         | _EXPERT_FIELDS
         | GROUPED_ROUTING
-        | {
-            "expert_shared_feed_forward_length": length("moe_shared_expert_intermediate_size"),
-        },
-        required=REQUIRED | frozenset(_EXPERT_FIELDS),
+        | {"expert_shared_feed_forward_length": length("moe_shared_expert_intermediate_size")},
         defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
         reads=frozenset({"rope.dimension_count"}),
         fixed={"expert_gating_func": (2,)},
@@ -61,13 +63,10 @@ ARCHITECTURES = (
             OUTPUT,
             *NORMS,
             per_layer("attn_qkv.weight", "q+2*kv hidden", "attention.query_key_value.weight"),
-            per_layer("attn_q_norm.weight", "head", "attention.query_layernorm.weight"),
-            per_layer("attn_k_norm.weight", "head", "attention.key_layernorm.weight"),
+            *qk_norm("attention.query_layernorm", "attention.key_layernorm"),
             per_layer("attn_output.weight", "hidden q", "attention.dense.weight"),
-            *mlp("dense"),
-            *experts(kind="sparse"),
-            per_layer("exp_probs_b.bias", "experts", "mlp.gate.expert_bias", kind="sparse"),
-            *shared_expert("mlp.shared_experts", kind="sparse"),
+            *DENSE_OR_SPARSE,
+            router_bias("mlp.gate.expert_bias"),
         ),
         constants={
             "hidden_act": "silu",

@@ -145,17 +145,19 @@ class Field:
         kind: type of the value: int, float or bool.
         least: the smallest valid value.
         unset: a value that means the same as a missing key.
+        required: the file must have the key.
     """
 
     attribute: str
     kind: type = int
     least: float = 1
     unset: float | None = None
+    required: bool = False
 
 
 def fraction(attribute: str) -> Field:
-    """A :class:`Field` of a float."""
-    return Field(attribute, float, 0)
+    """A :class:`Field` of a float that every file has."""
+    return Field(attribute, float, 0, required=True)
 
 
 def scale(attribute: str) -> Field:
@@ -178,8 +180,19 @@ def length(attribute: str) -> Field:
     return Field(attribute, int, 0, unset=0)
 
 
-#: Metadata keys and their attributes; a plain name is an integer of at least one.
+#: Metadata keys and their attributes; a plain name is an integer of at least one, and required.
 Fields = dict[str, str | Field]
+
+
+def as_field(field: str | Field) -> Field:
+    """A value of :data:`Fields`, written out."""
+    return field if isinstance(field, Field) else Field(field, required=True)
+
+
+def required(fields: Fields) -> Fields:
+    """The same fields, which every file must have."""
+    return {key: replace(as_field(field), required=True) for key, field in fields.items()}
+
 
 #: ``(file, attributes so far)`` to more attributes.
 Derivation = Callable[[GGUFFile, Mapping[str, Any]], Mapping[str, Any]]
@@ -193,8 +206,7 @@ class Architecture:
         name: that value.
         model_type: transformers' ``model_type``.
         fields: metadata key below ``name.`` to attribute of the configuration; a :class:`Field` if
-            it is not an integer of at least one.
-        required: the keys of ``fields`` without a usable default.
+            it is not an integer of at least one, or has a usable default.
         defaults: attributes for missing keys, as llama.cpp has them (``load_arch_hparams``,
             ``llama-hparams.h``); often not transformers' defaults.
         reads: further keys that ``rope`` and ``derived`` follow.
@@ -212,7 +224,6 @@ class Architecture:
     name: str
     model_type: str
     fields: Mapping[str, str | Field]
-    required: frozenset[str]
     tensors: tuple[Rename, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
@@ -228,6 +239,11 @@ class Architecture:
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""
         return file.architecture == self.name and self.mark(file)
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """The keys of :attr:`fields` without a usable default."""
+        return frozenset(key for key, field in self.fields.items() if as_field(field).required)
 
     @cached_property
     def obeyed(self) -> frozenset[str]:

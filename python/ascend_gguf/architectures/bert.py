@@ -6,28 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename
 from ascend_gguf.architectures.heads import ENCODER_HEAD, OUTPUT, is_reranker, labels
-from ascend_gguf.architectures.parts import FIELDS
+from ascend_gguf.architectures.parts import LAYER_NORM_FIELDS, linear, without
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
-_FIELDS = {key: name for key, name in FIELDS.items() if "rms" not in key and "kv" not in key} | {
-    "attention.layer_norm_epsilon": fraction("layer_norm_eps")
-}
-
 _TYPES = "token_types.weight"
-
-
-def _norm(gguf: str, hf: str) -> tuple[Rename, ...]:
-    return tuple(Rename(f"{gguf}.{kind}", "hidden", f"{hf}.{kind}") for kind in ("weight", "bias"))
-
-
-def _linear(gguf: str, rows: str, columns: str, hf: str, **options: Any) -> tuple[Rename, ...]:
-    return (
-        per_layer(f"{gguf}.weight", f"{rows} {columns}", f"{hf}.weight", **options),
-        per_layer(f"{gguf}.bias", rows, f"{hf}.bias"),
-    )
 
 
 def _of_block(rule: Rename) -> Rename:
@@ -35,16 +21,14 @@ def _of_block(rule: Rename) -> Rename:
 
 
 _BLOCK = (
-    *_linear("attn_q", "hidden", "hidden", "attention.self.query"),
-    *_linear("attn_k", "hidden", "hidden", "attention.self.key"),
-    *_linear("attn_v", "hidden", "hidden", "attention.self.value"),
-    *_linear("attn_output", "hidden", "hidden", "attention.output.dense"),
-    *_linear("ffn_up", "ffn", "hidden", "intermediate.dense"),
-    *_linear("ffn_down", "hidden", "ffn", "output.dense"),
-    per_layer("attn_output_norm.weight", "hidden", "attention.output.LayerNorm.weight"),
-    per_layer("attn_output_norm.bias", "hidden", "attention.output.LayerNorm.bias"),
-    per_layer("layer_output_norm.weight", "hidden", "output.LayerNorm.weight"),
-    per_layer("layer_output_norm.bias", "hidden", "output.LayerNorm.bias"),
+    *linear("attn_q", "hidden", "hidden", "attention.self.query"),
+    *linear("attn_k", "hidden", "hidden", "attention.self.key"),
+    *linear("attn_v", "hidden", "hidden", "attention.self.value"),
+    *linear("attn_output", "hidden", "hidden", "attention.output.dense"),
+    *linear("ffn_up", "ffn", "hidden", "intermediate.dense"),
+    *linear("ffn_down", "hidden", "ffn", "output.dense"),
+    *linear("attn_output_norm", "hidden", "", "attention.output.LayerNorm"),
+    *linear("layer_output_norm", "hidden", "", "output.LayerNorm"),
 )
 
 
@@ -76,20 +60,20 @@ _BERT = Architecture(
     name="bert",
     model_type="bert",
     causal_lm="BertModel",
-    fields=_FIELDS,
-    required=frozenset(_FIELDS),
+    fields=without(LAYER_NORM_FIELDS, "attention.head_count_kv"),
     fixed={"attention.causal": (False,)},
     tensors=(
         Rename("token_embd.weight", "vocab hidden", "embeddings.word_embeddings.weight"),
         # Of RoBERTa those that tokens have: conversion leaves out the ones before.
         Rename("position_embd.weight", "positions hidden", "embeddings.position_embeddings.weight"),
         Rename(_TYPES, "types hidden", "embeddings.token_type_embeddings.weight", optional=True),
-        *_norm("token_embd_norm", "embeddings.LayerNorm"),
+        Rename("token_embd_norm.weight", "hidden", "embeddings.LayerNorm.weight"),
+        Rename("token_embd_norm.bias", "hidden", "embeddings.LayerNorm.bias"),
         *map(_of_block, _BLOCK),
     ),
     # The engine's name of what transformers does without saying.
     constants={"position_embedding_type": "absolute"},
-    rope=lambda file, attributes: {},
+    rope=rope.absent,
     derived=(_token_types,),
     embeds=True,
 )

@@ -10,40 +10,35 @@ from ascend_gguf.architectures.base import (
     Fields,
     count,
     flag,
-    fraction,
     per_layer,
+    required,
     scale,
 )
 from ascend_gguf.architectures.layers import dense_layers, has_tensor, shared_count, sliding_unless
 from ascend_gguf.architectures.parts import (
     ATTENTION,
-    FIELDS,
     HEAD_SIZE,
+    LAYER_NORM_FIELDS,
     PATTERN,
-    REQUIRED,
     TIED_FRAME,
     WINDOW,
     experts,
     mlp,
+    qk_norm,
     shared_expert,
 )
 from ascend_gguf.reader import GGUFFile
 
-_EPSILON = "attention.layer_norm_rms_epsilon"
-_FIELDS = {key: value for key, value in FIELDS.items() if key != _EPSILON} | {
-    "attention.layer_norm_epsilon": fraction("layer_norm_eps"),
-    "logit_scale": scale("logit_scale"),
-}
-_REQUIRED = REQUIRED - {_EPSILON} | {"attention.layer_norm_epsilon"}
+_FIELDS = LAYER_NORM_FIELDS | {"logit_scale": scale("logit_scale")}
 _DEFAULTS = {"logit_scale": 1.0}
 
 # One norm per layer: attention and the feed-forward network have the same input.
-_BODY = (
+_ATTENTION = (
     *TIED_FRAME,
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
     *ATTENTION,
-    *mlp(),
 )
+_BODY = _ATTENTION + mlp()
 
 
 def _head_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
@@ -56,22 +51,19 @@ _EXPERTS: Fields = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "intermediate_size",
     "expert_weights_norm": flag("norm_topk_prob"),
-    "leading_dense_block_count": count("first_k_dense_replace"),
     "feed_forward_length": "prefix_dense_intermediate_size",
+    **required({"leading_dense_block_count": count("first_k_dense_replace")}),
 }
 
 COHERE2_MOE = Architecture(
     name="cohere2moe",
     model_type="cohere2_moe",
-    fields=_FIELDS | HEAD_SIZE | WINDOW | _EXPERTS,
-    required=_REQUIRED | frozenset(WINDOW) | frozenset(_EXPERTS) - {"expert_weights_norm"},
+    fields=_FIELDS | HEAD_SIZE | required(WINDOW) | _EXPERTS,
     defaults=_DEFAULTS | {"norm_topk_prob": False},
     reads=PATTERN | {"expert_shared_feed_forward_length"},
     fixed={"expert_gating_func": (2,)},
     tensors=(
-        *TIED_FRAME,
-        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
-        *ATTENTION,
+        *_ATTENTION,
         *mlp("dense"),
         *experts(kind="sparse"),
         *shared_expert("mlp.shared_experts", kind="sparse shared"),
@@ -90,23 +82,15 @@ ARCHITECTURES = (
         name="command-r",
         model_type="cohere",
         fields=_FIELDS,
-        required=_REQUIRED,
         defaults=_DEFAULTS,
-        tensors=_BODY
-        + (
-            # Only in Command R+.
-            per_layer("attn_q_norm.weight", "heads head", "self_attn.q_norm.weight", optional=True),
-            per_layer(
-                "attn_k_norm.weight", "kv_heads head", "self_attn.k_norm.weight", optional=True
-            ),
-        ),
+        # The norms are only in Command R+.
+        tensors=_BODY + qk_norm(shapes=("heads head", "kv_heads head"), optional=True),
         derived=(has_tensor("use_qk_norm", "blk.0.attn_q_norm.weight"),),
     ),
     Architecture(
         name="cohere2",
         model_type="cohere2",
-        fields=_FIELDS | WINDOW,
-        required=_REQUIRED | frozenset(WINDOW),
+        fields=_FIELDS | required(WINDOW),
         defaults=_DEFAULTS,
         reads=PATTERN,
         tensors=_BODY,

@@ -13,16 +13,14 @@ from ascend_gguf.architectures.base import Architecture, Rename, length, per_lay
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
+    DENSE_OR_SPARSE,
     FIELDS,
     FRAME,
     GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     NORMS,
-    REQUIRED,
     ROUTED_FIELDS,
-    experts,
-    mlp,
-    shared_expert,
+    router_bias,
 )
 from ascend_gguf.reader import GGUFFile
 
@@ -39,7 +37,6 @@ _FIELDS = (
     | GROUPED_ROUTING
     | {"attention.q_lora_rank": length("q_lora_rank")}
 )
-_REQUIRED = REQUIRED | frozenset(ROUTED_FIELDS) | frozenset(_LATENT_FIELDS)
 _READS = frozenset(
     f"attention.{kind}_length{end}" for kind in ("key", "value") for end in ("", "_mla")
 ) | {
@@ -102,14 +99,10 @@ _BODY: tuple[Rename, ...] = (
         optional=True,
     ),
     per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight"),
-    *mlp("dense"),
-    *experts(kind="sparse"),
-    *shared_expert("mlp.shared_experts", kind="sparse"),
+    *DENSE_OR_SPARSE,
 )
 
-_ROUTER_BIAS = per_layer(
-    "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
-)
+_ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
 
 def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
@@ -177,7 +170,6 @@ _BY_SOFTMAX = Architecture(
     name="deepseek2",
     model_type="deepseek_v2",
     fields=_FIELDS,
-    required=_REQUIRED,
     defaults=_DEFAULTS,
     reads=_READS - {"expert_gating_func"},
     fixed={"expert_gating_func": (1,)},
@@ -196,7 +188,6 @@ ARCHITECTURES = (
         mark=_routes_by_sigmoid,
         model_type="deepseek_v3",
         fields=_FIELDS,
-        required=_REQUIRED,
         defaults=_DEFAULTS,
         reads=_READS,
         tensors=(*_BODY, _ROUTER_BIAS),

@@ -8,24 +8,29 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Fields, Rename, length, per_layer
+from ascend_gguf.architectures.base import Architecture, Fields, Rename, per_layer
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
     HEAD_SIZE,
-    MOE_FIELDS,
+    OFFSET,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
-    REQUIRED,
     SOFTMAX_ROUTER,
     attention,
     experts,
     mlp,
     offset_norm,
+    qk_norm,
 )
-from ascend_gguf.architectures.qwen import SHARED_EXPERT, SHARED_FIELDS, shared_width
+from ascend_gguf.architectures.qwen import (
+    EXPERT_FIELDS,
+    SHARED_EXPERT,
+    SHARED_FIELDS,
+    shared_width,
+)
 from ascend_gguf.architectures.transforms import (
     grouped_heads,
     log_of_minus,
@@ -120,11 +125,6 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return rope.partial(file, attributes)
 
 
-def _partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
-    # The engine reads it from the configuration itself.
-    return rope.partial_factor(file, attributes)
-
-
 _GROUPED = grouped_heads("linear_head")
 _GROUPED_NUMBERS = grouped_heads("1")
 _QKV = of_parts("linear_k linear_k linear_v", None, None, _GROUPED)
@@ -165,19 +165,18 @@ _BODY = (
     offset_norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
     # Beside each query is what its result is gated by.
     *attention(q_rows="2*q", kind="full"),
-    offset_norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head", kind="full"),
-    offset_norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head", kind="full"),
+    *qk_norm(kind="full", **OFFSET),
     *_DELTA_NET,
 )
 _FIELDS = FIELDS | HEAD_SIZE | _STATE
-_DERIVED = (_heads, _layer_types, _partial)
+# The engine reads the factor from the configuration itself.
+_DERIVED = (_heads, _layer_types, rope.partial_factor)
 
 ARCHITECTURES = (
     Architecture(
         name="qwen35",
         model_type="qwen3_5_text",
         fields=_FIELDS,
-        required=REQUIRED | frozenset(_STATE),
         reads=_STATE_KEYS,
         tensors=_BODY + mlp(),
         rope=_rope,
@@ -186,15 +185,7 @@ ARCHITECTURES = (
     Architecture(
         name="qwen35moe",
         model_type="qwen3_5_moe_text",
-        fields=_FIELDS
-        | MOE_FIELDS
-        | SHARED_FIELDS
-        | {
-            "expert_count": "num_experts",
-            "expert_feed_forward_length": length("moe_intermediate_size"),
-        },
-        required=(REQUIRED | frozenset(_STATE)) - {"feed_forward_length"}
-        | {"expert_count", "expert_used_count"},
+        fields=_FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
         reads=_STATE_KEYS,
         fixed=SOFTMAX_ROUTER,
         tensors=_BODY + experts() + SHARED_EXPERT,

@@ -15,7 +15,6 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
     OUTPUT,
-    REQUIRED,
     mlp,
 )
 from ascend_gguf.reader import GGUFFile
@@ -36,7 +35,6 @@ ARCHITECTURES = (
         name="falcon-h1",
         model_type="falcon_h1",
         fields=FIELDS | HEAD_SIZE | STATE,
-        required=REQUIRED | frozenset(STATE),
         reads=STATE_KEYS,
         tensors=(
             EMBEDDING,

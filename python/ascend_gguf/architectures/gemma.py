@@ -15,14 +15,15 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
     NORMS,
+    OFFSET,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
     PATTERN,
-    REQUIRED,
     TIED_FRAME,
     WINDOW,
     mlp,
     offset_norm,
+    qk_norm,
 )
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
@@ -36,11 +37,6 @@ _BODY = (
     offset_norm("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
     *ATTENTION,
     *mlp(),
-)
-
-_QK_NORM = (
-    offset_norm("attn_q_norm.weight", "self_attn.q_norm.weight", "head"),
-    offset_norm("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),
 )
 
 # Embeddings are multiplied by sqrt(hidden size), and each layer adds the output of a norm with
@@ -72,15 +68,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         name="gemma",
         model_type="gemma",
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         fixed=_ACTIVATION,
-        tensors=(
-            *TIED_FRAME,
-            # The engine's norms multiply by the weight alone.
-            *NORMS,
-            *ATTENTION,
-            *mlp(),
-        ),
+        # The engine's norms multiply by the weight alone.
+        tensors=TIED_FRAME + NORMS + ATTENTION + mlp(),
     ),
     Architecture(
         name="gemma2",
@@ -90,7 +80,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         | WINDOW
         | _FINAL_SOFT_CAP
         | {"attn_logit_softcapping": scale("attn_logit_softcapping")},
-        required=REQUIRED,
         defaults={
             "sliding_window": 4096,
             "attn_logit_softcapping": 50.0,
@@ -108,11 +97,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         name="gemma3",
         model_type="gemma3_text",
         fields=FIELDS | HEAD_SIZE | WINDOW | _FINAL_SOFT_CAP,
-        required=REQUIRED,
         defaults={"final_logit_softcapping": None},
         reads=PATTERN | {"rope.freq_base_swa"},
         fixed=_ACTIVATION,
-        tensors=(*_BODY, OUTPUT, *_QK_NORM),
+        tensors=(*_BODY, OUTPUT, *qk_norm(**OFFSET)),
         rope=rope.by_layer_type(10000.0),
         derived=(sliding_unless(6), _query_scale(62)),
         beyond_float16=f"{_RESIDUALS}: 104,000 was measured",
@@ -147,7 +135,6 @@ _EMBEDDING = replace(
     causal_lm="Gemma3TextModel",
     # Without a window there is no configuration of it: llama.cpp wants the key, too.
     fields={**_GEMMA_3.fields, "attention.sliding_window": "sliding_window"},
-    required=_GEMMA_3.required | {"attention.sliding_window"},
     fixed=_ACTIVATION | {"attention.causal": (False,)},
     tensors=(*(rule for rule in _GEMMA_3.tensors if rule is not OUTPUT), *_DENSE),
     constants={"use_bidirectional_attention": True},

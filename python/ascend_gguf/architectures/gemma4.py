@@ -26,9 +26,10 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
     PATTERN,
-    REQUIRED,
     SOFTMAX_ROUTER,
     TIED_FRAME,
+    mlp,
+    without,
 )
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
@@ -171,13 +172,6 @@ def _projections(kind: str, prefix: str) -> Iterator[Rename]:
         yield Rename(name, shape, (), optional=True, kind=f"{kind} shared_kv")
 
 
-def _mlp(kind: str, width: str) -> Iterator[Rename]:
-    for part in ("gate", "up"):
-        name = f"mlp.{part}_proj.weight"
-        yield per_layer(f"ffn_{part}.weight", f"{width} hidden", name, kind=kind)
-    yield per_layer("ffn_down.weight", f"hidden {width}", "mlp.down_proj.weight", kind=kind)
-
-
 _NORMS = {
     "attn_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -225,7 +219,7 @@ ARCHITECTURES = (
     Architecture(
         name="gemma4",
         model_type="gemma4_text",
-        fields={key: value for key, value in FIELDS.items() if key not in _BY_LAYER}
+        fields=without(FIELDS, *_BY_LAYER)
         | HEAD_SIZE
         | {
             "attention.sliding_window": "sliding_window",
@@ -237,7 +231,6 @@ ARCHITECTURES = (
             "expert_used_count": length("top_k_experts"),
             "expert_feed_forward_length": length("moe_intermediate_size"),
         },
-        required=REQUIRED - _BY_LAYER | {"attention.sliding_window"},
         defaults={
             "final_logit_softcapping": None,
             "num_kv_shared_layers": 0,
@@ -251,8 +244,8 @@ ARCHITECTURES = (
             per_layer("layer_output_scale.weight", "1", "layer_scalar", optional=True),
             *_projections("full", ""),
             *_projections("sliding", "swa_"),
-            *_mlp("narrow", "ffn"),
-            *_mlp("wide", "2*ffn"),
+            *mlp("narrow"),
+            *mlp("wide", width="2*ffn"),
             *_experts(),
             *_per_layer_inputs(),
         ),

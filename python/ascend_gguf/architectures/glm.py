@@ -11,6 +11,7 @@ from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import groups, has_tensor, shared_count
 from ascend_gguf.architectures.parts import (
     ATTENTION,
+    DENSE_OR_SPARSE,
     FIELDS,
     FRAME,
     FUSED_MLP,
@@ -18,14 +19,14 @@ from ascend_gguf.architectures.parts import (
     GROUPED_ROUTING,
     HEAD_SIZE,
     MOE_FIELDS,
-    NORMS,
+    NEOX_BODY,
     NORMS_AROUND_ATTENTION,
     QK_NORM,
-    REQUIRED,
     ROUTED_FIELDS,
-    experts,
-    mlp,
-    shared_expert,
+    UNGROUPED_ROUTING,
+    qk_norm,
+    router_bias,
+    without,
 )
 from ascend_gguf.reader import GGUFFile
 
@@ -33,10 +34,7 @@ from ascend_gguf.reader import GGUFFile
 _NO_SECTIONS = {"rope.dimension_sections": (0,)}
 _PARTIAL = frozenset({"rope.dimension_count"})
 
-_ROUTER_BIAS = per_layer(
-    "exp_probs_b.bias", "experts", "mlp.gate.e_score_correction_bias", kind="sparse"
-)
-_UNGROUPED_ROUTING = {key: value for key, value in GROUPED_ROUTING.items() if "group" not in key}
+_ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
 _PLAIN_ATTENTION = {
     "use_qk_norm": True,
@@ -58,7 +56,6 @@ ARCHITECTURES = (
         name="glm4",
         model_type="glm4",
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         reads=_PARTIAL,
         fixed=_NO_SECTIONS,
         tensors=(
@@ -79,7 +76,6 @@ ARCHITECTURES = (
         name="glm4moe",
         model_type="glm4_moe",
         fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | GROUPED_ROUTING,
-        required=REQUIRED | frozenset(ROUTED_FIELDS),
         defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
         reads=_PARTIAL,
         fixed=_NO_SECTIONS | {"expert_gating_func": (2,)},
@@ -87,12 +83,9 @@ ARCHITECTURES = (
             *FRAME,
             *NORMS_AROUND_ATTENTION,
             *ATTENTION,
-            per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight", optional=True),
-            per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", optional=True),
-            *mlp("dense"),
-            *experts(kind="sparse"),
+            *qk_norm(optional=True),
+            *DENSE_OR_SPARSE,
             _ROUTER_BIAS,
-            *shared_expert("mlp.shared_experts", kind="sparse"),
         ),
         rope=rope.partial,
         derived=(
@@ -105,20 +98,10 @@ ARCHITECTURES = (
     Architecture(
         name="dots1",
         model_type="glm4_moe",
-        fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | _UNGROUPED_ROUTING,
-        required=REQUIRED | frozenset(ROUTED_FIELDS),
+        fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | UNGROUPED_ROUTING,
         defaults=GROUPED_DEFAULTS,
         fixed={"expert_gating_func": (2,)},
-        tensors=(
-            *FRAME,
-            *NORMS,
-            *ATTENTION,
-            *QK_NORM,
-            *mlp("dense"),
-            *experts(kind="sparse"),
-            _ROUTER_BIAS,
-            *shared_expert("mlp.shared_experts", kind="sparse"),
-        ),
+        tensors=(*NEOX_BODY, *QK_NORM, *DENSE_OR_SPARSE, _ROUTER_BIAS),
         constants=_PLAIN_ATTENTION,
         rope=rope.partial,
     ),
@@ -130,20 +113,15 @@ ARCHITECTURES = (
         | HEAD_SIZE
         | MOE_FIELDS
         | {"expert_count": "n_routed_experts"}
-        | {key: value for key, value in _UNGROUPED_ROUTING.items() if "dense" not in key},
-        required=REQUIRED | frozenset(MOE_FIELDS) | {"expert_count"},
+        | without(UNGROUPED_ROUTING, "leading_dense_block_count"),
         defaults=GROUPED_DEFAULTS,
         reads=frozenset({"expert_shared_feed_forward_length"}),
         fixed={"expert_gating_func": (2,)},
         tensors=(
-            *FRAME,
-            *NORMS,
-            *ATTENTION,
+            *NEOX_BODY,
             *QK_NORM,
-            *mlp("dense"),
-            *experts(kind="sparse"),
+            *DENSE_OR_SPARSE,
             replace(_ROUTER_BIAS, gguf="blk.{layer}.exp_probs_b"),
-            *shared_expert("mlp.shared_experts", kind="sparse"),
         ),
         constants=_PLAIN_ATTENTION,
         rope=rope.partial,

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.base import Architecture, per_layer, required
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
+    OPTIONAL_WIDTH,
     OUTPUT_BIAS,
     PATTERN,
-    REQUIRED,
     WINDOW,
     attention,
     experts,
@@ -39,8 +39,7 @@ ARCHITECTURES = (
     Architecture(
         name="gpt-oss",
         model_type="gpt_oss",
-        fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS | WINDOW,
-        required=REQUIRED - {"feed_forward_length"} | frozenset(_EXPERT_FIELDS) | frozenset(WINDOW),
+        fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | _EXPERT_FIELDS | required(WINDOW),
         reads=PATTERN | {"feed_forward_length"},
         fixed={"expert_gating_func": (3,)},
         tensors=(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, fraction, per_layer, scale
+from ascend_gguf.architectures.base import Architecture, Field, fraction, scale
 from ascend_gguf.architectures.layers import attends_where_heads, query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
 from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state
@@ -16,12 +16,12 @@ from ascend_gguf.architectures.parts import (
     FRAME,
     MLP_BIAS,
     NORMS,
-    REQUIRED,
     SOFTMAX_ROUTER,
     attention,
     experts,
     mlp,
     shared_expert,
+    without,
 )
 from ascend_gguf.architectures.transforms import halves_from_pairs
 from ascend_gguf.reader import GGUFFile
@@ -32,17 +32,12 @@ _FIELDS = FIELDS | {
     "residual_scale": scale("residual_multiplier"),
     "logit_scale": fraction("logits_scaling"),
 }
-_REQUIRED = REQUIRED | {"logit_scale"}
 _DEFAULTS = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+_SHARED_WIDTH = {"expert_shared_feed_forward_length": Field("shared_intermediate_size")}
 _EXPERT_FIELDS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 _HEADS = frozenset({"attention.head_count_kv"})
-_HYBRID_FIELDS = (
-    {key: value for key, value in _FIELDS.items() if key not in _HEADS}
-    | STATE
-    | {"logit_scale": scale("logits_scaling")}
-)
-_HYBRID_REQUIRED = REQUIRED | frozenset(STATE)
+_HYBRID_FIELDS = without(_FIELDS, *_HEADS) | STATE | {"logit_scale": scale("logits_scaling")}
 _HYBRID_BODY = (
     *FRAME,
     *NORMS,
@@ -71,10 +66,8 @@ _HYBRID_DERIVED = (
 #: No positions: llama.cpp's switch for a rotary embedding is off.
 _NO_ROPE = {"rope.scaling.finetuned": (False,)}
 #: What every layer has, where there are no experts that are chosen.
-_SHARED_MLP = (
-    per_layer("ffn_gate.weight", "shared_ffn hidden", "shared_mlp.gate_proj.weight"),
-    per_layer("ffn_up.weight", "shared_ffn hidden", "shared_mlp.up_proj.weight"),
-    per_layer("ffn_down.weight", "hidden shared_ffn", "shared_mlp.output_linear.weight"),
+_SHARED_MLP = mlp(
+    module="shared_mlp", names=("gate_proj", "up_proj", "output_linear"), width="shared_ffn"
 )
 
 ARCHITECTURES = (
@@ -82,7 +75,6 @@ ARCHITECTURES = (
         name="granite",
         model_type="granite",
         fields=_FIELDS,
-        required=_REQUIRED,
         defaults=_DEFAULTS,
         # llama.cpp's switch for no RoPE at all.
         fixed={"rope.scaling.finetuned": (True,)},
@@ -94,7 +86,6 @@ ARCHITECTURES = (
         mark=lambda file: not has_experts(file),
         model_type="granite",
         fields=_FIELDS,
-        required=_REQUIRED,
         defaults=_DEFAULTS,
         tensors=BODY + mlp() + MLP_BIAS,
         derived=(query_scale,),
@@ -103,10 +94,7 @@ ARCHITECTURES = (
         name="granitemoe",
         mark=lambda file: bool(number(file, "expert_shared_feed_forward_length", least=0)),
         model_type="granitemoeshared",
-        fields=_FIELDS
-        | _EXPERT_FIELDS
-        | {"expert_shared_feed_forward_length": "shared_intermediate_size"},
-        required=_REQUIRED | frozenset(_EXPERT_FIELDS),
+        fields=_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
         defaults=_DEFAULTS,
         fixed=SOFTMAX_ROUTER,
         tensors=BODY
@@ -118,7 +106,6 @@ ARCHITECTURES = (
         name="granitemoe",
         model_type="granitemoe",
         fields=_FIELDS | _EXPERT_FIELDS,
-        required=_REQUIRED | frozenset(_EXPERT_FIELDS),
         defaults=_DEFAULTS,
         fixed=SOFTMAX_ROUTER,
         # Not the stacked tensors of its checkpoints: the engine also loads single experts.
@@ -129,10 +116,7 @@ ARCHITECTURES = (
         name="granitehybrid",
         mark=has_experts,
         model_type="granitemoehybrid",
-        fields=_HYBRID_FIELDS
-        | _EXPERT_FIELDS
-        | {"expert_shared_feed_forward_length": "shared_intermediate_size"},
-        required=_HYBRID_REQUIRED | frozenset(_EXPERT_FIELDS),
+        fields=_HYBRID_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
         defaults=_DEFAULTS | {"shared_intermediate_size": 0, "logits_scaling": 1.0},
         reads=_HEADS | STATE_KEYS,
         fixed=SOFTMAX_ROUTER | _NO_ROPE,
@@ -146,7 +130,6 @@ ARCHITECTURES = (
         name="granitehybrid",
         model_type="granitemoehybrid",
         fields=_HYBRID_FIELDS | {"feed_forward_length": "shared_intermediate_size"},
-        required=_HYBRID_REQUIRED,
         defaults=_DEFAULTS | {"logits_scaling": 1.0},
         reads=_HEADS | STATE_KEYS,
         fixed=_NO_ROPE,

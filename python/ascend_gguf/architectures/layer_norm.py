@@ -14,11 +14,13 @@ from ascend_gguf.architectures.parts import (
     ATTENTION,
     BIASED_NORMS,
     EMBEDDING,
+    FIELDS,
     FRAME,
     LAYER_NORM_EPSILON,
-    LAYER_NORM_REQUIRED,
+    LAYER_NORM_FIELDS,
     OUTPUT,
     OUTPUT_BIAS,
+    OUTPUT_NORM_BIAS,
     PLAIN_FIELDS,
     SOFTMAX_ROUTER,
     attention,
@@ -28,9 +30,6 @@ from ascend_gguf.architectures.parts import (
 )
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
-
-_FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_eps")}
-_OUTPUT_NORM_BIAS = Rename("output_norm.bias", "hidden", "model.norm.bias")
 
 
 def _inner_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
@@ -63,12 +62,11 @@ def _not_12b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 STABLELM = Architecture(
     name="stablelm",
     model_type="stablelm",
-    fields=_FIELDS,
-    required=LAYER_NORM_REQUIRED,
+    fields=LAYER_NORM_FIELDS,
     reads=frozenset({"rope.dimension_count"}),
     # Which one it is shows in its tensors: that of 12B has no norm before the feed-forward network.
     fixed={"use_parallel_residual": (False, True)},
-    tensors=(*FRAME, _OUTPUT_NORM_BIAS, *BIASED_NORMS, *ATTENTION, *mlp()),
+    tensors=(*FRAME, OUTPUT_NORM_BIAS, *BIASED_NORMS, *ATTENTION, *mlp()),
     constants={"use_parallel_residual": False, "qk_layernorm": False},
     rope=rope.partial,
     derived=(_not_12b, rope.partial_factor),
@@ -78,8 +76,7 @@ STABLELM = Architecture(
 ORION = Architecture(
     name="orion",
     model_type="stablelm",
-    fields=_FIELDS,
-    required=LAYER_NORM_REQUIRED,
+    fields=LAYER_NORM_FIELDS,
     tensors=STABLELM.tensors,
     constants={**STABLELM.constants, "partial_rotary_factor": 1.0},
     rope=rope.partial,
@@ -89,7 +86,6 @@ OLMO = Architecture(
     name="olmo",
     model_type="olmo",
     fields=PLAIN_FIELDS | {"attention.clamp_kqv": scale("clip_qkv")},
-    required=LAYER_NORM_REQUIRED - {LAYER_NORM_EPSILON},
     fixed={LAYER_NORM_EPSILON: (1e-5,)},
     # Its norms have no weights.
     tensors=(EMBEDDING, OUTPUT, *INTERLEAVED_ATTENTION, *mlp()),
@@ -99,8 +95,7 @@ OLMO = Architecture(
 PHI2 = Architecture(
     name="phi2",
     model_type="phi",
-    fields=_FIELDS,
-    required=LAYER_NORM_REQUIRED,
+    fields=LAYER_NORM_FIELDS,
     reads=frozenset({"rope.dimension_count"}),
     tensors=(
         EMBEDDING,
@@ -123,17 +118,13 @@ PHIMOE = Architecture(
     name="phimoe",
     model_type="phimoe",
     causal_lm="PhiMoEForCausalLM",
-    fields=PLAIN_FIELDS
-    | {"attention.layer_norm_rms_epsilon": fraction("rms_norm_eps")}
-    | {"expert_count": "num_local_experts"},
-    required=LAYER_NORM_REQUIRED - {LAYER_NORM_EPSILON}
-    | {"attention.layer_norm_rms_epsilon", "expert_count"},
+    fields=FIELDS | {"expert_count": "num_local_experts"},
     # Which it was trained with: the softmax of two, each beside those that are far less.
     fixed=SOFTMAX_ROUTER | {"expert_used_count": (2,)},
     constants={"num_experts_per_tok": 2},
     tensors=(
         *FRAME,
-        _OUTPUT_NORM_BIAS,
+        OUTPUT_NORM_BIAS,
         Rename("output.bias", "vocab", "lm_head.bias"),
         *BIASED_NORMS,
         *ATTENTION,
@@ -169,7 +160,6 @@ GPT2 = Architecture(
     name="gpt2",
     model_type="gpt2",
     fields=PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_epsilon")},
-    required=LAYER_NORM_REQUIRED,
     tensors=(*_GPT_TENSORS, OUTPUT),
     rope=rope.absent,
     derived=(no_grouped_heads, _inner_width),

@@ -14,7 +14,6 @@ from ascend_gguf.architectures.parts import (
     MLP_BIAS,
     NORMS,
     OUTPUT_BIAS,
-    REQUIRED,
     SOFTMAX_ROUTER,
     attention,
     experts,
@@ -45,7 +44,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         fields=FIELDS
         | HEAD_SIZE
         | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-        required=REQUIRED | {"expert_count", "expert_used_count"},
         fixed=SOFTMAX_ROUTER,
         tensors=BODY + experts("block_sparse_moe", ("w1", "w3", "w2")),
     ),
@@ -53,7 +51,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         name="llama",
         model_type="llama",
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         reads=CAUSAL,
         tensors=BODY + mlp() + MLP_BIAS,
     ),

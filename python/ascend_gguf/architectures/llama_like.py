@@ -13,13 +13,10 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer, scale
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.parts import (
-    ATTENTION,
     FIELDS,
-    FRAME,
     HEAD_SIZE,
-    NORMS,
-    REQUIRED,
-    attention,
+    NEOX_BIASED_BODY,
+    NEOX_BODY,
     mlp,
 )
 from ascend_gguf.errors import GGUFError
@@ -29,7 +26,6 @@ INTERNLM2 = Architecture(
     name="internlm2",
     model_type="llama",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     tensors=BODY + mlp(),
 )
 
@@ -51,16 +47,14 @@ def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 BAICHUAN = replace(INTERNLM2, name="baichuan", derived=(_no_alibi,))
 
-EXAONE = replace(INTERNLM2, name="exaone", tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()))
+EXAONE = replace(INTERNLM2, name="exaone", tensors=NEOX_BODY + mlp())
 
 CHATGLM = replace(
     INTERNLM2,
     name="chatglm",
     reads=frozenset({"rope.dimension_count"}),
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
+        *NEOX_BODY,
         per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
         per_layer("ffn_down.weight", "hidden ffn", "mlp.down_proj.weight"),
     ),
@@ -80,7 +74,7 @@ QWEN = replace(
     INTERNLM2,
     name="qwen",
     model_type="qwen2",
-    tensors=(*FRAME, *NORMS, *attention(biased=True), *mlp()),
+    tensors=NEOX_BIASED_BODY + mlp(),
     derived=(_half_width,),
 )
 
@@ -107,7 +101,6 @@ MINICPM = Architecture(
         "logit_scale": scale("logits_scaling"),
         "attention.scale": scale("attention_multiplier"),
     },
-    required=REQUIRED,
     tensors=BODY + mlp(),
     rope=rope.longrope_or_other,
     derived=(_minicpm_scales,),

@@ -12,7 +12,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, REQUIRED, mlp
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, mlp
 from ascend_gguf.reader import GGUFFile
 
 
@@ -39,7 +39,6 @@ MISTRAL3 = Architecture(
     name="mistral3",
     model_type="ministral3",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     reads=frozenset({"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"}),
     tensors=BODY + mlp(),
     rope=_rope,

@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, count, length, per_layer
+from ascend_gguf.architectures.base import Architecture, Field, count, length
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
-    ATTENTION,
+    DENSE_OR_SPARSE,
     FIELDS,
-    FRAME,
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
+    JOINT_QK_NORM,
     MOE_FIELDS,
-    NORMS,
+    NEOX_BODY,
+    OPTIONAL_WIDTH,
     PATTERN,
+    PLAIN_FIELDS,
     QK_NORM,
-    REQUIRED,
+    RMS_NORM_EPSILON,
     SOFTMAX_ROUTER,
     WINDOW,
     experts,
     mlp,
+    router_bias,
     shared_expert,
 )
 from ascend_gguf.reader import GGUFFile
@@ -38,18 +41,13 @@ def _rotated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
 MINIMAX_M2 = Architecture(
     name="minimax-m2",
     model_type="minimax_m2",
-    fields=FIELDS | HEAD_SIZE | _MINIMAX_EXPERTS | {"rope.dimension_count": "rotary_dim"},
-    required=REQUIRED | frozenset(_MINIMAX_EXPERTS),
+    fields=FIELDS | HEAD_SIZE | _MINIMAX_EXPERTS | {"rope.dimension_count": Field("rotary_dim")},
     fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
-        # Over all heads at once.
-        per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
-        per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
+        *NEOX_BODY,
+        *JOINT_QK_NORM,
         *experts("block_sparse_moe", ("w1", "w3", "w2")),
-        per_layer("exp_probs_b.bias", "experts", "block_sparse_moe.e_score_correction_bias"),
+        router_bias("block_sparse_moe.e_score_correction_bias", kind=""),
     ),
     rope=rope.partial,
     constants={"use_qk_norm": True, "use_routing_bias": True, "scoring_func": "sigmoid"},
@@ -86,23 +84,13 @@ ERNIE4_5_MOE = Architecture(
         "interleave_moe_layer_step": "moe_layer_interval",
         "leading_dense_block_count": count("moe_layer_start_index"),
     },
-    required=REQUIRED | frozenset(_ERNIE_EXPERTS) | {"interleave_moe_layer_step"},
     defaults={"moe_layer_start_index": 0},
     reads=frozenset({"expert_shared_feed_forward_length"}),
     fixed=SOFTMAX_ROUTER,
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
-        *mlp("dense"),
-        *experts(kind="sparse"),
-        per_layer(
-            "exp_probs_b.bias",
-            "experts",
-            "mlp.moe_statics.e_score_correction_bias",
-            kind="sparse",
-        ),
-        *shared_expert("mlp.shared_experts", kind="sparse"),
+        *NEOX_BODY,
+        *DENSE_OR_SPARSE,
+        router_bias("mlp.moe_statics.e_score_correction_bias"),
     ),
     derived=(_last_moe_layer, _shared_count),
 )
@@ -131,15 +119,10 @@ HUNYUAN_MOE = Architecture(
     fields=FIELDS
     | HEAD_SIZE
     | _HUNYUAN_EXPERTS
-    | {
-        "expert_shared_feed_forward_length": length("shared_expert_intermediate_size"),
-    },
-    required=REQUIRED | frozenset(_HUNYUAN_EXPERTS),
+    | {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")},
     fixed=SOFTMAX_ROUTER,
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
+        *NEOX_BODY,
         *HUNYUAN_QK_NORM,
         *experts(router="gate.wg.weight"),
         *shared_expert("mlp.shared_mlp"),
@@ -168,16 +151,13 @@ LLAMA4 = Architecture(
     name="llama4",
     model_type="llama4_text",
     fields=FIELDS | HEAD_SIZE | _LLAMA4_EXPERTS | {"feed_forward_length": "intermediate_size_mlp"},
-    required=REQUIRED | frozenset(_LLAMA4_EXPERTS),
     fixed={
         "attention.sliding_window": (8192,),
         "expert_gating_func": (2,),
         "expert_weights_norm": (False,),
     },
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
+        *NEOX_BODY,
         *mlp("dense", "feed_forward"),
         *experts("feed_forward", router="router.weight", kind="sparse"),
         *shared_expert("feed_forward.shared_expert", kind="sparse"),
@@ -186,23 +166,13 @@ LLAMA4 = Architecture(
 )
 
 _OLMOE_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
-_EPSILON = "attention.layer_norm_rms_epsilon"
 
 OLMOE = Architecture(
     name="olmoe",
     model_type="olmoe",
-    fields={key: value for key, value in FIELDS.items() if key != _EPSILON} | _OLMOE_EXPERTS,
-    required=REQUIRED - {_EPSILON} | frozenset(_OLMOE_EXPERTS),
-    fixed={_EPSILON: (1e-5,), "expert_gating_func": (1,), "expert_weights_norm": (False,)},
-    tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
-        # Over all heads at once.
-        per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
-        per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
-        *experts(),
-    ),
+    fields=PLAIN_FIELDS | _OLMOE_EXPERTS,
+    fixed={RMS_NORM_EPSILON: (1e-5,), "expert_gating_func": (1,), "expert_weights_norm": (False,)},
+    tensors=NEOX_BODY + JOINT_QK_NORM + experts(),
     constants={"norm_topk_prob": False},
 )
 
@@ -211,11 +181,10 @@ _MELLUM_EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
 MELLUM = Architecture(
     name="mellum",
     model_type="mellum",
-    fields=FIELDS | HEAD_SIZE | WINDOW | _MELLUM_EXPERTS,
-    required=REQUIRED - {"feed_forward_length"} | frozenset(_MELLUM_EXPERTS),
+    fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | WINDOW | _MELLUM_EXPERTS,
     reads=PATTERN | {"rope.freq_base_swa"},
     fixed=SOFTMAX_ROUTER,
-    tensors=(*FRAME, *NORMS, *ATTENTION, *QK_NORM, *experts()),
+    tensors=NEOX_BODY + QK_NORM + experts(),
     constants={"norm_topk_prob": True},
     rope=rope.by_layer_type(None),
     derived=(sliding_unless(4),),

@@ -11,36 +11,46 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import (
     Architecture,
+    Field,
     Fields,
     Rename,
     flag,
-    fraction,
     per_layer,
+    required,
     scale,
 )
 from ascend_gguf.architectures.mamba2 import STATE_KEYS, mixer
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, attention
+from ascend_gguf.architectures.parts import (
+    EMBEDDING,
+    FIELDS,
+    HEAD_SIZE,
+    LAYER_NORM_EPSILON,
+    OUTPUT,
+    RMS_NORM_EPSILON,
+    attention,
+    mlp,
+    router_bias,
+    shared_expert,
+    without,
+)
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 #: One value for each block, which tell what it is.
 _BY_BLOCK = frozenset({"attention.head_count_kv", "feed_forward_length"})
-_EPSILON = "attention.layer_norm_rms_epsilon"
-_OTHER_EPSILON = "attention.layer_norm_epsilon"
 _FIELDS: Fields = (
-    {key: value for key, value in FIELDS.items() if key not in _BY_BLOCK}
-    | HEAD_SIZE
+    without(FIELDS, *_BY_BLOCK)
+    | required(HEAD_SIZE)
     | {
-        _EPSILON: fraction("layer_norm_epsilon"),
+        RMS_NORM_EPSILON: Field("layer_norm_epsilon", float, 0),
         "ssm.conv_kernel": "conv_kernel",
         "ssm.state_size": "ssm_state_size",
         "ssm.group_count": "n_groups",
         "ssm.time_step_rank": "mamba_num_heads",
     }
 )
-_REQUIRED = frozenset(_FIELDS) - {_EPSILON}
-_READS = STATE_KEYS | _BY_BLOCK | {_OTHER_EPSILON}
+_READS = STATE_KEYS | _BY_BLOCK | {LAYER_NORM_EPSILON}
 
 
 def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
@@ -99,7 +109,7 @@ def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         "use_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in file.tensors),
     }
     if "layer_norm_epsilon" not in attributes:
-        epsilon = number(file, _OTHER_EPSILON, float, 0, required=True)
+        epsilon = number(file, LAYER_NORM_EPSILON, float, 0, required=True)
         found["layer_norm_epsilon"] = epsilon
     return found
 
@@ -112,9 +122,9 @@ def _of_mixer(rule: Rename) -> Rename:
 
 
 _BODY = (
-    Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight"),
+    EMBEDDING,
     Rename("output_norm.weight", "hidden", "model.norm_f.weight"),
-    Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True),
+    OUTPUT,
     per_layer("attn_norm.weight", "hidden", "norm.weight"),
     *mixer("mixer", "linear"),
     *map(_of_mixer, attention(kind="full")),
@@ -122,23 +132,15 @@ _BODY = (
 _CONSTANTS = {"mlp_hidden_act": "relu2", "use_bias": False, "mlp_bias": False}
 
 
-def _mlp(up: str, down: str, shape: str, module: str, kind: str) -> tuple[Rename, ...]:
-    return (
-        per_layer(f"{up}.weight", f"{shape} hidden", f"{module}.up_proj.weight", kind=kind),
-        per_layer(f"{down}.weight", f"hidden {shape}", f"{module}.down_proj.weight", kind=kind),
-    )
-
-
 def _experts() -> tuple[Rename, ...]:
     expert, kind = "mixer.experts.{expert}", "experts"
     up, down = "experts expert_ffn hidden", "experts hidden expert_ffn"
-    bias = "mixer.gate.e_score_correction_bias"
     return (
         per_layer("ffn_gate_inp.weight", "experts hidden", "mixer.gate.weight", kind=kind),
-        per_layer("exp_probs_b.bias", "experts", bias, kind=kind),
+        router_bias("mixer.gate.e_score_correction_bias", kind),
         per_layer("ffn_up_exps.weight", up, f"{expert}.up_proj.weight", kind=kind),
         per_layer("ffn_down_exps.weight", down, f"{expert}.down_proj.weight", kind=kind),
-        *_mlp("ffn_up_shexp", "ffn_down_shexp", "shared_ffn", "mixer.shared_experts", kind),
+        *shared_expert("mixer.shared_experts", kind)[1:],
     )
 
 
@@ -146,9 +148,8 @@ _DENSE = Architecture(
     name="nemotron_h",
     model_type="nemotron_h",
     fields=_FIELDS,
-    required=_REQUIRED,
     reads=_READS,
-    tensors=_BODY + _mlp("ffn_up", "ffn_down", "ffn", "mixer", "network"),
+    tensors=_BODY + mlp("network", "mixer")[1:],
     constants=_CONSTANTS,
     rope=rope.absent,
     derived=(_blocks, _state),
@@ -168,9 +169,6 @@ ARCHITECTURES = (
             "expert_weights_scale": scale("routed_scaling_factor"),
             "expert_weights_norm": flag("norm_topk_prob"),
         },
-        required=_REQUIRED
-        | {"expert_count", "expert_used_count", "expert_feed_forward_length"}
-        | {"expert_shared_feed_forward_length"},
         defaults={"routed_scaling_factor": 1.0, "norm_topk_prob": False},
         fixed={"expert_gating_func": (2,), "expert_shared_count": (1,)},
         tensors=_BODY + _experts(),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.parts import (
@@ -20,13 +20,12 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
     LAYER_NORM_EPSILON,
-    LAYER_NORM_REQUIRED,
-    NORMS,
+    NEOX_BODY,
     NORMS_AROUND_ATTENTION,
     OUTPUT_BIAS,
+    OUTPUT_NORM_BIAS,
     PLAIN_FIELDS,
     QK_NORM,
-    REQUIRED,
     UP_DOWN,
     WINDOW,
     attention,
@@ -40,14 +39,8 @@ PHI3 = Architecture(
     name="phi3",
     model_type="phi3",
     fields=FIELDS | WINDOW,
-    required=REQUIRED,
     reads=frozenset({"rope.dimension_count"}),
-    tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
-        *FUSED_MLP,
-    ),
+    tensors=NEOX_BODY + FUSED_MLP,
     rope=rope.longrope,
     defaults={"sliding_window": None},
     # The engine reads the factor outside the RoPE parameters.
@@ -58,11 +51,10 @@ STARCODER2 = Architecture(
     name="starcoder2",
     model_type="starcoder2",
     fields=PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("norm_epsilon")},
-    required=LAYER_NORM_REQUIRED,
     fixed={"hidden_activation": ("gelu_pytorch_tanh",)},
     tensors=(
         *FRAME,
-        Rename("output_norm.bias", "hidden", "model.norm.bias"),
+        OUTPUT_NORM_BIAS,
         *BIASED_NORMS,
         *attention(biased=True),
         OUTPUT_BIAS,
@@ -75,7 +67,6 @@ SMOLLM3 = Architecture(
     name="smollm3",
     model_type="smollm3",
     fields=FIELDS,
-    required=REQUIRED,
     tensors=BODY + mlp(),
 )
 
@@ -83,13 +74,7 @@ SEED_OSS = Architecture(
     name="seed_oss",
     model_type="seed_oss",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=(
-        *FRAME,
-        *NORMS_AROUND_ATTENTION,
-        *ATTENTION,
-        *mlp(),
-    ),
+    tensors=FRAME + NORMS_AROUND_ATTENTION + ATTENTION + mlp(),
     # For training only; without them transformers' model, which the engine runs, drops out.
     constants={"residual_dropout": 0.0, "attention_dropout": 0.0},
     derived=(has_tensor("attention_bias", "blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),),
@@ -99,8 +84,7 @@ HUNYUAN_DENSE = Architecture(
     name="hunyuan-dense",
     model_type="hunyuan_v1_dense",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=(*FRAME, *NORMS, *ATTENTION, *HUNYUAN_QK_NORM, *mlp()),
+    tensors=NEOX_BODY + HUNYUAN_QK_NORM + mlp(),
     constants={"use_qk_norm": True},
 )
 
@@ -108,7 +92,6 @@ ARCEE = Architecture(
     name="arcee",
     model_type="arcee",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     tensors=BODY + UP_DOWN,
 )
 
@@ -139,7 +122,6 @@ APERTUS = Architecture(
     name="apertus",
     model_type="apertus",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
     tensors=(
         *FRAME,
         per_layer("attn_norm.weight", "hidden", "attention_layernorm.weight"),
@@ -156,8 +138,7 @@ ERNIE4_5 = Architecture(
     model_type="ernie4_5",
     causal_lm="Ernie4_5_ForCausalLM",
     fields=FIELDS | HEAD_SIZE,
-    required=REQUIRED,
-    tensors=(*FRAME, *NORMS, *ATTENTION, *mlp()),
+    tensors=NEOX_BODY + mlp(),
 )
 
 ARCHITECTURES = (APERTUS, ARCEE, ERNIE4_5, HUNYUAN_DENSE, PHI3, STARCODER2, SMOLLM3, SEED_OSS)

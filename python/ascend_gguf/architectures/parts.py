@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ascend_gguf.architectures.base import (
+    Field,
     Fields,
     Rename,
     count,
@@ -10,9 +13,13 @@ from ascend_gguf.architectures.base import (
     fraction,
     length,
     per_layer,
+    required,
     scale,
 )
 from ascend_gguf.architectures.transforms import Transform, minus_one, of_parts
+
+RMS_NORM_EPSILON = "attention.layer_norm_rms_epsilon"
+LAYER_NORM_EPSILON = "attention.layer_norm_epsilon"
 
 FIELDS: Fields = {
     "block_count": "num_hidden_layers",
@@ -20,21 +27,27 @@ FIELDS: Fields = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": fraction("rms_norm_eps"),
+    "attention.head_count_kv": Field("num_key_value_heads"),
+    RMS_NORM_EPSILON: fraction("rms_norm_eps"),
 }
-REQUIRED = frozenset(FIELDS) - {"attention.head_count_kv"}
+#: Its width, of models with experts in all layers.
+OPTIONAL_WIDTH: Fields = {"feed_forward_length": Field("intermediate_size")}
+
+
+def without(fields: Fields, *keys: str) -> Fields:
+    """The fields but for some keys."""
+    return {key: field for key, field in fields.items() if key not in keys}
+
+
+#: Without an epsilon, and with that of LayerNorm, which some configurations call differently.
+PLAIN_FIELDS = without(FIELDS, RMS_NORM_EPSILON)
+LAYER_NORM_FIELDS = PLAIN_FIELDS | {LAYER_NORM_EPSILON: fraction("layer_norm_eps")}
 
 #: Of models that may have bidirectional attention, for embeddings: read by what serves these.
 CAUSAL = frozenset({"attention.causal"})
 
-#: The same, of models with LayerNorm; which configurations call its epsilon differently.
-LAYER_NORM_EPSILON = "attention.layer_norm_epsilon"
-PLAIN_FIELDS: Fields = {key: value for key, value in FIELDS.items() if "norm" not in key}
-LAYER_NORM_REQUIRED = frozenset(key for key in REQUIRED if "norm" not in key) | {LAYER_NORM_EPSILON}
-
-HEAD_SIZE = {"attention.key_length": length("head_dim")}
-WINDOW = {"attention.sliding_window": length("sliding_window")}
+HEAD_SIZE: Fields = {"attention.key_length": length("head_dim")}
+WINDOW: Fields = {"attention.sliding_window": length("sliding_window")}
 #: Which layers have a sliding window, read by ``layers.sliding_unless``.
 PATTERN = frozenset({"attention.sliding_window_pattern"})
 
@@ -44,6 +57,7 @@ OUTPUT = Rename("output.weight", "vocab hidden", "lm_head.weight", optional=True
 #: Of models whose embeddings are always tied.
 TIED_FRAME = (EMBEDDING, Rename("output_norm.weight", "hidden", "model.norm.weight"))
 FRAME = (*TIED_FRAME, OUTPUT)
+OUTPUT_NORM_BIAS = Rename("output_norm.bias", "hidden", "model.norm.bias")
 
 NORMS = (
     per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
@@ -64,15 +78,14 @@ NORMS_AROUND_ATTENTION = (
 )
 
 
-def offset_norm(gguf: str, hf: str, shape: str = "hidden", kind: str = "") -> Rename:
-    """A norm that multiplies by ``1 + weight``; files hold the sum."""
-    return per_layer(gguf, shape, hf, undo=minus_one, dense=True, kind=kind)
+#: Options of a norm that multiplies by ``1 + weight``; files hold the sum.
+OFFSET: dict[str, Any] = {"undo": minus_one, "dense": True}
+OFFSET_OUTPUT_NORM = Rename("output_norm.weight", "hidden", "model.norm.weight", **OFFSET)
 
 
-#: The norm before the output matrix, of the same kind.
-OFFSET_OUTPUT_NORM = Rename(
-    "output_norm.weight", "hidden", "model.norm.weight", undo=minus_one, dense=True
-)
+def offset_norm(gguf: str, hf: str) -> Rename:
+    """A norm of that kind in each layer."""
+    return per_layer(gguf, "hidden", hf, **OFFSET)
 
 
 def attention(
@@ -140,15 +153,34 @@ ATTENTION = attention()
 
 OUTPUT_BIAS = per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias")
 
+#: A model with such attention, but for its feed-forward networks.
+NEOX_BODY = FRAME + NORMS + ATTENTION
+NEOX_BIASED_BODY = FRAME + NORMS + attention(biased=True)
 
-QK_NORM = (
-    per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight"),
-    per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight"),
-)
-HUNYUAN_QK_NORM = (
-    per_layer("attn_q_norm.weight", "head", "self_attn.query_layernorm.weight"),
-    per_layer("attn_k_norm.weight", "head", "self_attn.key_layernorm.weight"),
-)
+
+def qk_norm(
+    q: str = "self_attn.q_norm",
+    k: str = "self_attn.k_norm",
+    shapes: tuple[str, str] = ("head", "head"),
+    **options: Any,
+) -> tuple[Rename, ...]:
+    """Norms of queries and of keys.
+
+    Args:
+        q, k: the model's names.
+        shapes: of their weights.
+        options: of both, as of :class:`Rename`.
+    """
+    return (
+        per_layer("attn_q_norm.weight", shapes[0], f"{q}.weight", **options),
+        per_layer("attn_k_norm.weight", shapes[1], f"{k}.weight", **options),
+    )
+
+
+QK_NORM = qk_norm()
+HUNYUAN_QK_NORM = qk_norm("self_attn.query_layernorm", "self_attn.key_layernorm")
+#: Over all heads at once.
+JOINT_QK_NORM = qk_norm(shapes=("q", "kv"))
 
 
 def linear(gguf: str, rows: str, columns: str, hf: str) -> tuple[Rename, ...]:
@@ -159,12 +191,30 @@ def linear(gguf: str, rows: str, columns: str, hf: str) -> tuple[Rename, ...]:
     )
 
 
-def mlp(kind: str = "", module: str = "mlp") -> tuple[Rename, ...]:
-    """A dense feed-forward network, in blocks of a kind."""
+#: The gate, up and down projection of a feed-forward network.
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def mlp(
+    kind: str = "",
+    module: str = "mlp",
+    names: tuple[str, str, str] = _PROJECTIONS,
+    width: str = "ffn",
+    suffix: str = "",
+) -> tuple[Rename, ...]:
+    """A feed-forward network.
+
+    Args:
+        kind: the kind of layer that has it.
+        module: the model's module, with projections of these ``names``.
+        width: the dimension between up and down projection.
+        suffix: of the tensors' names in the file.
+    """
+    gate, up, down = (f"{module}.{name}.weight" for name in names)
     return (
-        per_layer("ffn_gate.weight", "ffn hidden", f"{module}.gate_proj.weight", kind=kind),
-        per_layer("ffn_up.weight", "ffn hidden", f"{module}.up_proj.weight", kind=kind),
-        per_layer("ffn_down.weight", "hidden ffn", f"{module}.down_proj.weight", kind=kind),
+        per_layer(f"ffn_gate{suffix}.weight", f"{width} hidden", gate, kind=kind),
+        per_layer(f"ffn_up{suffix}.weight", f"{width} hidden", up, kind=kind),
+        per_layer(f"ffn_down{suffix}.weight", f"hidden {width}", down, kind=kind),
     )
 
 
@@ -188,7 +238,7 @@ FUSED_MLP = (
 
 def experts(
     module: str = "mlp",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    names: tuple[str, str, str] = _PROJECTIONS,
     router: str = "gate.weight",
     kind: str = "",
 ) -> tuple[Rename, ...]:
@@ -212,17 +262,22 @@ def experts(
     )
 
 
+def router_bias(hf: str, kind: str = "sparse") -> Rename:
+    """What is added to the router's scores when experts are chosen."""
+    return per_layer("exp_probs_b.bias", "experts", hf, kind=kind)
+
+
 def shared_expert(module: str, kind: str = "", down: str = "down_proj") -> tuple[Rename, ...]:
     """A shared expert, or several merged into one."""
-    up = "shared_ffn hidden"
-    return (
-        per_layer("ffn_gate_shexp.weight", up, f"{module}.gate_proj.weight", kind=kind),
-        per_layer("ffn_up_shexp.weight", up, f"{module}.up_proj.weight", kind=kind),
-        per_layer(
-            "ffn_down_shexp.weight", "hidden shared_ffn", f"{module}.{down}.weight", kind=kind
-        ),
-    )
+    return mlp(kind, module, ("gate_proj", "up_proj", down), "shared_ffn", "_shexp")
 
+
+#: Dense feed-forward networks in some layers, in the others experts and shared ones.
+DENSE_OR_SPARSE = (
+    *mlp("dense"),
+    *experts(kind="sparse"),
+    *shared_expert("mlp.shared_experts", kind="sparse"),
+)
 
 MOE_FIELDS: Fields = {
     "expert_used_count": "num_experts_per_tok",
@@ -230,19 +285,19 @@ MOE_FIELDS: Fields = {
 }
 
 #: The same, beside shared experts.
-ROUTED_FIELDS = MOE_FIELDS | {
-    "expert_count": "n_routed_experts",
-    "expert_shared_count": count("n_shared_experts"),
-}
+ROUTED_FIELDS = MOE_FIELDS | required(
+    {"expert_count": "n_routed_experts", "expert_shared_count": count("n_shared_experts")}
+)
 
 #: Group-limited routing, in layers after some dense ones: DeepSeek and similar models.
-GROUPED_ROUTING = {
+GROUPED_ROUTING: Fields = {
     "expert_group_count": length("n_group"),
     "expert_group_used_count": length("topk_group"),
     "expert_weights_scale": scale("routed_scaling_factor"),
     "expert_weights_norm": flag("norm_topk_prob"),
     "leading_dense_block_count": count("first_k_dense_replace"),
 }
+UNGROUPED_ROUTING = without(GROUPED_ROUTING, "expert_group_count", "expert_group_used_count")
 
 #: A softmax router with normalized top-k weights.
 SOFTMAX_ROUTER = {"expert_gating_func": (1,), "expert_weights_norm": (True,)}

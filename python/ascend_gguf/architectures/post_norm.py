@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.base import Architecture, per_layer, required
 from ascend_gguf.architectures.layers import dense_layers, shared_count, sliding_unless
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
+    DENSE_OR_SPARSE,
     FIELDS,
     FRAME,
     GROUPED_DEFAULTS,
-    GROUPED_ROUTING,
     HEAD_SIZE,
+    JOINT_QK_NORM,
     MOE_FIELDS,
-    NORMS,
+    NEOX_BODY,
     PATTERN,
     QK_NORM,
-    REQUIRED,
+    UNGROUPED_ROUTING,
     WINDOW,
-    experts,
     mlp,
-    shared_expert,
+    router_bias,
 )
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
@@ -66,34 +66,23 @@ _BODY = (
     *ATTENTION,
     *mlp(),
 )
-_OLMO_BODY = (
-    *_BODY,
-    # Over all heads at once.
-    per_layer("attn_q_norm.weight", "q", "self_attn.q_norm.weight"),
-    per_layer("attn_k_norm.weight", "kv", "self_attn.k_norm.weight"),
-)
+_OLMO_BODY = _BODY + JOINT_QK_NORM
 
 _EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
-_UNGROUPED = {key: value for key, value in GROUPED_ROUTING.items() if "group" not in key}
 
 #: K-EXAONE, with norms before attention and experts, unlike its dense kin.
 EXAONE_MOE = Architecture(
     name="exaone-moe",
     model_type="exaone_moe",
-    fields=FIELDS | HEAD_SIZE | WINDOW | _EXPERTS | _UNGROUPED,
-    required=REQUIRED | frozenset(WINDOW) | frozenset(_EXPERTS),
+    fields=FIELDS | HEAD_SIZE | required(WINDOW) | _EXPERTS | UNGROUPED_ROUTING,
     defaults=GROUPED_DEFAULTS,
     reads=PATTERN | {"expert_shared_feed_forward_length"},
     fixed={"expert_gating_func": (2,)},
     tensors=(
-        *FRAME,
-        *NORMS,
-        *ATTENTION,
+        *NEOX_BODY,
         *QK_NORM,
-        *mlp("dense"),
-        *experts(kind="sparse"),
-        per_layer("exp_probs_b.bias", "experts", "mlp.e_score_correction_bias", kind="sparse"),
-        *shared_expert("mlp.shared_experts", kind="sparse"),
+        *DENSE_OR_SPARSE,
+        router_bias("mlp.e_score_correction_bias"),
     ),
     constants={"n_group": 1, "topk_group": 1},
     derived=(sliding_unless(4), dense_layers, _moe_layers, shared_count("num_shared_experts")),
@@ -107,7 +96,6 @@ ARCHITECTURES = (
         # The engine runs OLMo 3 with its OLMo 2 model.
         model_type="olmo2",
         fields=FIELDS | WINDOW,
-        required=REQUIRED,
         reads=PATTERN,
         tensors=_OLMO_BODY,
         derived=(sliding_unless(4),),
@@ -116,14 +104,12 @@ ARCHITECTURES = (
         name="olmo2",
         model_type="olmo2",
         fields=FIELDS,
-        required=REQUIRED,
         tensors=_OLMO_BODY,
     ),
     Architecture(
         name="exaone4",
         model_type="exaone4",
         fields=FIELDS | HEAD_SIZE | WINDOW,
-        required=REQUIRED,
         reads=PATTERN,
         tensors=_BODY + QK_NORM,
         derived=(_window_of_32b, sliding_unless(4), _pattern_letters),

@@ -11,28 +11,30 @@ from ascend_gguf.architectures.heads import DECODER_HEAD, is_reranker, labels
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
-    ATTENTION,
     CAUSAL,
     FIELDS,
-    FRAME,
     HEAD_SIZE,
     MOE_FIELDS,
-    NORMS,
+    NEOX_BIASED_BODY,
+    NEOX_BODY,
+    OPTIONAL_WIDTH,
     QK_NORM,
-    REQUIRED,
     SOFTMAX_ROUTER,
-    attention,
     experts,
     mlp,
     shared_expert,
 )
 from ascend_gguf.reader import GGUFFile
 
-_EXPERT_FIELDS = MOE_FIELDS | {
-    "expert_count": "num_experts",
-    "expert_feed_forward_length": length("moe_intermediate_size"),
-}
-_EXPERT_REQUIRED = REQUIRED - {"feed_forward_length"} | {"expert_count", "expert_used_count"}
+#: Every layer has experts; old files do not say how wide they are.
+EXPERT_FIELDS = (
+    OPTIONAL_WIDTH
+    | MOE_FIELDS
+    | {
+        "expert_count": "num_experts",
+        "expert_feed_forward_length": length("moe_intermediate_size"),
+    }
+)
 
 SHARED_FIELDS = {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")}
 SHARED_EXPERT = (
@@ -51,26 +53,21 @@ def shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int
 
 _EVERY_LAYER_IS_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
-_BODY = FRAME + NORMS + ATTENTION
-_BIASED_BODY = FRAME + NORMS + attention(biased=True)
-
 _TEXT_MODELS = (
     Architecture(
         name="qwen2",
         model_type="qwen2",
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         reads=CAUSAL,
-        tensors=_BIASED_BODY + mlp(),
+        tensors=NEOX_BIASED_BODY + mlp(),
     ),
     Architecture(
         name="qwen3",
         model_type="qwen3",
         mark=is_reranker,
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         # If the file has an output matrix too, the model's class ignores it.
-        tensors=_BODY + QK_NORM + mlp() + (DECODER_HEAD,),
+        tensors=NEOX_BODY + QK_NORM + mlp() + (DECODER_HEAD,),
         derived=(labels,),
         causal_lm="Qwen3ForSequenceClassification",
     ),
@@ -78,17 +75,15 @@ _TEXT_MODELS = (
         name="qwen3",
         model_type="qwen3",
         fields=FIELDS | HEAD_SIZE,
-        required=REQUIRED,
         reads=CAUSAL,
-        tensors=_BODY + QK_NORM + mlp(),
+        tensors=NEOX_BODY + QK_NORM + mlp(),
     ),
     Architecture(
         name="qwen2moe",
         model_type="qwen2_moe",
-        fields=FIELDS | _EXPERT_FIELDS | SHARED_FIELDS,
-        required=_EXPERT_REQUIRED,
+        fields=FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
         fixed=SOFTMAX_ROUTER | {"expert_weights_norm": (False,)},
-        tensors=_BIASED_BODY + experts() + SHARED_EXPERT,
+        tensors=NEOX_BIASED_BODY + experts() + SHARED_EXPERT,
         # llama.cpp uses the plain softmax as routing weights of this architecture.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": False},
         derived=(expert_width, shared_width),
@@ -96,10 +91,9 @@ _TEXT_MODELS = (
     Architecture(
         name="qwen3moe",
         model_type="qwen3_moe",
-        fields=FIELDS | HEAD_SIZE | _EXPERT_FIELDS,
-        required=_EXPERT_REQUIRED,
+        fields=FIELDS | HEAD_SIZE | EXPERT_FIELDS,
         fixed=SOFTMAX_ROUTER,
-        tensors=_BODY + QK_NORM + experts(),
+        tensors=NEOX_BODY + QK_NORM + experts(),
         # Top-k routing weights are normalized.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": True},
         derived=(expert_width,),

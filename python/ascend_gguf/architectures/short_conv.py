@@ -9,28 +9,22 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     MOE_FIELDS,
     OUTPUT,
-    REQUIRED,
+    RMS_NORM_EPSILON,
     attention,
     experts,
+    mlp,
+    qk_norm,
+    router_bias,
+    without,
 )
 from ascend_gguf.architectures.transforms import with_channel
 
 _HEADS = frozenset({"attention.head_count_kv"})
-_FIELDS = {key: value for key, value in FIELDS.items() if key not in _HEADS} | {
-    "attention.layer_norm_rms_epsilon": fraction("norm_eps"),
+_FIELDS = without(FIELDS, *_HEADS) | {
+    RMS_NORM_EPSILON: fraction("norm_eps"),
     "shortconv.l_cache": "conv_L_cache",
 }
-_REQUIRED = REQUIRED | {"shortconv.l_cache"}
 _NAMES = ("w1", "w3", "w2")
-
-
-def _mlp(kind: str = "") -> tuple[Rename, ...]:
-    gate, up, down = (f"feed_forward.{name}.weight" for name in _NAMES)
-    return (
-        per_layer("ffn_gate.weight", "ffn hidden", gate, kind=kind),
-        per_layer("ffn_up.weight", "ffn hidden", up, kind=kind),
-        per_layer("ffn_down.weight", "hidden ffn", down, kind=kind),
-    )
 
 
 _BODY = (
@@ -40,8 +34,7 @@ _BODY = (
     per_layer("attn_norm.weight", "hidden", "operator_norm.weight"),
     per_layer("ffn_norm.weight", "hidden", "ffn_norm.weight"),
     *attention(kind="full", output="self_attn.out_proj"),
-    per_layer("attn_q_norm.weight", "head", "self_attn.q_layernorm.weight", kind="full"),
-    per_layer("attn_k_norm.weight", "head", "self_attn.k_layernorm.weight", kind="full"),
+    *qk_norm("self_attn.q_layernorm", "self_attn.k_layernorm", kind="full"),
     per_layer("shortconv.in_proj.weight", "3*hidden hidden", "conv.in_proj.weight", kind="conv"),
     per_layer("shortconv.out_proj.weight", "hidden hidden", "conv.out_proj.weight", kind="conv"),
     per_layer(
@@ -60,9 +53,8 @@ ARCHITECTURES = (
         name="lfm2",
         model_type="lfm2",
         fields=_FIELDS,
-        required=_REQUIRED,
         reads=_HEADS,
-        tensors=_BODY + _mlp(),
+        tensors=_BODY + mlp("", "feed_forward", _NAMES),
         constants={"block_auto_adjust_ff_dim": False, "conv_bias": False},
         derived=_DERIVED,
     ),
@@ -72,15 +64,14 @@ ARCHITECTURES = (
         fields=_FIELDS
         | MOE_FIELDS
         | {"expert_count": "num_experts", "leading_dense_block_count": count("num_dense_layers")},
-        required=_REQUIRED | {"expert_count", "expert_used_count", "expert_feed_forward_length"},
         defaults={"num_dense_layers": 0},
         reads=_HEADS,
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         tensors=(
             *_BODY,
-            *_mlp("dense"),
+            *mlp("dense", "feed_forward", _NAMES),
             *experts("feed_forward", _NAMES, kind="sparse"),
-            per_layer("exp_probs_b.bias", "experts", "feed_forward.expert_bias", kind="sparse"),
+            router_bias("feed_forward.expert_bias"),
         ),
         constants={
             "conv_bias": False,
