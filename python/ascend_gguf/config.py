@@ -116,25 +116,18 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
 def _check_heads(file: GGUFFile, values: dict[str, Any]) -> None:
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % kv_heads:
-        raise GGUFError(
+        raise file.error(
             "the number of query heads is not a multiple of the number of KV heads",
-            file=file.path,
-            key=f"{file.architecture}.attention.head_count",
+            "attention.head_count",
             found=heads,
             expected=f"a multiple of attention.head_count_kv, {kv_heads}",
-            hint=CONVERT_AGAIN,
         )
 
 
 def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:
     if found > limit:
-        raise GGUFError(
-            "value out of range",
-            file=file.path,
-            key=f"{file.architecture}.{key}",
-            found=found,
-            expected=f"at most {limit}",
-            hint=DOWNLOAD_AGAIN,
+        raise file.error(
+            "value out of range", key, found=found, expected=f"at most {limit}", hint=DOWNLOAD_AGAIN
         )
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 
@@ -93,20 +92,16 @@ def suppressed_tokens(file: GGUFFile) -> tuple[int, ...]:
     if ids is None:
         return ()
     if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
-        raise GGUFError(
-            "invalid value",
-            file=file.files[0],
-            key=key,
-            found=f"{ids!r:.80}",
-            expected="an array of token ids",
-            hint=CONVERT_AGAIN,
+        raise file.error(
+            "invalid value", key, found=f"{ids!r:.80}", expected="an array of token ids"
         )
     tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
     return tuple(ids[(ids >= 0) & (ids < tokens)].tolist())
 
 
 def _value(file: GGUFFile, key: str, setting: _Setting) -> float | None:
-    value = file.metadata.get(f"general.sampling.{key}")
+    key = f"general.sampling.{key}"
+    value = file.metadata.get(key)
     if value is None:
         return None
     is_number = type(value) in (int, float) and math.isfinite(value)
@@ -115,10 +110,9 @@ def _value(file: GGUFFile, key: str, setting: _Setting) -> float | None:
     if not is_number or not setting.above < value <= setting.most:
         bounds = [f"above {setting.above}"] * (setting.above > -math.inf)
         bounds += [f"at most {setting.most}"] * (setting.most < math.inf)
-        raise GGUFError(
+        raise file.error(
             "invalid value",
-            file=file.files[0],
-            key=f"general.sampling.{key}",
+            key,
             found=f"{value!r:.80}",
             expected=", ".join(["a number", *bounds]),
             hint="Correct it with `gguf-set-metadata` of the gguf package, or put a "

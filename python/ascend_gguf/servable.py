@@ -88,10 +88,9 @@ def attends_both_ways(file: GGUFFile) -> bool:
 def refuse_both_ways(file: GGUFFile) -> None:
     """Raises GGUFError for a model that gives embeddings and no text."""
     if attends_both_ways(file) and not architecture_of(file).embeds:
-        raise GGUFError(
+        raise file.error(
             "the model attends in both directions, which gives embeddings and no text",
-            file=file.files[0],
-            key=f"{file.architecture}.attention.causal",
+            "attention.causal",
             found=False,
             hint="Serve it with --is-embedding.",
         )

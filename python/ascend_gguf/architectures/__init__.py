@@ -29,7 +29,6 @@ from ascend_gguf.architectures.base import Architecture, Field, Placement, Renam
 from ascend_gguf.architectures.heads import is_reranker
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
 from ascend_gguf.architectures.refused import REFUSED, why_refused
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 __all__ = [
@@ -87,10 +86,9 @@ def architecture_of(file: GGUFFile) -> Architecture:
         problem += f": it is {kind}"
     if reason := why_refused(file.architecture):
         problem += f" ({reason})"
-    raise GGUFError(
+    raise file.error(
         problem,
-        file=file.path,
-        key="general.architecture",
+        "general.architecture",
         found=file.architecture,
         expected=", ".join(sorted({a.name for a in ARCHITECTURES})),
         hint="See the list of models in the documentation.",

@@ -38,7 +38,6 @@ from ascend_gguf.architectures.transforms import (
     then,
     with_channel,
 )
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _STATE: Fields = {
@@ -64,13 +63,11 @@ def _heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     keys, values = attributes["linear_num_key_heads"], attributes["linear_num_value_heads"]
     size = attributes["linear_key_head_dim"]
     if values % keys or inner != values * size:
-        raise GGUFError(
+        raise file.error(
             "the heads of linear attention cannot be of such sizes",
-            file=file.path,
-            key=f"{file.architecture}.ssm.inner_size",
+            "ssm.inner_size",
             found=f"{inner}, {keys} key heads, {values} value heads",
             expected=f"value heads times ssm.state_size, {size}, and a multiple of the key heads",
-            hint=CONVERT_AGAIN,
         )
     return {"linear_value_head_dim": size}
 
@@ -98,13 +95,11 @@ def _interval(file: GGUFFile, recurrent: np.ndarray, layers: int) -> int:
         interval = int(full[0]) if len(full) else layers + 1
         if np.array_equal(full, np.arange(interval, layers + 1, interval)):
             return interval
-    raise GGUFError(
+    raise file.error(
         "the model needs full attention in every n-th layer",
-        file=file.path,
-        key=f"{file.architecture}.attention.recurrent_layers",
+        "attention.recurrent_layers",
         found=f"{len(recurrent)} values: {recurrent.tolist()[:8]}",
         expected=f"for each of {layers} layers true, but false for every n-th",
-        hint=CONVERT_AGAIN,
     )
 
 
@@ -114,13 +109,11 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if sections is not None:
         values = np.atleast_1d(sections)
         if len(values) not in (3, 4) or values[3:].any() or values.dtype.kind not in "iu":
-            raise GGUFError(
+            raise file.error(
                 "the rotary embedding has a part without positions",
-                file=file.path,
-                key=f"{file.architecture}.rope.dimension_sections",
+                "rope.dimension_sections",
                 found=values.tolist(),
                 expected="three sizes, or a fourth that is zero",
-                hint=CONVERT_AGAIN,
             )
     return rope.partial(file, attributes)
 

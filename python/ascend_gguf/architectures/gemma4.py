@@ -42,20 +42,13 @@ _PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
 _STILL = 1e20
 
 
-def _refused(file: GGUFFile, problem: str, key: str, found: Any, expected: str) -> GGUFError:
-    key = f"{file.architecture}.{key}"
-    return GGUFError(
-        problem, file=file.path, key=key, found=found, expected=expected, hint=CONVERT_AGAIN
-    )
-
-
 def _of_layers(file: GGUFFile, key: str, layers: int) -> list[int]:
     """A key's value for each layer."""
     value = file.arch_field(key)
     values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
     if len(values) != layers or not all(type(v) is int and v > 0 for v in values):
         expected = f"a whole number of at least 1 for each of {layers} layers"
-        raise _refused(file, "invalid values", key, f"{values!s:.80}", expected)
+        raise file.error("invalid values", key, found=f"{values!s:.80}", expected=expected)
     return values
 
 
@@ -64,21 +57,25 @@ def _attention(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     types, layers = attributes["layer_types"], attributes["num_hidden_layers"]
     shared = attributes["num_kv_shared_layers"]
     if types[-1] != _FULL or not set(types[layers - shared :]) <= set(types[: layers - shared]):
-        raise _refused(
-            file,
+        raise file.error(
             "the layers cannot attend so",
             "attention.sliding_window_pattern",
-            f"{types.count(_SLIDING)} of {layers} layers with a window, {shared} that share keys",
-            "none in the last layer, and each layer that shares keys behind another of its type",
+            found=f"{types.count(_SLIDING)} of {layers} layers with a window, {shared} that share "
+            "keys",
+            expected="none in the last layer, and each layer that shares keys behind another of "
+            "its type",
         )
     heads: dict[str, int] = {}
     per_layer_heads = _of_layers(file, "attention.head_count_kv", layers)
     for kind in (_FULL, _SLIDING):
         found = {n for n, type_ in zip(per_layer_heads, types, strict=True) if type_ == kind}
         if len(found) > 1 or any(attributes["num_attention_heads"] % n for n in found):
-            expected = f"one number for all layers of {kind}, of which the heads are a multiple"
-            key = "attention.head_count_kv"
-            raise _refused(file, "the heads cannot be shared so", key, sorted(found), expected)
+            raise file.error(
+                "the heads cannot be shared so",
+                "attention.head_count_kv",
+                found=sorted(found),
+                expected=f"one number for all layers of {kind}, of which the heads are a multiple",
+            )
         heads[kind] = found.pop() if found else heads[_FULL]
     head = attributes["head_dim"]
     swa_head = attributes.get("swa_head_dim", head)
@@ -103,9 +100,12 @@ def _feed_forward(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, An
     widths = _of_layers(file, "feed_forward_length", layers)
     wide = widths == [widths[0]] * own + [2 * widths[0]] * (layers - own) and own < layers
     if not wide and widths != [widths[0]] * layers:
-        expected = f"{widths[0]} for all layers, or twice that for those that share keys"
-        found = f"{widths!s:.80}"
-        raise _refused(file, "the widths differ", "feed_forward_length", found, expected)
+        raise file.error(
+            "the widths differ",
+            "feed_forward_length",
+            found=f"{widths!s:.80}",
+            expected=f"{widths[0]} for all layers, or twice that for those that share keys",
+        )
     return {"intermediate_size": widths[0], "use_double_wide_mlp": wide}
 
 
@@ -121,8 +121,10 @@ def _embeddings(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Plain with a window; without one, of the first frequencies alone, by the file's factors."""
     if scaling := rope.scaling_of(file):
-        key = "rope.scaling.factor"
-        raise _refused(file, "Gemma 4 scales no frequencies", key, scaling["factor"], "none")
+        found = scaling["factor"]
+        raise file.error(
+            "Gemma 4 scales no frequencies", "rope.scaling.factor", found=found, expected="none"
+        )
     full = rope.unscaled(file)
     theta = number(file, "rope.freq_base_swa", float)
     sliding = full | ({} if theta is None else {"rope_theta": theta})

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures.base import Rename
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 #: The last matrix of every head, whose rows are labels.
@@ -47,12 +46,10 @@ def labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if names is None:
         names = [f"LABEL_{i}" for i in range(count)]
     if not isinstance(names, list) or len(names) != count:
-        raise GGUFError(
+        raise file.error(
             "the classification head does not have one row per label",
-            file=file.files[0],
-            key=f"{file.architecture}.classifier.output_labels",
+            "classifier.output_labels",
             found=f"{names!r:.80}",
             expected=f"{count} names, the rows of {OUTPUT}",
-            hint=CONVERT_AGAIN,
         )
     return {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}

@@ -15,7 +15,6 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 #: Keys that concern mixtures of experts only.
@@ -97,16 +96,15 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[s
     Raises:
         GGUFError: names the first such key.
     """
-    for key, name, value in _unobeyed(file, architecture):
+    for name, value in _unobeyed(file, architecture):
         allowed = architecture.fixed.get(name) or _NEUTRAL.get(name)
         if name in _DERIVED and name not in architecture.fixed:
             allowed = _DERIVED[name](file, attributes)
         if allowed is None or _says_nothing(name, value, allowed, attributes):
             continue
-        raise GGUFError(
+        raise file.error(
             "SGLang's model does not support this value of the key",
-            file=file.path,
-            key=key,
+            name,
             found=f"{value if not isinstance(value, np.ndarray) else value.tolist()!s:.80}",
             expected=" or ".join(
                 f"{value:g}" if _is_number(value) else f"{value}" for value in allowed
@@ -115,7 +113,7 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[s
         )
 
 
-def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str, str, Any]]:
+def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str, Any]]:
     prefix = f"{file.architecture}."
     dense = "expert_count" not in architecture.fields and not number(file, "expert_count", least=0)
     still = architecture.rope is rope.absent
@@ -126,7 +124,7 @@ def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str,
         if still and name.startswith("rope.") and name not in architecture.fixed:
             continue  # no rotary embedding: its keys say nothing
         if not (dense and name.startswith(_ROUTING)):
-            yield key, name, value
+            yield name, value
 
 
 def _says_nothing(name: str, value: Any, allowed: tuple, attributes: Mapping[str, Any]) -> bool:

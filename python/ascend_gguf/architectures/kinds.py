@@ -92,10 +92,13 @@ def check_kind(file: GGUFFile) -> None:
         value = file.metadata.get(key)
         if isinstance(value, str) and value in _BESIDE_MODELS:
             what, hint = _BESIDE_MODELS[value]
-            raise _refusal(file, f"the file holds {what}, not a language model", hint, key, value)
+            raise file.error(
+                f"the file holds {what}, not a language model", key, found=value, hint=hint
+            )
     if "general.architecture" not in file.metadata:
         if any(name.startswith(_IMAGE_TENSORS) for name in file.tensors):
-            raise _refusal(file, f"the file holds {_IMAGES}, not a language model", _MODEL_FILE)
+            problem = f"the file holds {_IMAGES}, not a language model"
+            raise GGUFError(problem, file=file.path, hint=_MODEL_FILE)
 
 
 def check_weights(file: GGUFFile) -> None:
@@ -106,10 +109,5 @@ def check_weights(file: GGUFFile) -> None:
     """
     if not file.tensors:
         what = "a vocabulary" if "tokenizer.ggml.tokens" in file.metadata else "metadata"
-        raise _refusal(file, f"the file holds {what} and no weights", _MODEL_FILE)
-
-
-def _refusal(
-    file: GGUFFile, problem: str, hint: str, key: str | None = None, found: str | None = None
-) -> GGUFError:
-    return GGUFError(problem, file=file.path, key=key, found=found, hint=hint)
+        problem = f"the file holds {what} and no weights"
+        raise GGUFError(problem, file=file.path, hint=_MODEL_FILE)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ascend_gguf.architectures.base import Derivation
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN, GGUFError
+from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _ONE_GROUP = {"n_group": 1, "topk_group": 1}
@@ -44,13 +44,11 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
 def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     blocks = file.metadata.get(f"{file.architecture}.block_count")
     if len(pattern) not in (layers, blocks) or not np.isin(pattern, (0, 1)).all():
-        raise GGUFError(
+        raise file.error(
             "invalid pattern of sliding-window layers",
-            file=file.path,
-            key=f"{file.architecture}.attention.sliding_window_pattern",
+            "attention.sliding_window_pattern",
             found=f"{len(pattern)} values: {pattern.tolist()[:8]}",
             expected=f"true or false for each of {layers} layers",
-            hint=CONVERT_AGAIN,
         )
     return [bool(slides) for slides in pattern[:layers]]
 
@@ -81,14 +79,12 @@ def attends_where_heads(attention: str, other: str) -> Derivation:
 
 
 def _no_hybrid(file: GGUFFile, layers: int, values: list[Any]) -> GGUFError:
-    return GGUFError(
+    return file.error(
         "the model needs layers with attention, of equal heads, and layers without",
-        file=file.path,
-        key=f"{file.architecture}.attention.head_count_kv",
+        "attention.head_count_kv",
         found=f"{len(values)} values: {values[:8]}",
         expected=f"for each of {layers} layers zero, or one number that query heads are a multiple "
         "of",
-        hint=CONVERT_AGAIN,
     )
 
 
@@ -113,12 +109,12 @@ def no_grouped_heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     """Nothing; refuse fewer KV heads than query heads, which the engine's model does not know."""
     heads, kv_heads = attributes["num_attention_heads"], attributes["num_key_value_heads"]
     if heads != kv_heads:
-        raise GGUFError(
+        raise file.error(
             "SGLang's model has as many KV heads as query heads",
-            file=file.path,
-            key=f"{file.architecture}.attention.head_count_kv",
+            "attention.head_count_kv",
             found=kv_heads,
             expected=heads,
+            hint=None,
         )
     return {}
 
@@ -147,10 +143,9 @@ def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     chosen = number(file, "expert_used_count", required=True)
     size = experts // count
     if experts % count or used > count or (count > 1 and (size < 2 or chosen > used * size)):
-        raise GGUFError(
+        raise file.error(
             "invalid groups of experts",
-            file=file.path,
-            key=f"{file.architecture}.expert_group_count",
+            "expert_group_count",
             found=f"{count} groups, {used} of them for a token; {experts} experts, {chosen} of "
             "them for a token",
             expected="groups of equal size with at least two experts, at most all groups for a "

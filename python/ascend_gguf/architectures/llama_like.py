@@ -19,7 +19,6 @@ from ascend_gguf.architectures.parts import (
     NEOX_BODY,
     mlp,
 )
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 INTERNLM2 = Architecture(
@@ -35,12 +34,12 @@ XVERSE = replace(INTERNLM2, name="xverse")
 def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     # llama.cpp recognizes the 13B models by their depth, too.
     if attributes["num_hidden_layers"] == 40:
-        raise GGUFError(
+        raise file.error(
             "Baichuan 13B has ALiBi instead of RoPE, which SGLang's attention does not support",
-            file=file.path,
-            key="baichuan.block_count",
+            "block_count",
             found=40,
             expected="another number of layers, as in Baichuan 7B",
+            hint=None,
         )
     return {}
 

@@ -8,7 +8,6 @@ from typing import Any
 from ascend_gguf.architectures.base import Fields, Rename, per_layer
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 STATE: Fields = {
@@ -28,13 +27,11 @@ def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     hidden = attributes["hidden_size"]
     expand = file.architecture != "falcon-h1"
     if inner % heads or heads % groups or (expand and inner % hidden):
-        raise GGUFError(
+        raise file.error(
             "the heads of Mamba-2 cannot be of such sizes",
-            file=file.path,
-            key=f"{file.architecture}.ssm.inner_size",
+            "ssm.inner_size",
             found=f"{inner}, {heads} heads in {groups} groups",
             expected=f"a multiple of the heads, which are one of the groups, and of {hidden}",
-            hint=CONVERT_AGAIN,
         )
     return {
         "mamba_d_head": inner // heads,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
 _ONE_FOR_ALL = "SGLang's models have one value for all layers: this file cannot be served."
@@ -38,9 +38,7 @@ def number(
     """
     if required:
         file.arch_field(key)  # raises where it is missing
-    if not key.startswith("tokenizer."):
-        key = f"{file.architecture}.{key}"
-    value = file.metadata.get(key)
+    value = file.metadata.get(file.key(key))
     if value is None:
         return None
     if isinstance(value, np.ndarray) and not key.startswith("tokenizer."):
@@ -49,27 +47,24 @@ def number(
     is_kind = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     if not is_kind or (kind is not bool and not least <= value < math.inf):
         limit = "" if kind is bool else f" of at least {least}"
-        raise GGUFError(
+        raise file.error(
             "invalid value",
-            file=file.path,
-            key=key,
+            key,
             found=f"{value!r:.80}",
             expected=f"{name}{limit}, one for all layers",
-            hint=CONVERT_AGAIN,
         )
     return kind(value)
 
 
 def _of_all_layers(file: GGUFFile, key: str, values: np.ndarray) -> Any:
-    layers = file.metadata.get(f"{file.architecture}.block_count")
+    layers = file.metadata.get(file.key("block_count"))
     whole = isinstance(layers, int) and len(values) == layers
     distinct = set(values.tolist())
     if whole and len(distinct) == 1:
         return distinct.pop()
-    raise GGUFError(
+    raise file.error(
         "the value differs between layers" if whole else "the array has the wrong length",
-        file=file.path,
-        key=key,
+        key,
         found=f"{len(values)} values: {values.tolist()[:8]}",
         expected=f"{layers if whole else 'block_count'} equal values, or one for all layers",
         hint=_ONE_FOR_ALL if whole else CONVERT_AGAIN,

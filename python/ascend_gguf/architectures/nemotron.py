@@ -34,7 +34,6 @@ from ascend_gguf.architectures.parts import (
     shared_expert,
     without,
 )
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 #: One value for each block, which tell what it is.
@@ -56,13 +55,11 @@ _READS = STATE_KEYS | _BY_BLOCK | {LAYER_NORM_EPSILON}
 def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
     values = np.atleast_1d(file.arch_field(key))
     if len(values) < blocks or values.dtype.kind not in "iu" or len({*values.tolist()} - {0}) > 1:
-        raise GGUFError(
+        raise file.error(
             "the model needs one value for each block, zero or one number",
-            file=file.path,
-            key=f"{file.architecture}.{key}",
+            key,
             found=f"{len(values)} values: {values.tolist()[:8]}",
             expected=f"{blocks} values",
-            hint=CONVERT_AGAIN,
         )
     return values.tolist()[:blocks]
 
@@ -76,13 +73,11 @@ def _blocks(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     letters = {(False, False): "M", (True, False): "*", (False, True): network}
     kinds = [letters.get((kv > 0, width > 0)) for kv, width in zip(kv_heads, widths, strict=True)]
     if not {"M", "*"} <= set(kinds) or None in kinds or heads % max(kv_heads):
-        raise GGUFError(
+        raise file.error(
             "the model needs blocks of Mamba-2 and of attention, and blocks of one thing each",
-            file=file.path,
-            key=f"{file.architecture}.attention.head_count_kv",
+            "attention.head_count_kv",
             found=f"{kv_heads[:8]}, beside feed_forward_length {widths[:8]}",
             expected=f"zero where that is not, and one number of which {heads} is a multiple",
-            hint=CONVERT_AGAIN,
         )
     return {
         "hybrid_override_pattern": "".join(kind for kind in kinds if kind),
@@ -96,13 +91,11 @@ def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     inner = number(file, "ssm.inner_size", required=True)
     heads, groups = attributes["mamba_num_heads"], attributes["n_groups"]
     if inner % heads or heads % groups:
-        raise GGUFError(
+        raise file.error(
             "the heads of Mamba-2 cannot be of such sizes",
-            file=file.path,
-            key=f"{file.architecture}.ssm.inner_size",
+            "ssm.inner_size",
             found=f"{inner}, {heads} heads in {groups} groups",
             expected="a multiple of the heads, which are one of the groups",
-            hint=CONVERT_AGAIN,
         )
     found = {
         "mamba_head_dim": inner // heads,

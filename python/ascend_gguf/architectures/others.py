@@ -32,7 +32,6 @@ from ascend_gguf.architectures.parts import (
     linear,
     mlp,
 )
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 PHI3 = Architecture(
@@ -106,13 +105,11 @@ def _activations(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any
         values = file.metadata.get(f"xielu.{name}")
         each = np.atleast_1d(values if isinstance(values, (float, np.ndarray)) else ())
         if each.dtype.kind != "f" or len(each) not in (1, layers) or not np.isfinite(each).all():
-            raise GGUFError(
+            raise file.error(
                 "invalid numbers of the activation",
-                file=file.path,
-                key=f"xielu.{name}",
+                f"xielu.{name}",
                 found=f"{values!r:.80}",
                 expected=f"a finite number for each of {layers} layers, or one for all",
-                hint=CONVERT_AGAIN,
             )
         found[name] = np.broadcast_to(each, layers).tolist()
     return {"xielu": found}

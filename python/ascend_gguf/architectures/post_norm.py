@@ -25,7 +25,6 @@ from ascend_gguf.architectures.parts import (
     mlp,
     router_bias,
 )
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 
@@ -45,12 +44,12 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     pattern = letters[: letters.find("G") + 1]
     # The engine uses only the pattern's length: full attention in every n-th layer.
     if not pattern or letters != (pattern * len(letters))[: len(letters)]:
-        raise GGUFError(
+        raise file.error(
             "SGLang's model supports full attention in every n-th layer, or in all layers",
-            file=file.path,
-            key=f"{file.architecture}.attention.sliding_window_pattern",
+            "attention.sliding_window_pattern",
             found=letters,
             expected="a repeated pattern such as LLLG",
+            hint=None,
         )
     return {"sliding_window_pattern": pattern}
 

@@ -48,10 +48,9 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
         return plain | scaling
     factors = _llama3(file, plain["rope_theta"])
     if factors and scaling:
-        raise GGUFError(
+        raise file.error(
             "RoPE is scaled twice, by this key and by rope_freqs.weight",
-            file=file.path,
-            key=f"{file.architecture}.rope.scaling.factor",
+            "rope.scaling.factor",
             found=scaling["factor"],
             expected="one of the two",
             hint=_ASK_FOR_CONFIG,
@@ -80,12 +79,12 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if "rope_factors_long.weight" not in file.tensors:
         found = partial(file, attributes)
         if found["rope_type"] != "default":
-            raise GGUFError(
+            raise file.error(
                 "Phi-3 supports no RoPE scaling but LongRoPE",
-                file=file.path,
-                key=f"{file.architecture}.rope.scaling.factor",
+                "rope.scaling.factor",
                 found=found["factor"],
                 expected="tensors rope_factors_long.weight and rope_factors_short.weight",
+                hint=None,
             )
     else:
         found = unscaled(file) | partial_factor(file, attributes) | {"rope_type": "longrope"}
@@ -141,13 +140,11 @@ def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, f
 
 def scaling_of(file: GGUFFile) -> dict[str, Any]:
     """Linear or YaRN.  A factor without a type is linear; no factor, 0 or 1 is no scaling."""
-    key = f"{file.architecture}.rope.scaling.type"
-    scaling = file.metadata.get(key, "linear")
+    scaling = file.arch_field("rope.scaling.type", "linear")
     if not isinstance(scaling, str) or scaling not in ("", "none", "linear", "yarn"):
-        raise GGUFError(
+        raise file.error(
             "unknown type of RoPE scaling",
-            file=file.path,
-            key=key,
+            "rope.scaling.type",
             found=scaling if isinstance(scaling, str) else repr(scaling),
             expected="none, linear or yarn",
             hint=_ASK_FOR_CONFIG,
@@ -159,10 +156,9 @@ def scaling_of(file: GGUFFile) -> dict[str, Any]:
     if scaling == "yarn" and factor not in (None, 0, 1):
         return {"rope_type": "yarn", "factor": factor} | _yarn(file, factor, attention)
     if attention not in (None, 1):
-        raise GGUFError(
+        raise file.error(
             "only YaRN and LongRoPE scale attention",
-            file=file.path,
-            key=f"{file.architecture}.rope.scaling.attn_factor",
+            "rope.scaling.attn_factor",
             found=attention,
             expected="1, or rope.scaling.type of another kind",
             hint=_ASK_FOR_CONFIG,
@@ -193,14 +189,14 @@ def _yarn(file: GGUFFile, factor: float, attention: float | None) -> dict[str, A
 def refuse_attention_factor(file: GGUFFile, found: Mapping[str, Any]) -> None:
     """Raises GGUFError if parameters of YaRN have a factor beside the logarithm's multiplier."""
     if "attention_factor" in found:
-        keys = (f"{file.architecture}.rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
-        key = next(key for key in keys if key in file.metadata)
-        raise GGUFError(
+        names = (f"rope.scaling.{name}attn_factor" for name in ("yarn_", ""))
+        name = next(name for name in names if file.key(name) in file.metadata)
+        raise file.error(
             "SGLang's model does not support this value of the key",
-            file=file.path,
-            key=key,
-            found=file.metadata[key],
+            name,
+            found=file.arch_field(name),
             expected="only rope.scaling.yarn_log_multiplier",
+            hint=None,
         )
 
 

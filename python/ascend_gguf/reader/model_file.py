@@ -18,6 +18,9 @@ from ascend_gguf.reader.tensor import GGUFTensor
 
 _REQUIRED = object()
 
+#: Beginnings of keys that are the same for every architecture.
+_OF_ALL = ("general.", "tokenizer.", "xielu.")
+
 
 class GGUFFile:
     """A GGUF model, whole or split. Made by :func:`open_gguf`; shared, so not to be changed.
@@ -55,17 +58,38 @@ class GGUFFile:
         """
         architecture = self._field("general.architecture", _REQUIRED)
         if not isinstance(architecture, str):
-            raise GGUFError(
+            raise self.error(
                 "the architecture is not a string",
-                file=self.files[0],
-                key="general.architecture",
+                "general.architecture",
                 found=repr(architecture),
-                hint=CONVERT_AGAIN,
             )
         return architecture
 
+    def key(self, name: str) -> str:
+        """``ARCHITECTURE.name``, such as ``qwen3.block_count``; as it is if it is of every file."""
+        return name if name.startswith(_OF_ALL) else f"{self.architecture}.{name}"
+
+    def error(
+        self,
+        problem: str,
+        key: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = CONVERT_AGAIN,
+    ) -> GGUFError:
+        """An error about a key, named as :meth:`key` takes it, for the caller to raise."""
+        return GGUFError(
+            problem,
+            file=self.files[0],
+            key=self.key(key),
+            found=found,
+            expected=expected,
+            hint=hint,
+        )
+
     def arch_field(self, key: str, default: Any = _REQUIRED) -> Any:
-        """The value of ``ARCHITECTURE.key``, such as ``qwen3.block_count`` for ``block_count``.
+        """The value of ``ARCHITECTURE.key``.
 
         Raises:
             GGUFError: the file lacks the key and there is no ``default``.

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from gguf import TokenType
 from tokenizers import AddedToken
 
-from ascend_gguf.tokenizer.vocabulary import TokenType, Vocabulary
+from ascend_gguf.tokenizer.vocabulary import Vocabulary
 
 #: Names of stop tokens, whatever ids the file has.
 _END_OF_GENERATION = (

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from tokenizers import pre_tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +20,8 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         self._tokenizer = tokenizer
         self._added = frozenset(tokenizer.added_tokens_decoder)
         #: SentencePiece decodes a run of byte tokens as a whole: all of it or nothing.
@@ -30,7 +29,7 @@ class TokenBytes:
         self._written = (
             {byte: f"<0x{byte:02X}>" for byte in range(256)}
             if self.all_or_nothing
-            else _byte_letters()
+            else bytes_to_unicode()
         )
         self._bytes = {letter: byte for byte, letter in self._written.items()}
 
@@ -95,20 +94,6 @@ def split_at_character(
 
 def _begun(data: bytes) -> bytes:
     """The bytes of an incomplete character at the end of ``data``."""
-    for size in range(1, min(_LONGEST, len(data) + 1)):
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            if not decoder.decode(data[-size:]):
-                return data[-size:]
-        except UnicodeDecodeError:
-            continue
-    return b""
-
-
-def _byte_letters() -> dict[int, str]:
-    """How byte-level BPE writes each byte: as itself if printable, else as a letter from U+0100."""
-    printable = pre_tokenizers.ByteLevel.alphabet()
-    beyond = map(chr, itertools.count(0x100))
-    return {
-        byte: letter if (letter := chr(byte)) in printable else next(beyond) for byte in range(256)
-    }
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    decoder.decode(data)
+    return decoder.getstate()[0]

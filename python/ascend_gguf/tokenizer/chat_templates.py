@@ -82,6 +82,4 @@ def _check(file: GGUFFile, key: str, template: object, tried: bool) -> None:
             problem = f"the chat template is not valid Jinja: {error}"
             found = None if line is None else f"line {line}"
     if problem is not None:
-        raise GGUFError(
-            problem, file=file.files[0], key=key, found=found, hint=_OTHER_TEMPLATE
-        ) from None
+        raise file.error(problem, key, found=found, hint=_OTHER_TEMPLATE) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 from ascend_gguf.tokenizer.chat_templates import RERANK_KEY
 
@@ -30,13 +29,11 @@ def rerank_template(file: GGUFFile) -> str | None:
     if template is None:
         return None
     if not isinstance(template, str) or len(set(re.findall(_PLACES, template))) < 2:
-        raise GGUFError(
+        raise file.error(
             "the reranker's prompt lacks {query} or {document}",
-            file=file.files[0],
-            key=RERANK_KEY,
+            RERANK_KEY,
             found=f"{template!r:.80}",
             expected="a text with {query} and {document}",
-            hint=CONVERT_AGAIN,
         )
     return template
 

@@ -6,10 +6,11 @@ Source of the rules: llama.cpp ``llm_tokenizer_ugm_session``.
 from __future__ import annotations
 
 import numpy as np
+from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from ascend_gguf.tokenizer.sentencepiece import scores_of
-from ascend_gguf.tokenizer.vocabulary import TokenType, Vocabulary
+from ascend_gguf.tokenizer.vocabulary import Vocabulary
 
 _SPACE = "\u2581"
 

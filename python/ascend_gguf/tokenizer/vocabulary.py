@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+from gguf import TokenType
 
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _PREFIX = "tokenizer.ggml."
-
-
-class TokenType(IntEnum):
-    """``tokenizer.ggml.token_type`` (gguf ``TokenType``)."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True)
@@ -33,12 +22,12 @@ class Vocabulary:
     Attributes:
         file: where it comes from.
         tokens: the text of each token, by id; all different.
-        types: the :class:`TokenType` of each, int32 of shape ``(len(tokens),)``.
+        types: the ``gguf.TokenType`` of each, whole numbers of shape ``(len(tokens),)``.
     """
 
     file: GGUFFile
-    tokens: list[str]
-    types: np.ndarray
+    tokens: list[str] = field(default_factory=list)
+    types: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -74,11 +63,22 @@ class Vocabulary:
 
     def strings(self, key: str) -> list[str]:
         """The array of strings at ``tokenizer.ggml.KEY``."""
-        return _strings(self.file, key)
+        array = self._array(key)
+        if not isinstance(array, list):
+            raise self.error("invalid value", key, found=_words(array), expected="strings")
+        return array
 
-    def numbers(self, key: str) -> np.ndarray:
-        """The array of numbers at ``tokenizer.ggml.KEY``, of the file's type."""
-        return _numbers(self.file, key, "iuf", "numbers")
+    def numbers(self, key: str, kinds: str = "iuf", expected: str = "numbers") -> np.ndarray:
+        """The array of numbers at ``tokenizer.ggml.KEY``, of the file's type.
+
+        Args:
+            kinds: numpy's letters for the kinds of numbers it may have.
+            expected: the same in words.
+        """
+        array = self._array(key)
+        if isinstance(array, list) or array.dtype.kind not in kinds:
+            raise self.error("invalid value", key, found=_words(array), expected=expected)
+        return array
 
     def error(
         self,
@@ -89,12 +89,22 @@ class Vocabulary:
         hint: str = CONVERT_AGAIN,
     ) -> GGUFError:
         """An error about ``tokenizer.ggml.KEY``, to be raised by the caller."""
-        return _error(self.file, key, problem, found, expected, hint)
+        return self.file.error(problem, _PREFIX + key, found=found, expected=expected, hint=hint)
 
     def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
         value = self.file.metadata.get(_PREFIX + key, default)
         if value is not default and type(value) is not kind:
             raise self.error("invalid value", key, found=f"{value!r:.80}", expected=expected)
+        return value
+
+    def _array(self, key: str) -> list[str] | np.ndarray:
+        value = self.file.metadata.get(_PREFIX + key)
+        if not isinstance(value, list | np.ndarray):
+            raise self.error(
+                "the array is missing: the file has no tokenizer",
+                key,
+                hint="Pass another tokenizer with --tokenizer-path, or convert the model again.",
+            )
         return value
 
 
@@ -105,84 +115,35 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     Raises:
         GGUFError: it is missing or inconsistent.
     """
-    tokens = _strings(file, "tokens")
-    _check_text(file, tokens)
+    empty = Vocabulary(file)
+    tokens = empty.strings("tokens")
+    _check_text(empty, tokens)
     if "" in tokens:  # as in llama.cpp
         tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
+    types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     if _PREFIX + "token_type" in file.metadata:
-        types = _numbers(file, "token_type", "iu", "whole numbers")
-    else:
-        types = np.full(len(tokens), TokenType.NORMAL, np.int32)
+        types = empty.numbers("token_type", "iu", "whole numbers")
     if len(types) < len(tokens):
-        raise _error(
-            file,
-            "token_type",
-            "not every token has a type",
-            found=len(types),
-            expected=len(tokens),
+        raise empty.error(
+            "not every token has a type", "token_type", found=len(types), expected=len(tokens)
         )
-    vocabulary = Vocabulary(file, tokens, np.asarray(types[: len(tokens)]))
+    vocabulary = replace(empty, tokens=tokens, types=types[: len(tokens)])
     vocabulary.check_distinct()
     return vocabulary
 
 
-def _check_text(file: GGUFFile, tokens: list[str]) -> None:
+def _check_text(vocabulary: Vocabulary, tokens: list[str]) -> None:
     try:
         "".join(tokens).encode()
     except UnicodeEncodeError as error:
         place = error.start
         for number, token in enumerate(tokens):
             if place < len(token):
-                raise _error(
-                    file, "tokens", "a token is not UTF-8", found=f"{token!r:.80} as {number}"
-                ) from None
+                found = f"{token!r:.80} as {number}"
+                raise vocabulary.error("a token is not UTF-8", "tokens", found) from None
             place -= len(token)
-
-
-def _array(file: GGUFFile, key: str) -> Any:
-    value = file.metadata.get(_PREFIX + key)
-    if not isinstance(value, list | np.ndarray):
-        raise _error(
-            file,
-            key,
-            "the array is missing: the file has no tokenizer",
-            hint="Pass another tokenizer with --tokenizer-path, or convert the model again.",
-        )
-    return value
-
-
-def _strings(file: GGUFFile, key: str) -> list[str]:
-    array = _array(file, key)
-    if not isinstance(array, list):
-        raise _error(file, key, "invalid value", found=_words(array), expected="strings")
-    return array
-
-
-def _numbers(file: GGUFFile, key: str, kinds: str, expected: str) -> np.ndarray:
-    array = _array(file, key)
-    if isinstance(array, list) or array.dtype.kind not in kinds:
-        raise _error(file, key, "invalid value", found=_words(array), expected=expected)
-    return array
 
 
 def _words(array: list[str] | np.ndarray) -> str:
     kind = "strings" if isinstance(array, list) else f"numbers of type {array.dtype}"
     return f"{len(array)} {kind}"
-
-
-def _error(
-    file: GGUFFile,
-    key: str,
-    problem: str,
-    found: object = None,
-    expected: object = None,
-    hint: str = CONVERT_AGAIN,
-) -> GGUFError:
-    return GGUFError(
-        problem,
-        file=file.files[0],
-        key=_PREFIX + key,
-        found=found,
-        expected=expected,
-        hint=hint,
-    )

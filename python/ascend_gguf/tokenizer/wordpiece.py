@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from ascend_gguf.tokenizer.vocabulary import TokenType, Vocabulary
+from ascend_gguf.tokenizer.vocabulary import Vocabulary
 
 _START = "\u2581"
 
