@@ -8,17 +8,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import brief_waits  # noqa: F401
 import kernel_cache
 from engine_process import EngineProcess
-from hf_models import TINY, Written, write_model
 from hub_standin import hub
 from kernel_cache import RUN
 from resolver import Resolver
 from serving import Zygote, cpu_environment, npu_simulation
+
+if TYPE_CHECKING:
+    from hf_models import Written
 
 DATA = Path(__file__).with_name("data")
 
@@ -35,6 +38,8 @@ REPOSITORIES = {
 
 #: The environment variable that holds the hub's address.
 HUB = "TEST_HUB"
+#: The fixtures that start processes of the engine.
+ENGINES = {"zygote", "npu_zygote", "engine_alone"}
 _FIRST = pytest.StashKey[contextlib.ExitStack]()
 
 
@@ -51,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _FIRST in config.stash:
         config.stash[_FIRST].close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts the engine, which `make check` leaves to `make test`."""
+    for item in items:
+        if ENGINES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.engine)
 
 
 def _zygote(name: str, environment: dict[str, str], prefix: Sequence[str] = ()) -> Iterator[Zygote]:
@@ -107,6 +120,10 @@ def resolver(zygote) -> Iterator[Resolver]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Callable[[str], Written]:
     """The small model of a name in :data:`hf_models.TINY`, written once."""
+    from hf_models import (  # imports torch, which not all of pytest's processes need
+        TINY,
+        write_model,
+    )
 
     @cache
     def written(name: str) -> Written:

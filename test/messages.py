@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import ascend_gguf
@@ -12,6 +13,7 @@ import ascend_gguf
 _TELLING = frozenset(("GGUFError", "error", "_error", "_refused", "_refusal", "warning"))
 
 
+@cache
 def messages() -> dict[str, str]:
     """Each message that ends a command, refuses a request or warns, and the module it is in.
 

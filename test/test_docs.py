@@ -20,8 +20,6 @@ from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
 from ascend_gguf.npu.linear import NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import CHANNEL, EXPERTS, INT4, INT8, LINEAR, PRODUCTS
-from ascend_gguf.srt import overrides, plugin
-from ascend_gguf.srt.models.repairs import REPAIRS
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from hf_models import ONE_STAGE, TINY, Tiny
 from peers.table import CROSS_ENCODERS, ENCODERS
@@ -174,6 +172,8 @@ def test_chips():
 
 
 def test_hooks():
+    from ascend_gguf.srt import plugin  # imports the engine: seconds
+
     rows = _table("architecture.md", "engine file (`sglang/srt/…`)")
     hooks = plugin.HOOKS + plugin.SERVER_HOOKS + plugin.NPU_HOOKS
     listed = [(row[0].strip("`"), row[1].strip("`")) for row in rows]
@@ -184,6 +184,8 @@ def test_hooks():
 
 
 def test_overrides():
+    from ascend_gguf.srt import overrides
+
     rows = _table("architecture.md", "engine class (`sglang/srt/…`)")
     listed = {
         (file, f"{cls}.{method}")
@@ -199,6 +201,8 @@ def test_overrides():
 
 
 def test_repairs():
+    from ascend_gguf.srt.models.repairs import REPAIRS
+
     rows = _table("architecture.md", "engine class (`sglang/srt/models/…`)")
     assert [row[0].strip("`") for row in rows] == list(REPAIRS)
 

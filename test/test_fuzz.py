@@ -15,13 +15,15 @@ import pytest
 from fuzz import runner
 from fuzz.runner import Fuzzer
 
+#: They start processes, and wait for some.
+pytestmark = pytest.mark.slow
+
 TEST = Path(__file__).parent
 
 #: How long the suite looks; ``make fuzz SECONDS=...`` looks longer.
 SECONDS = 20
 
 
-@pytest.mark.slow
 def test_spoiled_files(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "fuzz", "--jobs", "1"]
     command += ["--seconds", str(SECONDS), "--seed", "1", "--folder", str(tmp_path)]

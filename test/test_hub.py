@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
@@ -13,9 +9,9 @@ import numpy as np
 import pytest
 
 from ascend_gguf import GGUFError, open_gguf
-from ascend_gguf.hub import Reference, find_files, is_gguf_repository, parse_reference
+from ascend_gguf.hub import Reference, fetch_model, find_files, is_gguf_repository, parse_reference
 from demo import free_port
-from hub_standin import hub
+from hub_standin import hub, use_hub
 
 
 @pytest.mark.parametrize(
@@ -102,38 +98,12 @@ def test_which_repositories_are_gguf():
     assert not is_gguf_repository(["config.json"])
 
 
-_FETCH = """
-import json, sys
-from ascend_gguf.hub import fetch_model, parse_reference
-for line in sys.stdin:
-    text, options = json.loads(line)
+def _said(text: str, **options) -> str:
+    """What ``fetch_model`` returns or says."""
     try:
-        found = fetch_model(parse_reference(text), **options)
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-    print(found)
-"""
-
-
-def _fetch(endpoint: str, cache: Path, *orders: str | tuple[str, dict]) -> list[str]:
-    """What ``fetch_model`` says in a fresh process: the hub's client reads its address once."""
-    lines = [json.dumps(order if isinstance(order, tuple) else (order, {})) for order in orders]
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    reply = subprocess.run(
-        [sys.executable, "-c", _FETCH],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    answers = reply.stdout.splitlines()
-    assert len(answers) == len(orders), reply.stderr
-    return answers
+        return str(fetch_model(parse_reference(text), **options))
+    except GGUFError as error:
+        return str(error)
 
 
 @pytest.fixture(scope="module")
@@ -155,35 +125,24 @@ def repositories(tmp_path_factory) -> dict[str, dict[str, Path]]:
     }
 
 
-def test_fetching(repositories, tmp_path):
+def test_fetching(repositories, tmp_path, monkeypatch):
     with hub(repositories) as endpoint:
-        split, single, other, missing, revision, needed = _fetch(
-            endpoint,
-            tmp_path,
-            "owner/split:q8_0",
-            ("owner/single", {"required": False}),
-            ("owner/other", {"required": False}),
-            "owner/nothing:Q4_0",
-            ("owner/split", {"revision": "v2"}),
-            "owner/other",
-        )
-    model = open_gguf(split)
-    assert len(model.files) == 2 and len(model.tensors) == 4
-    assert Path(single).name == "model.gguf" and Path(single).exists()
-    assert other == "None"
-    assert missing.startswith("GGUFError: owner/nothing: no such repository")
-    assert revision.startswith("GGUFError: owner/split: the repository has no such revision")
-    assert needed.startswith("GGUFError: owner/other: no such GGUF model")
+        use_hub(monkeypatch, endpoint, tmp_path)
+        split = _said("owner/split:q8_0")
+        model = open_gguf(split)
+        assert len(model.files) == 2 and len(model.tensors) == 4
+        single = Path(_said("owner/single", required=False))
+        assert single.name == "model.gguf" and single.exists()
+        assert _said("owner/other", required=False) == "None"
+        missing = _said("owner/nothing:Q4_0")
+        assert missing.startswith("owner/nothing: no such repository")
+        revision = _said("owner/split", revision="v2")
+        assert revision.startswith("owner/split: the repository has no such revision")
+        assert _said("owner/other").startswith("owner/other: no such GGUF model")
 
     # And again without a network: what was fetched is there, the rest says what is wrong.
-    nobody = f"http://127.0.0.1:{free_port()}"
-    again, absent, undecided = _fetch(
-        nobody,
-        tmp_path,
-        "owner/split:q8_0",
-        "owner/nothing:Q4_0",
-        ("owner/nothing", {"required": False}),
-    )
-    assert again == split
-    assert absent.startswith("GGUFError: owner/nothing: the Hugging Face Hub cannot be reached")
-    assert undecided == "None"
+    use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
+    assert _said("owner/split:q8_0") == split
+    absent = _said("owner/nothing:Q4_0")
+    assert absent.startswith("owner/nothing: the Hugging Face Hub cannot be reached")
+    assert _said("owner/nothing", required=False) == "None"

@@ -1,7 +1,7 @@
 """Lint, types and the library's tests: ``make check``.  Arguments go to pytest.
 
 Runs in ``.venv`` and installs the tools that are missing there: the ``check`` extra of
-pyproject.toml.  Tests marked ``slow`` are left to ``make test``.
+pyproject.toml.  Tests that start the engine, or are marked ``slow``, are left to ``make test``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def commands(pytest_arguments: list[str]) -> dict[str, list[str | Path]]:
         "format": [python, "-m", "ruff", "format", "--check", "--quiet"],
         "types": [python, "-m", "mypy"],
         "tests": [
-            *(python, "-m", "pytest", *LIBRARY_TESTS, "-q", "-m", "not slow"),
+            *(python, "-m", "pytest", *LIBRARY_TESTS, "-q", "-m", "not slow and not engine"),
             *("--numprocesses", str(workers), "--dist", "worksteal", *pytest_arguments),
         ],
     }  # fmt: skip

@@ -77,14 +77,14 @@ def assert_near(ours: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_type(kind, dtype):
     weights = matrix(kind, 37)
-    for count in (1, 2, 5):
+    for count in (1, 5):
         x = vectors_of(count, COLS, dtype)
         assert_near(linear(x, weights), x, weights.dequantize())
 
 
 @SOME_TYPES
 @EVERY_DTYPE
-@pytest.mark.parametrize("count", [0, 3, 16, 70, 513])
+@pytest.mark.parametrize("count", [0, 2, 3, 16, 70, 513])
 def test_any_number_of_vectors(kind, dtype, count):
     weights, x = matrix(kind, 37), vectors_of(count, COLS, dtype)
     assert_near(linear(x, weights), x, weights.dequantize())
@@ -327,7 +327,7 @@ def test_one_layer_in_two_threads_of_python(two_threads):
 def plain_processor(request, monkeypatch) -> Iterator[None]:
     """Compiles for the least of x86-64, and for registers of other shapes."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("runs code for x86-64")
+        pytest.skip("needs an x86-64 processor: it runs code for the least of them")
     processor.host_machine()  # makes LLVM ready
     monkeypatch.setattr(processor, "HALF_INSTRUCTIONS", False)
     monkeypatch.setattr(processor, "BFLOAT_INSTRUCTIONS", False)

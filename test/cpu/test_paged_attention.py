@@ -85,7 +85,7 @@ def test_takes() -> None:
 # Blocks of tokens
 
 NEEDS_BFLOAT = pytest.mark.skipif(
-    not processor.BFLOAT_INSTRUCTIONS, reason="the processor multiplies no bfloat16"
+    not processor.BFLOAT_INSTRUCTIONS, reason="needs a processor with AVX512-BF16"
 )
 #: Query heads, key heads, head size, size of a value.
 BLOCK_SHAPES = [

@@ -13,7 +13,7 @@ import pytest
 
 from ascend_gguf import open_gguf
 from ascend_gguf.desk.cli import _EXAMPLES, main
-from hub_standin import hub
+from hub_standin import hub, use_hub
 from random_model import write_model
 
 DATA = Path(__file__).parents[1] / "data"
@@ -118,26 +118,17 @@ def test_a_model_that_is_not_served(capsys, tmp_path):
 @pytest.mark.parametrize("bad", ["absent.gguf", __file__, "owner/none:Q4_K_M"])
 def test_bad_input_is_one_line(capsys, monkeypatch, bad):
     with hub({"owner/none": {"README.md": Path(__file__)}}) as url:
-        _use_hub(monkeypatch, url)
+        use_hub(monkeypatch, url)
         assert main(["inspect", bad]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith(f"ascend-gguf inspect: {bad.partition(':')[0]}")
     assert said.err.count("\n") == 1
 
 
-def _use_hub(monkeypatch, url: str) -> None:
-    """``HF_ENDPOINT``, for a client that has been imported."""
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
 def test_of_the_hub_the_header_alone_is_read(capsys, monkeypatch, large_vocabulary):
     sent: list[int] = []
     with hub({"owner/large": {"large-Q8_0.gguf": large_vocabulary}}, sent) as url:
-        _use_hub(monkeypatch, url)
+        use_hub(monkeypatch, url)
         found = facts(capsys, "owner/large:Q8_0")
     assert sum(sent) < 0.05 * large_vocabulary.stat().st_size
     assert found == facts(capsys, large_vocabulary)

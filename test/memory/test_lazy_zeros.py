@@ -65,7 +65,8 @@ def neighbours_leave_together() -> None:
 CHECKS = [f"comes_when_touched({name!r})" for name in LARGE_ZEROS] + ["neighbours_leave_together()"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_memory():
     """In a process of its own: another's heap may have room that was touched before."""
     checks = "; ".join(f"tests.{check}" for check in CHECKS)

@@ -114,7 +114,13 @@ def test_every_weight_is_exact_but_for_its_scale(kind, layout):
         assert ((in_a_group[0] - in_a_group[1]).abs() <= 2.0**-19 * largest).all()
 
 
-@pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)])
+@pytest.mark.parametrize(
+    ("dtype", "unit"),
+    [
+        (torch.float16, 2.0**-11),
+        pytest.param(torch.bfloat16, 2.0**-8, marks=pytest.mark.slow),
+    ],
+)
 @HELD
 def test_the_rest_is_rounding_of_scales_and_offsets(kind, layout, dtype, unit):
     # Not the extremes: they overflow float16.

@@ -15,19 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from needs import shared
 from serving import Server
-from shared_data import shared_path
 
-pytestmark = [
-    pytest.mark.npu_sim(own_process=True),
-    pytest.mark.skipif(shared_path("models") is None, reason="the shared models are not here"),
-]
+pytestmark = pytest.mark.npu_sim(own_process=True)
 
+DATA = Path(__file__).parents[1] / "data"
 NPU = ("--device", "npu", "--quantization", "gguf", "--cuda-graph-max-bs-decode", "4")
 
 
 def reference(name: str) -> dict:
-    return json.loads(shared_path("models", f"{name}.ref.json").read_text())
+    return json.loads(model(name).with_suffix(".ref.json").read_text())
 
 
 def error(server: Server, name: str) -> float:
@@ -50,7 +48,8 @@ def decoding_error(server: Server, name: str, tokens: int = 24) -> float:
 
 
 def model(name: str) -> Path:
-    return shared_path("models", f"{name}.gguf")
+    own = DATA / f"{name}.gguf"
+    return own if own.exists() else shared("models", own.name)
 
 
 def test_dense(engine_alone, log):

@@ -23,8 +23,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from ascend_gguf import GGUFError, load_config, load_tokenizer
 from ascend_gguf.architectures import ARCHITECTURES
 from engine_process import EngineProcess
-from fetch import FetchError, llama_cpp
+from fetch import llama_cpp
 from hf_models import TINY, Written
+from needs import fetched
 from peers.convert import RERANKER_WORDS
 from peers.table import CHOSEN, CROSS_ENCODERS, ENCODERS, EVERY, PEERS, RERANKERS
 from random_model import PROMPT
@@ -62,10 +63,7 @@ def files(request, tmp_path_factory) -> Callable[[str, str], Written]:
     tests = [item for item in request.session.items if item.path == Path(__file__)]
     asking = [test.callspec.params["name"] for test in tests if "files" in test.fixturenames]
     names = sorted(set(asking))
-    try:
-        source = llama_cpp()
-    except FetchError as error:
-        pytest.skip(str(error))
+    source = fetched(llama_cpp)
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "peers"
     with open(f"{folder}.lock", "w") as lock:

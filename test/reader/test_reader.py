@@ -18,6 +18,8 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
+from fetch import llama_cpp
+from needs import fetched, shared
 from reader.bad_files import (
     ALIGNMENT,
     BAD_FILES,
@@ -345,9 +347,7 @@ class TestSplit:
         ],
     )
     def test_llama_cpp_splits(self, whole, first):
-        if shared_path("models", whole) is None:
-            pytest.skip("the shared data is absent: set ASCEND_GGUF_SHARED")
-        whole, parts = (open_gguf(shared_path("models", name)) for name in (whole, first))
+        whole, parts = (open_gguf(shared("models", name)) for name in (whole, first))
         assert list(parts.tensors) == list(whole.tensors)
         for name, tensor in parts.tensors.items():
             assert torch.equal(tensor.blocks, whole.tensors[name].blocks)
@@ -452,9 +452,7 @@ class TestSharedFiles:
             assert_same_metadata(file)
 
     def test_a_large_vocabulary_is_fast(self):
-        path = shared_path("vocab", "ggml-vocab-qwen2.gguf")
-        if path is None:
-            pytest.skip("the shared data is absent: set ASCEND_GGUF_SHARED")
+        path = fetched(llama_cpp) / "models/ggml-vocab-qwen2.gguf"
         start = time.process_time()
         metadata = open_gguf(path).metadata
         assert time.process_time() - start < 2  # 0.1 to 0.2 on a quiet core

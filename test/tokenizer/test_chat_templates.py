@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from pathlib import Path
 
 import pytest
@@ -71,13 +71,13 @@ def test_template_that_cannot_be_used(templates, key, says, tmp_path):
 def test_template_that_does_not_come_to_an_end(template, says, tmp_path, monkeypatch):
     monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
     path = _written(tmp_path, default=_text(template))
-    start = time.monotonic()
+    start = sum(os.times()[:4])  # of the trial too, which is a process
     with pytest.raises(GGUFError, match="takes too long or too much memory") as error:
         load_tokenizer(path)
     assert says in str(error.value) and len(str(error.value).splitlines()) == 1
     # Also where the user gives another; what was found out is known.
     assert load_tokenizer(path, check_template=False).chat_template is None
-    assert time.monotonic() - start < 10
+    assert sum(os.times()[:4]) - start < 4
 
 
 def test_tools_have_a_template_of_their_own(tmp_path):

@@ -7,18 +7,15 @@ import json
 import pytest
 
 from ascend_gguf import load_tokenizer
-from fetch import FetchError
 from hard_strings import STRINGS
+from needs import fetched
 from real_models import MODELS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_agrees(name):
-    try:
-        tokenizer = load_tokenizer(MODELS[name].path)
-    except FetchError as error:
-        pytest.skip(str(error))
+    tokenizer = load_tokenizer(fetched(lambda: MODELS[name].path))
     rows = json.loads(STRINGS.read_text())
     column = 1 + list(MODELS).index(name)
     texts, expected = [row[0] for row in rows], [row[column] for row in rows]

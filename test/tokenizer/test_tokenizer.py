@@ -8,15 +8,15 @@ from typing import Any
 
 import gguf
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ascend_gguf import GGUFError, load_tokenizer, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from ascend_gguf.tokenizer.sentencepiece import merges_by_score
 from ascend_gguf.tokenizer.vocabulary import read_vocabulary
-from fetch import FetchError, llama_cpp
-from shared_data import shared_path
+from fetch import llama_cpp
+from needs import fetched
 from tokenizer.vocabulary_files import (
     BYTE,
     CONTROL,
@@ -36,22 +36,19 @@ DATA = Path(__file__).parents[1] / "data"
 # --- against llama.cpp ----------------------------------------------------------------------
 
 
-def _vocabularies() -> list[Path]:
-    folder = shared_path("vocab")
-    return sorted(path.with_suffix("") for path in folder.glob("*.gguf.inp")) if folder else []
+def _vocabulary(name: str) -> tuple[PreTrainedTokenizerBase, list[tuple[str, list[int]]]]:
+    """Of llama.cpp's source: the tokenizer of a vocabulary, and texts with their tokens."""
+    path = fetched(llama_cpp) / f"models/ggml-vocab-{name}.gguf"
+    texts = path.with_name(f"{path.name}.inp").read_text().split("\n__ggml_vocab_test__\n")
+    lines = path.with_name(f"{path.name}.out").read_text().splitlines()
+    assert len(texts) - 1 == len(lines) or len(texts) == len(lines)
+    tokens = [[int(token) for token in line.split()] for line in lines]
+    return load_tokenizer(path), list(zip(texts, tokens, strict=False))
 
 
 def test_llama_cpp_agrees_on_bert():
-    """BGE's vocabulary, which llama.cpp's source has with texts and their tokens."""
-    try:
-        path = llama_cpp() / "models/ggml-vocab-bert-bge.gguf"
-    except FetchError as error:
-        pytest.skip(str(error))
-    texts = path.with_name(path.name + ".inp").read_text().split("\n__ggml_vocab_test__\n")
-    expected = path.with_name(path.name + ".out").read_text().splitlines()
-    tokenizer = load_tokenizer(path)
-    for text, line in zip(texts[:-1], expected, strict=True):
-        tokens = [int(token) for token in line.split()]
+    tokenizer, examples = _vocabulary("bert-bge")
+    for text, tokens in examples:
         assert tokenizer.encode(text, add_special_tokens=False) == tokens, text
         assert tokenizer.encode(text) == [101, *tokens, 102]
     assert tokenizer.decode(tokenizer.encode(TEXTS[0]), skip_special_tokens=True) == TEXTS[0]
@@ -76,17 +73,20 @@ def test_tokens_of_bert_that_are_the_same(tmp_path):
         load_tokenizer(path)
 
 
-@pytest.mark.skipif(not _vocabularies(), reason="needs the shared vocabularies")
-@pytest.mark.parametrize("path", _vocabularies(), ids=lambda path: path.stem)
-def test_llama_cpp_agrees(path):
-    texts = path.with_name(path.name + ".inp").read_text().split("\n__ggml_vocab_test__\n")
-    expected = path.with_name(path.name + ".out").read_text().splitlines()
-    assert len(texts) - 1 <= len(expected) <= len(texts)
-    tokenizer = load_tokenizer(path)
-    for text, line in zip(texts, expected, strict=False):
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        assert ids == [int(token) for token in line.split()], text
-        assert tokenizer.decode(ids) == text
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt"),
+        *("phi-3", "qwen2", "qwen35", "refact", "starcoder"),
+        # A second and more each.
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("command-r", "gemma-4")),
+    ],
+)
+def test_llama_cpp_agrees(name):
+    tokenizer, examples = _vocabulary(name)
+    for text, tokens in examples:
+        assert tokenizer.encode(text, add_special_tokens=False) == tokens, text
+        assert tokenizer.decode(tokens) == text
 
 
 #: What llama-tokenize says of the vocabulary of test/data.

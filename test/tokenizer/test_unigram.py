@@ -11,7 +11,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from ascend_gguf import GGUFError, load_tokenizer, open_gguf
-from fetch import FetchError, llama_cpp
+from fetch import llama_cpp
+from needs import fetched
 from replacement_table import replacement_table
 
 TEXTS = ("  Two  spaces, 1234567 digits; I'm SURE\n\n\tmixed\r\n", "\u0bb7\ue000<0x41>")
@@ -36,10 +37,7 @@ def _piece(text: str, score: float, kind: int) -> bytes:
 
 def test_sentencepiece_agrees_on_unigram():
     """XLM-RoBERTa's vocabulary, which llama.cpp's source has, and the library it was made with."""
-    try:
-        path = llama_cpp() / "models/ggml-vocab-nomic-bert-moe.gguf"
-    except FetchError as error:
-        pytest.skip(str(error))
+    path = fetched(llama_cpp) / "models/ggml-vocab-nomic-bert-moe.gguf"
     keys = {key.rpartition(".")[2]: value for key, value in open_gguf(path).metadata.items()}
     pieces = zip(keys["tokens"], keys["scores"].tolist(), keys["token_type"].tolist(), strict=True)
     model = b"".join(itertools.starmap(_piece, pieces))

@@ -444,6 +444,7 @@ print(stream.finished, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_of_memory(tmp_path):
     """0.75 GB of blocks, twice, through 8 threads; the largest slice is 4.5 MB.
 

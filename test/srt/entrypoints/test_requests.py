@@ -22,7 +22,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from ascend_gguf import open_gguf
-from fetch import FetchError
+from needs import fetched
 from real_models import MODELS
 from request_cases import OPERATIONS, Request, answered, chat, complete, generate, refused
 from serving import CPU, NPU_ONE, Server, group_members
@@ -110,10 +110,8 @@ class Subject(Server):
 @pytest.fixture(scope="module", params=SUBJECTS, ids="-".join)
 def server(request, tmp_path_factory) -> Iterator[Subject]:
     name, device = request.param
-    try:
-        model, vocab = (TINY, 512) if name == "tiny" else (MODELS["smollm2-135m-Q4_1"].path, 49152)
-    except FetchError as error:
-        pytest.skip(str(error))
+    real = MODELS["smollm2-135m-Q4_1"]
+    model, vocab = (TINY, 512) if name == "tiny" else (fetched(lambda: real.path), 49152)
     npu = device == "npu"
     zygote = request.getfixturevalue("npu_zygote" if npu else "zygote")
     folder = tmp_path_factory.mktemp(f"requests_{name}_{device}")
@@ -263,10 +261,12 @@ def test_operations(server):
     assert _ask(server, generate()).status_code == 200
 
 
+# Routes do not know the device, and some take long on the simulated one.
+@pytest.mark.parametrize(
+    "server", [s for s in SUBJECTS if s[1] == "cpu"], ids="-".join, indirect=True, scope="module"
+)
 def test_every_route(server):
     """Whatever a body is, the answer is no error of the server's."""
-    if server.npu:
-        pytest.skip("routes do not know the device, and some take long on the simulated one")
     paths = requests.get(f"{server.url}/openapi.json", timeout=server.patience).json()["paths"]
     routes = [
         (path, method)

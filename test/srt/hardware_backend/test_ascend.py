@@ -27,7 +27,7 @@ def _has_npu() -> bool:
 
 pytestmark = [
     pytest.mark.npu,
-    pytest.mark.skipif(not _has_npu(), reason="no Ascend NPU here"),
+    pytest.mark.skipif(not _has_npu(), reason="needs an Ascend NPU, with CANN and torch_npu"),
 ]
 
 

@@ -14,7 +14,7 @@ from ascend_gguf.srt.model_executor.model_runner import alloc_memory_pool
 #: More than the heap of a process that has run many tests has free in one place.
 SIZE = 1 << 29
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 
 
 def resident() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engine_process import EngineProcess
-from fetch import FetchError
+from needs import fetched
 from real_models import ANSWER, MODELS, SHORT, TEXTS, RealModel
 
 FULL = bool(os.environ.get("FULL"))
@@ -69,10 +69,7 @@ CASES = [
 @pytest.fixture
 def model(request) -> RealModel:
     model = MODELS[request.param]
-    try:
-        assert model.path.is_file()
-    except FetchError as error:
-        pytest.skip(str(error))
+    assert fetched(lambda: model.path).is_file()
     return model
 
 
