@@ -32,6 +32,10 @@ SIZES = frozenset(
         "attention.value_length_mla",
         "attention.q_lora_rank",
         "attention.kv_lora_rank",
+        "attention.indexer.head_count",
+        "attention.indexer.key_length",
+        "attention.indexer.top_k",
+        "attention.indexer.types",
         "expert_count",
         "expert_feed_forward_length",
         "expert_shared_count",
@@ -142,8 +146,8 @@ def _of_all_dimensions(config: dict[str, Any]) -> None:
     """A multiplier of the logarithm: the tenth of one, but of Ministral."""
     kind = config["model_type"]
     of_all = 0.15 if kind == "ministral3" else 1.5
-    # DeepSeek's files say that there are two which are equal.
-    rope(config, mscale=of_all if "deepseek" in kind else 1.0, mscale_all_dim=of_all)
+    # DeepSeek's files and GLM's say that there are two which are equal.
+    rope(config, mscale=1.0 if "istral" in kind else of_all, mscale_all_dim=of_all)
 
 
 #: YaRN, key by key; without one of them it is what llama.cpp takes then.

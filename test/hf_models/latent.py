@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from hf_models.conversion import deepseek, deepseek_metadata, llama, llama_metadata
+from hf_models.sizes import EXPERTS
 from hf_models.tiny import Tiny
 
 LATENT_ON_NPU = (
     "its operators for latent attention have vectors of 512 and keys of 64, and no temperature"
 )
 
-#: Queries grow within a prompt.
-_YARN = {
+_PLAIN_YARN = {
     "rope_type": "yarn",
     "rope_theta": 30000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 16,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 0.5,
-    "llama_4_scaling_beta": 0.1,
 }
+#: Queries grow within a prompt.
+_YARN = _PLAIN_YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1}
 
 
 def _mistral4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -51,7 +51,57 @@ def _ministral3(config: Any) -> dict[str, Any]:
     }
 
 
+_SPARSE = EXPERTS | {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    # Ascend's operators take these alone.
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    # Longer than the prompts: within it everything is attended to.
+    "index_topk": 256,
+    "index_n_heads": 2,
+    "index_head_dim": 64,
+    # transformers has no other for norms of latents.
+    "rms_norm_eps": 1e-6,
+}
+_INDEXER = {"wk": "attn_k", "wq_b": "attn_q_b", "weights_proj": "proj", "k_norm": "k_norm"}
+
+
+def _sparse(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if ".indexer." in name:
+        *_, layer, _, _, part, kind = name.split(".")
+        yield f"=blk.{layer}.indexer.{_INDEXER[part]}.{kind}", tensor
+    else:
+        yield from deepseek(name, tensor, config)
+
+
+def _sparse_metadata(config: Any) -> dict[str, Any]:
+    return deepseek_metadata(config) | {
+        "expert_gating_func": 2,
+        "attention.indexer.head_count": config.index_n_heads,
+        "attention.indexer.key_length": config.index_head_dim,
+        "attention.indexer.top_k": config.index_topk,
+    }
+
+
+_sparse_tiny = partial(
+    Tiny, metadata=_sparse_metadata, convert=_sparse, names="deepseek2", npu_dtype="bfloat16"
+)
+
 TINY = {
+    "deepseek-v3.2": _sparse_tiny(
+        "deepseek32",
+        "deepseek_v32",
+        _SPARSE
+        | {"qk_nope_head_dim": 128, "v_head_dim": 128, "n_group": 2, "topk_group": 1}
+        | {"rope_parameters": _PLAIN_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    ),
+    "glm-5": _sparse_tiny(
+        "glm-dsa", "glm_moe_dsa", _SPARSE | {"qk_nope_head_dim": 192, "v_head_dim": 256}
+    ),
     "ministral-3": Tiny(
         "mistral3", "ministral3", {"head_dim": 64, "rope_parameters": _YARN}, _ministral3, llama
     ),

@@ -229,7 +229,7 @@ def _of_architectures() -> dict[str, Peer]:
         if tiny.arch not in ("bailingmoe2", "baichuan")
     }
     # The converter wants to be told, transformers' models do not.
-    for name in ("deepseek-v3", "dots1", "exaone-moe"):
+    for name in ("deepseek-v3", "deepseek-v3.2", "glm-5", "dots1", "exaone-moe"):
         sizes = {**TINY[name].sizes, "scoring_func": "sigmoid"}
         plain[name] = replace(plain[name], sizes=sizes)
     plain |= _OF_PICTURES
@@ -249,6 +249,7 @@ def _of_architectures() -> dict[str, Peer]:
         f"{name}-fused": replace(peer, fuse_qkv=True)
         for name, peer in plain.items()
         if peer.model_type not in ("deepseek_v2", "deepseek_v3", "mistral3", "phi3")
+        and not peer.model_type.startswith(("deepseek_v", "glm_moe_dsa"))
         and name not in PUBLISHED
     }
     return plain | fused

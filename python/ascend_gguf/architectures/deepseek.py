@@ -182,19 +182,57 @@ _BY_SOFTMAX = Architecture(
 #: Without groups: llama.cpp and transformers rank those of Mistral 4 in another way.
 _UNGROUPED = {key: name for key, name in _FIELDS.items() if "expert_group" not in key}
 
-ARCHITECTURES = (
-    Architecture(
-        name="deepseek2",
-        mark=_routes_by_sigmoid,
-        model_type="deepseek_v3",
-        fields=_FIELDS,
-        defaults=_DEFAULTS,
-        reads=_READS,
-        tensors=(*_BODY, _ROUTER_BIAS),
-        rope=_rope,
-        constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
-        derived=(_head_sizes, _groups, _temperature),
+_BY_SIGMOID = Architecture(
+    name="deepseek2",
+    mark=_routes_by_sigmoid,
+    model_type="deepseek_v3",
+    fields=_FIELDS,
+    defaults=_DEFAULTS,
+    reads=_READS,
+    tensors=(*_BODY, _ROUTER_BIAS),
+    rope=_rope,
+    constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
+    derived=(_head_sizes, _groups, _temperature),
+)
+
+_TEMPERATURE = frozenset(key for key in _READS if "temperature" in key)
+_INDEXER_FIELDS = {
+    "attention.indexer.head_count": "indexer_heads",
+    "attention.indexer.key_length": "indexer_head_size",
+    "attention.indexer.top_k": "sparse_attention_size",
+}
+
+
+def _indexer(name: str, shape: str) -> Rename:
+    """A tensor that chooses what to attend to; GLM-5.2 has it in some layers."""
+    return per_layer(f"indexer.{name}", shape, optional=True)
+
+
+#: DeepSeek 3.2 and GLM-5 attend to the ``sparse_attention_size`` tokens that an indexer chooses.
+#: Up to as many tokens of context that is all of them, and the model DeepSeek V3.
+_SPARSE = replace(
+    _BY_SIGMOID,
+    name="deepseek32",
+    mark=lambda file: True,
+    fields=_FIELDS | _INDEXER_FIELDS,
+    reads=_READS - _TEMPERATURE - {"expert_gating_func"} | {"attention.indexer.types"},
+    fixed={"expert_gating_func": (_SIGMOID,)},
+    tensors=(
+        *_BODY,
+        _ROUTER_BIAS,
+        _indexer("k_norm.weight", "indexer_head"),
+        _indexer("k_norm.bias", "indexer_head"),
+        _indexer("proj.weight", "indexer_heads hidden"),
+        _indexer("attn_k.weight", "indexer_head hidden"),
+        _indexer("attn_q_b.weight", "indexer_heads*indexer_head q_lora"),
     ),
+    derived=(_head_sizes, groups),
+)
+
+ARCHITECTURES = (
+    _BY_SIGMOID,
     _BY_SOFTMAX,
     replace(_BY_SOFTMAX, name="mistral4", fields=_UNGROUPED),
+    _SPARSE,
+    replace(_SPARSE, name="glm-dsa"),
 )

@@ -69,6 +69,8 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "v_head": lambda c: c.v_head_dim,
     "q_lora": lambda c: c.q_lora_rank or 0,
     "kv_lora": lambda c: c.kv_lora_rank,
+    "indexer_heads": lambda c: c.indexer_heads,
+    "indexer_head": lambda c: c.indexer_head_size,
     "experts": experts,
     "expert_ffn": _expert_ffn,
     "shared_ffn": _shared_ffn,

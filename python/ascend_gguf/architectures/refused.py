@@ -30,8 +30,6 @@ REFUSED = {
     "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
     "deci": _everywhere(_BY_LAYER),
     "deepseek": _everywhere(_DENSE_EXPERTS),
-    "deepseek32": _SPARSE,
-    "glm-dsa": _SPARSE,
     "kimi-linear": {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
         "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",

@@ -31,6 +31,16 @@ def test_chunks_limit_the_context(resolver, tmp_path):
     assert found["context_length"] == 4000
 
 
+def test_a_choice_of_tokens_limits_the_context(resolver, tmp_path):
+    """What chooses is left out: up to as many tokens as it chooses, all are attended to."""
+    model = write_model(tmp_path, TINY["glm-5"])
+    size = TINY["glm-5"].sizes["index_topk"]
+    assert resolver.paths("--model-path", str(model.path), *CPU)["context_length"] == size
+    longer = ("--context-length", str(size + 1))
+    found = resolver.paths("--model-path", str(model.path), *longer, *CPU)
+    assert found["context_length"] == size
+
+
 def test_drafts_are_refused_on_the_cpu(resolver):
     kind, message = resolver("--model-path", str(MODEL), *DRAFT, *CPU)
     assert kind == "GGUFError" and "--speculative-algorithm" in message and MODEL.name in message

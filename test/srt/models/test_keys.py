@@ -36,6 +36,9 @@ NO_SIZE_OF_A_TENSOR = {
     "expert_gating_func",
     "full_attention_interval",
     "attention.recurrent_layers",
+    # Of what chooses among more tokens than the context has.
+    "attention.indexer.top_k",
+    "attention.indexer.types",
     "attention.shared_kv_layers",  # whose tensors a file may have all the same
 }
 
@@ -52,6 +55,8 @@ LOST = {
     "hy_v3": {"expert_weights_norm"},  # always
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
+    "deepseek_v32": {"attention.layer_norm_rms_epsilon"},
+    "glm_moe_dsa": {"attention.layer_norm_rms_epsilon"},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
     # Which counts where a file lacks that of RMS norms.
     "nemotron_h": {"attention.layer_norm_epsilon"},
@@ -68,6 +73,7 @@ def _with_sizes(name: str, **sizes: Any) -> Tiny:
 MODELS: Mapping[str, Tiny] = TINY | {
     # Experts in groups, as no published model of these has them.
     "glm4moe": _with_sizes("glm4moe", n_routed_experts=8, n_group=2, topk_group=1),
+    "glm-5": _with_sizes("glm-5", n_group=2, topk_group=1),
     "deepseek-v2-lite": _with_sizes(
         "deepseek-v2-lite", n_group=2, topk_group=1, topk_method="group_limited_greedy"
     ),

@@ -48,7 +48,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         return original(server_args)
     config = model_config_of(server_args).hf_config
     check_ranks(server_args)
-    _keep_within_chunk(server_args, config)
+    _keep_within_reach(server_args, config)
     if is_npu() and (reason := _attends_by_torch(server_args)):
         _do_without_graphs(server_args, reason)
     _refuse_what_is_left_out(server_args, config)
@@ -73,20 +73,25 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         setattr(config, hidden, kept or None)
 
 
-def _keep_within_chunk(server_args: Any, config: Any) -> None:
-    """Llama 4 attends to chunks, which neither backend knows: stay within the first one."""
+def _keep_within_reach(server_args: Any, config: Any) -> None:
+    """A model that attends to a part, with a backend that attends to all: no more than that part.
+
+    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses.
+    """
     chunk = getattr(config, "attention_chunk_size", None)
+    reach = chunk or getattr(config, "sparse_attention_size", None)
     model_config = model_config_of(server_args)
-    if not chunk or model_config.context_len <= chunk:
+    if not reach or model_config.context_len <= reach:
         return
     logger.warning(
-        "This model attends to chunks of %d tokens, and on this device SGLang to everything: the "
-        "context is limited to one chunk (--context-length %d).",
-        chunk,
-        chunk,
+        "This model attends to %s %d tokens, and here SGLang to everything: the context is limited "
+        "to as many (--context-length %d).",
+        "chunks of" if chunk else "a choice of",
+        reach,
+        reach,
     )
-    model_config.context_len = chunk
-    declare_resolution(server_args, _SOURCE, context_length=chunk)
+    model_config.context_len = reach
+    declare_resolution(server_args, _SOURCE, context_length=reach)
 
 
 def _keep_one_cache(server_args: Any, config: Any) -> None:
