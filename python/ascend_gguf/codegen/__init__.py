@@ -45,4 +45,4 @@ from ascend_gguf.codegen.memory import (
     table,
     widened,
 )
-from ascend_gguf.codegen.value import Value, collect, shuffle, splat
+from ascend_gguf.codegen.value import Value, collect, shuffle, splat, transposed

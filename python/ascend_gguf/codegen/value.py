@@ -334,6 +334,20 @@ def shuffle(a: Value, b: Value, places: Sequence[int]) -> Value:
     return Value(backend().shuffle(a.raw, b.raw, places), a.kind, len(places))
 
 
+def transposed(rows: Sequence[Value]) -> list[Value]:
+    """Columns of as many rows as each has lanes: halves change places, then their halves."""
+    rows, distance = list(rows), len(rows) // 2
+    while distance:
+        near = [i for i in range(len(rows)) if not i & distance]
+        first = [i if i in near else i - distance + len(rows) for i in range(len(rows))]
+        second = [i + distance if i in near else i + len(rows) for i in range(len(rows))]
+        for i in near:
+            a, b = rows[i], rows[i + distance]
+            rows[i], rows[i + distance] = shuffle(a, b, first), shuffle(a, b, second)
+        distance //= 2
+    return rows
+
+
 def collect(lanes: Sequence[Value]) -> Value:
     """Scalars as the lanes of one value."""
     first = lanes[0]

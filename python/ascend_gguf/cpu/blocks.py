@@ -12,7 +12,7 @@ from ascend_gguf.cpu.matmul import Matmul, Product
 from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.memory.lazy_zeros import Neighbours
-from ascend_gguf.reader.chunked_read import read_rows
+from ascend_gguf.reader.chunked_read import BYTES_AT_ONCE, read_rows
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
@@ -21,8 +21,6 @@ _memory = Neighbours()
 
 # Weights that kernels multiply at once.
 _UNIT = 32
-# Of a tensor that is read by one thread.
-_BYTES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Blocks(Layout):
             if inside and (part.kind, part.skip) == (kind, skip) and piece.expert in part.place:
                 matrix = self.tensors[part.name][part.place[piece.expert]]
                 target = matrix.narrow(0, piece.row - part.first, len(blocks))
-                step = max(1, _BYTES_AT_ONCE // blocks.stride(0))
+                step = max(1, BYTES_AT_ONCE // blocks.stride(0))
                 for row in range(0, len(blocks), step):
                     some = slice(row, row + step)
                     yield functools.partial(_copy, blocks[some], target[some])
@@ -176,7 +174,7 @@ class Blocks(Layout):
 
 
 def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:
-    for rows, read in read_rows(blocks, len(blocks)):
+    for rows, read in read_rows(blocks):
         target[rows] = torch.as_tensor(read)
 
 
@@ -203,10 +201,6 @@ def _row_ranges(weight: Weight) -> list[tuple[int, _Places]]:
 
 
 def _covering(piece: Piece) -> tuple[BlockType, int, torch.Tensor]:
-    """The blocks that cover a piece, how many weights come before it, and their type."""
-    kind = piece.kind
-    start, stop = piece.data.columns
-    unit = max(kind.block_size, _UNIT)
-    first, last = start // unit * unit, -(-stop // unit) * unit
-    blocks = piece.data.blocks[..., kind.row_bytes(first) : kind.row_bytes(last)]
-    return kind, start - first, blocks
+    """A piece's type, the blocks that cover it last, and how many weights of those come before."""
+    blocks, skip = piece.data.covering(_UNIT)
+    return piece.kind, skip, blocks

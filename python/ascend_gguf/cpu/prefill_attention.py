@@ -40,6 +40,7 @@ from ascend_gguf.codegen import (
     store,
     sum_of,
     switch,
+    transposed,
     when,
     widened,
 )
@@ -225,7 +226,7 @@ class _Block:
         rows = self._rows_of_cache("keys", self._head_size, start + vector * LANES, LANES)
         for k in range(0, self._head_size, _PAIRS):
             pairs = [load(row + k, LANES, I32) for row in rows]
-            for i, column in enumerate(_transposed(pairs)):
+            for i, column in enumerate(transposed(pairs)):
                 place = (vector + (k // 2 + i) * _VECTORS) * LANES
                 store(self._key_pairs + place, column)
 
@@ -352,17 +353,3 @@ class _Block:
             for k in range(0, self._value_size, LANES):
                 value = load(self._sums + row * self._value_size + k, LANES)
                 store(out + k, value * share)
-
-
-def _transposed(rows: list[Value]) -> list[Value]:
-    """Columns of as many rows as each has lanes; halves change places, then their halves."""
-    count, rows = len(rows), list(rows)
-    distance = count // 2
-    while distance:
-        for i in (i for i in range(count) if not i & distance):
-            a, b = rows[i], rows[i + distance]
-            low = [k if not k & distance else count + k - distance for k in range(count)]
-            high = [k + distance if not k & distance else count + k for k in range(count)]
-            rows[i], rows[i + distance] = (shuffle(a, b, p) for p in (low, high))
-        distance //= 2
-    return rows

@@ -13,15 +13,13 @@ from functools import partial
 import torch
 
 from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
+from ascend_gguf.npu.packed_groups import LONGEST
 from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import NOT_QUANTIZED, Layout, Piece, Weight
 from ascend_gguf.weights.linear_kernel import LinearKernel
 
 #: The greatest code.
 _GREATEST = 127
-
-#: The most rows or columns that the Ascend operators take.
-_LONGEST = 65535
 
 
 class ChannelInt8(Layout):
@@ -41,7 +39,7 @@ class ChannelInt8(Layout):
             return NOT_QUANTIZED
         if any(piece.data.shape[-1] != weight.cols for piece in weight.pieces):
             return "its rows come in parts"
-        if max(weight.shape) > _LONGEST:
+        if max(weight.shape) > LONGEST:
             return f"{weight.shape} is more than the operator takes"
         return None
 

@@ -43,9 +43,6 @@ from ascend_gguf.weights.block_tensor import BlockTensor
 # What decoders hand over at once.
 _HALF = 16
 
-# What is read from a file at once.
-_BYTES_AT_ONCE = 1 << 22
-
 # The greatest code where a group gets a new scale.
 _GREATEST = 127
 
@@ -82,30 +79,28 @@ def convert(
 ) -> None:
     """As :func:`conversions`, at once and in this thread."""
     kind = matrix.block_type
-    start, stop = matrix.columns
-    size = kind.block_size
-    first, last = start // size, -(-stop // size)
-    blocks = matrix.blocks[:, first * kind.type_size : last * kind.type_size]
+    blocks, skip = matrix.covering()
+    cover = kind.row_cols(blocks.shape[1])
     targets = [codes, scale, *([] if offset is None else [offset])]
     places = targets
-    if (first * size, last * size) != (start, stop):
+    if cover != matrix.shape[1]:
         # A cut inside a block: convert the blocks, then cut.
         per_element = [8 // packing.stored_bits, packing.group, packing.group]
-        cover = (last - first) * size
         places = [
             t.new_empty(len(t), cover // n) for t, n in zip(targets, per_element, strict=False)
         ]
     run = kernel(kind, packing, scale.dtype, offset is not None)
-    for rows, read in read_rows(blocks, max(1, _BYTES_AT_ONCE // max(1, blocks.stride(0)))):
+    for rows, read in read_rows(blocks):
         source = np.asarray(read)
         addresses = [value for t in places for value in (t[rows].data_ptr(), t.stride(0))]
-        run(source.ctypes.data, source.strides[0], *addresses, len(source), last - first)
+        run(
+            source.ctypes.data, source.strides[0], *addresses, len(source), cover // kind.block_size
+        )
     if matrix.factor != 1:
         _multiply(places[1:], kind, matrix.factor)
     if places is not targets:
         for target, place, n in zip(targets, places, per_element, strict=False):
-            cut = start - first * size
-            target.copy_(place[:, cut // n : cut // n + target.shape[1]])
+            target.copy_(place[:, skip // n : skip // n + target.shape[1]])
 
 
 def _multiply(groups: list[torch.Tensor], kind: BlockType, factor: float) -> None:

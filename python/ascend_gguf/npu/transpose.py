@@ -19,6 +19,7 @@ from ascend_gguf.codegen import (
     pointer,
     shuffle,
     store,
+    transposed,
 )
 
 #: Rows in 32 bits of the result, by the bits of a code.
@@ -87,7 +88,7 @@ def transposer(bits: int, planes: int) -> Kernel:
                     for half, target in enumerate(lines(col)):
                         first_word = aside + half * _WORDS * LANES
                         square = [load(first_word + i * LANES, LANES) for i in range(_WORDS)]
-                        for place, value in enumerate(_transposed(square)):
+                        for place, value in enumerate(transposed(square)):
                             store(target + (y_stride * place + word * I32.nbytes), value)
             for word in loop(whole, words_):
                 for col in loop(first, last, LANES):
@@ -123,17 +124,3 @@ def _joined(rows: list[Value]) -> Value:
 def _zipped(a: Value, b: Value) -> Value:
     """A lane of ``a`` and one of ``b`` in turn."""
     return shuffle(a, b, [i + side * len(a) for i in range(len(a)) for side in (0, 1)])
-
-
-def _transposed(rows: list[Value]) -> list[Value]:
-    """A square of lanes, rows for columns."""
-    rows, distance = list(rows), len(rows) // 2
-    while distance:
-        near = [i for i in range(len(rows)) if not i & distance]
-        first = [i if i in near else i - distance + len(rows) for i in range(len(rows))]
-        second = [i + distance if i in near else i + len(rows) for i in range(len(rows))]
-        for i in near:
-            a, b = rows[i], rows[i + distance]
-            rows[i], rows[i + distance] = shuffle(a, b, first), shuffle(a, b, second)
-        distance //= 2
-    return rows

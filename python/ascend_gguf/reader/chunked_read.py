@@ -15,14 +15,18 @@ import torch
 
 from ascend_gguf.reader.mapping import locate
 
+#: The most bytes that are read at once.  Less would cost a thread more in Python than in decoding.
+BYTES_AT_ONCE = 1 << 22
+
 _buffers = threading.local()
 
 
 def read_rows(
-    view: torch.Tensor, rows: int
+    view: torch.Tensor, most: int | None = None
 ) -> Iterator[tuple[slice | EllipsisType, torch.Tensor | np.ndarray]]:
-    """The bytes of ``view``, uint8 ``[..., n]``, and where in it they are, ``rows`` rows at a time.
+    """The bytes of ``view``, uint8 ``[..., n]``, and where in it they are, some rows at a time.
 
+    Up to ``most`` rows, and no more than :data:`BYTES_AT_ONCE`.
     What a piece holds is valid until the next one.  A view that is no matrix or vector of a mapped
     file is one piece, as it is.
 
@@ -36,6 +40,7 @@ def read_rows(
     file, offset = place
     count, n = (1, *view.shape)[-2:]
     step = view.stride(0) if view.dim() == 2 else n
+    rows = max(1, min(most or count, BYTES_AT_ONCE // max(1, step)))
     for first in range(0, count, rows):
         last = min(first + rows, count)
         # A part of each row is read with what lies between the parts: one call for all of them.

@@ -28,10 +28,9 @@ _PLAIN_TYPES = {
     if kind.dtype is not None and kind.decoder is not None
 }
 
-# The most that is read from a file and decoded at once.  Smaller chunks would cost a thread more in
-# Python than in decoding; larger ones cost memory where the result is copied to another place.
+# The most weights that are decoded at once: more cost memory where the result is copied to another
+# place.
 _WEIGHTS_AT_ONCE = 1 << 22
-_BYTES_AT_ONCE = 1 << 22
 
 
 class BlockTensor(load_stream.Streamed):
@@ -47,12 +46,13 @@ class BlockTensor(load_stream.Streamed):
         ggml_type: id of the block type (``gguf.GGMLQuantizationType``).
         columns: the ``(start, stop)`` range of weights of each row to show; all by default.
         factor: what every weight is multiplied with, beside the scales of its block.
+
+    Attributes: these, with ``block_type`` for the id.
     """
 
-    _blocks: torch.Tensor
-    _type: BlockType
-    _columns: tuple[int, int]
-    _factor: float
+    block_type: BlockType
+    columns: tuple[int, int]
+    factor: float
 
     @staticmethod
     def __new__(
@@ -67,29 +67,21 @@ class BlockTensor(load_stream.Streamed):
         self = torch.Tensor._make_wrapper_subclass(
             cls, (*blocks.shape[:-1], stop - start), dtype=torch.float32
         )
-        self._blocks, self._type, self._columns = blocks, kind, (start, stop)
-        self._factor = factor
+        self.blocks, self.block_type, self.columns = blocks, kind, (start, stop)
+        self.factor = factor
         return self
 
-    @property
-    def blocks(self) -> torch.Tensor:
-        """uint8 ``[..., rows, row_bytes]``: whole rows, also where :attr:`columns` is narrower."""
-        return self._blocks
+    def covering(self, unit: int = 1) -> tuple[torch.Tensor, int]:
+        """The blocks that cover the columns, and how many weights come before the first column.
 
-    @property
-    def block_type(self) -> BlockType:
-        """The block type."""
-        return self._type
-
-    @property
-    def columns(self) -> tuple[int, int]:
-        """The range of weights of each row, ``(start, stop)``."""
-        return self._columns
-
-    @property
-    def factor(self) -> float:
-        """What every weight is multiplied with, beside the scales of its block."""
-        return self._factor
+        Args:
+            unit: the blocks begin and end at a multiple of so many weights; a power of two.
+        """
+        unit = max(unit, self.block_type.block_size)
+        start, stop = self.columns
+        first, last = start // unit * unit, -(-stop // unit) * unit
+        row_bytes = self.block_type.row_bytes
+        return self.blocks[..., row_bytes(first) : row_bytes(last)], start - first
 
     def rows(self, start: int, stop: int) -> BlockTensor:
         """Some rows of each matrix: a view."""
@@ -97,36 +89,29 @@ class BlockTensor(load_stream.Streamed):
 
     def matrices(self) -> list[BlockTensor]:
         """Itself, or a view of each expert's matrix."""
-        return [self] if self.dim() == 2 else [self._view(blocks) for blocks in self._blocks]
+        return [self] if self.dim() == 2 else [self._view(blocks) for blocks in self.blocks]
 
     def dequantize_into(self, out: torch.Tensor) -> torch.Tensor:
         """Decode into ``out``: same shape, any device, any dtype torch converts float32 to."""
         _check_shape(out, self)
         if self.dim() > 2:
             for i in range(len(self)):
-                self._view(self._blocks[i]).dequantize_into(out[i])
+                self._view(self.blocks[i]).dequantize_into(out[i])
             return out
-        start, stop = self._columns
-        size, nbytes = self._type.block_size, self._type.type_size
-        first, last = start // size, -(-stop // size)
-        covering = self._blocks[..., first * nbytes : last * nbytes]
-        is_cut = start != first * size or stop != last * size
-        row_bytes = self._blocks.shape[-1]
-        rows = min(
-            _BYTES_AT_ONCE // max(1, row_bytes),
-            _WEIGHTS_AT_ONCE // max(1, self._type.row_cols(row_bytes)),
-        )
-        for place, blocks in read_rows(covering, max(1, rows)):
-            if not is_cut and self._factor == 1:
-                dequantize(blocks, self._type.ggml_type, out=out[place])
+        kind, cols = self.block_type, self.shape[-1]
+        blocks, skip = self.covering()
+        is_cut = kind.row_cols(blocks.shape[-1]) != cols
+        rows = _WEIGHTS_AT_ONCE // max(1, kind.row_cols(self.blocks.shape[-1]))
+        for place, some in read_rows(blocks, max(1, rows)):
+            if not is_cut and self.factor == 1:
+                dequantize(some, kind.ggml_type, out=out[place])
                 continue
             # Off a block boundary: decode the covering blocks, then cut.
             dtype = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
-            if self._factor != 1:  # rounded once, with the factor
+            if self.factor != 1:  # rounded once, with the factor
                 dtype = torch.float32
-            values = dequantize(blocks, self._type.ggml_type, dtype)
-            values = values[..., start - first * size : stop - first * size]
-            out[place].copy_(values if self._factor == 1 else values * self._factor)
+            values = dequantize(some, kind.ggml_type, dtype)[..., skip : skip + cols]
+            out[place].copy_(values if self.factor == 1 else values * self.factor)
         return out
 
     def dequantize(self) -> torch.Tensor:
@@ -134,7 +119,7 @@ class BlockTensor(load_stream.Streamed):
         return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
 
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:
-        return BlockTensor(blocks, self._type.ggml_type, columns or self._columns, self._factor)
+        return BlockTensor(blocks, self.block_type.ggml_type, columns or self.columns, self.factor)
 
     def _slice(self, dim: int = 0, start: int | None = None, end: int | None = None) -> BlockTensor:
         dim %= self.dim()
@@ -142,9 +127,9 @@ class BlockTensor(load_stream.Streamed):
         start, end, _ = slice(start, end).indices(size)
         length = max(0, end - start)
         if dim < self.dim() - 1:
-            return self._view(self._blocks.narrow(dim, start, length))
-        first = self._columns[0] + start
-        return self._view(self._blocks, (first, first + length))
+            return self._view(self.blocks.narrow(dim, start, length))
+        first = self.columns[0] + start
+        return self._view(self.blocks, (first, first + length))
 
     def _split(self, sizes: int | Sequence[int], dim: int = 0) -> list[BlockTensor]:
         whole = self.shape[dim]
@@ -170,13 +155,13 @@ class BlockTensor(load_stream.Streamed):
             load_stream.run(source, lambda: source.dequantize_into(out), out)
             return out
         if func in (_aten.detach.default, _aten.alias.default):
-            return args[0]._view(args[0]._blocks)
+            return args[0]._view(args[0].blocks)
         if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
             return args[0]._slice(*args[1:4])
         if func is _aten.select.int:
             self, dim, index = args
             if dim % self.dim() < self.dim() - 1 and self.dim() > 1:
-                return self._view(self._blocks.select(dim % self.dim(), index))
+                return self._view(self.blocks.select(dim % self.dim(), index))
         if func in (_aten.split.Tensor, _aten.split_with_sizes.default):
             return args[0]._split(*args[1:], **kwargs)
         _refuse_writes(func, args, kwargs)
@@ -184,7 +169,7 @@ class BlockTensor(load_stream.Streamed):
         return func(*decoded[0], **decoded[1])
 
     def __repr__(self) -> str:  # type: ignore[override]  # the default would decode to print
-        return f"BlockTensor({self._type.name}, shape={tuple(self.shape)})"
+        return f"BlockTensor({self.block_type.name}, shape={tuple(self.shape)})"
 
 
 def as_blocks(data: torch.Tensor, factor: float = 1.0) -> torch.Tensor:

@@ -40,12 +40,13 @@ _current = threading.local()
 
 
 class Streamed(torch.Tensor):
-    """Base of tensors that are read when they are copied: ``copy_`` from one calls :func:`run`."""
+    """Base of tensors that are read when they are copied: ``copy_`` from one calls :func:`run`.
 
-    @property
-    def blocks(self) -> torch.Tensor:
-        """The bytes that are read."""
-        raise NotImplementedError
+    Attributes:
+        blocks: the bytes that are read.
+    """
+
+    blocks: torch.Tensor
 
 
 def run(source: Streamed, work: Callable[[], None], out: torch.Tensor | None = None) -> None:
