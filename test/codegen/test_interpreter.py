@@ -33,6 +33,8 @@ from ascend_gguf.codegen import (
     multiply_add,
     pointer,
     processor,
+    sigmoid,
+    softplus,
     sqrt,
     store,
     sum_of,
@@ -43,9 +45,12 @@ from ascend_gguf.codegen.backend import running
 from ascend_gguf.codegen.interpreter import NumPy
 from ascend_gguf.cpu import kernel_sequence, prefill_attention
 from ascend_gguf.cpu.blocks import Blocks
+from ascend_gguf.cpu.causal_conv import causal_conv1d_fn
 from ascend_gguf.cpu.copies import convert, copy_rows
+from ascend_gguf.cpu.gated_rows import gated_rms_norm, multiply_by_sigmoid
 from ascend_gguf.cpu.linear import BlocksLinear
 from ascend_gguf.cpu.paged_attention import Tokens, attend
+from ascend_gguf.cpu.recurrent_state import States, delta_rule, state_space
 from ascend_gguf.cpu.row_ops import gelu_tanh_and_mul, rms_norm, rotate, silu_and_mul
 from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType
 from ascend_gguf.npu.experts import Grouped, GroupedInt4, GroupedNibblePlanes
@@ -181,7 +186,9 @@ def test_floats() -> None:
     np.testing.assert_array_equal(a.view(np.uint32)[~np.isnan(a)], b.view(np.uint32)[~np.isnan(b)])
 
 
-@pytest.mark.parametrize("function", [exp, exp2, lambda x: multiply_add(x, x, x)])
+@pytest.mark.parametrize(
+    "function", [exp, exp2, sigmoid, softplus, lambda x: multiply_add(x, x, x)]
+)
 def test_functions_of_floats(function: Callable[[Value], Value]) -> None:
     def write(tile: Value, x: Value, out: Value) -> None:
         for i in loop(0, 512, LANES):
@@ -273,6 +280,64 @@ def test_row_operations(dtype: torch.dtype) -> None:
     for interleaved in (False, True):
         positions = torch.tensor([8, 0, 3])
         assert_near(lambda i=interleaved, p=positions: rotate(heads, p, angles, interleaved=i))
+
+
+@EVERY_DTYPE
+def test_gated_rows(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, gate, weight = *torch.randn(2, 3, 96).to(dtype), torch.rand(96)
+    for first in (False, True):
+        assert_near(lambda f=first: gated_rms_norm(x, weight, gate, 1e-6, groups=2, gate_first=f))
+
+    def multiplied() -> torch.Tensor:
+        out = x.clone()
+        multiply_by_sigmoid(out, gate)
+        return out
+
+    assert_near(multiplied)
+
+
+@EVERY_DTYPE
+def test_recurrent_states(dtype: torch.dtype) -> None:
+    """A token of each request; then the states."""
+    torch.manual_seed(0)
+    vectors, per_head = torch.randn(3, 2, 4, 24).to(dtype), torch.randn(4, 2, 4)
+    cache, slots = torch.randn(5, 4, 24, 24), torch.tensor([4, 1])
+
+    def done(step: Callable[[States], torch.Tensor]) -> torch.Tensor:
+        states = States(cache.clone(), slots)
+        return torch.cat((step(states).float().flatten(), states.cache.flatten()))
+
+    def state_space_step(states: States) -> torch.Tensor:
+        (x, B, C), (dt, A, *_) = vectors, per_head
+        state_space(
+            x, dt, A[0], B[:, :2], C[:, :2], A[1], dt[0], states, out := torch.empty_like(x)
+        )
+        return out
+
+    a, b, A_log, dt_bias = *per_head[:2], *per_head[2]
+    q, k, v = vectors[0][:, :2], vectors[1][:, :2], vectors[2]
+    assert_near(lambda: done(lambda states: delta_rule(q, k, v, a, b, A_log, dt_bias, states)))
+    assert_near(lambda: done(state_space_step))
+
+
+@EVERY_DTYPE
+def test_convolution(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(7, 48).to(dtype), torch.randn(48, 4), torch.randn(48)
+    states, slots = torch.randn(5, 48, 3).to(dtype), torch.tensor([4, 1])
+    has = torch.tensor([True, False])
+
+    def convolved() -> torch.Tensor:
+        cache = states.clone()
+        arguments = {"conv_states": cache, "cache_indices": slots, "has_initial_state": has}
+        starts = torch.tensor([0, 5, 7])
+        out = causal_conv1d_fn(
+            x.T, weight, bias, activation="silu", query_start_loc=starts, **arguments
+        )
+        return torch.cat((out.flatten(), cache.flatten()))
+
+    assert_near(convolved)
 
 
 @EVERY_DTYPE

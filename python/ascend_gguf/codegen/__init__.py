@@ -32,6 +32,8 @@ from ascend_gguf.codegen.math import (
     max_of,
     maximum,
     multiply_add,
+    sigmoid,
+    softplus,
     sqrt,
     sum_of,
 )

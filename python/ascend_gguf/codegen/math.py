@@ -14,6 +14,8 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _LEAST, _MOST = -87.0, 88.0
 # Of 2**r - 1, over r, for |r| <= 1/2, highest power first: the relative error is at most 2.9e-6.
 _EXP2 = (0.00958285294, 0.0559064262, 0.240240991, 0.693124175)
+# The last power of the inverse hyperbolic tangent's series that counts, up to 1/3.
+_SOFTPLUS_TERMS = 15
 # From here on the last place of a float32 is 1.
 WHOLE = 1.5 * 2.0**23
 
@@ -76,6 +78,23 @@ def exp(x: Value) -> Value:
         series = multiply_add(series, r, r.filled(coefficient))
     result = multiply_add(series, r * r, r + 1.0)
     return result * ((shifted.bitcast(I32) << 23) + 0x3F800000).bitcast(F32)
+
+
+def sigmoid(x: Value) -> Value:
+    """``1 / (1 + exp(-x))``."""
+    return 1.0 / (exp(-x) + 1.0)
+
+
+def softplus(x: Value) -> Value:
+    """``log(1 + exp(x))``, within 3 units in the last place."""
+    small = exp(-maximum(x, -x))
+    # log(1 + y) is twice the inverse hyperbolic tangent of this, which is at most 1/3.
+    part = small / (small + 2.0)
+    square = part * part
+    series = square.filled(1 / _SOFTPLUS_TERMS)
+    for power in range(_SOFTPLUS_TERMS - 2, 0, -2):
+        series = multiply_add(series, square, square.filled(1 / power))
+    return multiply_add(part * 2.0, series, maximum(x, 0.0))
 
 
 def exp2(x: Value) -> Value:

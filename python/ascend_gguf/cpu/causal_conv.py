@@ -5,10 +5,33 @@ Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_ker
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
+
+from ascend_gguf.codegen import (
+    I8,
+    I32,
+    I64,
+    LANES,
+    Kernel,
+    Value,
+    fold,
+    load,
+    loop,
+    minimum,
+    multiply_add,
+    pointer,
+    sigmoid,
+    splat,
+    store,
+)
+from ascend_gguf.codegen.value import collect
+from ascend_gguf.cpu.row_ops import lanes_of
+
+# Channels that a thread takes at a time: some cache lines of a token's.
+_CHANNELS = 128
 
 
 def causal_conv1d_fn(
@@ -26,28 +49,22 @@ def causal_conv1d_fn(
     """The convolution of prompts, channel by channel.
 
     Args:
-        x: ``[channels, tokens]``, the tokens of all requests.
-        weight: ``[channels, width]``.
+        x: ``[channels, tokens]``, the tokens of all requests; a token's channels are neighbours.
+        weight: ``[channels, width]``, contiguous.
         activation: ``silu``, ``swish`` or None.
         conv_states: ``[slots, channels, width - 1]``, the inputs before; those of these requests
-            are replaced.
+            are replaced.  Slots are evenly spaced, each contiguous.
         has_initial_state: ``[requests]``; without one, nothing came before.
         cache_indices: ``[requests]``, their slots.
         query_start_loc: ``[requests + 1]``, where their tokens begin.
 
     Returns:
-        ``[channels, tokens]`` of the dtype of ``x``.
+        ``[channels, tokens]`` of the dtype of ``x``; a token's channels are neighbours.
     """
-    slots = cache_indices.long()
-    before = conv_states[slots].to(x.dtype)
-    before *= has_initial_state.view(-1, 1, 1)
-    out = torch.empty_like(x)
-    for request, tokens in enumerate(requests_of(query_start_loc)):
-        padded = torch.cat((before[request], x[:, tokens]), dim=-1)
-        out[:, tokens] = _convolve(padded[None], weight, bias, activation)[0]
-        before[request] = padded[:, padded.shape[1] - before.shape[2] :]
-    conv_states[slots] = before.to(conv_states.dtype)
-    return out
+    starts = query_start_loc.to(torch.int64).contiguous()
+    has = has_initial_state.contiguous()
+    pairs = (conv_states, cache_indices), (starts, has)
+    return _convolve(x.T, weight, bias, activation, *pairs).T
 
 
 def causal_conv1d_update(
@@ -60,22 +77,129 @@ def causal_conv1d_update(
     conv_state_indices: torch.Tensor,
 ) -> torch.Tensor:
     """As :func:`causal_conv1d_fn`, of one token a request: ``x`` is ``[requests, channels]``."""
-    slots = conv_state_indices.long()
-    padded = torch.cat((conv_states[slots].to(x.dtype), x.unsqueeze(-1)), dim=-1)
-    conv_states[slots] = padded[..., 1:].to(conv_states.dtype)
-    return _convolve(padded, weight, bias, activation).squeeze(-1)
+    return _convolve(x, weight, bias, activation, (conv_states, conv_state_indices), None)
 
 
 def _convolve(
-    padded: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    prompts: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    windows = padded.float().unfold(-1, weight.shape[-1], 1)
-    out = (windows * weight.float().unsqueeze(-2)).sum(-1)
-    if bias is not None:
-        out = out + bias.float().unsqueeze(-1)
-    if activation in ("silu", "swish"):
-        out = F.silu(out)
-    return out.to(padded.dtype)
+    """Of ``x [tokens, channels]``.
+
+    Args:
+        cache: the states, and the requests' slots.
+        prompts: where requests begin, and which have a state; None for a token of each.
+    """
+    states, slots = cache
+    channels, width = weight.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    weight, slots = weight.contiguous(), slots.contiguous()
+    assert states.stride()[1:] == (width - 1, 1)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    dtypes = x.dtype, weight.dtype, states.dtype, slots.dtype
+    has_bias, is_silu = bias is not None, activation in ("silu", "swish")
+    kernel = _kernel(channels, width, dtypes, has_bias, is_silu, prompts is not None)
+    starts, has = (part.data_ptr() for part in prompts) if prompts else (0, 0)
+    kernel.run(
+        len(slots) * -(-channels // _CHANNELS),
+        x.data_ptr(),
+        x.stride(0),
+        out.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.to(weight.dtype).data_ptr(),
+        states.data_ptr(),
+        states.stride(0),
+        slots.data_ptr(),
+        starts,
+        has,
+    )
+    return out
+
+
+@functools.cache
+def _kernel(
+    channels: int,
+    width: int,
+    dtypes: tuple[torch.dtype, ...],
+    has_bias: bool,
+    is_silu: bool,
+    is_prompts: bool,
+) -> Kernel:
+    """A tile is a request, with some of the channels."""
+    dtype, weight_dtype, state_dtype, slot_dtype = dtypes
+    lanes = lanes_of(channels, 2 * LANES)
+    before = width - 1
+    tiles = -(-channels // _CHANNELS)
+
+    def columns(address: Value, count: int) -> list[Value]:
+        """Of ``[channels, count]``, some channels of each column."""
+        both = load(address, lanes * count)
+        return [both[i::count] for i in range(count)]
+
+    def convolve(
+        tile: Value,
+        x: Value,
+        x_stride: Value,
+        out: Value,
+        weight: Value,
+        bias: Value,
+        states: Value,
+        slot_stride: Value,
+        slots: Value,
+        starts: Value,
+        has: Value,
+    ) -> None:
+        request, part = tile // tiles, tile % tiles
+        start, stop = request, request + 1
+        if is_prompts:
+            start, stop = load(starts + request), load(starts + request + 1)
+        state = states + load(slots + request).zext(I64) * slot_stride
+        first = part * _CHANNELS
+        for channel in loop(first, minimum(first + _CHANNELS, channels), lanes):
+            factors = columns(weight + channel * width, width)
+            place = state + channel * before
+            kept = columns(place, before)
+            if is_prompts:
+                is_kept = load(has + request).differs(0).splat(lanes)
+                kept = [is_kept.select(column, 0.0) for column in kept]
+            least = load(bias + channel, lanes) if has_bias else splat(0.0, lanes)
+
+            def token(
+                i: Value,
+                kept: list[Value],
+                channel: Value = channel,
+                factors: list[Value] = factors,
+                least: Value = least,
+            ) -> list[Value]:
+                kept = [*kept, load(x + (i * x_stride + channel), lanes)]
+                total = least
+                for column, factor in zip(kept, factors, strict=True):
+                    total = multiply_add(column, factor, total)
+                total = total * sigmoid(total) if is_silu else total
+                store(out + (i * channels + channel), total)
+                return kept[1:]
+
+            after = fold(start, stop, 1, kept, token)
+            store(place, collect([column[i] for i in range(lanes) for column in after]))
+
+    return Kernel(
+        f"convolve_{channels}_{width}_{dtype}",
+        convolve,
+        x=pointer(dtype),
+        x_stride=I64,
+        out=pointer(dtype),
+        weight=pointer(weight_dtype),
+        bias=pointer(weight_dtype),
+        states=pointer(state_dtype),
+        slot_stride=I64,
+        slots=pointer(I64 if slot_dtype == torch.int64 else I32),
+        starts=pointer(I64),
+        has=pointer(I8),
+    )
 
 
 def requests_of(starts: torch.Tensor) -> Iterator[slice]:

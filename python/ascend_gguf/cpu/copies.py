@@ -31,25 +31,30 @@ def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor | None = 
         x, out: of one dtype, ``[n, ...]`` and ``[m, ...]``; see :func:`has_rows`.
         places: int64 ``[n]``, contiguous, each a row of ``out``.
     """
-    count, nbytes = x.shape[0], x[0].nbytes
-    rows = max(1, _TILE_BYTES // nbytes)
+    parts = 1 if x[0].is_contiguous() and out[0].is_contiguous() else x.shape[1]
+    count, nbytes = x.shape[0], x[0].nbytes // parts
+    rows = max(1, _TILE_BYTES // x[0].nbytes)
     step = next(step for step in (64, 16, 4, 2, 1) if nbytes % step == 0)
+    # Of rows, and of a row's parts.
+    strides = (t.stride(dim) * t.itemsize for t in (x, out) for dim in (0, min(1, parts - 1)))
     _copy_rows(step, places is not None).run(
         -(-count // rows),
         x.data_ptr(),
-        x.stride(0) * x.itemsize,
         out.data_ptr(),
-        out.stride(0) * out.itemsize,
+        *strides,
         0 if places is None else places.data_ptr(),
         count,
+        parts,
         nbytes,
         rows,
     )
 
 
 def has_rows(x: torch.Tensor) -> bool:
-    """Whether ``x [n, ...]`` is not empty, and ``x[i]`` is contiguous."""
-    return x.dim() > 0 and x.numel() > 0 and x[0].is_contiguous()
+    """Whether ``x [n, ...]`` is not empty, and each ``x[i]``, or each ``x[i, j]``, contiguous."""
+    if x.dim() == 0 or x.numel() == 0:
+        return False
+    return x[0].is_contiguous() or (x.dim() > 2 and x[0, 0].is_contiguous())
 
 
 @functools.cache
@@ -57,30 +62,38 @@ def _copy_rows(step: int, is_placed: bool) -> Kernel:
     def copy(
         tile: Value,
         x: Value,
-        x_stride: Value,
         out: Value,
+        x_stride: Value,
+        x_part: Value,
         out_stride: Value,
+        out_part: Value,
         places: Value,
         rows: Value,
+        parts: Value,
         nbytes: Value,
         rows_per_tile: Value,
     ) -> None:
         first = tile * rows_per_tile
         for i in loop(first, minimum(first + rows_per_tile, rows)):
             place = load(places + i) if is_placed else i
-            source, target = x + i * x_stride, out + place * out_stride
-            for k in loop(0, nbytes, step):
-                store(target + k, load(source + k, step))
+            for part in loop(0, parts):
+                source = x + (i * x_stride + part * x_part)
+                target = out + (place * out_stride + part * out_part)
+                for k in loop(0, nbytes, step):
+                    store(target + k, load(source + k, step))
 
     return Kernel(
         f"copy_{step}{'_placed' if is_placed else ''}",
         copy,
         x=pointer(I8),
-        x_stride=I64,
         out=pointer(I8),
+        x_stride=I64,
+        x_part=I64,
         out_stride=I64,
+        out_part=I64,
         places=pointer(I64),
         rows=I64,
+        parts=I64,
         nbytes=I64,
         rows_per_tile=I64,
     )

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from ascend_gguf.cpu.causal_conv import requests_of
+from ascend_gguf.cpu.recurrent_state import EPS, States, delta_rule
+from ascend_gguf.cpu.row_ops import rms_norm
 
 #: Tokens of a prompt that are solved together.
 CHUNK = 64
-#: Added to the square of the length of queries and keys.
-_EPS = 1e-6
 
 
 def gates(
@@ -119,14 +119,10 @@ def fused_sigmoid_gating_delta_rule_update(
     As :func:`chunk_gated_delta_rule`; the states are ``initial_state_source``.
     """
     assert use_qk_l2norm_in_kernel and softplus_beta == 1
-    slots = initial_state_indices.long()
-    g, beta = (gate[0].unsqueeze(-1) for gate in gates(A_log, a, b, dt_bias))
-    queries, keys, values = (part.transpose(0, 1).unsqueeze(-1) for part in _by_head(q, k, v))
-    state = initial_state_source[slots].float() * g.unsqueeze(-1).exp()
-    added = beta.unsqueeze(-1) * (values - state @ keys)
-    state = state + added @ keys.mT
-    initial_state_source[slots] = state.to(initial_state_source.dtype)
-    return (state @ queries).squeeze(-1).to(v.dtype).unsqueeze(0)
+    states = States(initial_state_source, initial_state_indices.contiguous())
+    heads = (part[0] for part in (q, k, v))
+    gating = (a.contiguous(), b.contiguous(), A_log, dt_bias)
+    return delta_rule(*heads, *gating, states).unsqueeze(0)
 
 
 def _by_head(
@@ -135,25 +131,16 @@ def _by_head(
     """Each ``[value_heads, tokens, size]`` in float32; queries and keys of length one, scaled."""
     share = v.shape[2] // k.shape[2]
     q, k, v = (x[0].transpose(0, 1).float() for x in (q, k, v))
-    q, k = (x * (x.square().sum(-1, keepdim=True) + _EPS).rsqrt() for x in (q, k))
+    q, k = (x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt() for x in (q, k))
     q = q * q.shape[-1] ** -0.5
     return q.repeat_interleave(share, 0), k.repeat_interleave(share, 0), v.contiguous()
 
 
-def gated_rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """The norm of each row times ``weight``, times ``silu(gate)``: ``[rows, size]`` all."""
-    rows = x.float()
-    rows = rows * (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (rows * weight.float() * F.silu(gate.float())).to(x.dtype)
-
-
-def offset_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, size: int) -> torch.Tensor:
-    """The norm of every ``size`` numbers of a row, times one more than ``weight``."""
-    heads = x.float().unflatten(-1, (-1, size))
-    heads = heads * (heads.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (heads * (1 + weight.float())).flatten(-2).to(x.dtype)
+def offset_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The norm of each head ``[tokens, heads, size]``, times one more than ``weight``."""
+    normed = rms_norm(x, weight, eps, plus_one=True)
+    assert isinstance(normed, torch.Tensor)
+    return normed.flatten(1)
 
 
 def norm_queries_and_keys(
@@ -165,9 +152,8 @@ def norm_queries_and_keys(
     head_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`offset_rms_norm` of the heads of ``q`` and ``k`` ``[tokens, heads * head_size]``."""
-    return offset_rms_norm(q, q_weight, eps, head_size), offset_rms_norm(
-        k, k_weight, eps, head_size
-    )
+    q, k = (x.unflatten(-1, (-1, head_size)) for x in (q, k))
+    return offset_rms_norm(q, q_weight, eps), offset_rms_norm(k, k_weight, eps)
 
 
 def norm_gated_queries_and_keys(
@@ -180,14 +166,10 @@ def norm_gated_queries_and_keys(
     heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As :func:`norm_queries_and_keys`; beside each query of a head is its gate, returned last."""
-    q, gate = q_and_gate.reshape(-1, heads, 2, head_size).unbind(2)
-    q, k = norm_queries_and_keys(q.flatten(1), k, q_weight, k_weight, eps, head_size)
-    return q, k, gate.flatten(1)
-
-
-def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
-    """``x *= sigmoid(gate)``, in place."""
-    x.copy_(x.float() * gate.reshape(x.shape).float().sigmoid())
+    q, gate = q_and_gate.unflatten(-1, (heads, 2, head_size)).unbind(2)
+    k = k.unflatten(-1, (-1, head_size))
+    normed = offset_rms_norm(q, q_weight, eps), offset_rms_norm(k, k_weight, eps)
+    return *normed, gate.flatten(1)
 
 
 def split_projections(
@@ -210,5 +192,5 @@ def split_projections(
     values = value_heads * value_size
     mixed, z = qkvz.split([2 * key_heads * key_size + values, values], dim=-1)
     b, a = ba.split([value_heads, value_heads], dim=-1)
-    z = z.reshape(-1, value_heads, value_size)
-    return mixed.contiguous(), z, b.contiguous(), a.contiguous()
+    z = z.unflatten(-1, (value_heads, value_size))
+    return mixed, z, b.contiguous(), a.contiguous()

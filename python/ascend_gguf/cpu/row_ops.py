@@ -32,12 +32,19 @@ from ascend_gguf.codegen import (
     sum_of,
 )
 
+# Of vectors that elements are done in.
+_WIDTHS = tuple(1 << i for i in reversed(range((4 * LANES).bit_length())))
 # Elements that are worth a thread's while.
 _TILE = 1 << 14
 # Columns of a sum of rows, the same.
 _SUMMED = 512
 # Of GELU's approximation: Hendrycks and Gimpel, arXiv 1606.08415.
 _GELU_SCALE, _GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
+
+
+def lanes_of(n: int, most: int = LANES) -> int:
+    """The widest vectors, of up to ``most`` elements, that ``n`` elements are a number of."""
+    return next(width for width in _WIDTHS if width <= most and n % width == 0)
 
 
 def rms_norm(
@@ -51,7 +58,7 @@ def rms_norm(
     """Each row times ``weight`` over the root of its mean square.
 
     Args:
-        x: ``[..., n]``; ``n`` a multiple of 16.
+        x: ``[..., n]``.
         weight: ``[n]``, of the dtype of ``x`` or float32.
         residual: of the shape and dtype of ``x``, added to it first.
         plus_one: multiply by one more than ``weight``, as Gemma does.
@@ -77,8 +84,7 @@ def rms_norm(
 def _rms_norm(
     n: int, dtype: torch.dtype, weight_dtype: torch.dtype, adds: bool, plus_one: bool
 ) -> Kernel:
-    # Elements done at once: enough that additions need not wait.
-    width = next(width for width in (4 * LANES, 2 * LANES, LANES) if n % width == 0)
+    width = lanes_of(n, 4 * LANES)  # enough that additions need not wait
 
     def norm_row(
         x: Value, weight: Value, residual: Value, sums: Value, out: Value, eps: Value

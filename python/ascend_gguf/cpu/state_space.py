@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ascend_gguf.cpu.causal_conv import requests_of
+from ascend_gguf.cpu.recurrent_state import States, state_space
 
 #: Tokens of a prompt that are computed together.
 CHUNK = 64
@@ -128,15 +129,9 @@ def selective_state_update(
         state_batch_indices: ``[requests]``, their slots.
         others: how the kernel reads it.
     """
-    slots = state_batch_indices.long()
-    share = x.shape[1] // B.shape[1]
-    step = _steps(dt[..., 0], dt_bias[:, 0])
-    x = x.float()
-    B, C = (part.float().repeat_interleave(share, 1) for part in (B, C))
-    kept = (step * A[:, 0, 0].float()).exp()[..., None, None] * state[slots].float()
-    found = kept + (step.unsqueeze(-1) * x).unsqueeze(-1) * B.unsqueeze(-2)
-    state[slots] = found.to(state.dtype)
-    out.copy_((found @ C.unsqueeze(-1)).squeeze(-1) + D[:, :1].float() * x)
+    states = States(state, state_batch_indices.contiguous())
+    vectors = A[:, 0, 0], B, C, D[:, 0], dt_bias[:, 0]
+    state_space(x, dt[..., 0], *vectors, states, out)
 
 
 def _steps(dt: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

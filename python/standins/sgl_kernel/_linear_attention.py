@@ -2,12 +2,12 @@
 
 import torch
 
-from ascend_gguf.cpu import delta_net
+from ascend_gguf.cpu import delta_net, gated_rows
 
 _OPERATORS = {
     "fused_gdn_gating_cpu": delta_net.gates,
     "fused_sigmoid_gating_delta_rule_update_cpu": delta_net.fused_sigmoid_gating_delta_rule_update,
-    "fused_sigmoid_mul_cpu": delta_net.multiply_by_sigmoid,
+    "fused_sigmoid_mul_cpu": gated_rows.multiply_by_sigmoid,
     "fused_qk_gemma_rmsnorm_cpu": delta_net.norm_queries_and_keys,
     "fused_qk_gemma_rmsnorm_with_gate_cpu": delta_net.norm_gated_queries_and_keys,
     "fused_qkvzba_split_reshape_cat_contiguous_cpu": delta_net.split_projections,

@@ -11,6 +11,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.causal_conv import causal_conv1d_fn, causal_conv1d_update
+from ascend_gguf.cpu.gated_rows import gated_rms_norm
 from ascend_gguf.cpu.state_space import mamba_chunk_scan_combined, selective_state_update
 from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.srt.layers.linear import wrap_loader
@@ -43,6 +44,7 @@ def repair_mixer(mixer: Any, config: Any) -> None:
     """``MambaMixer2``: operators of torch on the CPU; each rank has the group that they share."""
     if is_cpu():
         override_methods(mixer, forward=_forward)
+        override_methods(mixer.norm, forward_native=_norm)
     if not config.mamba_shares_group:
         return
     state = mixer.ssm_state_size
@@ -59,6 +61,15 @@ def repair_mixer(mixer: Any, config: Any) -> None:
 
 def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
     return seeing(original, **_OPERATORS)(self, *args, **kwargs)
+
+
+def _norm(original: Callable, self: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Overrides ``Mixer2RMSNormGated.forward_native``, where a rank has whole groups."""
+    groups, rest = divmod(x.shape[-1], self.group_size)
+    if rest or not self.use_rms_norm:
+        return original(self, x, gate)
+    eps = self.variance_epsilon
+    return gated_rms_norm(x, self.weight, gate, eps, groups=groups, gate_first=True)
 
 
 def _load_group(ranks: int, ends: tuple[int, int], load: Callable) -> Callable:

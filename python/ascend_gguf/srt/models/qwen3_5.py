@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.utils import is_cpu
 
-from ascend_gguf.cpu.delta_net import gated_rms_norm
+from ascend_gguf.cpu.gated_rows import gated_rms_norm
 from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.srt.layers.linear import wrap_loader
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks

@@ -1,0 +1,173 @@
+"""Rows that a gate multiplies, on the CPU: one call each; arithmetic is float32.
+
+Tensors are ``[rows, n]`` of float32, bfloat16 or float16, rows evenly spaced.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ascend_gguf.codegen import (
+    F32,
+    I64,
+    LANES,
+    Kernel,
+    Value,
+    fold,
+    load,
+    loop,
+    minimum,
+    multiply_add,
+    pointer,
+    sigmoid,
+    splat,
+    sqrt,
+    store,
+    sum_of,
+)
+from ascend_gguf.cpu.row_ops import lanes_of
+
+# Elements that are worth a thread's while.
+_TILE = 1 << 13
+
+
+def gated_rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    eps: float,
+    *,
+    groups: int = 1,
+    gate_first: bool = False,
+) -> torch.Tensor:
+    """Each row over the root of its mean square, times ``weight``, times ``silu(gate)``.
+
+    Args:
+        x, gate: ``[rows, n]``.
+        weight: ``[n]``, contiguous.
+        groups: parts of a row that are normed by themselves, each ``n / groups`` neighbours.
+        gate_first: the norm is that of ``x silu(gate)``.
+
+    Returns:
+        A new contiguous tensor of the dtype of ``x``.
+    """
+    (rows, n), x, gate = x.shape, _spaced(x), _spaced(gate)
+    out = torch.empty(rows, n, dtype=x.dtype)
+    step, count = max(1, _TILE * groups // n), rows * groups
+    dtypes = x.dtype, gate.dtype, weight.dtype
+    _norm(n, groups, dtypes, gate_first).run(
+        -(-count // step),
+        *(x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0)),
+        *(weight.data_ptr(), out.data_ptr(), eps, count, step),
+    )
+    return out
+
+
+@functools.cache
+def _norm(n: int, groups: int, dtypes: tuple[torch.dtype, ...], gate_first: bool) -> Kernel:
+    size = n // groups
+    width = lanes_of(size, 2 * LANES)
+
+    def norm(
+        tile: Value,
+        x: Value,
+        x_stride: Value,
+        gate: Value,
+        gate_stride: Value,
+        weight: Value,
+        out: Value,
+        eps: Value,
+        count: Value,
+        step: Value,
+    ) -> None:
+        first = tile * step
+        for i in loop(first, minimum(first + step, count)):
+            row, part = i // groups, i % groups * size
+            source, gates = x + (row * x_stride + part), gate + (row * gate_stride + part)
+
+            def element(j: Value, source: Value = source, gates: Value = gates) -> Value:
+                value = load(source + j, width)
+                return value * _silu(load(gates + j, width)) if gate_first else value
+
+            def square(j: Value, totals: list[Value]) -> list[Value]:
+                value = element(j)
+                return [multiply_add(value, value, totals[0])]
+
+            (squares,) = fold(0, size, width, [splat(0.0, width)], square)
+            scale = (1.0 / sqrt(sum_of(squares) * (1 / size) + eps)).splat(width)
+            for j in loop(0, size, width):
+                value = element(j) * scale * load(weight + part + j, width)
+                if not gate_first:
+                    value = value * _silu(load(gates + j, width))
+                store(out + (i * size + j), value)
+
+    dtype, gate_dtype, weight_dtype = dtypes
+    return Kernel(
+        f"gated_norm_{n}_{groups}_{dtype}",
+        norm,
+        x=pointer(dtype),
+        x_stride=I64,
+        gate=pointer(gate_dtype),
+        gate_stride=I64,
+        weight=pointer(weight_dtype),
+        out=pointer(dtype),
+        eps=F32,
+        count=I64,
+        step=I64,
+    )
+
+
+def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
+    """``x *= sigmoid(gate)``, in place.
+
+    Args:
+        x: ``[rows, n]``, a row's elements neighbours.
+        gate: with as many elements.
+    """
+    assert x.stride(1) == 1
+    (rows, n), gate = x.shape, _spaced(gate.reshape(x.shape))
+    step = max(1, _TILE // n)
+    _multiply(n, x.dtype, gate.dtype).run(
+        -(-rows // step), x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, step
+    )
+
+
+@functools.cache
+def _multiply(n: int, dtype: torch.dtype, gate_dtype: torch.dtype) -> Kernel:
+    width = lanes_of(n)
+
+    def multiply(
+        tile: Value,
+        x: Value,
+        x_stride: Value,
+        gate: Value,
+        gate_stride: Value,
+        rows: Value,
+        step: Value,
+    ) -> None:
+        first = tile * step
+        for i in loop(first, minimum(first + step, rows)):
+            target, gates = x + i * x_stride, gate + i * gate_stride
+            for j in loop(0, n, width):
+                store(target + j, load(target + j, width) * sigmoid(load(gates + j, width)))
+
+    return Kernel(
+        f"gated_sigmoid_{n}_{dtype}",
+        multiply,
+        x=pointer(dtype),
+        x_stride=I64,
+        gate=pointer(gate_dtype),
+        gate_stride=I64,
+        rows=I64,
+        step=I64,
+    )
+
+
+def _silu(x: Value) -> Value:
+    return x * sigmoid(x)
+
+
+def _spaced(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
