@@ -11,12 +11,14 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
+from ascend_gguf.npu.choice import choose
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
 from ascend_gguf.npu.int4 import Int4, Int4Rows
 from ascend_gguf.npu.int8 import Int8, Int8Rows, RequantizedInt8
 from ascend_gguf.npu.nibble_planes import NibblePlanes, PlanesRows, WidePlanes
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
+from random_model import Spec, write_blocks
 
 with np.load(Path(__file__).parents[1] / "data" / "golden.npz") as _file:
     GOLDEN = {name: _file[name] for name in _file.files}
@@ -145,6 +147,22 @@ def test_error_of_requantized_types(name):
     expected = matrix.dequantize()
     error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert 0 < error <= NEAR_ERROR[name]
+
+
+@pytest.mark.parametrize(
+    ("types", "default", "requantizes"),
+    [
+        ({"ffn_down": "Q6_K"}, "Q4_K", True),
+        ({}, "Q6_K", False),
+        # Of a small model the vocabulary may be most of the file.
+        ({"token_embd|^output": "Q6_K", "ffn_down": "Q6_K"}, "Q4_K", True),
+        ({"token_embd|^output": "Q4_K"}, "Q6_K", False),
+    ],
+)
+def test_layers_decide_whether_types_are_requantized(tmp_path, types, default, requantizes):
+    spec = Spec(vocab=8192, types=types, default=default)
+    write_blocks(tmp_path / "model.gguf", spec)
+    assert choose({}, tmp_path / "model.gguf").requantizes is requantizes
 
 
 def q4_1(d: float, m: float) -> BlockTensor:

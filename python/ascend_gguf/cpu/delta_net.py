@@ -120,9 +120,8 @@ def fused_sigmoid_gating_delta_rule_update(
     """
     assert use_qk_l2norm_in_kernel and softplus_beta == 1
     states = States(initial_state_source, initial_state_indices.contiguous())
-    heads = (part[0] for part in (q, k, v))
-    gating = (a.contiguous(), b.contiguous(), A_log, dt_bias)
-    return delta_rule(*heads, *gating, states).unsqueeze(0)
+    a, b = a.contiguous(), b.contiguous()
+    return delta_rule(q[0], k[0], v[0], a, b, A_log, dt_bias, states).unsqueeze(0)
 
 
 def _by_head(

@@ -8,7 +8,7 @@ of ``S`` are independent.  Arithmetic is float32; a kernel reads and writes a st
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -229,7 +229,7 @@ def _state_space(
 
     dtype, step_dtype, decay_dtype, skip_dtype, bias_dtype = dtypes
     spaced = {"x": dtype, "dt": step_dtype, "B": dtype, "C": dtype, "out": dtype}
-    parameters = {}
+    parameters: dict[str, Kind] = {}
     for name, kind in spaced.items():
         parameters |= {name: pointer(kind), f"{name}_stride": I64}
     return Kernel(
@@ -255,7 +255,7 @@ def _rows(
     taken: Callable[[Value, list[Value]], Value],
     key: list[Value],
     query: list[Value],
-):
+) -> Iterator[tuple[Value, Value]]:
     """Write the new state, row by row: each row's number, and what the query reads there.
 
     Args:

@@ -10,6 +10,9 @@ from typing import Any
 from ascend_gguf.npu.groups import GROUP
 from ascend_gguf.reader import open_gguf
 
+#: Tensors with a row for each token of the vocabulary.
+_VOCABULARY = ("token_embd.", "output.", "per_layer_token_embd.")
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -34,9 +37,13 @@ def choose(
     """The choice that the options of ``--model-loader-extra-config`` and the file ask for."""
     weights = options.get("weights", "auto")
     # Types with a scale for 16 weights, mostly Q6_K, are a small part of most files, and may lose a
-    # little for speed.  Who took a file that is mostly of them wants them exact.
-    tensors = open_gguf(path).tensors.values()
-    sizes = [(t.nbytes, t.type.codes) for t in tensors if t.type.codes is not None]
+    # little for speed.  Who took a file that is mostly of them wants them exact.  A vocabulary,
+    # which may be half of a small model, stays exact in any case, and says nothing of the layers.
+    sizes = [
+        (tensor.nbytes, tensor.type.codes)
+        for name, tensor in open_gguf(path).tensors.items()
+        if tensor.type.codes is not None and not name.startswith(_VOCABULARY)
+    ]
     fine = sum(nbytes for nbytes, codes in sizes if codes.group < GROUP)
     requantizes = weights == "auto" and 2 * fine < sum(nbytes for nbytes, _ in sizes)
     return Choice(weights, requantizes, wide_planes)

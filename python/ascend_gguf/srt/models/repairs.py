@@ -151,6 +151,7 @@ def repair(model: nn.Module, config: Any) -> None:
             if name in REPAIRS:
                 _check_class(name)
                 REPAIRS[name](module, config)
+    for module in model.modules():  # those that repairs have put there too
         override(module)
     avoid_rotary_kernel(model)
 
