@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
+from rewrite import finish
+
 DATA = Path(__file__).with_name("data")
 
 #: Every block type that golden.npz has.
@@ -230,10 +232,7 @@ def write_model(path: Path, spec: Spec | None = None, **changes) -> Model:
             writer.add_tensor(f"{base}.scale", scale)
             writer.add_tensor(f"{base}.input_scale", scale * 1000)
             weights[name] *= scale.reshape(-1, *[1] * (len(shape) - 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return Model(path, spec, weights)
 
 

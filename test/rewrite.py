@@ -52,6 +52,11 @@ def rewrite(
         for name, data in edit(tensor.name, tensor.data) if edit else [(tensor.name, tensor.data)]:
             raw = None if data.dtype == np.float32 else tensor.tensor_type
             writer.add_tensor(name, data, raw_dtype=raw)
+    finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -66,12 +71,22 @@ def _read(source: Path, changed: int) -> gguf.GGUFReader:  # noqa: ARG001
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any, before: gguf.ReaderField | None) -> None:
     """A key of the type it had before, else of that of the value."""
-    if value is None:
-        return
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif before is not None and before.types[0] != gguf.GGUFValueType.ARRAY:
+    known = before is not None and before.types[0] != gguf.GGUFValueType.ARRAY
+    if known and value is not None and not isinstance(value, list):
         writer.add_key_value(key, value, before.types[0])
     else:
-        kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
-        kinds.get(type(value), writer.add_string)(key, value)
+        add(writer, key, value)
+
+
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """A key of the type of its value; None is left out."""
+    if isinstance(value, (bool, np.bool_)):
+        writer.add_bool(key, bool(value))
+    elif isinstance(value, int):
+        (writer.add_uint32 if value >= 0 else writer.add_int32)(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif value is not None:
+        writer.add_array(key, list(value))

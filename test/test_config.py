@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from ascend_gguf import GGUFError, load_config, load_tokenizer
 from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from random_model import NAMES, Spec, write_model
-from rewrite import rewrite
+from rewrite import add, finish, rewrite
 
 #: Those that :class:`Spec` can write, by name.
 ARCHITECTURES = {a.name: a for a in TABLE if a.name in NAMES}
@@ -62,22 +62,10 @@ def write(path: Path, arch: str = "qwen3moe", tied: bool = False, **changes: Any
     fields = {key: value for key, value in FIELDS.items() if not key.startswith(ABSENT[arch])}
     for name, value in (fields | changed).items():
         key = name if name.startswith("tokenizer.") else f"{arch}.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            (writer.add_uint32 if value >= 0 else writer.add_int32)(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif value is not None:
-            writer.add_array(key, value)
+        add(writer, key, value)
     for name in ("token_embd.weight",) + ("output.weight",) * (not tied):
         writer.add_tensor(name, np.zeros((VOCABULARY, FIELDS["embedding_length"]), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -432,10 +420,7 @@ def test_impossible_numbers(key, value, tmp_path):
 def test_file_without_an_embedding(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
     writer.add_tensor("output_norm.weight", np.zeros(8, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(GGUFError, match="the file lacks this tensor") as error:
         load_config(tmp_path / "m.gguf")
     assert error.value.tensor == "token_embd.weight"

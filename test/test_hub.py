@@ -12,6 +12,7 @@ from ascend_gguf import GGUFError, open_gguf
 from ascend_gguf.hub import Reference, fetch_model, find_files, is_gguf_repository, parse_reference
 from demo import free_port
 from hub_standin import hub, use_hub
+from rewrite import finish
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,7 @@ def repositories(tmp_path_factory) -> dict[str, dict[str, Path]]:
     writer = gguf.GGUFWriter(folder / "m-Q8_0.gguf", "llama", split_max_tensors=2)
     for number in range(4):
         writer.add_tensor(f"tensor.{number}", np.full(64, number, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     shards = {path.name: path for path in folder.glob("*.gguf")}
     single = next(iter(shards.values()))
     return {

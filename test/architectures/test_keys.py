@@ -12,6 +12,7 @@ import pytest
 from ascend_gguf import GGUFError, load_config
 from ascend_gguf.architectures import ARCHITECTURES, Architecture, Field, rope
 from ascend_gguf.architectures.keys import _DERIVED, _NEUTRAL, _ROUTING
+from rewrite import add, finish
 
 #: Sizes that any architecture of the table can have; a file has those that it obeys.
 VALUES: dict[str, Any] = {
@@ -94,24 +95,8 @@ def write(path: Path, architecture: Architecture, **changes: Any) -> Path:
         for name in ("alpha_n", "alpha_p", "beta", "eps"):
             add(writer, f"xielu.{name}", 0.5)
     writer.add_tensor("token_embd.weight", np.zeros((56, VALUES["embedding_length"]), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
-
-
-def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_int32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif value is not None:
-        writer.add_array(key, value)
 
 
 def another(value: Any) -> Any:

@@ -13,7 +13,7 @@ from ascend_gguf import GGUFError, load_config, open_gguf
 from ascend_gguf.architectures import architecture_of
 from ascend_gguf.ggml_types import block_type
 from ascend_gguf.reader.joining import how_to_join, whole_name
-from rewrite import rewrite
+from rewrite import finish, rewrite
 
 MODEL = Path(__file__).parents[1] / "data" / "qwen3-dense-Q4_K_M.gguf"
 
@@ -27,10 +27,7 @@ def _file(path: Path, arch: str | None, type_: str | None = None, tensor: str = 
         writer.add_string("general.type", type_)
     if tensor:
         writer.add_tensor(tensor, np.ones((2, 2), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -103,10 +100,7 @@ def test_integers_are_no_weights(kind, tmp_path):
         for name, data in edit(tensor.name, tensor.data):
             raw = tensor.tensor_type if data.dtype == np.uint8 else None
             writer.add_tensor(name, data, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(GGUFError, match="weights of this type are not supported"):
         architecture_of(open_gguf(path)).name_map(open_gguf(path), load_config(path))
 

@@ -15,7 +15,7 @@ from ascend_gguf.architectures import ARCHITECTURES, REFUSED, architecture_of
 from ascend_gguf.architectures.refused import WITHOUT_CLASS, WITHOUT_TABLE
 from fetch import FetchError, llama_cpp
 from hf_models import TINY, write_model
-from rewrite import rewrite
+from rewrite import finish, rewrite
 
 SERVED = {architecture.name for architecture in ARCHITECTURES}
 
@@ -23,10 +23,7 @@ SERVED = {architecture.name for architecture in ARCHITECTURES}
 def _problem(path: Path, name: str) -> str:
     writer = gguf.GGUFWriter(path, name)
     writer.add_block_count(1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(GGUFError) as error:
         architecture_of(open_gguf(path))
     return error.value.problem

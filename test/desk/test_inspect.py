@@ -15,6 +15,7 @@ from ascend_gguf import open_gguf
 from ascend_gguf.desk.cli import _EXAMPLES, main
 from hub_standin import hub, use_hub
 from random_model import write_model
+from rewrite import finish
 
 DATA = Path(__file__).parents[1] / "data"
 MOE = DATA / "qwen3-moe-Q4_K_M.gguf"
@@ -103,10 +104,7 @@ def test_a_model_that_is_not_served(capsys, tmp_path):
     writer = gguf.GGUFWriter(path, "rwkv7")
     writer.add_name("a\x1b[31mname\n")
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     assert written.path == path
     found = facts(capsys, path, status=1)
     assert "architecture is not supported" in found["served"]["npu"]

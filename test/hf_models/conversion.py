@@ -226,6 +226,11 @@ def llama4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, 
     if re.search(r"experts\.\w+_proj$", name):
         tensor = tensor.transpose(1, 2)
         name += ".weight"
+    yield from gate_and_up(name, tensor)
+
+
+def gate_and_up(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What experts have in one tensor, gate above up, as two; another tensor as it is."""
     if "experts.gate_up_proj" in name:
         gate, up = tensor.chunk(2, dim=1)
         yield name.replace("gate_up", "gate"), gate
@@ -272,12 +277,7 @@ def qwen35(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, 
     name = name.replace("dt_bias", "dt_proj.bias")
     if re.search(r"experts\.\w+_proj$", name):
         name += ".weight"
-    if "experts.gate_up_proj" in name:
-        gate, up = tensor.chunk(2, dim=1)
-        yield name.replace("gate_up", "gate"), gate
-        yield name.replace("gate_up", "up"), up
-    else:
-        yield name, tensor
+    yield from gate_and_up(name, tensor)
 
 
 def qwen35_metadata(config: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_models.tiny import Tiny
 from random_model import PROMPT, tokenizer_fields
+from rewrite import add, finish
 
 #: The type of a matrix, by the end of its name in the file; rows are multiples of 32 weights.
 _TYPES = {
@@ -203,7 +204,7 @@ def _write(
     """The file, and the numbers that its quantized tensors stand for."""
     writer = gguf.GGUFWriter(path, tiny.arch)
     for key, value in (common_metadata(config) | tiny.metadata(config)).items():
-        _add(writer, f"{tiny.arch}.{key}", value)
+        add(writer, f"{tiny.arch}.{key}", value)
     for key, value in numbers.items():
         writer.add_array(key, value)
     for key, value, kind in tokenizer_fields():
@@ -223,10 +224,7 @@ def _write(
         stored[name] = torch.from_numpy(gguf.dequantize(blocks, kind)).view(tensor.shape)
     for name, tensor in tiny.extra(config).items():
         writer.add_tensor(name, tensor.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return stored
 
 
@@ -256,19 +254,6 @@ def _numbers_of(
         name: part.view(checkpoint[name].shape).clone()
         for name, part in zip(sizes, parts, strict=True)
     }
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, (bool, np.bool_)):
-        writer.add_bool(key, bool(value))
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif value is not None:
-        writer.add_array(key, list(value))
 
 
 def _first(config: Any, *names: str) -> Any:

@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from rewrite import finish
+
 ALIGNMENT = 32
 
 # Value type -> two values that show sign, width and byte order.
@@ -57,17 +59,9 @@ def good_writer(path: Path, **options: object) -> gguf.GGUFWriter:
     return writer
 
 
-def write(writer: gguf.GGUFWriter) -> None:
-    """Write out everything a writer holds, and close it."""
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def good_file(path: Path) -> Path:
     """Write :func:`good_writer`'s file to ``path``."""
-    write(good_writer(path))
+    finish(good_writer(path))
     return path
 
 

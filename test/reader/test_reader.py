@@ -29,8 +29,8 @@ from reader.bad_files import (
     good_file,
     good_writer,
     put,
-    write,
 )
+from rewrite import finish
 from shared_data import shared_path
 
 
@@ -42,7 +42,7 @@ def good(tmp_path) -> Path:
 @pytest.fixture
 def split(tmp_path) -> list[Path]:
     """A model in 4 files: 12 tensors as 0 + 4 + 4 + 4."""
-    write(good_writer(tmp_path / "m.gguf", split_max_tensors=4, small_first_shard=True))
+    finish(good_writer(tmp_path / "m.gguf", split_max_tensors=4, small_first_shard=True))
     files = sorted(tmp_path.glob("m-*.gguf"))
     assert len(files) == 4
     return files
@@ -114,7 +114,7 @@ class TestGoodFile:
         writer.add_tensor("f32", values)
         bf16 = torch.from_numpy(values).bfloat16().view(torch.uint8).numpy()
         writer.add_tensor("bf16", bf16, raw_dtype=GGMLQuantizationType.BF16)
-        write(writer)
+        finish(writer)
         for tensor in open_gguf(tmp_path / "m.gguf").tensors.values():
             assert tensor.values.tolist() == values.tolist()
 
@@ -161,7 +161,7 @@ class TestGoodFile:
         writer.add_custom_alignment(1)
         writer.add_tensor("one", np.array([1, 2, 3], np.int8))
         writer.add_tensor("two", np.array([4.5, 5.5], np.float64))
-        write(writer)
+        finish(writer)
         tensor = open_gguf(tmp_path / "m.gguf").tensors["two"]
         assert tensor.values.tolist() == [4.5, 5.5]
         assert tensor.values.data_ptr() % 8 == 0
@@ -301,7 +301,7 @@ class TestSplit:
     def test_shard_of_another_model(self, split, tmp_path):
         other = tmp_path / "other"
         other.mkdir()
-        write(good_writer(other / "m.gguf", split_max_tensors=5, small_first_shard=True))
+        finish(good_writer(other / "m.gguf", split_max_tensors=5, small_first_shard=True))
         (other / split[2].name).replace(split[2])
         with pytest.raises(GGUFError, match=r"'split.tensors.count': .*found 12, expected 13"):
             open_gguf(split[0])

@@ -8,6 +8,8 @@ from typing import Any
 import gguf
 from tokenizers import pre_tokenizers
 
+from rewrite import add
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 TEXTS = (
@@ -22,17 +24,7 @@ def write(path: Path, tokens: dict[str, int], model: str | None = "gpt2", **keys
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in {"model": model, **keys}.items():
         key = key.replace("__", ".")
-        key = key if "." in key else f"tokenizer.ggml.{key}"
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif value is not None:
-            writer.add_string(key, value)
+        add(writer, key if "." in key else f"tokenizer.ggml.{key}", value)
     writer.add_token_list(list(tokens))
     writer.add_token_types(list(tokens.values()))
     writer.write_header_to_file()

@@ -20,6 +20,7 @@ from ascend_gguf.reader.mapping import MappedFile
 from ascend_gguf.weights import load_stream
 from ascend_gguf.weights.load_stream import Stream, run
 from random_model import ALL_TYPES, random_blocks
+from rewrite import finish
 
 #: More than is done at once (see load_stream._FEW_WEIGHTS).
 ROWS, COLS = 400, 768
@@ -31,10 +32,7 @@ def write_tensors(path: Path, *types: str, shape: tuple[int, ...] = (ROWS, COLS)
     for i, type_name in enumerate(types):
         blocks, _ = random_blocks(np.random.default_rng(i), type_name, shape)
         writer.add_tensor(f"t{i}", blocks, raw_dtype=GGMLQuantizationType[type_name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -18,6 +18,7 @@ from ascend_gguf.architectures import ARCHITECTURES as TABLE
 from ascend_gguf.architectures import Placement, architecture_of
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from random_model import NAMES, Model, random_blocks, write_model
+from rewrite import finish
 
 #: Those that :class:`Spec` can write, by name.
 ARCHITECTURES = {a.name: a for a in TABLE if a.name in NAMES}
@@ -235,10 +236,7 @@ def tensor_file(path: Path, **tensors: tuple[str, tuple[int, ...]]) -> Path:
             writer.add_tensor(name, values)
         else:
             writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType[type_name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -374,10 +372,7 @@ def test_split_models(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3", split_max_tensors=2)
     for i in range(5):
         writer.add_tensor(f"t{i}.weight", np.full((2, 3), i, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     names = {f"t{i}.weight": f"m{i}.weight" for i in range(5)}
     for shard in sorted(tmp_path.glob("m-*.gguf")):
         _, weights = weights_of(shard, names)
