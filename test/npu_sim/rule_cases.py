@@ -22,6 +22,7 @@ import pytest
 from npu_sim.operators.rules import OperatorRuleError
 
 A2, A3, P310, A5 = "Ascend910B3", "Ascend910_9391", "Ascend310P3", "Ascend950PR_9599"
+OLD = "Ascend910ProB"
 
 
 @contextmanager

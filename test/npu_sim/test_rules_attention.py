@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from rule_cases import A2, A3, A5, P310, Case, case_list, on, refused
+from rule_cases import A2, A3, A5, OLD, P310, Case, case_list, on, refused
 
 from npu_sim.operators.attention import Call, fused_attention, v3, v4, v5
-from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.rules import OperatorMissing, OperatorRuleError
 from npu_sim.operators.view import View
 
 NAME = "npu_fused_infer_attention_score"
+V5 = f"{NAME} (aclnn V5)"
 BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
 INF = 2147483647
 CAUSAL = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
@@ -158,8 +159,8 @@ def call(
     )
 
 
-def fused(sequences=None, queries=None, **arguments):
-    fused_attention(Call(NAME, **arguments))
+def fused(sequences=None, queries=None, name=NAME, **arguments):
+    fused_attention(Call(name, **arguments))
 
 
 def one(name, change):
@@ -589,14 +590,48 @@ FUSED = (
         TND,
     ),
     Case("out shape", {"out": lambda c: c["out"][:1]}, "attention_out", "shape is (2, 4, 4, 16)"),
-    Case("sink dtype", {"sink": torch.zeros(4)}, "learnable_sink", "dtype is one of"),
+    Case("sink dtype", {"sink": torch.zeros(4)}, "learnable_sink", "dtype equals that of query"),
     Case("sink shape", {"sink": torch.zeros(2, dtype=BF16)}, "learnable_sink", "shape is (4,)"),
+    Case("sink of 16", {"sink": torch.zeros(4, dtype=BF16)}, "value", "D is 64 or 128"),
+    Case(
+        "sink, faster",
+        {"sink": torch.zeros(4, dtype=BF16), "inner_precise": 1},
+        "inner_precise",
+        "it, beside a sink, is 0",
+        A2,
+        dict(d=64),
+    ),
+    Case("TND, faster", {"inner_precise": 1}, "inner_precise", "it is in [0, 0]", A2, TND),
+    Case(
+        "TND, causal from the left",
+        {"sparse": 2, "mask": CAUSAL},
+        "sparse_mode",
+        "is one of 0, 3, 4",
+        A2,
+        TND,
+    ),
+)
+
+
+ON_950 = (
+    Case(
+        "2-D mask",
+        {"mask": torch.zeros(4, 7, dtype=torch.bool), "sparse": 1, "name": V5},
+        "atten_mask",
+        "has 3 or 4 dimensions",
+        A5,
+    ),
 )
 
 
 @case_list(*FUSED)
 def test_fused_refuses(case):
     refused(fused, call, case, NAME)
+
+
+@case_list(*ON_950)
+def test_v5_refuses(case):
+    refused(fused, call, case, V5)
 
 
 def test_pages_of_more_elements_than_int32_counts():
@@ -670,14 +705,15 @@ def test_prefill_values(layout, dtype, paged):
 @pytest.mark.parametrize("soc", [A2, A3, A5])
 def test_decode_values(layout, soc):
     c = call(layout=layout, s=1, paged=16, lengths=[20, 33])
+    name = V5 if soc == A5 else NAME
     with on(soc):
-        fused(**c)
+        fused(**c, name=name)
     check(c)
     c = call(layout=layout, s=1, kv=9)
     mask = torch.rand(9) > 0.5
     mask[0] = False
     with on(soc):
-        fused(**c | {"mask": mask.expand(2, 9).contiguous()})
+        fused(**c | {"mask": mask.expand(2, 1, 9).contiguous()}, name=name)
     check(c, 0, mask.expand(1, 9))
 
 
@@ -729,7 +765,7 @@ def test_masks():
 
 def test_sink_and_lse_and_single_lengths():
     sink = torch.randn(4).to(BF16)
-    c = call(lse=True) | {"sink": sink, "kv_lengths": [7], "q_lengths": [4]}
+    c = call(lse=True, d=64) | {"sink": sink, "kv_lengths": [7], "q_lengths": [4]}
     fused(**c)
     check(c, sink=sink)
     _, lse = reference(c["queries"][1], *c["sequences"][1], c["scale"], lambda i, j: True, sink)
@@ -752,10 +788,19 @@ def test_fused_entry_points_and_what_is_missing():
         *[None] * 12,
     ]
     numbers = [c["heads"], c["scale"], INF, INF, "BSND", c["kv_heads"], 0, 0, 16, 0, False, 0, 0]
-    for entry, more, tail in ((v3, [], []), (v4, [None] * 2, [0]), (v5, [None] * 4, [0, 0])):
-        c["out"].fill_(torch.nan)
-        entry(*head, *more, *numbers, *tail, c["out"], c["lse"])
-        check(c)
+    for entry, more, tail, own, others in (
+        (v3, [], [], (A2, A3), (A5, P310, OLD)),
+        (v4, [None] * 2, [0], (A2, A3), (A5, P310, OLD)),
+        (v5, [None] * 4, [0, 0], (A5,), (A2, A3, P310, OLD)),
+    ):
+        for soc in own:
+            c["out"].fill_(torch.nan)
+            with on(soc):
+                entry(*head, *more, *numbers, *tail, c["out"], c["lse"])
+            check(c)
+        for soc in others:
+            with on(soc), pytest.raises(OperatorRuleError, match="'product'"):
+                entry(*head, *more, *numbers, *tail, c["out"], c["lse"])
         broken = [*head[:3], torch.zeros(1), *head[4:]]  # pse_shift
         with pytest.raises(OperatorMissing, match=NAME):
             entry(*broken, *more, *numbers, *tail, c["out"], c["lse"])

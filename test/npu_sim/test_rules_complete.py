@@ -15,20 +15,23 @@ import test_rules_norm_activation_quant as small
 import test_rules_rope_cache as rope
 import test_rules_weight_quant_matmul as dense
 import torch
-from rule_cases import A2, A3, A5, P310, on, run
+from rule_cases import A2, A3, A5, OLD, P310, on, run
 
 import npu_sim.operators as operators
-from npu_sim.operators import faults, rules
+from npu_sim.operators import faults, products, rules
 from npu_sim.operators.registry import OPERATORS
 from npu_sim.operators.rules import (
     OperatorMissing,
     OperatorRuleError,
     Rules,
     is_transposed,
-    product,
 )
 from npu_sim.operators.view import View, int4_of, int4_pack, view
 
+CHIPS = {
+    **{A2: products.A2, A3: products.A3, P310: products.P310, A5: products.A5},
+    OLD: products.OLD,
+}
 OPERATOR_FILES = sorted(Path(operators.__file__).parent.glob("*.py"))
 CHECKS = {n for n in vars(Rules) if not n.startswith("_")}
 
@@ -62,7 +65,7 @@ TABLES = [
     (moe.moe.finalize_routing, moe.final_call, moe.FINAL),
     (moe.moe.token_permute, moe.permute_call, moe.PERMUTE),
     (moe.moe.token_unpermute, moe.unpermute_call, moe.UNPERMUTE),
-    (attention.fused, attention.call, attention.FUSED),
+    (attention.fused, attention.call, attention.FUSED + attention.ON_950),
     (latent.kv_rmsnorm_rope_cache, latent.kv_call, latent.KV),
     (latent.transpose_batchmatmul, latent.product_call, latent.PRODUCT),
     (latent.with_rope, latent.pages_call, latent.ROPE + latent.ROPE_PAGES),
@@ -162,31 +165,46 @@ def test_every_entry_point_has_a_signature_and_a_description():
 
 
 def test_products():
-    for soc, family in (
-        (A2, rules.A2),
-        ("Ascend910B1", rules.A2),
-        (A3, rules.A3),
-        (P310, rules.P310),
-        (A5, rules.A5),
-        (None, rules.A2),
-    ):
+    for soc, family in (*CHIPS.items(), ("Ascend910B1", products.A2), (None, products.A2)):
         with on(soc):
-            assert product() == family
-    with on("Ascend910A"), pytest.raises(ValueError, match="Ascend910A"):
-        product()
+            assert products.product() == family
+    for soc in ("Ascend910B", "Ascend910A", "Ascend910PremiumA"):
+        with on(soc):
+            assert products.product() == products.OLD
+    with on("Ascend310"), pytest.raises(ValueError, match="Ascend310"):
+        products.product()
+
+
+def test_operators_exist_on_the_products_that_have_them(monkeypatch):
+    for operator, build, _ in TABLES:
+        named = []
+        with monkeypatch.context() as m, on(A2):
+            m.setattr(faults, "strike", lambda name, weights=None: named.append(name))  # noqa: B023
+            operator(**build())
+        families, page = products.OPERATORS[named[0]]
+        for soc, family in CHIPS.items():
+            try:
+                with on(soc):
+                    operator(**build())
+                refused = ""
+            except (OperatorRuleError, OperatorMissing) as error:
+                refused = str(error)
+            missing = f"argument 'product': the operator exists on {', '.join(families)} only"
+            assert (missing in refused) == (family not in families), (named, soc, refused)
+            assert family in families or page in refused
 
 
 def test_refusals_say_everything():
     with on(P310), pytest.raises(OperatorRuleError) as error:
-        Rules("npu_thing", "its documentation").dtype("x", torch.zeros(1), torch.float16)
+        Rules("npu_swiglu", "its documentation").dtype("x", torch.zeros(1), torch.float16)
     assert (
         str(error.value)
-        == "npu_thing: argument 'x': dtype is one of float16 (found float32) [310P; its "
+        == "npu_swiglu: argument 'x': dtype is one of float16 (found float32) [310P; its "
         "documentation]"
     )
     e = error.value
     assert (e.operator, e.argument, e.rule, e.source) == (
-        "npu_thing",
+        "npu_swiglu",
         "x",
         "dtype is one of float16 (found float32)",
         "its documentation",
@@ -198,11 +216,10 @@ def test_refusals_say_everything():
 
 
 def test_vocabulary():
-    rule = Rules("op", "doc")
+    rule = Rules("npu_swiglu", "doc")
     for broken in (
         lambda: rule.that(False, "a", "r"),
         lambda: rule.undocumented(False, "a", "r"),
-        lambda: rule.products("none"),
         lambda: rule.present("a", None),
         lambda: rule.absent("a", 1),
         lambda: rule.ndim("a", torch.zeros(1), 2, 3),
@@ -218,7 +235,7 @@ def test_vocabulary():
         lambda: rule.equal("a", "it", 1, 2),
         lambda: rule.same_dtype("a", torch.zeros(1), "b", torch.zeros(1).half()),
     ):
-        with pytest.raises(OperatorRuleError, match="op: argument"):
+        with pytest.raises(OperatorRuleError, match="npu_swiglu: argument"):
             broken()
     for absent in (rule.not_empty, rule.contiguous, rule.contiguous_or_transposed, rule.plain):
         absent("a", None)

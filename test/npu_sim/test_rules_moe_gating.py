@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_cases import A5, P310, Case, case_list, refused
+from rule_cases import A5, OLD, P310, Case, case_list, on, refused
 
 from npu_sim.operators import moe_gating as gating
 from npu_sim.operators.rules import OperatorMissing
@@ -28,8 +28,7 @@ def softmax_call(dtype=F32):
     )
 
 
-SOFTMAX = (
-    Case("on 310P", {}, "product", "exists on", P310),
+_SOFTMAX = (
     Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
     Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 to 3 dimensions"),
     Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
@@ -42,6 +41,21 @@ SOFTMAX = (
         "finished",
         f"shape is ({T},)",
     ),
+)
+SOFTMAX = (
+    *_SOFTMAX,
+    Case("on the training series", {}, "product", "exists on", OLD),
+    Case("float32 on 310P", {}, "x", "dtype is one of float16 (", P310),
+    Case(
+        "finished on 310P",
+        {"finished": torch.zeros(T, dtype=torch.bool)},
+        "finished",
+        "must not be given on 310P",
+        P310,
+        dict(dtype=F16),
+    ),
+    Case("8 experts on 310P", {}, "x", "E a multiple of 16", P310, dict(dtype=F16)),
+    Case("2049 experts", {"x": torch.ones(1, 2049)}, "x", "E on Ascend 950 is in [1, 2048]", A5),
 )
 
 
@@ -66,6 +80,15 @@ def test_gating_top_k_softmax_values(dtype):
     assert c["expert_idx"].tolist() == [[0, 1]] * T  # ties by number
 
 
+def test_gating_top_k_softmax_on_310p():
+    """It gives no rows."""
+    c = softmax_call(F16) | {"x": distinct(T, 16).half()}
+    c["row_idx"].fill_(7)
+    with on(P310):
+        gating.gating_top_k_softmax(**c)
+    assert torch.equal(c["expert_idx"].long(), c["x"].topk(K).indices) and not c["row_idx"].any()
+
+
 def softmax_v2_call(dtype=F32):
     c = softmax_call(dtype)
     del c["row_idx"]
@@ -73,8 +96,8 @@ def softmax_v2_call(dtype=F32):
 
 
 SOFTMAX_V2 = (
-    *SOFTMAX,
-    Case("on A5", {}, "product", "exists on", A5),
+    *_SOFTMAX,
+    Case("on 310P", {}, "product", "exists on", P310),
     Case("renorm 2", {"renorm": 2}, "renorm", "is one of 0, 1"),
 )
 

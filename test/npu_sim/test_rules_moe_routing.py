@@ -288,7 +288,17 @@ def final_call(dtype=BF16, mode=2, **changes):
 
 FINAL = (
     Case("mode", {"drop_pad_mode": 4}, "drop_pad_mode", "it is in [0, 3]"),
-    Case("mode on 310P", {}, "drop_pad_mode", "is 2 on 310P", P310, dict(dtype=F16, mode=0)),
+    Case("mode on 310P", {}, "drop_pad_mode", "it, on 310P, is 2", P310, dict(dtype=F16, mode=0)),
+    Case("H on 310P", {}, "expanded_permuted_rows", "a multiple of 32", P310, dict(dtype=F16)),
+    Case(
+        "experts on 310P",
+        {"rows": torch.ones(T * K, 32, dtype=F16)},
+        "export_for_source_row",
+        "must not be given on 310P",
+        P310,
+        dict(dtype=F16),
+    ),
+    Case("scales int", {"scales": torch.ones(T, K, dtype=I32)}, "scales", "dtype is one of", A5),
     Case(
         "rows int",
         {"rows": torch.ones(T * K, H, dtype=I32)},
@@ -413,6 +423,19 @@ def test_finalize_routing_values(dtype, mode, full):
         ] * 4
 
 
+def test_finalize_on_other_products():
+    """310P: of 32 and no experts; Ascend 950: with scales of another dtype."""
+    plain = dict(rows=torch.randn(T * K, 32).half(), experts=None, y=torch.empty(T, 32).half())
+    c = final_call(F16, **plain)
+    mixed = final_call(F16, scales=torch.rand(T, K))
+    for soc, call in ((P310, c), (A5, mixed)):
+        with on(soc):
+            moe.finalize_routing(**call)
+        rows = call["rows"][call["row_idx"].long()].double().view(T, K, -1)
+        expected = (rows * call["scales"].double().unsqueeze(-1)).sum(1)
+        assert (call["y"].double() - expected).abs().max() <= 1e-2
+
+
 def test_finalize_entry_points():
     c = final_call(scales=torch.rand(T, K))  # float32 beside bfloat16
     head = [c[n] for n in ("rows", "row_idx", "skip1", "skip2", "bias", "scales", "experts")]
@@ -481,10 +504,17 @@ PERMUTE = (
         "indices",
         "values lie in [0, 16777214]",
     ),
+    Case(
+        "more int8 than 10240",
+        {"tokens": torch.ones(T, H, dtype=torch.int8), "num_out": 10241},
+        "indices",
+        "has 10240 elements at most",
+        A5,
+    ),
     Case("padded", {"padded": True}, "padded_mode", "is False"),
 )
 UNPERMUTE = (
-    Case("bfloat16 on 310P", {}, "permuted_tokens", "dtype is one of float16, float32", P310),
+    Case("on 310P", {}, "product", "exists on", P310),
     Case(
         "int", {"permuted": torch.ones(T * K, H, dtype=I32)}, "permuted_tokens", "dtype is one of"
     ),

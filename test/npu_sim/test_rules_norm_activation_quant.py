@@ -62,6 +62,14 @@ NORM = [
     ),
     Case("gamma in NZ", {"gamma": lambda c: View(c["gamma"], 29)}, "gamma", "storage format is ND"),
     Case("y shape", {"y": torch.empty(5, 16, dtype=BF16)}, "y", "shape is (5, 32)"),
+    Case(
+        "15 on 310P",
+        {name: lambda c, name=name: c[name][..., :15] for name in ("x", "gamma", "y")},
+        "x",
+        "32 bytes or more on 310P",
+        P310,
+        dict(dtype=F16),
+    ),
 ]
 ADD = [
     Case(
@@ -72,7 +80,7 @@ ADD = [
     Case("x2 in NZ", {"x2": lambda c: View(c["x2"], 29)}, "x2", "storage format is ND"),
 ]
 GEMMA = [
-    Case("on 950", {}, "product", "exists on", A5),
+    Case("on 310P", {}, "product", "exists on", P310),
     Case("x empty", {"x": lambda c: c["x"][:0], "y": lambda c: c["y"][:0]}, "x", "empty tensors"),
     Case("x strided", {"x": torch.randn(32, 5).to(BF16).t()}, "x", "must be contiguous"),
     Case(
@@ -165,9 +173,25 @@ SWIGLU = [
     Case("odd", {"x": torch.ones(4, 63, dtype=BF16)}, "self", "multiple of 2"),
     Case("y shape", {"y": torch.empty(4, 64, dtype=BF16)}, "y", "shape is (4, 32)"),
     Case("y dtype", {"y": torch.empty(4, 32)}, "y", "dtype equals that of self"),
+    Case(
+        "empty on 310P",
+        {"x": lambda c: c["x"][:0], "y": lambda c: c["y"][:0]},
+        "self",
+        "empty tensors",
+        P310,
+        dict(dtype=F16),
+    ),
+    Case(
+        "60 numbers on 310P",
+        {"x": lambda c: c["x"][:, :60], "y": lambda c: c["y"][:, :30]},
+        "self",
+        "the bytes of the last dimension is a multiple of 64",
+        P310,
+        dict(dtype=F16),
+    ),
 ]
 CLIPPED = [
-    Case("on 950", {}, "product", "exists on", A5),
+    Case("on 310P", {}, "product", "exists on", P310),
     Case("1-D", {"x": torch.ones(64, dtype=BF16)}, "x", "more than 1 dimension"),
     Case("strided", {"x": torch.ones(64, 4, dtype=BF16).t()}, "x", "must be contiguous"),
     Case(
@@ -178,6 +202,26 @@ CLIPPED = [
     ),
     Case(
         "group_index 2-D", {"group_index": torch.tensor([[1]])}, "group_index", "has 1 dimensions"
+    ),
+    Case("limit 0", {"limit": 0.0}, "limit", "is positive"),
+    Case(
+        "8193 groups",
+        {"group_index": torch.zeros(8193, dtype=torch.int64)},
+        "group_index",
+        "has 8192 at most",
+    ),
+    Case(
+        "no groups on 950",
+        {"group_index": torch.zeros(0, dtype=torch.int64)},
+        "group_index",
+        "is not empty on Ascend 950",
+        A5,
+    ),
+    Case(
+        "negative group",
+        {"group_index": torch.tensor([3, -1])},
+        "group_index",
+        "values are not negative",
     ),
     Case(
         "group_index with dim 0",
@@ -194,7 +238,8 @@ CLIPPED = [
 ]
 GEGLU = [Case("approximate", {"approximate": 2}, "approximate", "is one of 0, 1")]
 FAST = [
-    Case("bfloat16 on 310P", {}, "self", "dtype is one of float16, float32", P310),
+    Case("on 310P", {}, "product", "exists on", P310),
+    Case("int32", {"x": torch.ones(4, 8, dtype=torch.int32)}, "self", "dtype is one of float16"),
     Case("9-D", {"x": torch.ones([1] * 9)}, "self", "has 0 to 8 dimensions"),
     Case("NZ", {"x": lambda c: View(c["x"], 29)}, "self", "storage format is ND"),
 ]
@@ -267,6 +312,7 @@ def quant_call(dtype=BF16):
 
 QUANT = [
     Case("bfloat16 on 310P", {}, "x", "dtype is one of float16 (", P310),
+    Case("16 on 310P", {}, "x", "the last dimension is a multiple of 32", P310, dict(dtype=F16)),
     Case("float32", {"x": torch.randn(6, 16)}, "x", "dtype is one of float16, bfloat16"),
     Case("1-D", {"x": torch.randn(16).to(BF16)}, "x", "more than 1 dimension"),
     Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
@@ -318,7 +364,6 @@ def sampling_call(dtype=F32):
 
 SAMPLING = [
     Case("on 310P", {}, "product", "exists on", P310),
-    Case("on 950", {}, "product", "exists on", A5),
     Case(
         "logits int", {"logits": torch.ones(3, 50, dtype=torch.int32)}, "logits", "dtype is one of"
     ),

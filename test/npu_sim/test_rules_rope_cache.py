@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rule_cases import A2, A5, P310, Case, ids, on, refused
+from rule_cases import A2, A5, OLD, P310, Case, ids, on, refused
 
 from npu_sim.operators.cache import scatter_nd_update, scatter_pa_kv_cache
 from npu_sim.operators.format_cast import check_format_cast, format_cast
@@ -41,6 +41,9 @@ def turned(x, cos, sin, neox):
 
 
 # ---------------------------------------------------------------- npu_rotary_mul
+TURNED_80 = dict(x=(1, 6, 4, 80), r=(1, 6, 1, 80))
+
+
 def rotary_call(dtype=BF16, mode=0, x=(1, 6, 4, 32), r=(1, 6, 1, 32)):
     cos, sin = angles(*r)
     wide = (
@@ -56,14 +59,34 @@ def rotary_call(dtype=BF16, mode=0, x=(1, 6, 4, 32), r=(1, 6, 1, 32)):
 
 
 ROTARY = [
-    Case("on 310P", {}, "product", "exists on", P310),
+    Case("on the training series", {}, "product", "exists on", OLD),
+    Case("interleaved on 310P", {}, "rotary_mode", "is 0 on 310P", P310, dict(dtype=F16, mode=1)),
+    Case("D on 310P", {}, "input", "D is a multiple of 32", P310, TURNED_80 | dict(dtype=F16)),
+    Case(
+        "D too large on 310P",
+        {},
+        "input",
+        "D is in [1, 128]",
+        P310,
+        dict(dtype=F16, x=(1, 2, 1, 160), r=(1, 2, 1, 160)),
+    ),
+    Case(
+        "D too large on 950",
+        {},
+        "input",
+        "D is in [1, 1024]",
+        A5,
+        dict(x=(1, 2, 1, 1026), r=(1, 2, 1, 1026)),
+    ),
     Case("mode", {"mode": 2}, "rotary_mode", "is one of 0, 1"),
     Case("int", {"x": torch.ones(1, 6, 4, 32, dtype=torch.int32)}, "input", "dtype is one of"),
     Case("3-D", {"x": torch.ones(6, 4, 32, dtype=BF16)}, "input", "has 4 dimensions"),
     Case("empty", {"x": torch.ones(1, 0, 4, 32, dtype=BF16)}, "input", "empty tensors"),
     Case("NZ", {"cos": lambda c: View(c["cos"], 29)}, "r1", "storage format is ND"),
     Case("cos dtype", {"cos": lambda c: c["cos"].float()}, "r1", "dtype equals that of input"),
-    Case("D too large", {}, "input", "less than 896", A2, dict(x=(1, 2, 1, 896), r=(1, 2, 1, 896))),
+    Case(
+        "D too large", {}, "input", "D is in [1, 895]", A2, dict(x=(1, 2, 1, 896), r=(1, 2, 1, 896))
+    ),
     Case(
         "D odd",
         {
@@ -72,7 +95,7 @@ ROTARY = [
             "sin": torch.ones(1, 6, 1, 31, dtype=BF16),
         },
         "input",
-        "D is even",
+        "D is a multiple of 2",
     ),
     Case("sin shape", {"sin": lambda c: c["sin"][:, :3]}, "r2", "shape is (1, 6, 1, 32)"),
     Case(
@@ -222,7 +245,7 @@ def interleave_call(dtype=BF16):
 
 
 INTERLEAVE = [
-    Case("on 950", {}, "product", "exists on", A5),
+    Case("on 310P", {}, "product", "exists on", P310),
     Case("float32", {"x": torch.randn(2, 4, 3, 64)}, "x", "dtype is one of"),
     Case("cos dtype", {"cos": lambda c: c["cos"].half()}, "cos", "dtype equals that of x"),
     Case("3-D", {"x": torch.randn(4, 3, 64).to(BF16)}, "x", "has 4 dimensions"),
@@ -315,11 +338,19 @@ MROPE = [
     ),
     Case(
         "sections sum",
-        {"mrope_section": [8, 8, 8]},
+        {"mrope_section": [8, 8, 16]},
         "mrope_section",
-        "the sum is 32",
+        "is one of [16, 24, 24], [24, 20, 20], [8, 12, 12]",
         A2,
         dict(sections=True),
+    ),
+    Case(
+        "sections of another width",
+        {},
+        "mrope_section",
+        "the sum is 16",
+        A2,
+        dict(sections=True, rotary=32),
     ),
     Case(
         "position out of the cache",

@@ -54,8 +54,9 @@ from . import (  # noqa: F401  (importing an operator file registers it)
     sampling,
     weight_quant_matmul,
 )
+from .products import product, soc
 from .registry import OPERATORS, aclnn
-from .rules import OperatorMissing, OperatorRuleError, product, soc
+from .rules import OperatorMissing, OperatorRuleError
 
 __all__ = [
     "OPERATORS",

@@ -7,9 +7,12 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import gelu, silu
 
+from .products import A5, P310, product
 from .registry import aclnn
-from .rules import A2, A3, BF16, F16, F32, I64, P310, Rules, product
+from .rules import BF16, F16, F32, I64, Rules
 from .view import view
+
+CLIPPED = "CANN aclnnClippedSwiglu.md"
 
 
 def _floats():
@@ -34,8 +37,11 @@ def _halves(rule, argument, x, dim, y):
 def swiglu(x, dim, y):
     """y = silu(A) * B, A and B the halves of x."""
     x, y = view(x), view(y)
-    rule = Rules("npu_swiglu", "torch_npu 2.13.0 documentation of npu_swiglu; CANN swi_glu_def.cpp")
+    rule = Rules("npu_swiglu", "torch_npu 2.13.0 documentation of npu_swiglu; CANN aclnnSwiGlu.md")
     a, b = _halves(rule, "self", x, dim, y)
+    if product() == P310:
+        rule.not_empty("self", x.t)
+        rule.multiple("self", "the bytes of the last dimension", x.t.shape[-1] * x.t.itemsize, 64)
     y.t.copy_(silu(a) * b)
 
 
@@ -47,14 +53,23 @@ def clipped_swiglu(x, group_index, dim, alpha, limit, bias, interleaved, y):
     """
     x, groups, y = view(x), view(group_index), view(y)
     rule = Rules("npu_clipped_swiglu", "torch_npu 2.13.0 documentation of npu_clipped_swiglu")
-    rule.products(A2, A3)
     rule.that(x.t.dim() > 1, "x", f"has more than 1 dimension (found shape {tuple(x.t.shape)})")
     rule.contiguous("x", x.t)
+    rule.that(limit > 0, "limit", f"is positive (found {limit})", CLIPPED)
     a, b = _halves(rule, "x", x, dim, y)
     rows = None
     if groups:
         rule.dtype("group_index", groups.t, I64)
         rule.ndim("group_index", groups.t, 1)
+        found = f"(found {groups.t.numel()})"
+        rule.that(groups.t.numel() <= 8192, "group_index", f"has 8192 at most {found}", CLIPPED)
+        rule.that(
+            groups.t.numel() > 0 or product() != A5,
+            "group_index",
+            "is not empty on Ascend 950",
+            CLIPPED,
+        )
+        rule.that(bool((groups.t >= 0).all()), "group_index", "values are not negative", CLIPPED)
         rows = int(groups.t.sum())
     if interleaved:
         f = x.t.float().movedim(dim, -1)

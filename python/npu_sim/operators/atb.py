@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from .attend import attend, causal, gather_pages
 from .cache import store
-from .rules import A2, A3, BF16, F16, I8, I32, Rules
+from .rules import BF16, F16, I8, I32, Rules
 from .view import view
 
 PAGED = "ATB paged_attention_operation.cpp"
@@ -34,7 +34,6 @@ def reshape_and_cache(key, value, key_cache, value_cache, slot_indices) -> None:
         view, (key, value, key_cache, value_cache, slot_indices)
     )
     rule = Rules("atb::_npu_reshape_and_cache", CACHE)
-    rule.products(A2, A3)  # 310P keeps its caches in FRACTAL_NZ, Ascend 950 runs other code
     rule.dtype("key", key.t, F16, BF16, I8)
     rule.dtype("slot_indices", slots.t, I32)
     store(rule, key, value, key_cache, value_cache, slots, "slot_indices")
@@ -101,7 +100,6 @@ def paged_attention(
         view, (query, key_cache, value_cache, block_table, context_lens, out)
     )
     rule = Rules("atb::_npu_paged_attention", PAGED)
-    rule.products(A2, A3)
     rule.dtype("query", query.t, F16, BF16)
     rule.ndim("query", query.t, 3)
     rule.ndim("key_cache", key_cache.t, 4)
@@ -185,7 +183,6 @@ def flash_attention_qlens(
         view, (query, key_cache, value_cache, block_table, mask, seq_len, context_lens, out)
     )
     rule = Rules("atb::_npu_flash_attention_qlens", PREFIX)
-    rule.products(A2, A3)
     rule.dtype("query", query.t, F16, BF16)
     rule.ndim("query", query.t, 2, 3)
     rule.ndim("key_cache", key_cache.t, 3, 4)

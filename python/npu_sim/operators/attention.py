@@ -36,6 +36,7 @@ import torch
 
 from .attend import attend
 from .attention_rules import (
+    CANN,
     DOC,
     Call,
     Sizes,
@@ -49,7 +50,7 @@ from .attention_rules import (
     sizes_of,
 )
 from .registry import aclnn
-from .rules import A2, A3, A5, BF16, F16, OperatorMissing, Rules
+from .rules import OperatorMissing, Rules
 from .view import View, tensor, view, views
 
 LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND")
@@ -86,7 +87,6 @@ def _hidden(call, mask, i, queries, keys, decode):
 
 def fused_attention(c: Call) -> None:
     rule = Rules(c.name, DOC)
-    rule.products(A2, A3, A5)
     query, key, value, out = view(c.query), views(c.keys), views(c.values), view(c.out)
     rule.that(
         len(key) == len(value) == 1,
@@ -132,8 +132,10 @@ def _check_outputs(rule: Rules, c: Call, query: View, out: View, sizes: Sizes, d
     rule.shape("attention_out", out.t, shape)
     sink = tensor(c.sink)
     if sink is not None:
-        rule.dtype("learnable_sink", sink, BF16, F16)
+        rule.same_dtype("learnable_sink", sink, "query", query.t)
         rule.shape("learnable_sink", sink, (n,))
+        rule.that(dv in (64, 128), "value", f"D is 64 or 128 beside a sink (found {dv})", CANN)
+        rule.equal("inner_precise", "it, beside a sink,", c.inner_precise, 0)
 
 
 def _attend_all(c: Call, query, kv, mask, q_lengths: list[int], sizes: Sizes) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from .attend import gather_pages
+from .products import A5, product
 from .rules import BF16, BOOL, F16, I8, I32, U8, OperatorMissing, Rules
 from .view import View, view
 
 DOC = "torch_npu 2.13.0 documentation of npu_fused_infer_attention_score"
 CANN = "CANN aclnnFusedInferAttentionScoreV4.md"
+CANN_950 = "CANN aclnnFusedInferAttentionScoreV5.md"
 ENGINE = "SGLang 0.5.23 hardware_backend/npu/attention/ascend_backend.py"
 MASK = 2048
 
@@ -335,9 +337,15 @@ def check_mask(rule: Rules, c: Call, mask, q_lengths, kv, table, sizes: Sizes) -
     if mask is not None:
         rule.dtype("atten_mask", mask, BOOL, I8, U8)
         rule.contiguous("atten_mask", mask)
+        rule.that(
+            product() != A5 or mask.dim() > 2 or c.sparse in (2, 3, 4),
+            "atten_mask",
+            "has 3 or 4 dimensions with sparse_mode 0 and 1 on Ascend 950",
+            CANN_950,
+        )
     if not sizes.decode:
         _mask_rules(rule, c, mask, q_lengths, kv, batch)
-        rule.range("inner_precise", "it", c.inner_precise, 0, 3)
+        rule.range("inner_precise", "it", c.inner_precise, 0, 0 if sizes.tnd else 3)
     else:
         rule.range("inner_precise", "it where S is 1", c.inner_precise, 0, 1)
         if mask is not None and c.sparse not in (2, 3, 4):
@@ -352,7 +360,7 @@ def check_mask(rule: Rules, c: Call, mask, q_lengths, kv, table, sizes: Sizes) -
 
 
 def _mask_rules(rule, c, mask, q_lengths, kv, batch):
-    rule.one_of("sparse_mode", c.sparse, 0, 1, 2, 3, 4)
+    rule.one_of("sparse_mode", c.sparse, *((0, 3, 4) if c.layout == "TND" else range(5)))
     if c.sparse in (2, 3, 4):
         rule.present("atten_mask", mask, "is required with sparse_mode 2, 3 and 4")
         rule.shape("atten_mask", mask, (MASK, MASK), (1, MASK, MASK), (1, 1, MASK, MASK))

@@ -5,23 +5,9 @@ Indices are not checked on a device; out of range they write elsewhere.
 
 from __future__ import annotations
 
+from .products import P310, product
 from .registry import aclnn
-from .rules import (
-    A2,
-    A3,
-    A5,
-    BF16,
-    BOOL,
-    F16,
-    F32,
-    I8,
-    I32,
-    I64,
-    P310,
-    OperatorMissing,
-    Rules,
-    product,
-)
+from .rules import BF16, BOOL, F16, F32, I8, I32, I64, OperatorMissing, Rules
 from .view import view
 
 
@@ -83,7 +69,6 @@ def scatter_pa_kv_cache(
         view, (key, key_cache, slots, value, value_cache)
     )
     rule = Rules(name, "torch_npu 2.13.0 documentation of npu_scatter_pa_kv_cache")
-    rule.products(A2, A3, A5)
     rule.that(
         cache_mode in (None, "Norm", "PA_NZ"),
         "cache_mode",

@@ -39,23 +39,9 @@ import torch
 
 from . import faults
 from .antiquant import dequantise, matmul
+from .products import A2, A3, A5, P310, product
 from .registry import aclnn
-from .rules import (
-    A2,
-    A3,
-    A5,
-    BF16,
-    F16,
-    F32,
-    I8,
-    I32,
-    I64,
-    P310,
-    OperatorMissing,
-    Rules,
-    is_transposed,
-    product,
-)
+from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules, is_transposed
 from .view import View, int4_of, view, views
 
 DOC = "torch_npu 2.13.0 documentation of npu_grouped_matmul"
@@ -296,7 +282,7 @@ def _ends(rule: Rules, c: Call, experts: int, m: int) -> list[int]:
         ends = torch.tensor(values).cumsum(0).tolist()
     if product() == P310:
         rule.that(ends[-1] == m, "group_list", f"ends at M = {m} on 310P (found {ends[-1]})")
-    # More than M reads past x.
+    # Less leaves the other rows alone, says CANN's page; torch_npu's asks for M.  More reads past x.
     rule.that(ends[-1] <= m, "group_list", f"ends at M = {m} or before (found {ends[-1]})", V5)
     return ends
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .rules import A2, A3, A5, I32, OperatorMissing, Rules
+from .rules import I32, OperatorMissing, Rules
 from .view import int4_pack, view
 
 DOC = "torch_npu 2.13.0 documentation of npu_convert_weight_to_int4pack"
@@ -20,7 +20,6 @@ def convert_weight_to_int4pack(weight, inner_k_tiles: int = 0) -> torch.Tensor:
     """(rows, columns) int32, columns a multiple of 8, to (rows, columns / 8) int32."""
     w = view(weight)
     rule = Rules("npu_convert_weight_to_int4pack", DOC)
-    rule.products(A2, A3, A5)
     if (
         w.nz
     ):  # documented, with an output that is again ND: how a FRACTAL_NZ pack lies in memory is not

@@ -20,7 +20,7 @@ import torch
 
 from .registry import aclnn
 from .rope import rotate
-from .rules import A2, A3, A5, BF16, F16, F32, I64, OperatorMissing, Rules
+from .rules import BF16, F16, F32, I64, OperatorMissing, Rules
 from .view import view
 
 NORM, TURNED = 512, 64
@@ -55,7 +55,6 @@ def kv_rmsnorm_rope_cache(
         view, (kv, gamma, cos, sin, index, k_cache, ckv_cache, k_out, ckv_out)
     )
     rule = Rules(name, "CANN aclnnKvRmsNormRopeCache.md")
-    rule.products(A2, A3, A5)
     rule.dtype("kv", kv.t, F16, BF16)
     rule.ndim("kv", kv.t, 4)
     b, n, s, d = kv.t.shape
@@ -103,7 +102,6 @@ def transpose_batchmatmul(x1, x2, bias, scale, perm_x1, perm_x2, perm_y, _math, 
     if scale is not None or split != 1:
         raise OperatorMissing(name, "scale, batch_split_factor")
     rule = Rules(name, "CANN aclnnTransposeBatchMatMul.md")
-    rule.products(A2, A3, A5)
     rule.absent("bias", bias, "is reserved")
     rule.dtype("input", x1.t, F16, BF16, F32)
     rule.same_dtype("weight", x2.t, "input", x1.t)

@@ -13,7 +13,7 @@ x and y of shrink (T, K) and (T, n R), A (L, n R, K); x and y of expand (T, n R)
 
 from __future__ import annotations
 
-from .rules import A2, A3, BF16, F16, F32, I32, Rules
+from .rules import BF16, F16, F32, I32, Rules
 from .view import view
 
 SHRINK = "sgl-kernel-npu csrc/lora/op_host/sgemmv_shrink.cpp"
@@ -40,7 +40,6 @@ def sgemmv_shrink(x, weight, indices, seg_lens, ranks, scales, y, n_slices=1) ->
         view, (x, weight, indices, seg_lens, ranks, scales, y)
     )
     rule = Rules("npu::sgemmv_shrink", SHRINK)
-    rule.products(A2, A3)
     rule.dtype("x", x.t, F16, BF16)
     rule.same_dtype("weight", weight.t, "x", x.t)
     rule.dtype("y", y.t, F32)
@@ -61,7 +60,6 @@ def sgemmv_expand(x, weight, indices, seg_lens, ranks, offsets, y) -> None:
         view, (x, weight, indices, seg_lens, ranks, offsets, y)
     )
     rule = Rules("npu::sgemmv_expand", EXPAND)
-    rule.products(A2, A3)
     rule.dtype("y", y.t, F16, BF16)
     rule.same_dtype("weight", weight.t, "y", y.t)
     rule.dtype("x", x.t, F32)

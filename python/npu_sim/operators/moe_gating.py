@@ -11,8 +11,9 @@ from math import ceil
 import torch
 
 from . import faults
+from .products import A5, P310, product
 from .registry import aclnn
-from .rules import A2, A3, A5, BF16, BOOL, F16, F32, P310, OperatorMissing, Rules, product
+from .rules import BF16, BOOL, F16, F32, OperatorMissing, Rules
 from .view import view
 
 DOC = "torch_npu 2.13.0 documentation of "
@@ -39,18 +40,31 @@ def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
 
     no renormalisation.  row_idx[t, j] = j T + t.
     """
-    rule = Rules("npu_moe_gating_top_k_softmax", DOC + "npu_moe_gating_top_k_softmax")
-    rule.products(A2, A3, A5)
+    name = "npu_moe_gating_top_k_softmax"
+    rule = Rules(name, f"{DOC}{name}; CANN aclnnMoeGatingTopKSoftmax.md")
+    if product() == P310:
+        shape = tuple(view(x).t.shape)
+        rule.dtype("x", view(x).t, F16)
+        rule.absent("finished", finished, "must not be given on 310P")
+        rule.that(
+            len(shape) == 2 and shape[1] % 16 == 0 and shape[1] <= 256,
+            "x",
+            f"shape is (T, E) with E a multiple of 16 up to 256 on 310P (found {shape})",
+        )
+    if product() == A5:
+        rule.range("x", "E on Ascend 950", view(x).t.shape[-1], 1, 2048)
     values = _softmax_top_k(rule, x, finished, k, False, y, expert_idx)
-    tokens = values.numel() // k if k else 0
-    write(view(row_idx), torch.arange(tokens * k).view(k, tokens).t())
+    tokens = values.numel() // k
+    row_idx = view(row_idx)
+    write(row_idx, torch.arange(tokens * k).view(k, tokens).t())
+    if product() == P310:
+        row_idx.t.zero_()
 
 
 @aclnn("aclnnMoeGatingTopKSoftmaxV2", "tt" + "iib" + "ttt")
 def gating_top_k_softmax_v2(x, finished, k, renorm, output_softmax, y, expert_idx, softmax):
     """softmax, then the k largest; or with ``renorm`` 1 the k largest, then their softmax."""
     rule = Rules("npu_moe_gating_top_k_softmax_v2", DOC + "npu_moe_gating_top_k_softmax_v2")
-    rule.products(A2, A3)
     rule.one_of("renorm", renorm, 0, 1)
     softmax_last = renorm == 1 and not faults.has(faults.TOP_K_RENORM)
     _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx)
@@ -129,7 +143,6 @@ def _gate_rules(x, bias, k, k_group, group_count, group_select_mode, renorm, nor
     rule = Rules(
         "npu_moe_gating_top_k", DOC + "npu_moe_gating_top_k; CANN moe_gating_top_k_tiling.cpp"
     )
-    rule.products(A2, A3, A5)
     rule.dtype("x", x.t, F16, BF16, F32)
     rule.ndim("x", x.t, 2)
     rule.plain("x", x)

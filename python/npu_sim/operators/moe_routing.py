@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 
 from .moe_gating import DOC, floats, write
+from .products import A5, P310, product
 from .registry import aclnn
-from .rules import A2, A3, A5, BF16, F16, F32, I8, I32, I64, P310, OperatorMissing, Rules, product
+from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules
 from .view import view
 
 LARGEST_COUNT = 2**24
@@ -38,7 +39,6 @@ def init_routing(
         view, (x, row_idx, expert_idx, expanded_x, expanded_row_idx, expanded_expert_idx)
     )
     rule = Rules("npu_moe_init_routing", DOC + "npu_moe_init_routing")
-    rule.products(A2, A3)
     rule.dtype("x", x.t, *floats())
     rule.ndim("x", x.t, 2)
     rule.plain("x", x)
@@ -70,7 +70,6 @@ def compute_expert_tokens(sorted_experts, num_expert, out):
     """out[e]: rows of experts 0 to e, in a sorted list of experts."""
     s, out = view(sorted_experts), view(out)
     rule = Rules("npu_moe_compute_expert_tokens", DOC + "npu_moe_compute_expert_tokens")
-    rule.products(A2, A3, A5)
     rule.dtype("sorted_expert_for_source_row", s.t, I32)
     rule.ndim("sorted_expert_for_source_row", s.t, 1)
     rule.that(
@@ -163,7 +162,6 @@ def _active_range(rule, expert_idx, expert_num, active_range) -> tuple[int, int]
 
 
 def _init_rules(rule, x, expert_idx, scale, active_num) -> None:
-    rule.products(A2, A3, A5)
     rule.dtype("x", x.t, F16, BF16, F32, I8)
     rule.ndim("x", x.t, 2)
     rule.plain("x", x)
@@ -195,7 +193,12 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
     # SGLang 0.5.23 uses 2.
     rule = Rules(name, DOC + name + "; CANN aclnnMoeFinalizeRoutingV2.md")
     rule.range("drop_pad_mode", "it", drop_pad_mode, 0, 3)
-    rule.that(product() != P310 or drop_pad_mode == 2, "drop_pad_mode", "is 2 on 310P")
+    if product() == P310:
+        rule.equal("drop_pad_mode", "it, on 310P,", drop_pad_mode, 2)
+        rule.multiple("expanded_permuted_rows", "H, on 310P,", rows.t.shape[-1], 32)
+        names = ("skip1", "skip2", "bias", "export_for_source_row")
+        for argument, v in zip(names, (skip1, skip2, bias, experts), strict=True):
+            rule.absent(argument, v, "must not be given on 310P")
     if drop_pad_mode in (1, 3):
         raise OperatorMissing(name, f"drop_pad_mode {drop_pad_mode}")
     rule.dtype("expanded_permuted_rows", rows.t, *floats())
@@ -204,8 +207,11 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
     rule.dtype("expanded_src_to_dst_row", row_idx.t, I32)
     rule.ndim("expanded_src_to_dst_row", row_idx.t, 1)
     if scales:
+        rule.dtype("scales", scales.t, *floats())
         rule.that(
-            scales.t.dtype == rows.t.dtype or (scales.t.dtype == F32 and rows.t.dtype == BF16),
+            scales.t.dtype == rows.t.dtype
+            or (scales.t.dtype == F32 and rows.t.dtype == BF16)
+            or product() == A5,
             "scales",
             "dtype equals that of expanded_permuted_rows, or is float32 beside bfloat16 (found "
             f"{scales.t.dtype})",
@@ -279,7 +285,6 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
         view, (tokens, indices, permuted, sorted_indices)
     )
     rule = Rules("npu_moe_token_permute", DOC + "npu_moe_token_permute")
-    rule.products(A2, A3, A5)
     rule.dtype("tokens", tokens.t, *((*floats(), I8) if product() == A5 else floats()))
     rule.ndim("tokens", tokens.t, 2)
     rule.plain("tokens", tokens)
@@ -290,6 +295,13 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
         indices.t.numel() < 16777215,
         "indices",
         f"has fewer than 16777215 elements (found {indices.t.numel()})",
+    )
+    rule.that(
+        tokens.t.dtype != I8 or max(indices.t.numel(), num_out) <= 10240,
+        "indices",
+        f"has 10240 elements at most, as num_out_tokens, with int8 (found {indices.t.numel()} and "
+        f"{num_out})",
+        "CANN aclnnMoeTokenPermute.md",
     )
     rule.values("indices", indices.t, 0, 16777214)
     rule.that(not padded, "padded_mode", "is False")

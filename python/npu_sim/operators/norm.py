@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import torch
 
+from .products import P310, product
 from .registry import aclnn
-from .rules import A2, A3, BF16, F16, F32, P310, Rules, product
+from .rules import BF16, F16, F32, Rules
 from .view import view
 
 RMS_DOC = "torch_npu 2.13.0 documentation of npu_rms_norm; CANN aclnnRmsNorm.md"
@@ -34,6 +35,12 @@ def _common(rule, x, gamma, y, name="x"):
     )
     for argument, v in ((name, x), ("gamma", gamma)):
         rule.plain(argument, v)
+        rule.that(
+            product() != P310 or v.t.shape[-1] * v.t.itemsize >= 32,
+            argument,
+            f"the last dimension has 32 bytes or more on 310P (found shape {tuple(v.t.shape)})",
+            "CANN aclnnRmsNorm.md",
+        )
     rule.shape("y", y.t, x.t.shape)
 
 
@@ -71,7 +78,6 @@ def add_rms_norm(x1, x2, gamma, epsilon, y, rstd, x):
 def gemma_rms_norm(x, gamma, epsilon, y, rstd):
     x, gamma, y, rstd = map(view, (x, gamma, y, rstd))
     rule = Rules("npu_gemma_rms_norm", GEMMA_DOC)
-    rule.products(A2, A3)
     _common(rule, x, gamma, y)
     rule.not_empty("x", x.t)
     rule.contiguous("x", x.t)

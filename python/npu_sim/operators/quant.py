@@ -6,26 +6,29 @@ y     = round(x * smooth / scale)   int8, ties to even
 
 from __future__ import annotations
 
+from .products import OLD, P310, product
 from .registry import aclnn
-from .rules import BF16, F16, I8, P310, OperatorMissing, Rules, product
+from .rules import BF16, F16, I8, OperatorMissing, Rules
 from .view import view
 
-DOC = "torch_npu 2.13.0 documentation of npu_dynamic_quant; CANN dynamic_quant_v2_def.cpp"
+DOC = "torch_npu 2.13.0 documentation of npu_dynamic_quant; CANN aclnnDynamicQuant.md"
 ACL_INT8 = 2
 
 
 def dynamic_quant(x, smooth, group_index, y, scale):
     x, smooth, y, scale = map(view, (x, smooth, y, scale))
     rule = Rules("npu_dynamic_quant", DOC)
-    rule.dtype("x", x.t, *((F16,) if product() == P310 else (F16, BF16)))
+    rule.dtype("x", x.t, *((F16,) if product() in (P310, OLD) else (F16, BF16)))
     rule.that(x.t.dim() > 1, "x", f"has more than 1 dimension (found shape {tuple(x.t.shape)})")
     rule.plain("x", x)
+    if product() in (P310, OLD):
+        rule.multiple("x", "the last dimension", x.t.shape[-1], 32)
     if group_index is not None:
         raise OperatorMissing("npu_dynamic_quant", "group_index")
     if y.t.dtype != I8:
         raise OperatorMissing("npu_dynamic_quant", f"output {y.t.dtype}")
     f = x.t.float()
-    if smooth:
+    if smooth and product() not in (P310, OLD):  # which leave it alone
         rule.same_dtype("smooth_scales", smooth.t, "x", x.t)
         rule.shape("smooth_scales", smooth.t, (x.t.shape[-1],))
         f = f * smooth.t.float()

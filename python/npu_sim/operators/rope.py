@@ -7,10 +7,13 @@ y = x * cos + rotate(x) * sin    in float32, rounded once
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
+from .products import A5, P310, product
 from .registry import aclnn
-from .rules import A2, A3, A5, BF16, F16, F32, I32, I64, P310, OperatorMissing, Rules, product
+from .rules import BF16, F16, F32, I32, I64, OperatorMissing, Rules
 from .view import view
 
 ROTARY_DOC = (
@@ -37,7 +40,6 @@ def rotary_mul(x, cos, sin, mode, y):
     """x (B, S, N, D) or another order; cos and sin the same, with 1 in the broadcast dimensions."""
     x, cos, sin, y = map(view, (x, cos, sin, y))
     rule = Rules("npu_rotary_mul", ROTARY_DOC)
-    rule.products(A2, A3, A5)
     rule.one_of("rotary_mode", mode, 0, 1)
     for argument, v in (("input", x), ("r1", cos), ("r2", sin)):
         rule.dtype(argument, v.t, *_floats())
@@ -46,7 +48,9 @@ def rotary_mul(x, cos, sin, mode, y):
         rule.plain(argument, v)
         rule.same_dtype(argument, v.t, "input", x.t)
     b, s, n, d = x.t.shape
-    rule.that(d < 896 and d % 2 == 0, "input", f"D is even and less than 896 (found {d})")
+    rule.multiple("input", "D", d, 32 if product() == P310 else 2)
+    rule.range("input", "D", d, 1, {P310: 128, A5: 1024}.get(product(), 895))
+    rule.that(mode == 0 or product() != P310, "rotary_mode", "is 0 on 310P")
     rule.shape("r2", sin.t, cos.t.shape)
     if mode == 0:
         # BNSD: 11SD B1SD BNSD; BSND: 1S1D BS1D BSND; SBND: S11D SB1D SBND
@@ -61,13 +65,19 @@ def rotary_mul(x, cos, sin, mode, y):
     else:
         allowed = [(1, 1, n, d), (1, s, 1, d), (b, 1, 1, d)]
     rule.shape("r1", cos.t, *dict.fromkeys(allowed))
-    # Which dimension is the sequence shows in cos alone: it is the one that is not broadcast.  The
-    # other two of x, and N, are bounded.
-    others = [
-        size
-        for size, c in zip(x.t.shape[:3], cos.t.shape[:3], strict=False)
-        if c != size or size == 1
-    ]
+    if product() != A5:
+        _bounded(rule, mode, x.t.shape[:3], cos.t.shape[:3])
+    rule.values("r1", cos.t, -1, 1)
+    rule.values("r2", sin.t, -1, 1)
+    f = x.t.float()
+    y.t.copy_(f * cos.t.float() + rotate(f, "half" if mode == 0 else "interleave") * sin.t.float())
+
+
+def _bounded(rule: Rules, mode: int, shape, turns) -> None:
+    """Which dimension is the sequence shows in cos alone: it is the one that is not broadcast.  The
+    other two of x, and N, are bounded.
+    """
+    others = [size for size, c in zip(shape, turns, strict=True) if c != size or size == 1]
     if mode == 0:
         rule.that(
             all(size < 1000 for size in others),
@@ -75,18 +85,11 @@ def rotary_mul(x, cos, sin, mode, y):
             f"B and N are less than 1000 (found {others})",
         )
     else:
-        product_ = 1
-        for size in others:
-            product_ *= size
         rule.that(
-            product_ < 1000,
+            prod(others) < 1000,
             "input",
-            f"B * N is less than 1000 in interleave mode (found {product_})",
+            f"B * N is less than 1000 in interleave mode (found {prod(others)})",
         )
-    rule.values("r1", cos.t, -1, 1)
-    rule.values("r2", sin.t, -1, 1)
-    f = x.t.float()
-    y.t.copy_(f * cos.t.float() + rotate(f, "half" if mode == 0 else "interleave") * sin.t.float())
 
 
 @aclnn("aclnnRotaryPositionEmbeddingV2", "tttit" + "t")
@@ -147,7 +150,6 @@ def interleave_rope(x, cos, sin, y):
     """
     x, cos, sin, y = map(view, (x, cos, sin, y))
     rule = Rules("npu_interleave_rope", "CANN interleave_rope_tiling.cpp")
-    rule.products(A2, A3)
     for argument, v in (("x", x), ("cos", cos), ("sin", sin)):
         rule.dtype(argument, v.t, F16, BF16)
         rule.same_dtype(argument, v.t, "x", x.t)
@@ -174,7 +176,6 @@ def mrope(
     )
     section = list(mrope_section or [0, 0, 0])
     rule = Rules("npu_mrope", MROPE_DOC)
-    rule.products(A2, A3)
     rule.dtype("positions", positions.t, I32, I64)
     rule.ndim("positions", positions.t, 1, 2)
     rule.equal("mrope_section", "its length", len(section), 3)
@@ -202,6 +203,7 @@ def mrope(
         any(section) == sections, "mrope_section", "is given with (3, T) positions and only then"
     )
     if sections:
+        rule.one_of("mrope_section", section, [16, 24, 24], [24, 20, 20], [8, 12, 12])
         rule.equal("mrope_section", "the sum", sum(section), rotary // 2)
     rule.values("positions", positions.t, 0, cache.t.shape[0] - 1)
 

@@ -18,12 +18,12 @@ in which case a comment beside the rule names that code.
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
 
 from . import faults
+from .products import OPERATORS, product
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 I8, I16, I32, I64, U8, BOOL = (
@@ -39,35 +39,6 @@ I8, I16, I32, I64, U8, BOOL = (
 # NHWC-less relatives: all "ND" here.
 FORMAT_ND, FORMAT_NZ = 2, 29
 PLAIN_FORMATS = (-1, 0, 1, 2, 30, 47)
-
-# Products, by the name the wheel gets from the driver.
-A2, A3, P310, A5 = "Atlas A2", "Atlas A3", "310P", "Ascend 950"
-_SOC_PREFIXES = (
-    ("Ascend910B", A2),
-    ("Ascend910_93", A3),
-    ("Ascend310P", P310),
-    ("Ascend950", A5),
-    ("Ascend910_95", A5),
-)
-
-
-def soc() -> str:
-    """The simulated chip, from NPU_SIM_SOC: Ascend910B3 where it is not set."""
-    return os.environ.get("NPU_SIM_SOC") or "Ascend910B3"
-
-
-def product() -> str:
-    """The product family of the simulated chip: A2, A3, P310 or A5.  The one place that reads the
-    chip's name.
-    """
-    name = soc()
-    for prefix, family in _SOC_PREFIXES:
-        if name.startswith(prefix):
-            return family
-    raise ValueError(
-        f"NPU_SIM_SOC={name} is not a simulated product; known prefixes: "
-        f"{', '.join(p for p, _ in _SOC_PREFIXES)}"
-    )
 
 
 class OperatorRuleError(ValueError):
@@ -105,11 +76,15 @@ def dtype_name(dtype) -> str:
 class Rules:
     """The rules of one operator.
 
-    Every method takes the argument's name first and raises OperatorRuleError when broken.
+    Every method takes the argument's name first and raises OperatorRuleError when broken.  The
+    first rule is that the product has the operator.
     """
 
     def __init__(self, operator: str, source: str):
         self.operator, self.source = operator, source
+        families, page = OPERATORS[operator]
+        exists = f"the operator exists on {', '.join(families)} only"
+        self.that(product() in families, "product", exists, page)
         faults.strike(operator)
 
     # -- the general form
@@ -133,12 +108,6 @@ class Rules:
             holds,
             argument,
             f"{what}: not documented, and not known from production code, so refused",
-        )
-
-    # -- products
-    def products(self, *families: str) -> None:
-        self.that(
-            product() in families, "product", f"the operator exists on {', '.join(families)} only"
         )
 
     # -- presence

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from .registry import aclnn
-from .rules import A2, A3, BF16, F16, F32, I32, Rules
+from .rules import BF16, F16, F32, I32, Rules
 from .view import view
 
 DOC = "torch_npu 2.13.0 documentation of npu_top_k_top_p"
@@ -23,7 +23,6 @@ DOC = "torch_npu 2.13.0 documentation of npu_top_k_top_p"
 def top_k_top_p(logits, p, k, out):
     logits, p, k, out = map(view, (logits, p, k, out))
     rule = Rules("npu_top_k_top_p", DOC)
-    rule.products(A2, A3)
     rule.dtype("logits", logits.t, F16, BF16, F32)
     rule.ndim("logits", logits.t, 2)
     rule.that(p is not None or k is not None, "p", "p and k are not both None")

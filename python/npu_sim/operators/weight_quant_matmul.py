@@ -31,23 +31,9 @@ import torch
 
 from . import faults
 from .antiquant import dequantise, matmul
+from .products import A2, A3, A5, P310, product
 from .registry import aclnn
-from .rules import (
-    A2,
-    A3,
-    A5,
-    BF16,
-    F16,
-    F32,
-    I8,
-    I32,
-    I64,
-    P310,
-    OperatorMissing,
-    Rules,
-    is_transposed,
-    product,
-)
+from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules, is_transposed
 from .view import int4_of, view
 
 DOC = "torch_npu 2.13.0 documentation of npu_weight_quant_batchmatmul"
