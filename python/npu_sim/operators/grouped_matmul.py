@@ -282,7 +282,7 @@ def _ends(rule: Rules, c: Call, experts: int, m: int) -> list[int]:
         ends = torch.tensor(values).cumsum(0).tolist()
     if product() == P310:
         rule.that(ends[-1] == m, "group_list", f"ends at M = {m} on 310P (found {ends[-1]})")
-    # Less leaves the other rows alone, says CANN's page; torch_npu's asks for M.  More reads past x.
+    # Less leaves the other rows alone, as CANN's page says; torch_npu's has M.  More reads past x.
     rule.that(ends[-1] <= m, "group_list", f"ends at M = {m} or before (found {ends[-1]})", V5)
     return ends
 
