@@ -64,18 +64,18 @@ def _replace(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _requirements() -> list[str]:
-    """What is installed, without dependencies: torch_npu for the environment's torch, and what it
-    imports."""
+def torch_npu_release() -> str:
+    """The release of torch_npu for the environment's torch."""
     series = ".".join(metadata.version("torch").split(".")[:2])
     if series not in TORCH_NPU_RELEASES:
         known = ", ".join(TORCH_NPU_RELEASES)
         raise SystemExit(f"npu_sim: no torch_npu is known for torch {series}, only for {known}")
-    return [f"torch_npu=={TORCH_NPU_RELEASES[series]}", "protobuf", "pyyaml"]
+    return TORCH_NPU_RELEASES[series]
 
 
 def _install(log) -> None:
-    requirements = _requirements()
+    # Without dependencies: it and what it imports.
+    requirements = [f"torch_npu=={torch_npu_release()}", "protobuf", "pyyaml"]
     key = " ".join(requirements)
     if _fresh(SITE / "stamp", key):
         return

@@ -18,10 +18,11 @@ from ascend_gguf.desk.weights import Ranks, modules_of, to_tune
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.weights import tuned
 from ascend_gguf.weights.tuned import Tuned
+from npu_sim.build import torch_npu_release
 
 DATA = Path(__file__).parents[1] / "data"
 DENSE, MOE = DATA / "qwen3-dense-Q4_K_M.gguf", DATA / "qwen3-moe-Q4_K_M.gguf"
-NPU = "Ascend910B3, CANN 8.5.0, torch_npu 2.13.0"
+NPU = f"Ascend910B3, CANN 8.5.0, torch_npu {torch_npu_release()}"
 PROMPT = [5, 77, 130, 9, 42, 301, 11, 250]
 
 
@@ -105,10 +106,10 @@ def test_bad_input(capsys, cache, bad, said):
     assert out == "" and said in err and err.count("\n") == 1 and not cache.exists()
 
 
-def choose(path: Path, device: str, layouts: dict[str, str], tp: int = 1) -> set:
+def choose(path: Path, device: str, layouts: dict[str, str], *ranks: int) -> set:
     """Write a cache in which every weight has the layout of its role; returns what it is for."""
     dtype = torch.bfloat16
-    weights = to_tune(modules_of(open_gguf(path), read_config(path)), Ranks(tp), dtype)
+    weights = to_tune(modules_of(open_gguf(path), read_config(path)), Ranks(*ranks), dtype)
     entries = {
         name: Tuned(layouts[role], True) for name, (role, *_) in weights.items() if role in layouts
     }
@@ -167,3 +168,11 @@ def test_every_weight_is_found_again(npu_engine, tiny_model, cache, name, ranks)
     after, _, log = loaded(npu_engine, path, cache, tp_size=ranks.tp)
     assert int(re.search(r"(\d+) weights have the layout", log)[1]) >= len(chosen) > 2
     assert all(name.endswith(", rows") or name in ("dense", "vectors") for name in after)
+
+
+def test_the_last_stages_copy_of_a_tied_matrix_is_found_again(npu_engine, cache):
+    """It is an output matrix, which the file has not."""
+    assert "output.weight" not in open_gguf(DENSE).tensors
+    assert len(choose(DENSE, NPU, {"output": "dense", "embedding": "dense"}, 1, 1, 2)) == 1
+    _, _, log = loaded(npu_engine, DENSE, cache, pp_size=2)
+    assert re.findall(r"(\d+) weights have the layout", log) == ["1"]

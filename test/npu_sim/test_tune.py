@@ -11,13 +11,14 @@ import torch
 
 from ascend_gguf.desk.cli import main
 from ascend_gguf.weights import tuned
+from npu_sim.build import torch_npu_release
 from npu_sim.operators import faults
 
 pytestmark = pytest.mark.npu_sim(memory_gb=1)
 
 DATA = Path(__file__).parents[1] / "data"
 MOE = DATA / "qwen3-moe-Q4_K_M.gguf"
-DEVICE = "Ascend910B3, CANN 8.5.0, torch_npu 2.13.0"
+DEVICE = f"Ascend910B3, CANN 8.5.0, torch_npu {torch_npu_release()}"
 
 Seconds = Callable[[str, int], float]
 

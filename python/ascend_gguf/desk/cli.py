@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(tune)
     tune.add_argument("--tp-size", type=int, default=1, metavar="N", help="as the server's option")
     tune.add_argument("--ep-size", type=int, default=1, metavar="N", help="as the server's option")
+    tune.add_argument("--pp-size", type=int, default=1, metavar="N", help="as the server's option")
     tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     tune.add_argument(
         "--chunk", type=int, metavar="N", help="tokens of a prompt; 2048 on an NPU, 512 on a CPU"
@@ -174,11 +175,11 @@ def _tune(asked: argparse.Namespace) -> int:
     from ascend_gguf.desk import doctor, source, tune
     from ascend_gguf.desk.weights import Ranks
 
-    _check_sizes(asked, tp_size=1024, ep_size=1024, seconds=3600, chunk=1 << 16)
+    _check_sizes(asked, tp_size=1024, ep_size=1024, pp_size=1024, seconds=3600, chunk=1 << 16)
     with source.opened(asked.model, asked.revision) as file, doctor.quiet():
         found = tune.tune(
             file,
-            Ranks(asked.tp_size, asked.ep_size),
+            Ranks(asked.tp_size, asked.ep_size, asked.pp_size),
             getattr(torch, asked.dtype) if asked.dtype else None,
             asked.chunk,
             asked.seconds,

@@ -80,7 +80,7 @@ def tune(
             row: dict[str, Any] = {"weight": module.name, "types": module.types}
             row |= {"shape": weight.shape, "key": key, "role": role, "count": count}
             rows.append(row | {"layouts": {x.name: timed(role, weight, x) for x in candidates}})
-    wider = of_patch.takes_wider(file.path, dtype, ranks.tp if is_npu else 1)
+    wider = of_patch.takes_wider(file.path, dtype, ranks.tp * ranks.pp if is_npu else 1)
     _choose(rows, wider, together=() if is_npu else ("experts",))
     found = {"device": name, "dtype": str(dtype).removeprefix("torch."), **ranks._asdict()}
     path = tuned.write(name, {row["key"]: _entry(row) for row in rows if row["chosen"]})
@@ -168,7 +168,8 @@ def lines(found: dict[str, Any]) -> str:
             body.append((*what, mark, name, size, *times, of.get("problem", "")))
     body += _totals(found["weights"], tokens)
     parts = [
-        f"{found['device']}; {found['dtype']}, tp {found['tp']}, ep {found['ep']}\n"
+        f"{found['device']}; {found['dtype']}, "
+        f"tp {found['tp']}, ep {found['ep']}, pp {found['pp']}\n"
         f"microseconds of a product, by tokens; * is chosen, the first of each is without tuning",
         text.table(head, body, range(5, len(head) - 1)),
     ]

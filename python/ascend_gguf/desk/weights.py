@@ -233,6 +233,8 @@ def to_tune(
     tied = not any(module.name == _OUTPUT for _, module in modules)
     roles = {_OUTPUT: "output", _EMBEDDING: "embedding", **dict.fromkeys(_EXPERTS, "experts")}
     for _, module in modules:
+        if tied and ranks.pp > 1 and module.name == _EMBEDDING:
+            module = replace(module, name=_OUTPUT)  # the last stage's copy
         role = roles.get(module.name, "linear")
         if module.dense or _plain(module, dtype) or role == "embedding" and not tied:
             continue
