@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 
 from gguf import GGML_QUANT_SIZES
-from gguf import GGUFValueType as Kind
 
+from fuzz import values
 from fuzz.container import (
     ALIGNMENT,
     NUMBERS,
@@ -21,180 +20,7 @@ from fuzz.container import (
 )
 from fuzz.seeds import KNOWN_KEYS, random_bytes, split
 
-_WHOLE = (0, 1, 2, 3, 7, 64, 127, 255, 256, 1000, 4095, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1)
-_HUGE = (2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-_NEGATIVE = (-1, -2, -128, -(2**31), -(2**63))
-_FLOATS = (
-    0.0,
-    -0.0,
-    0.5,
-    1.0,
-    -1.0,
-    1e-45,
-    1e-30,
-    1e10,
-    1e38,
-    1e300,
-    math.inf,
-    -math.inf,
-    math.nan,
-)
-_LARGEST = 1 << 22  # bytes that are written for a tensor
-_MOST_REPEATED = 1 << 16  # bytes of a text that is made longer, perhaps not for the first time
-_LENGTHS = (0, 1, 2, 3, 15, 64, 255, 300, 1000, 4000)
-
-_TEXTS = (
-    b"",
-    b" ",
-    b"\0",
-    b"\x1b[31mred\x1b]0;t\x07",
-    b"line\nline\r\n",
-    b"\xff\xfe\x80",
-    b"\xed\xa0\x80",  # a lone surrogate
-    b"\xf4\x90\x80\x80",  # beyond Unicode
-    "\u202e\u0301\u200d\ufeff\ufdd0\U0010ffff".encode(),
-    "\u2581".encode(),
-    b"<0x00>",
-    b"<0xZZ>",
-    b"[EMPTY_3]",
-    b"(((((((((((((((((((((a+)+)+)+)+",
-    b"[^\\",
-    b"\\p{L}*",
-    b"%s%n{0}{{",
-    b"../../etc/passwd",
-    b"a" * 5000,
-    b"a " * 3000,
-    b" " * 5000,
-    b"\n" * 5000,
-    b"(" * 5000,
-    b"7" * 5000,
-    "\u00e9".encode() * 3000,
-    b"true",
-    b"1e999",
-    b"-1",
-    b"nan",
-)
-_TEMPLATES = (
-    b"{{",
-    b"{% for %}",
-    b"{% if messages %}",
-    b"{{ messages }}",
-    b"{{ raise_exception('no') }}",
-    b"{{ 1 / 0 }}",
-    b"{{ messages[99].content }}",
-    b"{{ undefined.attribute }}",
-    b"{{ ''.__class__.__mro__ }}",
-    b"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    b"{% include 'x' %}",
-    b"{% extends 'x' %}",
-    b"{{ [messages] | tojson }}",
-    b"{% set x = namespace(a=1) %}{{ x }}" * 50,
-    b"{{ (" * 2000 + b"1" + b") }}" * 2000,
-    b"{% if a %}" * 300 + b"{% endif %}" * 300,
-)
-
-
 # --- keys and values --------------------------------------------------------------------------
-
-
-def _number(source: random.Random) -> object:
-    pool = source.choice((_WHOLE, _WHOLE, _HUGE, _NEGATIVE, _FLOATS))
-    return source.choice(pool)
-
-
-def _text(source: random.Random) -> bytes:
-    roll = source.random()
-    if roll < 0.2:
-        return source.randbytes(source.choice(_LENGTHS[:7]))
-    if roll < 0.35:
-        return source.choice(_TEMPLATES)
-    if roll < 0.4:
-        return source.choice(KNOWN_KEYS).encode()
-    return source.choice(_TEXTS)
-
-
-def _value(source: random.Random, kind: int | None = None) -> tuple[int, object]:
-    """A type and a value of it."""
-    roll = source.random()
-    if kind is None:
-        kind = source.choice((*NUMBERS, Kind.STRING, Kind.ARRAY))
-    if kind == Kind.STRING:
-        return kind, _text(source)
-    if kind == Kind.ARRAY:
-        element, _ = _value(source, source.choice((*NUMBERS, Kind.STRING)))
-        length = source.choice(_LENGTHS[: 6 if roll < 0.8 else 10])
-        if source.random() < 0.3:
-            items = (_value(source, element)[1],) * length
-        else:
-            items = tuple(_value(source, element)[1] for _ in range(length))
-        return kind, Array(element, items)
-    return kind, _number(source)
-
-
-def _changed_text(text: bytes, source: random.Random) -> bytes:
-    place = source.randint(0, len(text))
-    roll = source.random()
-    if roll < 0.3:
-        return _text(source)
-    if roll < 0.5:
-        return text[:place] + _text(source) + text[place:]
-    if roll < 0.7:
-        return text[:place]
-    if roll < 0.85:
-        return text[:place] + text[place + source.randint(1, 8) :]
-    return text[:_MOST_REPEATED] * source.choice((2, 3, 50))
-
-
-def _changed_array(array: Array, source: random.Random) -> Array:
-    items, count = list(array.items), len(array.items)
-    roll = source.random()
-    if roll < 0.35 and items:  # some elements
-        for _ in range(source.choice((1, 1, 2, 10, count))):
-            place = source.randrange(count)
-            old = items[place]
-            if isinstance(old, bytes):
-                items[place] = _changed_text(old, source)
-            else:
-                items[place] = _number(source)
-    elif roll < 0.5 and items:  # some elements take others' values
-        for _ in range(source.choice((1, 1, 3, 30))):
-            items[source.randrange(count)] = items[source.randrange(count)]
-    elif roll < 0.6:
-        items = items[: source.randint(0, count)]
-    elif roll < 0.7:
-        items = items + items[: source.choice((1, 2, count))]
-    elif roll < 0.75:
-        items = sorted(items, key=str) if source.random() < 0.5 else items[::-1]
-    elif roll < 0.85:  # another element type, the same numbers
-        element = source.choice((*NUMBERS, Kind.STRING))
-        return _as_type(array, element, source)
-    elif roll < 0.9:
-        return array._replace(count=source.choice((*_WHOLE, *_HUGE)))
-    elif roll < 0.95:
-        return array._replace(element=source.choice((9, 13, 99, 2**32 - 1)))
-    elif items:
-        extra = _many(items, source)
-        items = items + extra
-    return array._replace(items=tuple(items))
-
-
-def _as_type(array: Array, element: int, source: random.Random) -> Array:
-    if element == Kind.STRING:
-        items = tuple(i if isinstance(i, bytes) else str(i).encode() for i in array.items)
-    else:
-        items = tuple(source.choice(_WHOLE) if isinstance(i, bytes) else i for i in array.items)
-    return Array(element, items)
-
-
-def _many(items: list, source: random.Random) -> list:
-    """Thousands of elements that are all different, or all alike."""
-    count = source.choice((1000, 5000))
-    if not isinstance(items[0], bytes):
-        return [source.choice(items)] * count
-    start = source.choice((b"a", b"<|", b"\xc4\xa0", b""))
-    if source.random() < 0.3:
-        return [start * (number % 300 + 1) for number in range(count // 5)]
-    return [start + str(number).encode() for number in range(count)]
 
 
 def change_value(contents: Contents, source: random.Random) -> Contents:
@@ -202,18 +28,18 @@ def change_value(contents: Contents, source: random.Random) -> Contents:
     old = contents.entries[place]
     roll = source.random()
     if roll < 0.2:
-        kind, value = _value(source)
+        kind, value = values.value(source)
     elif isinstance(old.value, Array) and roll < 0.9:
-        kind, value = old.kind, _changed_array(old.value, source)
+        kind, value = old.kind, values.changed_array(old.value, source)
     elif isinstance(old.value, bytes) and roll < 0.9:
         value = (
-            source.choice(_TEMPLATES)
+            source.choice(values.TEMPLATES)
             if b"template" in old.key and source.random() < 0.4
-            else _changed_text(old.value, source)
+            else values.changed_text(old.value, source)
         )
         kind = old.kind
     else:
-        kind, value = _value(source, None if old.kind not in NUMBERS else old.kind)
+        kind, value = values.value(source, None if old.kind not in NUMBERS else old.kind)
     return _with_entry(contents, place, Entry(old.key, kind, value))
 
 
@@ -221,7 +47,7 @@ def add_known_key(contents: Contents, source: random.Random) -> Contents:
     """A key that gguf knows, below the file's own architecture."""
     key = source.choice(KNOWN_KEYS).replace("{arch}", _architecture(contents))
     key = key.replace("{id}", str(source.choice((0, 1, 10**9)))).encode()
-    kind, value = _value(source)
+    kind, value = values.value(source)
     kept = tuple(e for e in contents.entries if e.key != key)
     place = source.randint(0, len(kept))
     return contents._replace(entries=kept[:place] + (Entry(key, kind, value),) + kept[place:])
@@ -247,7 +73,7 @@ def rename_key(contents: Contents, source: random.Random) -> Contents:
         )
         place = contents.entries.index(old)
     else:
-        key = _changed_text(old.key, source)
+        key = values.changed_text(old.key, source)
     return _with_entry(contents, place, old._replace(key=key))
 
 
@@ -283,11 +109,21 @@ def take_keys(contents: Contents, source: random.Random, others: Sequence[Conten
 
 # --- tensors ----------------------------------------------------------------------------------
 
+_LARGEST = 1 << 22  # bytes that are written for a tensor
 
-def change_shape(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+
+def _of_a_tensor(change: Callable[..., Contents]) -> Callable[..., Contents]:
+    """A change of a random tensor's; without tensors nothing changes."""
+
+    def changed(contents: Contents, source: random.Random) -> Contents:
+        count = len(contents.tensors)
+        return change(contents, source, source.randrange(count)) if count else contents
+
+    return changed
+
+
+@_of_a_tensor
+def change_shape(contents: Contents, source: random.Random, place: int) -> Contents:
     tensor = contents.tensors[place]
     dims = list(tensor.dims)
     roll = source.random()
@@ -301,7 +137,7 @@ def change_shape(contents: Contents, source: random.Random) -> Contents:
         axis = source.randrange(len(dims))
         dims[axis] = source.choice((dims[axis] * 2, dims[axis] // 2, dims[axis] - 1, 32, 256))
     elif dims:
-        dims[source.randrange(len(dims))] = source.choice((*_WHOLE, *_HUGE))
+        dims[source.randrange(len(dims))] = source.choice((*values.WHOLE, *values.HUGE))
     data = tensor.data
     size = data_size(tuple(dims), tensor.kind)
     if source.random() < 0.7 and 0 <= size < _LARGEST:  # as if it were so
@@ -309,10 +145,8 @@ def change_shape(contents: Contents, source: random.Random) -> Contents:
     return _with_tensor(contents, place, tensor._replace(dims=tuple(dims), data=data))
 
 
-def change_type(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+@_of_a_tensor
+def change_type(contents: Contents, source: random.Random, place: int) -> Contents:
     tensor = contents.tensors[place]
     kind = int(source.choice(list(GGML_QUANT_SIZES)))
     if source.random() < 0.15:
@@ -322,16 +156,14 @@ def change_type(contents: Contents, source: random.Random) -> Contents:
     return _with_tensor(contents, place, tensor._replace(kind=kind, data=data))
 
 
-def rename_tensor(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+@_of_a_tensor
+def rename_tensor(contents: Contents, source: random.Random, place: int) -> Contents:
     name = contents.tensors[place].name
     roll = source.random()
     if roll < 0.3:
         new = source.choice(contents.tensors).name
     elif roll < 0.5:
-        new = _changed_text(name, source)
+        new = values.changed_text(name, source)
     elif roll < 0.7:
         new = name.replace(b"blk.0.", b"blk.%d." % source.choice((1, 5, 99, 10**6, 10**400)))
     elif roll < 0.85:
@@ -353,36 +185,28 @@ def rename_tensor(contents: Contents, source: random.Random) -> Contents:
     return _with_tensor(contents, place, contents.tensors[place]._replace(name=new))
 
 
-def drop_tensor(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+@_of_a_tensor
+def drop_tensor(contents: Contents, source: random.Random, place: int) -> Contents:
     return contents._replace(tensors=contents.tensors[:place] + contents.tensors[place + 1 :])
 
 
-def repeat_tensor(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+@_of_a_tensor
+def repeat_tensor(contents: Contents, source: random.Random, place: int) -> Contents:
     again = contents.tensors[place]
     if source.random() < 0.5:
         again = again._replace(name=again.name.replace(b"blk.0.", b"blk.1."))
     return contents._replace(tensors=(*contents.tensors, again))
 
 
-def move_tensor(contents: Contents, source: random.Random) -> Contents:
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
+@_of_a_tensor
+def move_tensor(contents: Contents, source: random.Random, place: int) -> Contents:
     offset = source.choice((0, 1, ALIGNMENT, 7 * ALIGNMENT, 4096, 2**40, 2**63, 2**64 - ALIGNMENT))
     return _with_tensor(contents, place, contents.tensors[place]._replace(offset=offset))
 
 
-def spoil_data(contents: Contents, source: random.Random) -> Contents:
+@_of_a_tensor
+def spoil_data(contents: Contents, source: random.Random, place: int) -> Contents:
     """Numbers that are infinite, or no numbers, in a tensor."""
-    place = _some_tensor(contents, source)
-    if place is None:
-        return contents
     tensor = contents.tensors[place]
     fill = source.choice((b"\xff", b"\0", b"\x7f\x80", b"\x00\x7c", b"\x00\x00\xc0\x7f"))
     data = (fill * (len(tensor.data) // len(fill) + 1))[: len(tensor.data)]
@@ -393,7 +217,9 @@ def change_header(contents: Contents, source: random.Random) -> Contents:
     roll = source.random()
     if roll < 0.2:
         return contents._replace(version=source.choice((0, 1, 2, 4, 3 << 24, 2**32 - 1)))
-    count = source.choice((*_WHOLE, *_HUGE, len(contents.entries) - 1, len(contents.tensors) - 1))
+    count = source.choice(
+        (*values.WHOLE, *values.HUGE, len(contents.entries) - 1, len(contents.tensors) - 1)
+    )
     counts = (count, None) if roll < 0.6 else (None, count)
     return contents._replace(counts=counts)
 
@@ -436,7 +262,7 @@ def spoil_bytes(data: bytes, source: random.Random, others: Sequence[bytes]) -> 
             spoiled[place] = source.randrange(256)
         elif roll < 0.6:
             size = source.choice((4, 8))
-            value = source.choice((*_WHOLE, *_HUGE, *_NEGATIVE)) % (1 << 8 * size)
+            value = source.choice((*values.WHOLE, *values.HUGE, *values.NEGATIVE)) % (1 << 8 * size)
             spoiled[place : place + size] = value.to_bytes(size, "little")
         elif roll < 0.7:
             del spoiled[place : place + source.choice((1, 2, 4, 8, 100))]
@@ -493,10 +319,6 @@ def _some_entry(contents: Contents, source: random.Random) -> int:
 def _with_entry(contents: Contents, place: int, new: Entry) -> Contents:
     entries = contents.entries
     return contents._replace(entries=(*entries[:place], new, *entries[place + 1 :]))
-
-
-def _some_tensor(contents: Contents, source: random.Random) -> int | None:
-    return source.randrange(len(contents.tensors)) if contents.tensors else None
 
 
 def _with_tensor(contents: Contents, place: int, new: Tensor) -> Contents:
