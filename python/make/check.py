@@ -57,7 +57,7 @@ def commands(pytest_arguments: list[str]) -> dict[str, list[str | Path]]:
         "types": [python, "-m", "mypy"],
         "tests": [
             *(python, "-m", "pytest", *LIBRARY_TESTS, "-q", "-m", "not slow and not engine"),
-            *("--numprocesses", str(workers), "--dist", "worksteal", *pytest_arguments),
+            *("--numprocesses", str(workers), "--dist", "loadfile", *pytest_arguments),
         ],
     }  # fmt: skip
 
