@@ -23,7 +23,7 @@ in_env = @exec .venv/bin/python $(1)
 # Empty where the SGLang environment that is active is used: on a real NPU.
 own_env = $(if $(filter npu,$(DEVICE)),$(filter-out 0,$(SIM)),yes)
 
-.PHONY: help setup check demo serve eval test peers arm fuzz fingerprints bench wheel
+.PHONY: help setup check demo serve eval test peers arm arm-serve fuzz fingerprints bench wheel
 
 help:
 	@echo "make setup    a Python environment for the CPU in .venv           [ENGINE=0.5.22 TORCH=2.10]"
@@ -36,6 +36,7 @@ help:
 	@echo "make test     all tests                                           [ARGS='-k name ...']"
 	@echo "make peers    compare files of llama.cpp's converter with transformers [ARGS='-k name ...']"
 	@echo "make arm      the kernels on emulated ARM processors              [PROCESSOR=tsv110]"
+	@echo "make arm-serve  small models served on a whole emulated aarch64 environment"
 	@echo "make fuzz     corrupted files: each must load or be refused in one line"
 	@echo "              [SECONDS=60] [SEED=1] [FILES=1000] [JOBS=2] [FOLDER=build/fuzz], or AGAIN=file.gguf"
 	@echo "make fingerprints  what a release of SGLang changes of what is patched"
@@ -75,6 +76,9 @@ arm: setup
 		ARM_PROCESSOR=$$processor PYTHONPATH=test .venv/bin/python -m pytest -p emulation.arm -q \
 			test/codegen/test_interpreter.py test/decoders/test_dequantize.py $(ARGS) || exit 1; \
 	done
+
+arm-serve: setup
+	@PYTHONPATH=test:python/make exec .venv/bin/python -m emulation.serve
 
 peers: export ALL_PEERS := 1
 peers: setup
