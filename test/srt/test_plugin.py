@@ -199,7 +199,7 @@ class Processes:
         """Exit status, standard output and standard error."""
         if name not in self._ended:
             process = self._started[name]
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
             self._ended[name] = process.returncode, out, err
         return self._ended[name]
 
