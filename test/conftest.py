@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -118,16 +119,23 @@ def resolver(zygote) -> Iterator[Resolver]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Callable[[str], Written]:
-    """The small model of a name in :data:`hf_models.TINY`, written once."""
-    from hf_models import (  # imports torch, which not all of pytest's processes need
-        TINY,
-        write_model,
-    )
+def tiny_model() -> Callable[[str], Written]:
+    """The small model of a name in :data:`hf_models.TINY`, written once for all processes."""
+    # Imports torch, which not all of pytest's processes need.
+    from hf_models import TINY, Written, write_model
+
+    models = Path(os.environ[RUN], "models")
+    models.mkdir(exist_ok=True)
 
     @cache
     def written(name: str) -> Written:
-        return write_model(tmp_path_factory.mktemp(name), TINY[name])
+        with open(models / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (models / name).exists():
+                aside = models / f"{name}.part"
+                write_model(aside, TINY[name])
+                aside.rename(models / name)
+        return Written(models / name / "model.gguf", models / name / "hf")
 
     return written
 
