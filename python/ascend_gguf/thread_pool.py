@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -55,21 +56,11 @@ def default_threads() -> int:
     return min(cores, torch.get_num_threads())
 
 
-_helpers: ThreadPoolExecutor | None = None
-
-
+@functools.cache
 def _pool() -> ThreadPoolExecutor:
     """The threads that help callers; none is started before it has something to do."""
-    global _helpers
-    if _helpers is None:
-        _helpers = ThreadPoolExecutor(max(32, os.cpu_count() or 1), "dequantize")
-    return _helpers
-
-
-def _forget_pool() -> None:
-    global _helpers
-    _helpers = None
+    return ThreadPoolExecutor(max(32, os.cpu_count() or 1), "dequantize")
 
 
 # Threads do not survive a fork: a child begins with a pool of its own.
-os.register_at_fork(after_in_child=_forget_pool)
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures import (
-    bailing,
-    bert,
-    cohere,
-    deepseek,
-    delta_net,
-    falcon_h1,
-    gemma,
-    gemma4,
-    glm,
-    gpt_oss,
-    granite,
-    layer_norm,
-    llama,
-    llama_like,
-    mistral,
-    mixtures,
-    nemotron,
-    others,
-    post_norm,
-    qwen,
-    short_conv,
-)
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
 from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
 from ascend_gguf.architectures.heads import is_reranker
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
@@ -44,34 +25,15 @@ __all__ = [
     "is_reranker",
 ]
 
-#: All architectures; the first that describes a file counts.
-ARCHITECTURES: tuple[Architecture, ...] = tuple(
-    architecture
-    for family in (
-        llama,
-        mistral,
-        qwen,
-        gemma,
-        gemma4,
-        granite,
-        post_norm,
-        cohere,
-        deepseek,
-        delta_net,
-        bailing,
-        bert,
-        glm,
-        gpt_oss,
-        layer_norm,
-        llama_like,
-        mixtures,
-        others,
-        short_conv,
-        nemotron,
-        falcon_h1,
-    )
-    for architecture in family.ARCHITECTURES
-)
+
+def _families() -> Iterator[Architecture]:
+    for module in pkgutil.iter_modules(__path__):
+        family = import_module(f"{__name__}.{module.name}")
+        yield from getattr(family, "ARCHITECTURES", ())
+
+
+#: All architectures, those of each module here; the first that describes a file counts.
+ARCHITECTURES: tuple[Architecture, ...] = tuple(_families())
 
 
 def architecture_of(file: GGUFFile) -> Architecture:

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer
-from ascend_gguf.architectures.mamba2 import state as state_of
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.mamba2 import (
+    STATE,
+    STATE_KEYS,
+    has_conv_bias,
+    inner_size,
+    mixer,
+)
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     EMBEDDING,
@@ -22,11 +26,14 @@ from ascend_gguf.reader import GGUFFile
 
 def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the state, and whether what leaves it is normalised."""
-    found = state_of(file, attributes)
-    del found["mamba_expand"]
-    norm = any(name.endswith(".ssm_norm.weight") for name in file.tensors)
-    inner = number(file, "ssm.inner_size", required=True)
-    return found | {"mamba_d_ssm": inner, "mamba_rms_norm": norm}
+    heads = attributes["mamba_n_heads"]
+    inner = inner_size(file, heads, attributes["mamba_n_groups"])
+    return {
+        "mamba_d_ssm": inner,
+        "mamba_d_head": inner // heads,
+        "mamba_conv_bias": has_conv_bias(file),
+        "mamba_rms_norm": any(name.endswith(".ssm_norm.weight") for name in file.tensors),
+    }
 
 
 ARCHITECTURES = (

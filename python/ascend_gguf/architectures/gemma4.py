@@ -28,6 +28,7 @@ from ascend_gguf.architectures.parts import (
     PATTERN,
     SOFTMAX_ROUTER,
     TIED_FRAME,
+    experts,
     mlp,
     without,
 )
@@ -111,11 +112,11 @@ def _feed_forward(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, An
 
 def _embeddings(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of the embedding of what each layer adds, and whether there are experts."""
-    experts = {"enable_moe_block": "num_experts" in attributes}
+    found = {"enable_moe_block": "num_experts" in attributes}
     embedding = file.tensors.get(_PER_LAYER_EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        return experts
-    return experts | {"vocab_size_per_layer_input": embedding.shape[0]}
+        return found
+    return found | {"vocab_size_per_layer_input": embedding.shape[0]}
 
 
 def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,15 +190,8 @@ _EXPERT_NORMS = {
 
 def _experts() -> Iterator[Rename]:
     """Beside the feed-forward network; what each gives is scaled by the scale of its matrix."""
-    gate, up, down = (f"experts.{{expert}}.{part}_proj.weight" for part in ("gate", "up", "down"))
-    fused, shape = "ffn_gate_up_exps.weight", "experts expert_ffn hidden"
-    yield per_layer("ffn_gate_inp.weight", "experts hidden", "router.proj.weight", kind="sparse")
+    yield from experts("", router="router.proj.weight", kind="sparse")
     yield per_layer("ffn_gate_inp.scale", "hidden", "router.scale", kind="sparse")
-    yield per_layer("ffn_gate_exps.weight", shape, gate, unless=fused, kind="sparse")
-    yield per_layer("ffn_up_exps.weight", shape, up, unless=fused, kind="sparse")
-    both = "experts 2*expert_ffn hidden"
-    yield per_layer(fused, both, gate, up, optional=True, kind="sparse")
-    yield per_layer("ffn_down_exps.weight", "experts hidden expert_ffn", down, kind="sparse")
     for gguf, hf in _EXPERT_NORMS.items():
         yield per_layer(f"{gguf}.weight", "hidden", f"{hf}.weight", kind="sparse")
 

@@ -28,49 +28,22 @@ _BESIDE_MODELS = {
 }
 
 _IMAGES = "a model that generates images or videos"
-_SPEECH = "a model that generates speech"
-_HEARING = "a model that transcribes speech"
-_ENCODER = "an encoder, which gives embeddings, not text"
-_TRANSLATOR = "an encoder-decoder model"
-_RECURRENT = "a recurrent or hybrid model"
-_DIFFUSION = "a diffusion language model"
 
-#: ``general.architecture`` of models of other kinds: what it is.
-_OTHER_MODELS = {
-    **dict.fromkeys(
-        (
-            *("flux", "flux2", "sd", "sd1", "sd2", "sd3", "sdxl", "aura", "hidream", "cosmos"),
-            *("ltxv", "hyvid", "hunyuan_video", "wan", "qwen_image", "lumina2", "pig", "chroma"),
-            *("cogvideox", "mochi", "z_image", "kandinsky5", "omnigen2"),
-        ),
-        _IMAGES,
-    ),
-    **dict.fromkeys(
-        (
-            *("wavtokenizer-dec", "qwen3tts", "pockettts", "kokoro", "parler-tts", "dia", "vits"),
-            *("orpheus", "bark", "outetts", "snac"),
-        ),
-        _SPEECH,
-    ),
-    **dict.fromkeys(("whisper", "parakeet", "moonshine"), _HEARING),
-    **dict.fromkeys(
-        (
-            *("modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert"),
-            *("jina-bert-v2", "jina-bert-v3", "t5encoder"),
-        ),
-        _ENCODER,
-    ),
-    "t5": _TRANSLATOR,
-    **dict.fromkeys(
-        (
-            *("mamba", "mamba2", "jamba", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7"),
-            *("arwkv7",),
-            *("kimi-linear",),
-        ),
-        _RECURRENT,
-    ),
-    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _DIFFUSION),
+#: What models of other kinds are: their ``general.architecture``.
+_KINDS = {
+    _IMAGES: "flux flux2 sd sd1 sd2 sd3 sdxl aura hidream cosmos ltxv hyvid hunyuan_video wan "
+    "qwen_image lumina2 pig chroma cogvideox mochi z_image kandinsky5 omnigen2",
+    "a model that generates speech": "wavtokenizer-dec qwen3tts pockettts kokoro parler-tts dia "
+    "vits orpheus bark outetts snac",
+    "a model that transcribes speech": "whisper parakeet moonshine",
+    "an encoder, which gives embeddings, not text": "modern-bert nomic-bert nomic-bert-moe "
+    "neo-bert eurobert jina-bert-v2 jina-bert-v3 t5encoder",
+    "an encoder-decoder model": "t5",
+    "a recurrent or hybrid model": "mamba mamba2 jamba plamo2 rwkv6 rwkv6qwen2 rwkv7 arwkv7 "
+    "kimi-linear",
+    "a diffusion language model": "dream llada llada-moe rnd1",
 }
+_OTHER_MODELS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
 # Of image models in files without an architecture.
 _IMAGE_TENSORS = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks.")

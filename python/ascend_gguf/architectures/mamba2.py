@@ -20,23 +20,40 @@ STATE: Fields = {
 STATE_KEYS = frozenset({"ssm.inner_size"})
 
 
-def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
-    """``mamba_d_head`` and ``mamba_expand``, and whether the convolution has a bias."""
+def inner_size(file: GGUFFile, heads: int, groups: int, hidden: int = 1) -> int:
+    """The width of all heads together.
+
+    Args:
+        hidden: what it is a multiple of, besides the number of heads.
+
+    Raises:
+        GGUFError: it is not, or the groups are not of equal size.
+    """
     inner = number(file, "ssm.inner_size", required=True)
-    heads, groups = attributes["mamba_n_heads"], attributes["mamba_n_groups"]
-    hidden = attributes["hidden_size"]
-    expand = file.architecture != "falcon-h1"
-    if inner % heads or heads % groups or (expand and inner % hidden):
+    if inner % heads or heads % groups or inner % hidden:
+        also = f", and of {hidden}" if hidden > 1 else ""
         raise file.error(
             "the heads of Mamba-2 cannot be of such sizes",
             "ssm.inner_size",
             found=f"{inner}, {heads} heads in {groups} groups",
-            expected=f"a multiple of the heads, which are one of the groups, and of {hidden}",
+            expected=f"a multiple of the heads, which are one of the groups{also}",
         )
+    return inner
+
+
+def has_conv_bias(file: GGUFFile) -> bool:
+    """Whether the convolution has a bias."""
+    return any(name.endswith(".ssm_conv1d.bias") for name in file.tensors)
+
+
+def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    """``mamba_d_head`` and ``mamba_expand``, and whether the convolution has a bias."""
+    heads, hidden = attributes["mamba_n_heads"], attributes["hidden_size"]
+    inner = inner_size(file, heads, attributes["mamba_n_groups"], hidden)
     return {
         "mamba_d_head": inner // heads,
         "mamba_expand": inner // hidden,
-        "mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in file.tensors),
+        "mamba_conv_bias": has_conv_bias(file),
     }
 
 

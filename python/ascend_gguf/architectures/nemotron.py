@@ -19,7 +19,7 @@ from ascend_gguf.architectures.base import (
     required,
     scale,
 )
-from ascend_gguf.architectures.mamba2 import STATE_KEYS, mixer
+from ascend_gguf.architectures.mamba2 import STATE_KEYS, has_conv_bias, inner_size, mixer
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
@@ -88,18 +88,10 @@ def _blocks(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """``mamba_head_dim``, whether the convolution has a bias, and the epsilon of norms."""
-    inner = number(file, "ssm.inner_size", required=True)
-    heads, groups = attributes["mamba_num_heads"], attributes["n_groups"]
-    if inner % heads or heads % groups:
-        raise file.error(
-            "the heads of Mamba-2 cannot be of such sizes",
-            "ssm.inner_size",
-            found=f"{inner}, {heads} heads in {groups} groups",
-            expected="a multiple of the heads, which are one of the groups",
-        )
+    heads = attributes["mamba_num_heads"]
     found = {
-        "mamba_head_dim": inner // heads,
-        "use_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in file.tensors),
+        "mamba_head_dim": inner_size(file, heads, attributes["n_groups"]) // heads,
+        "use_conv_bias": has_conv_bias(file),
     }
     if "layer_norm_epsilon" not in attributes:
         epsilon = number(file, LAYER_NORM_EPSILON, float, 0, required=True)

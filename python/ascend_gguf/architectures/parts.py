@@ -245,16 +245,17 @@ def experts(
     """A mixture of experts, stacked; gate and up may be one tensor.
 
     Args:
-        module: the module of a layer with the router and ``experts``.
+        module: the module of a layer with the router and ``experts``; the layer itself if empty.
         names: the gate, up and down projection of an expert.
         router: the router's matrix.
         kind: the kind of layer that has them.
     """
-    gate, up, down = (f"{module}.experts.{{expert}}.{name}.weight" for name in names)
+    prefix = f"{module}." if module else ""
+    gate, up, down = (f"{prefix}experts.{{expert}}.{name}.weight" for name in names)
     fused = "ffn_gate_up_exps.weight"
     shape = "experts expert_ffn hidden"
     return (
-        per_layer("ffn_gate_inp.weight", "experts hidden", f"{module}.{router}", kind=kind),
+        per_layer("ffn_gate_inp.weight", "experts hidden", f"{prefix}{router}", kind=kind),
         per_layer("ffn_gate_exps.weight", shape, gate, unless=fused, kind=kind),
         per_layer("ffn_up_exps.weight", shape, up, unless=fused, kind=kind),
         per_layer(fused, "experts 2*expert_ffn hidden", gate, up, optional=True, kind=kind),

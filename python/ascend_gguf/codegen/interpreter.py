@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -234,8 +233,3 @@ class NumPy:
     def wait_for(self, address: Array, least: Array, looks: int, nap: int) -> None:
         if self.load_acquire(address) < least:
             raise RuntimeError("one thread waits for tiles that no other does")
-
-
-def errors_ignored() -> Any:
-    """A context in which floats overflow and divide by zero as processors let them."""
-    return np.errstate(all="ignore")

@@ -10,7 +10,6 @@ import torch
 
 from ascend_gguf.codegen import (
     F32,
-    I64,
     LANES,
     Kernel,
     Value,
@@ -165,46 +164,27 @@ def _attend(
     """A tile is a token with as many query heads, that share a key head."""
 
     def attend(tile: Value, **given: Value) -> None:
-        _Tile(tile, heads, head_size, value_size, **given).write(tile)
+        _Tile(tile, (heads, head_size, value_size), given).write(tile)
 
     name = f"attend_{dtype}_{cache_dtype}_{heads}_{head_size}_{value_size}"
     return Kernel(name, attend, **prefill_attention.parameters(dtype, cache_dtype, wide_slots))
 
 
-class _Tile:
+class _Tile(prefill_attention.CacheTile):
     """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
 
-    def __init__(
-        self,
-        tile: Value,
-        heads: int,
-        head_size: int,
-        value_size: int,
-        *,
-        tiles_per_token: Value,
-        tiles_per_kv_head: Value,
-        requests: Value,
-        lengths: Value,
-        slots: Value,
-        slots_stride: Value,
-        **given: Value,
-    ) -> None:
-        self._heads, self._head_size, self._value_size = heads, head_size, value_size
-        self._given = given
+    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Value]) -> None:
+        super().__init__(tile, tile // given["tiles_per_token"], sizes, given)
+        heads, head_size, value_size = sizes
         scratch = local(F32, heads * (head_size + value_size + _KEYS))
-        sizes = (head_size, value_size, _KEYS)
-        places = [sum(sizes[:i]) * heads for i in range(3)]
+        widths = (head_size, value_size, _KEYS)
+        places = [sum(widths[:i]) * heads for i in range(3)]
         self._query, self._sums, self._scores = (
             [scratch + (place + h * size) for h in range(heads)]
-            for place, size in zip(places, sizes, strict=True)
+            for place, size in zip(places, widths, strict=True)
         )
-        self._token, self._part = tile // tiles_per_token, tile % tiles_per_token
-        kv_head = self._part // tiles_per_kv_head
-        self._keys = given["keys"] + kv_head * head_size
-        self._values = given["values"] + kv_head * value_size
-        self._length = load(lengths + self._token)
+        self._length = load(given["lengths"] + self._token)
         self._last = self._length - 1
-        self._slots = slots + load(requests + self._token) * slots_stride
 
     def write(self, tile: Value) -> None:
         self._read_query()
@@ -242,12 +222,6 @@ class _Tile:
             following += self._weigh(h, *state[2 * h : 2 * h + 2])
         self._add_values(start, stop)
         return following
-
-    def _row(self, name: str, i: Value) -> Value:
-        """Of keys or values in the KV cache, that of a request's token."""
-        slot = load(self._slots + i).zext(I64)
-        start = self._keys if name == "keys" else self._values
-        return start + slot * self._given[f"{name}_stride"]
 
     def _score(self, start: Value, stop: Value) -> None:
         """Dot products of each key with the heads' queries."""

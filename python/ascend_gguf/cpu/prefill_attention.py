@@ -113,7 +113,7 @@ def kernel(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Ker
     """
 
     def attend(tile: Value, **given: Value) -> None:
-        _Block(tile, heads, head_size, value_size, **given).write()
+        _Block(tile, (heads, head_size, value_size), given).write()
 
     given = parameters(torch.bfloat16, torch.bfloat16, wide_slots)
     name = f"prefill_{heads}_{head_size}_{value_size}"
@@ -125,26 +125,42 @@ def tokens_together(heads: int) -> int:
     return max(1, ROWS // heads)
 
 
-class _Block:
-    """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
+class CacheTile:
+    """A tile of attention to a KV cache: some query heads, and rows of the key head they share.
+
+    Args:
+        token: whose request it is.
+        sizes: query heads, their size, and that of values.
+        given: what the kernel is given, by name: see :func:`parameters`.
+    """
 
     def __init__(
-        self,
-        tile: Value,
-        heads: int,
-        head_size: int,
-        value_size: int,
-        *,
-        tiles_per_token: Value,
-        tiles_per_kv_head: Value,
-        blocks: Value,
-        requests: Value,
-        slots: Value,
-        slots_stride: Value,
-        **given: Value,
+        self, tile: Value, token: Value, sizes: tuple[int, int, int], given: dict[str, Value]
     ) -> None:
-        self._given, self._tiles = given, tiles_per_token
-        self._heads, self._head_size, self._value_size = heads, head_size, value_size
+        self._given, self._token = given, token
+        self._heads, self._head_size, self._value_size = sizes
+        self._part = tile % given["tiles_per_token"]
+        kv_head = self._part // given["tiles_per_kv_head"]
+        self._keys = given["keys"] + kv_head * self._head_size
+        self._values = given["values"] + kv_head * self._value_size
+        self._slots = given["slots"] + load(given["requests"] + token) * given["slots_stride"]
+
+    def _row(self, name: str, i: Value) -> Value:
+        """Of ``keys`` or ``values`` in the KV cache, that of a token of the request."""
+        slot = load(self._slots + i).zext(I64)
+        start = self._keys if name == "keys" else self._values
+        return start + slot * self._given[f"{name}_stride"]
+
+
+class _Block(CacheTile):
+    """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
+
+    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Value]) -> None:
+        block = given["blocks"] + tile // given["tiles_per_token"] * 4
+        token, self._tokens, self._first, self._stop = (load(block + i) for i in range(4))
+        super().__init__(tile, token, sizes, given)
+        heads, head_size, value_size = sizes
+        self._rows = self._tokens * heads
         rows = -(-tokens_together(heads) * heads // _ROWS) * _ROWS
         self._queries = local(BF16, rows * head_size)
         self._key_pairs = local(I32, _KEYS // 2 * head_size)
@@ -154,14 +170,6 @@ class _Block:
         self._sums = local(F32, rows * value_size)
         self._highest = local(F32, rows)
         self._totals = local(F32, rows * LANES)
-        self._part = tile % tiles_per_token
-        kv_head = self._part // tiles_per_kv_head
-        self._keys = given["keys"] + kv_head * head_size
-        self._values = given["values"] + kv_head * value_size
-        block = blocks + tile // tiles_per_token * 4
-        self._token, self._tokens, self._first, self._stop = (load(block + i) for i in range(4))
-        self._rows = self._tokens * heads
-        self._slots = slots + load(requests + self._token) * slots_stride
 
     def write(self) -> None:
         self._start_rows()
@@ -209,10 +217,7 @@ class _Block:
 
     def _cached(self, name: str, key: Value) -> Value:
         """The row of the KV cache that a key, or the last there is, has."""
-        key = minimum(key, self._stop - 1)
-        slot = load(self._slots + key).zext(I64)
-        start = self._keys if name == "keys" else self._values
-        return start + slot * self._given[f"{name}_stride"]
+        return self._row(name, minimum(key, self._stop - 1))
 
     def _rows_of_cache(self, name: str, size: int, first: Value, count: int) -> list[Value]:
         """The rows of ``keys`` or ``values`` of some keys; the next chunk's are prefetched."""
@@ -344,7 +349,7 @@ class _Block:
                 store(place, sum_)
 
     def _write_out(self, i: Value) -> None:
-        stride = self._tiles * (self._heads * self._value_size)
+        stride = self._given["tiles_per_token"] * (self._heads * self._value_size)
         place = self._of_token(i, stride, self._value_size)
         for h in range(self._heads):
             row = i * self._heads + h

@@ -96,12 +96,10 @@ def token_ids(field: str, value: Any, vocab_size: int) -> None:
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):
         raise RequestError(field, value, "a list of token ids")
     for token in value:
-        if type(token) is not int or not 0 <= token < vocab_size:
-            _refuse_token(field, token, vocab_size)
-
-
-def _refuse_token(field: str, token: Any, vocab_size: int) -> None:
-    whole = isinstance(token, Integral) and not isinstance(token, bool)
-    if not whole or not 0 <= token < vocab_size:
-        allowed = f"token ids from 0 to {vocab_size - 1}"
-        raise RequestError(field, token, allowed, "not a token of this model")
+        # Nearly all are of this type, which is quick to ask for.
+        is_whole = type(token) is int or (
+            isinstance(token, Integral) and not isinstance(token, bool)
+        )
+        if not is_whole or not 0 <= token < vocab_size:
+            allowed = f"token ids from 0 to {vocab_size - 1}"
+            raise RequestError(field, token, allowed, "not a token of this model")
