@@ -99,8 +99,7 @@ def _set_rope(config: PretrainedConfig, overrides: dict[str, Any]) -> None:
         config.validate_rope()
     except (ValueError, KeyError, TypeError) as error:
         raise GGUFError(
-            f"{_OPTION}: transformers refuses these RoPE parameters: {error}",
-            found=given,
+            f"{_OPTION}: transformers refuses these RoPE parameters: {error}", found=given
         ) from error
 
 

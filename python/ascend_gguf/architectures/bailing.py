@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import (
-    Architecture,
-    Rename,
-    count,
-    length,
-    per_layer,
-    required,
-)
+from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer, required
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.parts import (
     DENSE_OR_SPARSE,

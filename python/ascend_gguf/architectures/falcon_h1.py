@@ -6,21 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.mamba2 import (
-    STATE,
-    STATE_KEYS,
-    has_conv_bias,
-    inner_size,
-    mixer,
-)
-from ascend_gguf.architectures.parts import (
-    ATTENTION,
-    EMBEDDING,
-    FIELDS,
-    HEAD_SIZE,
-    OUTPUT,
-    mlp,
-)
+from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, has_conv_bias, inner_size, mixer
+from ascend_gguf.architectures.parts import ATTENTION, EMBEDDING, FIELDS, HEAD_SIZE, OUTPUT, mlp
 from ascend_gguf.reader import GGUFFile
 
 

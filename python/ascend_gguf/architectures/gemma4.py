@@ -12,14 +12,7 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import (
-    Architecture,
-    Rename,
-    count,
-    length,
-    per_layer,
-    scale,
-)
+from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import number
 from ascend_gguf.architectures.parts import (
@@ -159,12 +152,7 @@ def _projections(kind: str, prefix: str) -> Iterator[Rename]:
     own_v = f"{own} own_v" if kind == "full" else own
     yield per_layer("attn_v.weight", f"{kv} hidden", names[2], unless=fused, kind=own_v)
     yield per_layer(
-        fused,
-        f"{q}+2*{kv} hidden",
-        *names,
-        rows=f"{q} {kv} {kv}",
-        optional=True,
-        kind=own_v,
+        fused, f"{q}+2*{kv} hidden", *names, rows=f"{q} {kv} {kv}", optional=True, kind=own_v
     )
     yield per_layer("attn_output.weight", f"hidden {q}", "self_attn.o_proj.weight", kind=kind)
     yield per_layer("attn_q_norm.weight", head, "self_attn.q_norm.weight", kind=kind)

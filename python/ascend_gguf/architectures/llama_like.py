@@ -12,13 +12,7 @@ from typing import Any
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer, scale
 from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.parts import (
-    FIELDS,
-    HEAD_SIZE,
-    NEOX_BIASED_BODY,
-    NEOX_BODY,
-    mlp,
-)
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, NEOX_BIASED_BODY, NEOX_BODY, mlp
 from ascend_gguf.reader import GGUFFile
 
 INTERNLM2 = Architecture(

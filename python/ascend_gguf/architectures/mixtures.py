@@ -87,11 +87,7 @@ ERNIE4_5_MOE = Architecture(
     defaults={"moe_layer_start_index": 0},
     reads=frozenset({"expert_shared_feed_forward_length"}),
     fixed=SOFTMAX_ROUTER,
-    tensors=(
-        *NEOX_BODY,
-        *DENSE_OR_SPARSE,
-        router_bias("mlp.moe_statics.e_score_correction_bias"),
-    ),
+    tensors=(*NEOX_BODY, *DENSE_OR_SPARSE, router_bias("mlp.moe_statics.e_score_correction_bias")),
     derived=(_last_moe_layer, _shared_count),
 )
 

@@ -77,12 +77,7 @@ EXAONE_MOE = Architecture(
     defaults=GROUPED_DEFAULTS,
     reads=PATTERN | {"expert_shared_feed_forward_length"},
     fixed={"expert_gating_func": (2,)},
-    tensors=(
-        *NEOX_BODY,
-        *QK_NORM,
-        *DENSE_OR_SPARSE,
-        router_bias("mlp.e_score_correction_bias"),
-    ),
+    tensors=(*NEOX_BODY, *QK_NORM, *DENSE_OR_SPARSE, router_bias("mlp.e_score_correction_bias")),
     constants={"n_group": 1, "topk_group": 1},
     derived=(sliding_unless(4), dense_layers, _moe_layers, shared_count("num_shared_experts")),
 )

@@ -30,10 +30,7 @@ from ascend_gguf.reader import GGUFFile
 EXPERT_FIELDS = (
     OPTIONAL_WIDTH
     | MOE_FIELDS
-    | {
-        "expert_count": "num_experts",
-        "expert_feed_forward_length": length("moe_intermediate_size"),
-    }
+    | {"expert_count": "num_experts", "expert_feed_forward_length": length("moe_intermediate_size")}
 )
 
 SHARED_FIELDS = {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")}

@@ -107,8 +107,7 @@ def iq3_s(x: Block, y: Sink) -> None:
         scale = d * (scale * 2 + 1).to_float()
         more = x.byte(66 + part)
         codes = _fours(
-            grid,
-            [_paired(x.byte(2 + 4 * group + i), more.field(4 * k + i, 1)) for i in range(4)],
+            grid, [_paired(x.byte(2 + 4 * group + i), more.field(4 * k + i, 1)) for i in range(4)]
         )
         signs = x.read(I16, 74 + 2 * group)
         y.scaled(16 * group, codes, scale, negative=signs)

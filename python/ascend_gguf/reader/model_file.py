@@ -59,9 +59,7 @@ class GGUFFile:
         architecture = self._field("general.architecture", _REQUIRED)
         if not isinstance(architecture, str):
             raise self.error(
-                "the architecture is not a string",
-                "general.architecture",
-                found=repr(architecture),
+                "the architecture is not a string", "general.architecture", found=repr(architecture)
             )
         return architecture
 

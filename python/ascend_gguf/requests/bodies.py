@@ -7,14 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from ascend_gguf.requests.values import (
-    INT32,
-    RequestError,
-    one_of,
-    text,
-    token_ids,
-    whole_number,
-)
+from ascend_gguf.requests.values import INT32, RequestError, one_of, text, token_ids, whole_number
 
 #: Variables that the engine sets for a chat template, or for its rendering.
 _TOLD = ("messages", "conversation", "tools", "tokenize", "add_generation_prompt", "return_dict")

@@ -106,12 +106,7 @@ def _check_repeats(field: str, grammar: str, count: int) -> None:
 
 def _check_nested(field: str, grammar: str, nested: int) -> None:
     if nested > _MOST_NESTED:
-        raise RequestError(
-            field,
-            grammar,
-            f"{_MOST_NESTED} in total",
-            "nested repetitions",
-        )
+        raise RequestError(field, grammar, f"{_MOST_NESTED} in total", "nested repetitions")
 
 
 def _product_of_ranges(grammar: str) -> int:

@@ -80,10 +80,7 @@ _BEFORE_FIRST_THREE = r"(?:(?<!\d)|(?<=\d)(?<!\d\d)|(?<=\d\d)(?<!\d\d\d))(?=(?:\
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 _RULES: tuple[tuple[str, PreTokenizer], ...] = (
-    (
-        "default",
-        PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    ),
+    ("default", PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
     (
         "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert "
         "jina-v1-en jina-v2-code roberta-bpe mpt olmo jais exaone4 trillion granite-docling",
@@ -100,10 +97,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((_words(r"\p{N}{1,3}"),))),
     ("glm4 glm5", PreTokenizer((_words(r"\p{N}{1,3}"),), ignore_merges=True)),
-    (
-        "minicpm5",
-        PreTokenizer((r"\p{N}{1,3}", _words(r"\p{N}+")), ignore_merges=True),
-    ),
+    ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _words(r"\p{N}+")), ignore_merges=True)),
     (
         "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
         PreTokenizer((_words(r"\p{N}"),)),
@@ -157,10 +151,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
             )
         ),
     ),
-    (
-        "tekken",
-        PreTokenizer((_cased_words(r"\p{N}", ""),), ignore_merges=True, add_bos=True),
-    ),
+    ("tekken", PreTokenizer((_cased_words(r"\p{N}", ""),), ignore_merges=True, add_bos=True)),
     (
         "gpt-4o llama4 kanana2 talkie minimax-m2",
         PreTokenizer((_cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),)),
@@ -223,12 +214,7 @@ _RULES: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "spark2_5",
         PreTokenizer(
-            (
-                r"\p{N}{1,3}",
-                _CJK_AND_KANA,
-                _DEEPSEEK_WORDS + r"|[\r\n]|" + _SPACE,
-                r"\p{N}",
-            )
+            (r"\p{N}{1,3}", _CJK_AND_KANA, _DEEPSEEK_WORDS + r"|[\r\n]|" + _SPACE, r"\p{N}")
         ),
     ),
     (

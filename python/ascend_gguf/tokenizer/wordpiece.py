@@ -45,8 +45,7 @@ def wordpiece(vocabulary: Vocabulary, added: list[AddedToken]) -> Tokenizer:
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase,
-        strip_accents=vocabulary.flag("normalizer.strip_accents", lowercase),
+        lowercase=lowercase, strip_accents=vocabulary.flag("normalizer.strip_accents", lowercase)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
