@@ -81,6 +81,7 @@ class _Columns:
         rows = tile.stop - tile.first
         decode_rows(
             self._kind,
+            None,
             source,
             tile.row_bytes,
             self._weights,

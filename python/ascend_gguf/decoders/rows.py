@@ -30,20 +30,9 @@ def kernel(kind: BlockType, dtype: torch.dtype) -> Kernel:
     the next; ``rows``; ``blocks``.  All of it is one tile.
     """
 
-    def decode(
-        tile: Value,  # noqa: ARG001
-        x: Value,
-        x_stride: Value,
-        y: Value,
-        y_stride: Value,
-        rows: Value,
-        blocks: Value,
-    ) -> None:
-        decode_rows(kind, x, x_stride, y, y_stride, rows, blocks)
-
     return Kernel(
         f"decode_{kind.name}_{dtype}",
-        decode,
+        functools.partial(decode_rows, kind),
         x=pointer(I8),
         x_stride=I64,
         y=pointer(dtype),
@@ -60,6 +49,7 @@ def decoder_of(kind: BlockType) -> Callable[[Block, Sink], None]:
 
 def decode_rows(
     kind: BlockType,
+    tile: Value | None,  # noqa: ARG001
     x: Value,
     x_stride: Value,
     y: Value,
@@ -68,7 +58,7 @@ def decode_rows(
     blocks: Value,
     ahead: int = 0,
 ) -> None:
-    """What :func:`kernel` does with its arguments.
+    """What :func:`kernel` does with its arguments, whatever the tile.
 
     Args:
         ahead: how many bytes ahead to prefetch blocks; 0 for not at all.

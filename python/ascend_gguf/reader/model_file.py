@@ -33,18 +33,12 @@ class GGUFFile:
         tensors: of all files by name, in file order.
     """
 
-    path: Path
-    files: tuple[Path, ...]
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, GGUFTensor]
-
     def __init__(self, path: Path, shards: tuple[Shard, ...]) -> None:
         self.path = path
         self.files = tuple(shard.path for shard in shards)
-        self.metadata = MappingProxyType(shards[0].metadata)
-        self.tensors = MappingProxyType(
-            {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-        )
+        self.metadata: Mapping[str, Any] = MappingProxyType(shards[0].metadata)
+        tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+        self.tensors: Mapping[str, GGUFTensor] = MappingProxyType(tensors)
 
     def __repr__(self) -> str:
         return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors)"

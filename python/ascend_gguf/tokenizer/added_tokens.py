@@ -15,68 +15,26 @@ from ascend_gguf.tokenizer.vocabulary import Vocabulary
 
 #: Names of stop tokens, whatever ids the file has.
 _END_OF_GENERATION = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    "[e~[",
-)
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
+    "<|endoftext|> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> "
+    "<turn|> <|tool_response> <\uff5cend\u2581of\u2581sentence\uff5c> [e~["
+).split()
 
 #: Fill-in-the-middle tokens of code models: ``fim_KEY_token_id`` -> names, first wins.
 _FILL_IN_MARKS = {
-    "fim_pre": (
-        "<|fim_prefix|>",
-        "<fim-prefix>",
-        "<fim_prefix>",
-        "<\uff5cfim\u2581begin\uff5c>",
-        "<PRE>",
-        "\u2581<PRE>",
-        "<|code_prefix|>",
-        "<|prefix|>",
-    ),
-    "fim_suf": (
-        "<|fim_suffix|>",
-        "<fim-suffix>",
-        "<fim_suffix>",
-        "<\uff5cfim\u2581hole\uff5c>",
-        "<SUF>",
-        "\u2581<SUF>",
-        "<|code_suffix|>",
-        "<|suffix|>",
-    ),
-    "fim_mid": (
-        "<|fim_middle|>",
-        "<fim-middle>",
-        "<fim_middle>",
-        "<\uff5cfim\u2581end\uff5c>",
-        "<MID>",
-        "\u2581<MID>",
-        "<|code_middle|>",
-        "<|middle|>",
-    ),
+    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> "
+    "\u2581<PRE> <|code_prefix|> <|prefix|>",
+    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> "
+    "\u2581<SUF> <|code_suffix|> <|suffix|>",
+    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> "
+    "\u2581<MID> <|code_middle|> <|middle|>",
 }
 
 #: Separators, after which code models continue with another file: as above.
 _FILL_IN_THE_MIDDLE = {
-    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep": ("<|file_sep|>",),
+    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "fim_sep": "<|file_sep|>",
 }
 
 
@@ -96,11 +54,11 @@ def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     return frozenset(found)
 
 
-def _fill_in_ids(vocabulary: Vocabulary, names_of: Mapping[str, tuple[str, ...]]) -> set[int]:
+def _fill_in_ids(vocabulary: Vocabulary, names_of: Mapping[str, str]) -> set[int]:
     ids = vocabulary.ids
     found = (
         vocabulary.token_id(
-            f"{key}_token_id", next((ids[name] for name in names if name in ids), None)
+            f"{key}_token_id", next((ids[name] for name in names.split() if name in ids), None)
         )
         for key, names in names_of.items()
     )
