@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer, required
 from ascend_gguf.architectures.layers import groups
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     DENSE_OR_SPARSE,
     FIELDS,
@@ -27,7 +25,7 @@ _EXPERT_FIELDS = MOE_FIELDS | required(
 )
 
 
-def _shared_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _shared_size(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Width of one shared expert, as the engine reads it, and of all together."""
     one = attributes.get("moe_shared_expert_intermediate_size")
     one = one or attributes["moe_intermediate_size"]

@@ -17,6 +17,7 @@ import torch
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.dimensions import is_kind, size
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.tensor_names import is_left_out, is_of_head, split_layer
 from ascend_gguf.architectures.transforms import Transform
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
@@ -195,7 +196,7 @@ def required(fields: Fields) -> Fields:
 
 
 #: ``(file, attributes so far)`` to more attributes.
-Derivation = Callable[[GGUFFile, Mapping[str, Any]], Mapping[str, Any]]
+Derivation = Callable[[GGUFFile, Attributes], Attributes]
 
 
 @dataclass(frozen=True)

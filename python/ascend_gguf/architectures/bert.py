@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename
 from ascend_gguf.architectures.heads import ENCODER_HEAD, OUTPUT, is_reranker, labels
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import LAYER_NORM_FIELDS, linear, without
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
@@ -32,13 +31,13 @@ _BLOCK = (
 )
 
 
-def _token_types(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _token_types(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Rows of ``token_types.weight``, of which every token gets the first; DistilBERT has none."""
     found = file.tensors.get(_TYPES)
     return {"type_vocab_size": found.shape[0] if found is not None else 0}
 
 
-def _whole_head(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _whole_head(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Nothing; refuse the heads that conversion changes."""
     reason = None
     if "cls.weight" not in file.tensors:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures.base import (
     Architecture,
     Fields,
@@ -15,6 +12,7 @@ from ascend_gguf.architectures.base import (
     scale,
 )
 from ascend_gguf.architectures.layers import dense_layers, has_tensor, shared_count, sliding_unless
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     HEAD_SIZE,
@@ -41,7 +39,7 @@ _ATTENTION = (
 _BODY = _ATTENTION + mlp()
 
 
-def _head_size(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _head_size(file: GGUFFile, attributes: Attributes) -> Attributes:
     # As in the engine's model, whatever transformers' default.
     return {"head_dim": attributes["hidden_size"] // attributes["num_attention_heads"]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
 from ascend_gguf.architectures.layers import groups
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     DENSE_OR_SPARSE,
     FIELDS,
@@ -105,7 +104,7 @@ _BODY: tuple[Rename, ...] = (
 _ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
 
-def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _head_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
     # Files with the halves of kv_b describe attention over latent vectors, with one head, and have
     # separate keys for the sizes of the model's own heads.
     def size(name: str) -> int:
@@ -121,19 +120,19 @@ def _head_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]
     }
 
 
-def _groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _groups(file: GGUFFile, attributes: Attributes) -> Attributes:
     if attributes["n_routed_experts"] == 256:
         # Files of DeepSeek V3 and R1 before September 2025 lack the key; no other model has 256.
         attributes = {"n_group": 8, "topk_group": 4, **attributes}
     return groups(file, attributes)
 
 
-def _greedy(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _greedy(file: GGUFFile, attributes: Attributes) -> Attributes:
     grouped = attributes["n_group"] > 1
     return {"topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
-def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     found = rope.parameters(file, attributes)
     # llama.cpp's converter writes a tenth of ``mscale_all_dim``; ``mscale`` has the same value in
     # every published model.  llama.cpp takes it for one in Mistral 4.
@@ -146,7 +145,7 @@ def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _temperature(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _temperature(file: GGUFFile, attributes: Attributes) -> Attributes:
     """How queries grow with their position: Mistral Large 3."""
     beta = number(file, "attention.temperature_scale", float, least=0)
     if not beta:

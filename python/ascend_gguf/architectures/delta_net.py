@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Fields, Rename, per_layer
 from ascend_gguf.architectures.layers import expert_width
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -57,7 +56,7 @@ _STATE_KEYS = frozenset(
 )
 
 
-def _heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``linear_value_head_dim``, and that every key head has as many value heads."""
     inner = number(file, "ssm.inner_size", required=True)
     keys, values = attributes["linear_num_key_heads"], attributes["linear_num_value_heads"]
@@ -72,7 +71,7 @@ def _heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
     return {"linear_value_head_dim": size}
 
 
-def _layer_types(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_types(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``layer_types`` and ``full_attention_interval``: every fourth where the file does not say."""
     layers = attributes["num_hidden_layers"]
     interval = number(file, "full_attention_interval")
@@ -103,7 +102,7 @@ def _interval(file: GGUFFile, recurrent: np.ndarray, layers: int) -> int:
     )
 
 
-def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Text has one position in all sections of the rotary embedding, but none in the fourth."""
     sections = file.arch_field("rope.dimension_sections", None)
     if sections is not None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, has_conv_bias, inner_size, mixer
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import ATTENTION, EMBEDDING, FIELDS, HEAD_SIZE, OUTPUT, mlp
 from ascend_gguf.reader import GGUFFile
 
 
-def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Sizes of the state, and whether what leaves it is normalised."""
     heads = attributes["mamba_n_heads"]
     inner = inner_size(file, heads, attributes["mamba_n_groups"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Derivation, Rename, scale
 from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     EMBEDDING,
@@ -53,7 +52,7 @@ def _query_scale(layers_of_27b: int) -> Derivation:
     Source: llama.cpp's ``f_attention_scale``, which recognizes the model by its depth.
     """
 
-    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         if attributes["num_hidden_layers"] == layers_of_27b:
             scale = attributes["hidden_size"] // attributes["num_attention_heads"]
         else:
@@ -114,7 +113,7 @@ _DENSE = (
 )
 
 
-def _both_dense(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _both_dense(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``dense_size``, rows of the first one; 0 without them."""
     first, last = (file.tensors.get(rule.gguf) for rule in _DENSE)
     if (first is None) != (last is None):

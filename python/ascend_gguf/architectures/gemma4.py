@@ -6,15 +6,14 @@ that attend to everything, ``swa_head_dim`` and ``swa_num_key_value_heads`` of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer, scale
 from ascend_gguf.architectures.layers import sliding_unless
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
@@ -46,7 +45,7 @@ def _of_layers(file: GGUFFile, key: str, layers: int) -> list[int]:
     return values
 
 
-def _attention(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _attention(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Heads by the type of layer, and which layers have keys and values of their own."""
     types, layers = attributes["layer_types"], attributes["num_hidden_layers"]
     shared = attributes["num_kv_shared_layers"]
@@ -87,7 +86,7 @@ def _attention(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _feed_forward(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _feed_forward(file: GGUFFile, attributes: Attributes) -> Attributes:
     """The width of all layers, or twice as much in those that share keys."""
     layers = attributes["num_hidden_layers"]
     own = layers - attributes["num_kv_shared_layers"]
@@ -103,7 +102,7 @@ def _feed_forward(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, An
     return {"intermediate_size": widths[0], "use_double_wide_mlp": wide}
 
 
-def _embeddings(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _embeddings(file: GGUFFile, attributes: Attributes) -> Attributes:
     """The rows of the embedding of what each layer adds, and whether there are experts."""
     found = {"enable_moe_block": "num_experts" in attributes}
     embedding = file.tensors.get(_PER_LAYER_EMBEDDING)
@@ -112,7 +111,7 @@ def _embeddings(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]
     return found | {"vocab_size_per_layer_input": embedding.shape[0]}
 
 
-def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Plain with a window; without one, of the first frequencies alone, by the file's factors."""
     if scaling := rope.scaling_of(file):
         found = scaling["factor"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import groups, has_tensor, shared_count
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     DENSE_OR_SPARSE,
@@ -45,7 +44,7 @@ _PLAIN_ATTENTION = {
 }
 
 
-def _dense_at_first(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _dense_at_first(file: GGUFFile, attributes: Attributes) -> Attributes:
     layers = range(attributes["num_hidden_layers"])
     sparse = [f"blk.{layer}.ffn_gate_inp.weight" in file.tensors for layer in layers]
     return {"first_k_dense_replace": sparse.index(True) if True in sparse else len(sparse)}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer, required
 from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
@@ -30,7 +28,7 @@ _EXPERT_FIELDS = {
 _BIAS = "mlp.experts.{expert}"
 
 
-def _untruncated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _untruncated(file: GGUFFile, attributes: Attributes) -> Attributes:
     # The bounds of the frequencies that YaRN scales are not rounded.
     return rope.parameters(file, attributes) | {"truncate": False}
 

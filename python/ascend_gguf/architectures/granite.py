@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Field, fraction, scale
 from ascend_gguf.architectures.layers import attends_where_heads, query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
 from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
@@ -46,13 +43,13 @@ _HYBRID_BODY = (
 )
 
 
-def _without_positions(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
+def _without_positions(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``position_embedding_type``: without the key llama.cpp takes a rotary embedding."""
     number(file, "rope.scaling.finetuned", bool, required=True)
     return {"position_embedding_type": "nope"}
 
 
-def _same_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _same_width(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``intermediate_size``, which no layer has."""
     return {"intermediate_size": attributes["shared_intermediate_size"]}
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures.base import Rename
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.reader import GGUFFile
 
 #: The last matrix of every head, whose rows are labels.
@@ -38,7 +36,7 @@ def is_reranker(file: GGUFFile) -> bool:
     return type(pooling) is int and pooling == _RANK
 
 
-def labels(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def labels(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``id2label`` and ``label2id``: the names of the head's rows."""
     head = file.tensors[OUTPUT]
     count = head.shape[0] if len(head.shape) == 2 else 1

@@ -7,14 +7,14 @@ changes nothing.  Any other value is refused by name: ignoring it would give wro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.reader import GGUFFile
 
 #: Keys that concern mixtures of experts only.
@@ -71,7 +71,7 @@ _NEUTRAL: dict[str, tuple] = {
 }
 
 #: The same, if the values depend on the model.
-_DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
+_DERIVED: dict[str, Callable[[GGUFFile, Attributes], tuple]] = {
     "embedding_length_out": lambda file, sizes: (0, sizes["hidden_size"]),
     "attention.key_length": lambda file, sizes: (_head(sizes),),
     "attention.value_length": lambda file, sizes: (_head(sizes),),
@@ -87,7 +87,7 @@ _DERIVED: dict[str, Callable[[GGUFFile, Mapping[str, Any]], tuple]] = {
 }
 
 
-def check_keys(file: GGUFFile, architecture: Architecture, attributes: Mapping[str, Any]) -> None:
+def check_keys(file: GGUFFile, architecture: Architecture, attributes: Attributes) -> None:
     """Refuse keys that the model would ignore.
 
     Args:
@@ -127,7 +127,7 @@ def _unobeyed(file: GGUFFile, architecture: Architecture) -> Iterator[tuple[str,
             yield name, value
 
 
-def _says_nothing(name: str, value: Any, allowed: tuple, attributes: Mapping[str, Any]) -> bool:
+def _says_nothing(name: str, value: Any, allowed: tuple, attributes: Attributes) -> bool:
     if name == "expert_gating_func" and value == 0:
         return True  # means none in llama.cpp
     if name == "attention.sliding_window" and not isinstance(value, np.ndarray):
@@ -148,10 +148,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _head(attributes: Mapping[str, Any]) -> int:
+def _head(attributes: Attributes) -> int:
     found = attributes.get("head_dim")
     return found or attributes["hidden_size"] // attributes["num_attention_heads"]
 
 
-def _swa_head(attributes: Mapping[str, Any]) -> int:
+def _swa_head(attributes: Attributes) -> int:
     return attributes.get("swa_head_dim") or _head(attributes)

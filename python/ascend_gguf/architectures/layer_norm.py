@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer, scale
 from ascend_gguf.architectures.layers import has_tensor, no_grouped_heads
 from ascend_gguf.architectures.llama import ATTENTION as INTERLEAVED_ATTENTION
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     BIASED_NORMS,
@@ -32,11 +31,11 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 
-def _inner_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _inner_width(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"n_inner": attributes["intermediate_size"]}
 
 
-def _multi_query(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _multi_query(file: GGUFFile, attributes: Attributes) -> Attributes:
     """StarCoder's one KV head, or as many as query heads."""
     if attributes["num_key_value_heads"] == 1:
         return {"multi_query": True}
@@ -46,7 +45,7 @@ def _multi_query(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any
 _OF_12B = "blk.0.attn_q_norm.weight"
 
 
-def _not_12b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _not_12b(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Nothing; refuse StableLM 2 12B, of which the engine's class knows neither."""
     if _OF_12B in file.tensors:
         raise GGUFError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ascend_gguf.architectures.base import Derivation
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -23,7 +22,7 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
     A model without a window has full attention in all layers.
     """
 
-    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         layers = attributes["num_hidden_layers"]
         pattern = file.arch_field("attention.sliding_window_pattern", None)
         if not attributes.get("sliding_window"):
@@ -53,7 +52,7 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     return [bool(slides) for slides in pattern[:layers]]
 
 
-def dense_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, list[str]]:
+def dense_layers(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mlp_layer_types``, of the first layers that are dense."""
     layers, dense = attributes["num_hidden_layers"], attributes["first_k_dense_replace"]
     return {"mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(layers)]}
@@ -62,7 +61,7 @@ def dense_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, lis
 def attends_where_heads(attention: str, other: str) -> Derivation:
     """``layer_types``: ``other`` where a layer has no KV heads; else they have the same number."""
 
-    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         layers = attributes["num_hidden_layers"]
         heads = np.atleast_1d(file.arch_field("attention.head_count_kv"))
         values = heads.tolist()
@@ -91,7 +90,7 @@ def _no_hybrid(file: GGUFFile, layers: int, values: list[Any]) -> GGUFError:
 def shared_count(attribute: str, default: int = 0) -> Derivation:
     """How many shared experts: by their total width, as in llama.cpp, or else by their number."""
 
-    def derive(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+    def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         one = attributes.get("moe_intermediate_size") or attributes["intermediate_size"]
         width = number(file, "expert_shared_feed_forward_length", least=0)
         count = number(file, "expert_shared_count", least=0) if width is None else width // one
@@ -105,7 +104,7 @@ def has_tensor(attribute: str, *tensors: str) -> Derivation:
     return lambda file, attributes: {attribute: any(name in file.tensors for name in tensors)}
 
 
-def no_grouped_heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def no_grouped_heads(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Nothing; refuse fewer KV heads than query heads, which the engine's model does not know."""
     heads, kv_heads = attributes["num_attention_heads"], attributes["num_key_value_heads"]
     if heads != kv_heads:
@@ -119,13 +118,13 @@ def no_grouped_heads(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     return {}
 
 
-def query_scale(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+def query_scale(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``attention_multiplier``; if the file lacks it, 1 / sqrt(head size)."""
     head = attributes["hidden_size"] // attributes["num_attention_heads"]
     return {"attention_multiplier": attributes.get("attention_multiplier", head**-0.5)}
 
 
-def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def expert_width(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``moe_intermediate_size`` of files before June 2024: total width / experts per token."""
     if "moe_intermediate_size" in attributes:
         return {}
@@ -133,7 +132,7 @@ def expert_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int
     return {"moe_intermediate_size": whole // attributes["num_experts_per_tok"]}
 
 
-def groups(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def groups(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``n_group`` and ``topk_group``: one group if the file has none, or if a token uses all.
 
     A group is ranked by its two best experts, so it needs two.

@@ -5,13 +5,12 @@ The engine runs them with that model: its class knows pipeline stages, and packs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer, scale
 from ascend_gguf.architectures.llama import BODY
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, NEOX_BIASED_BODY, NEOX_BODY, mlp
 from ascend_gguf.reader import GGUFFile
 
@@ -25,7 +24,7 @@ INTERNLM2 = Architecture(
 XVERSE = replace(INTERNLM2, name="xverse")
 
 
-def _no_alibi(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _no_alibi(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp recognizes the 13B models by their depth, too.
     if attributes["num_hidden_layers"] == 40:
         raise file.error(
@@ -58,7 +57,7 @@ CHATGLM = replace(
 )
 
 
-def _half_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _half_width(file: GGUFFile, attributes: Attributes) -> Attributes:
     # Of gate and up together.
     return {"intermediate_size": attributes["intermediate_size"] // 2}
 
@@ -72,7 +71,7 @@ QWEN = replace(
 )
 
 
-def _minicpm_scales(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+def _minicpm_scales(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Those of the first models, of which old files say nothing."""
     hidden, layers = attributes["hidden_size"], attributes["num_hidden_layers"]
     usual = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ascend_gguf.architectures.base import Fields, Rename, per_layer
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
 from ascend_gguf.reader import GGUFFile
 
@@ -46,7 +45,7 @@ def has_conv_bias(file: GGUFFile) -> bool:
     return any(name.endswith(".ssm_conv1d.bias") for name in file.tensors)
 
 
-def state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mamba_d_head`` and ``mamba_expand``, and whether the convolution has a bias."""
     heads, hidden = attributes["mamba_n_heads"], attributes["hidden_size"]
     inner = inner_size(file, heads, attributes["mamba_n_groups"], hidden)

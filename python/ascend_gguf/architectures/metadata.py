@@ -10,6 +10,9 @@ import numpy as np
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
+#: Attributes of a configuration, by name.
+Attributes = dict[str, Any]
+
 _ONE_FOR_ALL = "SGLang's models have one value for all layers: this file cannot be served."
 
 _KINDS = {

@@ -5,24 +5,21 @@ Mistral's models before have the architecture of Llama.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
 from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, mlp
 from ascend_gguf.reader import GGUFFile
 
 
-def _original_context(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _original_context(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Tokens before queries grow; the engine looks for it beside the RoPE parameters."""
     found = number(file, "rope.scaling.original_context_length")
     return {"original_max_position_embeddings": found or attributes["max_position_embeddings"]}
 
 
-def _rope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """YaRN with a logarithm for all dimensions, and the temperature, which is of Llama 4."""
     found = rope.parameters(file, attributes) | _original_context(file, attributes)
     beta = number(file, "attention.temperature_scale", float, least=0)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Field, count, length
 from ascend_gguf.architectures.layers import sliding_unless
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     DENSE_OR_SPARSE,
     FIELDS,
@@ -34,7 +31,7 @@ from ascend_gguf.reader import GGUFFile
 _MINIMAX_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 
-def _rotated(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _rotated(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"rotary_dim": attributes.get("rotary_dim", attributes["head_dim"])}
 
 
@@ -61,11 +58,11 @@ _ERNIE_EXPERTS = {
 }
 
 
-def _last_moe_layer(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _last_moe_layer(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"moe_layer_end_index": attributes["num_hidden_layers"] - 1}
 
 
-def _shared_count(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _shared_count(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp uses their total width; the count may be missing.
     if "moe_num_shared_experts" in attributes:
         return {}
@@ -98,7 +95,7 @@ _HUNYUAN_EXPERTS = {
 }
 
 
-def _hunyuan_shared(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _hunyuan_shared(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp has their total width only; the engine multiplies a count and a width that nothing
     # else in the model uses.
     width = attributes.get("shared_expert_intermediate_size", attributes["intermediate_size"])
@@ -135,7 +132,7 @@ _LLAMA4_EXPERTS = {
 }
 
 
-def _llama4_sizes(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _llama4_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {
         "shared_expert_intermediate_size": attributes["intermediate_size"],
         # Only Maverick goes without; llama.cpp also recognizes it by its experts.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from ascend_gguf.architectures.base import (
     scale,
 )
 from ascend_gguf.architectures.mamba2 import STATE_KEYS, has_conv_bias, inner_size, mixer
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -64,7 +62,7 @@ def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
     return values.tolist()[:blocks]
 
 
-def _blocks(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _blocks(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``hybrid_override_pattern``, a letter for each block, and the sizes of its kinds."""
     blocks, heads = attributes["num_hidden_layers"], attributes["num_attention_heads"]
     kv_heads = _of_blocks(file, "attention.head_count_kv", blocks)
@@ -86,7 +84,7 @@ def _blocks(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _state(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mamba_head_dim``, whether the convolution has a bias, and the epsilon of norms."""
     heads = attributes["mamba_num_heads"]
     found = {

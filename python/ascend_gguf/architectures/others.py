@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, fraction, per_layer
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     BIASED_NORMS,
@@ -97,7 +95,7 @@ ARCEE = Architecture(
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
 
 
-def _activations(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _activations(file: GGUFFile, attributes: Attributes) -> Attributes:
     """The numbers of each layer's xIELU, whose keys do not begin with the architecture."""
     layers = attributes["num_hidden_layers"]
     found = {}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ascend_gguf.architectures.base import Architecture, per_layer, required
 from ascend_gguf.architectures.layers import dense_layers, shared_count, sliding_unless
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     DENSE_OR_SPARSE,
@@ -28,14 +25,14 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.reader import GGUFFile
 
 
-def _window_of_32b(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def _window_of_32b(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp recognizes the model by its depth; other sizes have no window.
     if "sliding_window" not in attributes and attributes["num_hidden_layers"] == 64:
         return {"sliding_window": 4096}
     return {}
 
 
-def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, str]:
+def _pattern_letters(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``sliding_window_pattern`` as EXAONE's own configurations write it: ``LLLG``."""
     if attributes["sliding_window"] is None:
         return {}
@@ -54,7 +51,7 @@ def _pattern_letters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str,
     return {"sliding_window_pattern": pattern}
 
 
-def _moe_layers(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, list[bool]]:
+def _moe_layers(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"is_moe_layer": [kind == "sparse" for kind in attributes["mlp_layer_types"]]}
 
 

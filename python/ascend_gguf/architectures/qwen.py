@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ascend_gguf.architectures.base import Architecture, length, per_layer
 from ascend_gguf.architectures.heads import DECODER_HEAD, is_reranker, labels
 from ascend_gguf.architectures.layers import expert_width
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     CAUSAL,
     FIELDS,
@@ -40,7 +38,7 @@ SHARED_EXPERT = (
 )
 
 
-def shared_width(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, int]:
+def shared_width(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``shared_expert_intermediate_size`` of files before June 2024: that of a dense model."""
     if "shared_expert_intermediate_size" in attributes:
         return {}

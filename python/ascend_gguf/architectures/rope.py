@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -37,7 +37,7 @@ KEYS = frozenset(
 _LLAMA3 = ((1.0, 4.0, 8192), (1.0, 1.0, 8192))
 
 
-def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(file: GGUFFile, attributes: Attributes) -> Attributes:
     """One RoPE for all layers: plain, linear, YaRN, or Llama 3's, known by its factors.
 
     Raises:
@@ -58,7 +58,7 @@ def parameters(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return plain | scaling | factors
 
 
-def absent(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def absent(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Of a model with position embeddings instead."""
     return {}
 
@@ -69,12 +69,12 @@ def unscaled(file: GGUFFile) -> dict[str, Any]:
     return {"rope_theta": 10000.0 if theta is None else theta, "rope_type": "default"}
 
 
-def partial(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def partial(file: GGUFFile, attributes: Attributes) -> Attributes:
     """As :func:`parameters`, on the first ``rope.dimension_count`` dimensions of each head."""
     return parameters(file, attributes) | partial_factor(file, attributes)
 
 
-def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def longrope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """As :func:`partial`, or LongRoPE with factors for short and long prompts (Phi-3)."""
     if "rope_factors_long.weight" not in file.tensors:
         found = partial(file, attributes)
@@ -101,7 +101,7 @@ def longrope(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def longrope_or_other(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def longrope_or_other(file: GGUFFile, attributes: Attributes) -> Attributes:
     """LongRoPE if the file has its factors (MiniCPM 4), and else as :func:`parameters`."""
     if "rope_factors_long.weight" not in file.tensors:
         return parameters(file, attributes)
@@ -111,7 +111,7 @@ def longrope_or_other(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str
 
 def by_layer_type(
     sliding_theta: float | None,
-) -> Callable[[GGUFFile, Mapping[str, Any]], dict[str, Any]]:
+) -> Callable[[GGUFFile, Attributes], Attributes]:
     """Separate parameters for sliding-window and full attention.
 
     Args:
@@ -119,7 +119,7 @@ def by_layer_type(
             attention if None.
     """
 
-    def parameters_by_type(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
         full = parameters(file, attributes)
         theta = number(file, "rope.freq_base_swa", float)
         if theta is None:
@@ -130,7 +130,7 @@ def by_layer_type(
     return parameters_by_type
 
 
-def partial_factor(file: GGUFFile, attributes: Mapping[str, Any]) -> dict[str, float]:
+def partial_factor(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``partial_rotary_factor``: the share of each head that RoPE covers; all by default."""
     rotated = number(file, "rope.dimension_count")
     heads = attributes["num_attention_heads"]
