@@ -3,10 +3,12 @@ position.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from rule_cases import A2, A3, A5, OLD, P310, Case, case_list, on, refused
+from rule_cases import A2, A3, A5, OLD, P310, Case, Operator, every_case, on, refused
+from torch import Tensor
 
 from npu_sim.operators.attention import Call, fused_attention, v3, v4, v5
 from npu_sim.operators.rules import OperatorMissing, OperatorRuleError
@@ -164,7 +166,7 @@ def fused(sequences=None, queries=None, name=NAME, **arguments):
 
 
 def one(name, change):
-    return {name: lambda c: [change(c[name][0])]}
+    return {name: lambda tensors: [change(tensors[0])]}
 
 
 PAGED, TND, TNDP, DECODE = (
@@ -175,192 +177,60 @@ PAGED, TND, TNDP, DECODE = (
 )
 SPARSE = dict(sparse=3, mask=CAUSAL)
 FUSED = (
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("two keys", {"keys": lambda c: c["keys"] * 2}, "key", "one tensor each"),
+    Case({}, "product", "exists on", soc=P310),
+    Case({"keys": lambda t: t * 2}, "key", "one tensor each"),
+    Case(Tensor.float, "query", "dtype is one of float16, bfloat16"),
+    Case({}, "query", "is bfloat16 in layout TND", TND | dict(dtype=F16)),
+    Case(one("keys", Tensor.half), "key", "dtype equals that of query"),
+    Case(one("values", Tensor.half), "value", "dtype equals that of query"),
+    Case({"out": Tensor.half}, "attention_out", "dtype equals that of query"),
+    Case(lambda t: t.transpose(1, 2).contiguous().transpose(1, 2), "query", "must be contiguous"),
     Case(
-        "float32",
-        {"query": lambda c: c["query"].float()},
-        "query",
-        "dtype is one of float16, bfloat16",
-    ),
-    Case("TND float16", {}, "query", "is bfloat16 in layout TND", A2, TND | dict(dtype=F16)),
-    Case("key dtype", one("keys", lambda k: k.half()), "key", "dtype equals that of query"),
-    Case("value dtype", one("values", lambda k: k.half()), "value", "dtype equals that of query"),
-    Case(
-        "out dtype",
-        {"out": lambda c: c["out"].half()},
-        "attention_out",
-        "dtype equals that of query",
-    ),
-    Case(
-        "query strided",
-        {"query": lambda c: c["query"].transpose(1, 2).contiguous().transpose(1, 2)},
-        "query",
-        "must be contiguous",
-    ),
-    Case(
-        "key strided",
         one("keys", lambda k: k.transpose(1, 2).contiguous().transpose(1, 2)),
         "key",
         "must be contiguous",
     ),
-    Case("key in NZ", one("keys", lambda k: View(k, 29)), "key", "storage format is ND"),
-    Case("257 heads", {"heads": 257}, "num_heads", "it is in [1, 256]"),
-    Case("heads not divided", {"kv_heads": 3}, "num_key_value_heads", "divides num_heads"),
+    Case(one("keys", lambda k: View(k, 29)), "key", "storage format is ND"),
+    Case({"heads": 257}, "num_heads", "it is in [1, 256]"),
+    Case({"kv_heads": 3}, "num_key_value_heads", "divides num_heads"),
+    Case({"heads": 130, "kv_heads": 2}, "num_key_value_heads", "at most 64 times"),
+    Case(lambda t: t[0], "query", "has 4 dimensions"),
+    Case(lambda t: t[..., :62].contiguous(), "query", "multiple of 4", dict(layout="BSH")),
+    Case({"heads": 2}, "query", "number of heads is 2"),
+    Case({}, "input_layout", "more than one query", dict(layout="BNSD_BSND", s=1)),
     Case(
-        "65 queries a head",
-        {"heads": 130, "kv_heads": 2},
-        "num_key_value_heads",
-        "at most 64 times",
-    ),
-    Case("query dims", {"query": lambda c: c["query"][0]}, "query", "has 4 dimensions"),
-    Case(
-        "BSH width",
-        {"query": lambda c: c["query"][..., :62].contiguous()},
-        "query",
-        "multiple of 4",
-        A2,
-        dict(layout="BSH"),
-    ),
-    Case("heads of the query", {"heads": 2}, "query", "number of heads is 2"),
-    Case(
-        "BNSD_BSND decode",
-        {},
-        "input_layout",
-        "more than one query",
-        A2,
-        dict(layout="BNSD_BSND", s=1),
-    ),
-    Case(
-        "batch",
-        {"query": torch.zeros(1, dtype=BF16).expand(65537, 1, 4, 16).contiguous()},
+        torch.zeros(1, dtype=BF16).expand(65537, 1, 4, 16).contiguous(),
         "query",
         "B is in [1, 65536]",
     ),
-    Case("D too large", {}, "query", "D is in [1, 512]", A2, dict(d=528)),
-    Case("D not in sixteens", {}, "query", "D is a multiple of 16", A2, dict(d=24)),
+    Case({}, "query", "D is in [1, 512]", dict(d=528)),
+    Case({}, "query", "D is a multiple of 16", dict(d=24)),
+    Case({}, "query", "N * D is less than 65535", dict(n=128, nk=2, d=512, s=2, b=1)),
+    Case(torch.zeros(65537, 4, 128, dtype=BF16), "query", "T is in [1, 65536]", TND),
+    Case({"q_lengths": None}, "actual_seq_lengths", "is required in layout TND", TND),
+    Case({"q_lengths": [8, 4]}, "actual_seq_lengths", "do not decrease", TND),
+    Case({"q_lengths": [4, 9]}, "actual_seq_lengths", "end within T = 8", TND),
+    Case({"q_lengths": [1, 1, 1]}, "actual_seq_lengths", "has 1 or at least 4 values", dict(b=4)),
+    Case({"q_lengths": [5, 1]}, "actual_seq_lengths", "lie in [0, S = 4]"),
+    Case({}, "query", "in layout TND are 128, 192, 256", dict(layout="TND", d=64)),
+    Case({}, "value", "not 192 with grouped heads", dict(layout="TND", d=192)),
+    Case(Tensor.long, "block_table", "dtype is one of int32", PAGED),
+    Case(lambda t: t[0], "block_table", "has 2 dimensions", PAGED),
+    Case(lambda t: t[:1], "block_table", "the batch is 2", PAGED),
+    Case({"kv_lengths": None}, "actual_seq_lengths_kv", "is required with block_table", PAGED),
+    Case({}, "block_size", "128, 256, 384 or 512", dict(paged=64)),
+    Case({}, "block_size", "multiple of 16", dict(s=1, paged=24)),
+    Case(1024, "block_size", "up to 512", DECODE),
+    Case(2048, "block_size", "up to 1024", TNDP),
+    Case(one("keys", lambda k: k[:, None]), "key", "has 3 dimensions", PAGED),
+    Case(one("values", lambda v: v[:1]), "value", "number of blocks is 3", PAGED),
     Case(
-        "N D too large",
-        {},
-        "query",
-        "N * D is less than 65535",
-        A2,
-        dict(n=128, nk=2, d=512, s=2, b=1),
-    ),
-    Case(
-        "T too large",
-        {"query": torch.zeros(65537, 4, 128, dtype=BF16)},
-        "query",
-        "T is in [1, 65536]",
-        A2,
-        TND,
-    ),
-    Case(
-        "TND without lengths",
-        {"q_lengths": None},
-        "actual_seq_lengths",
-        "is required in layout TND",
-        A2,
-        TND,
-    ),
-    Case(
-        "TND lengths decreasing",
-        {"q_lengths": [8, 4]},
-        "actual_seq_lengths",
-        "do not decrease",
-        A2,
-        TND,
-    ),
-    Case(
-        "TND lengths beyond T",
-        {"q_lengths": [4, 9]},
-        "actual_seq_lengths",
-        "end within T = 8",
-        A2,
-        TND,
-    ),
-    Case(
-        "three query lengths for four",
-        {"q_lengths": [1, 1, 1]},
-        "actual_seq_lengths",
-        "has 1 or at least 4 values",
-        A2,
-        dict(b=4),
-    ),
-    Case("query length beyond S", {"q_lengths": [5, 1]}, "actual_seq_lengths", "lie in [0, S = 4]"),
-    Case(
-        "TND head of 64",
-        {},
-        "query",
-        "in layout TND are 128, 192, 256",
-        A2,
-        dict(layout="TND", d=64),
-    ),
-    Case(
-        "TND 192 with grouped heads",
-        {},
-        "value",
-        "not 192 with grouped heads",
-        A2,
-        dict(layout="TND", d=192),
-    ),
-    Case(
-        "table dtype",
-        {"block_table": lambda c: c["block_table"].long()},
-        "block_table",
-        "dtype is one of int32",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "table 1-D",
-        {"block_table": lambda c: c["block_table"][0]},
-        "block_table",
-        "has 2 dimensions",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "table batch",
-        {"block_table": lambda c: c["block_table"][:1]},
-        "block_table",
-        "the batch is 2",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "pages without lengths",
-        {"kv_lengths": None},
-        "actual_seq_lengths_kv",
-        "is required with block_table",
-        A2,
-        PAGED,
-    ),
-    Case("prefill pages of 64", {}, "block_size", "128, 256, 384 or 512", A2, dict(paged=64)),
-    Case("decode pages of 24", {}, "block_size", "multiple of 16", A2, dict(s=1, paged=24)),
-    Case("decode pages of 1024", {"block_size": 1024}, "block_size", "up to 512", A2, DECODE),
-    Case("TND pages of 2048", {"block_size": 2048}, "block_size", "up to 1024", A2, TNDP),
-    Case(
-        "4-D pages with BSND",
-        one("keys", lambda k: k[:, None]),
-        "key",
-        "has 3 dimensions",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "value blocks", one("values", lambda v: v[:1]), "value", "number of blocks is 3", A2, PAGED
-    ),
-    Case(
-        "value dims",
         one("values", lambda v: v.unflatten(2, (2, 128))),
         "value",
         "same number of dimensions",
-        A2,
         TNDP,
     ),
     Case(
-        "pages too wide",
         {
             "kv_heads": 128,
             "heads": 128,
@@ -370,276 +240,116 @@ FUSED = (
         },
         "key",
         "at most 65535",
-        A2,
         DECODE,
     ),
+    Case(one("keys", lambda k: k[:, :16].contiguous()), "key", "the block size is 128", PAGED),
+    Case(one("keys", lambda k: k[..., :31].contiguous()), "key", "multiple of 2", PAGED),
     Case(
-        "block size of the pages",
-        one("keys", lambda k: k[:, :16].contiguous()),
-        "key",
-        "the block size is 128",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "page width",
-        one("keys", lambda k: k[..., :31].contiguous()),
-        "key",
-        "multiple of 2",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "4-D page shape",
         one("keys", lambda k: k[:, :1].contiguous()),
         "key",
         "shape is (blocks, 2, 16, D)",
-        A2,
         TNDP | dict(heads_first=True),
     ),
     Case(
-        "page elements",
         {
             "keys": [torch.zeros(1, dtype=BF16)[:0].view(0, 16, 32).expand(0, 16, 32)],
             "values": [torch.zeros(0, 16, 32, dtype=BF16)],
         },
         "block_table",
         "values lie in [0, -1]",
-        A2,
         DECODE,
     ),
+    Case(one("keys", lambda k: k[..., :16].contiguous()), "key", "D is 16", PAGED),
     Case(
-        "page head size",
-        one("keys", lambda k: k[..., :16].contiguous()),
-        "key",
-        "D is 16",
-        A2,
-        PAGED,
+        one("values", lambda v: torch.cat((v, v), -1)), "value", "shape equals that of key", PAGED
     ),
     Case(
-        "value page width",
-        one("values", lambda v: torch.cat((v, v), -1)),
-        "value",
-        "shape equals that of key",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "three key lengths for four",
         {"kv_lengths": [7, 7, 7]},
         "actual_seq_lengths_kv",
         "has 1 or at least 4 values",
-        A2,
         dict(b=4, paged=128),
     ),
+    Case({"kv_lengths": [7, 129]}, "actual_seq_lengths_kv", "what the block table holds", PAGED),
+    Case(lambda t: t + 3, "block_table", "values lie in [0, 2]", PAGED),
+    Case({"kv_lengths": None}, "actual_seq_lengths_kv", "is required in layout TND", TND),
+    Case({"kv_lengths": [14]}, "actual_seq_lengths_kv", "number of values is 2", TND),
+    Case({"kv_lengths": [7, 15]}, "actual_seq_lengths_kv", "end within 14", TND),
+    Case({"kv_heads": 4}, "key", "shape is (T, 4, D)", TND),
+    Case(one("keys", lambda k: k[0]), "key", "has 3 dimensions", dict(layout="BSH")),
+    Case(one("keys", lambda k: k[0]), "key", "has 4 dimensions"),
+    Case(one("keys", lambda k: k[0]), "key", "has 4 dimensions", dict(layout="BNSD")),
     Case(
-        "key length beyond the table",
-        {"kv_lengths": [7, 129]},
-        "actual_seq_lengths_kv",
-        "what the block table holds",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "block out of range",
-        {"block_table": lambda c: c["block_table"] + 3},
-        "block_table",
-        "values lie in [0, 2]",
-        A2,
-        PAGED,
-    ),
-    Case(
-        "TND without key lengths",
-        {"kv_lengths": None},
-        "actual_seq_lengths_kv",
-        "is required in layout TND",
-        A2,
-        TND,
-    ),
-    Case(
-        "TND key lengths count",
-        {"kv_lengths": [14]},
-        "actual_seq_lengths_kv",
-        "number of values is 2",
-        A2,
-        TND,
-    ),
-    Case(
-        "TND key lengths beyond",
-        {"kv_lengths": [7, 15]},
-        "actual_seq_lengths_kv",
-        "end within 14",
-        A2,
-        TND,
-    ),
-    Case("TND key heads", {"kv_heads": 4}, "key", "shape is (T, 4, D)", A2, TND),
-    Case(
-        "BSH key dims",
-        one("keys", lambda k: k[0]),
-        "key",
-        "has 3 dimensions",
-        A2,
-        dict(layout="BSH"),
-    ),
-    Case("BSND key dims", one("keys", lambda k: k[0]), "key", "has 4 dimensions"),
-    Case(
-        "BNSD key dims",
-        one("keys", lambda k: k[0]),
-        "key",
-        "has 4 dimensions",
-        A2,
-        dict(layout="BNSD"),
-    ),
-    Case(
-        "key batch",
-        {
-            "keys": lambda c: [torch.cat((c["keys"][0],) * 2)],
-            "values": lambda c: [torch.cat((c["values"][0],) * 2)],
-        },
+        {"keys": lambda t: [torch.cat((t[0],) * 2)], "values": lambda t: [torch.cat((t[0],) * 2)]},
         "key",
         "the batch is 2",
     ),
-    Case("key heads", {"kv_heads": 4}, "key", "number of heads is 4"),
+    Case({"kv_heads": 4}, "key", "number of heads is 4"),
+    Case(one("values", lambda v: v[:, :3].contiguous()), "value", "shape equals that of key"),
     Case(
-        "value shape",
-        one("values", lambda v: v[:, :3].contiguous()),
-        "value",
-        "shape equals that of key",
+        {"kv_lengths": [7, 7, 7]}, "actual_seq_lengths_kv", "has 1 or at least 4 values", dict(b=4)
     ),
+    Case({"kv_lengths": [7, 8]}, "actual_seq_lengths_kv", "lie in [0, 7]"),
+    Case({"mask": CAUSAL.float()}, "atten_mask", "dtype is one of bool, int8, uint8", SPARSE),
+    Case({"mask": ~CAUSAL.t()}, "atten_mask", "must be contiguous", SPARSE),
+    Case(4, "inner_precise", "it is in [0, 3]"),
+    Case(2, "inner_precise", "it where S is 1 is in [0, 1]", DECODE),
+    Case({"mask": torch.zeros(2, 8, dtype=torch.bool)}, "atten_mask", "at least 16", DECODE),
+    Case({"sparse": 5}, "sparse_mode", "is one of 0, 1, 2, 3, 4"),
+    Case({"mask": None}, "atten_mask", "is required with sparse_mode 2, 3 and 4", SPARSE),
     Case(
-        "three whole key lengths for four",
-        {"kv_lengths": [7, 7, 7]},
-        "actual_seq_lengths_kv",
-        "has 1 or at least 4 values",
-        A2,
-        dict(b=4),
+        {"mask": CAUSAL[:1024, :1024].contiguous()}, "atten_mask", "shape is (2048, 2048)", SPARSE
     ),
+    Case({"mask": ~CAUSAL}, "atten_mask", "one above the diagonal", SPARSE),
+    Case({}, "actual_seq_lengths", "no sequence has more queries than keys", dict(kv=3, **SPARSE)),
+    Case({"sparse": 1}, "atten_mask", "is required with sparse_mode 1"),
+    Case({"mask": torch.zeros(4, 6, dtype=torch.bool)}, "atten_mask", "K >= 7"),
     Case(
-        "key length beyond the keys",
-        {"kv_lengths": [7, 8]},
-        "actual_seq_lengths_kv",
-        "lie in [0, 7]",
-    ),
-    Case(
-        "mask float",
-        {"mask": CAUSAL.float()},
-        "atten_mask",
-        "dtype is one of bool, int8, uint8",
-        A2,
-        SPARSE,
-    ),
-    Case("mask strided", {"mask": ~CAUSAL.t()}, "atten_mask", "must be contiguous", A2, SPARSE),
-    Case("inner_precise", {"inner_precise": 4}, "inner_precise", "it is in [0, 3]"),
-    Case(
-        "inner_precise decode",
-        {"inner_precise": 2},
-        "inner_precise",
-        "it where S is 1 is in [0, 1]",
-        A2,
-        DECODE,
-    ),
-    Case(
-        "decode mask too short",
-        {"mask": torch.zeros(2, 8, dtype=torch.bool)},
-        "atten_mask",
-        "at least 16",
-        A2,
-        DECODE,
-    ),
-    Case("sparse_mode", {"sparse": 5}, "sparse_mode", "is one of 0, 1, 2, 3, 4"),
-    Case(
-        "causal without mask",
-        {"mask": None},
-        "atten_mask",
-        "is required with sparse_mode 2, 3 and 4",
-        A2,
-        SPARSE,
-    ),
-    Case(
-        "causal mask shape",
-        {"mask": CAUSAL[:1024, :1024].contiguous()},
-        "atten_mask",
-        "shape is (2048, 2048)",
-        A2,
-        SPARSE,
-    ),
-    Case(
-        "causal mask upside down",
-        {"mask": ~CAUSAL},
-        "atten_mask",
-        "one above the diagonal",
-        A2,
-        SPARSE,
-    ),
-    Case(
-        "more queries than keys",
-        {},
-        "actual_seq_lengths",
-        "no sequence has more queries than keys",
-        A2,
-        dict(kv=3, **SPARSE),
-    ),
-    Case("all masked without mask", {"sparse": 1}, "atten_mask", "is required with sparse_mode 1"),
-    Case("mask shape", {"mask": torch.zeros(4, 6, dtype=torch.bool)}, "atten_mask", "K >= 7"),
-    Case(
-        "TND mask",
         {"mask": torch.zeros(4, 7, dtype=torch.bool)},
         "atten_mask",
         "takes none with sparse_mode 0",
-        A2,
         TND,
     ),
-    Case("out shape", {"out": lambda c: c["out"][:1]}, "attention_out", "shape is (2, 4, 4, 16)"),
-    Case("sink dtype", {"sink": torch.zeros(4)}, "learnable_sink", "dtype equals that of query"),
-    Case("sink shape", {"sink": torch.zeros(2, dtype=BF16)}, "learnable_sink", "shape is (4,)"),
-    Case("sink of 16", {"sink": torch.zeros(4, dtype=BF16)}, "value", "D is 64 or 128"),
+    Case({"out": lambda t: t[:1]}, "attention_out", "shape is (2, 4, 4, 16)"),
+    Case({"sink": torch.zeros(4)}, "learnable_sink", "dtype equals that of query"),
+    Case({"sink": torch.zeros(2, dtype=BF16)}, "learnable_sink", "shape is (4,)"),
+    Case({"sink": torch.zeros(4, dtype=BF16)}, "value", "D is 64 or 128"),
     Case(
-        "sink, faster",
         {"sink": torch.zeros(4, dtype=BF16), "inner_precise": 1},
         "inner_precise",
         "it, beside a sink, is 0",
-        A2,
         dict(d=64),
     ),
-    Case("TND, faster", {"inner_precise": 1}, "inner_precise", "it is in [0, 0]", A2, TND),
-    Case(
-        "TND, causal from the left",
-        {"sparse": 2, "mask": CAUSAL},
-        "sparse_mode",
-        "is one of 0, 3, 4",
-        A2,
-        TND,
-    ),
+    Case(1, "inner_precise", "it is in [0, 0]", TND),
+    Case({"sparse": 2, "mask": CAUSAL}, "sparse_mode", "is one of 0, 3, 4", TND),
 )
 
 
 ON_950 = (
     Case(
-        "2-D mask",
-        {"mask": torch.zeros(4, 7, dtype=torch.bool), "sparse": 1, "name": V5},
+        {"mask": torch.zeros(4, 7, dtype=torch.bool), "sparse": 1},
         "atten_mask",
         "has 3 or 4 dimensions",
-        A5,
+        soc=A5,
     ),
 )
 
 
-@case_list(*FUSED)
-def test_fused_refuses(case):
-    refused(fused, call, case, NAME)
+OPERATORS = (
+    Operator(NAME, fused, call, FUSED),
+    Operator(V5, partial(fused, name=V5), call, ON_950, soc=A5),
+)
 
 
-@case_list(*ON_950)
-def test_v5_refuses(case):
-    refused(fused, call, case, V5)
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 def test_pages_of_more_elements_than_int32_counts():
     huge = torch.empty(2**20, 128, 16, dtype=BF16)  # 4 GiB of addresses, none of it touched
     c = call(s=1, paged=128, n=2, nk=1)
-    refused(
-        fused, lambda: c, Case("", {"keys": [huge], "values": [huge]}, "key", "fits in int32"), NAME
-    )
+    case = Case({"keys": [huge], "values": [huge]}, "key", "fits in int32")
+    refused(Operator(NAME, fused, lambda: c, ()), case)
 
 
 def visible_of(sparse, mask, s, kv, before=INF, after=INF):

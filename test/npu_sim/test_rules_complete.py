@@ -15,7 +15,7 @@ import test_rules_norm_activation_quant as small
 import test_rules_rope_cache as rope
 import test_rules_weight_quant_matmul as dense
 import torch
-from rule_cases import A2, A3, A5, OLD, P310, on, run
+from rule_cases import A2, A3, A5, OLD, P310, on
 
 import npu_sim.operators as operators
 from npu_sim.operators import faults, products, rules
@@ -36,45 +36,9 @@ OPERATOR_FILES = sorted(Path(operators.__file__).parent.glob("*.py"))
 CHECKS = {n for n in vars(Rules) if not n.startswith("_")}
 
 TABLES = [
-    (dense.operator, dense.call, dense.CASES),
-    (dense.convert_weight_to_int4pack, dense.weight_call, dense.PACK_CASES),
-    (grouped.operator, grouped.call, grouped.CASES),
-    (small.rms_norm, small.norm_call, small.NORM),
-    (small.add_rms_norm, small.add_call, small.ADD),
-    (small.gemma_rms_norm, small.norm_call, small.GEMMA),
-    (small.swiglu, small.swiglu_call, small.SWIGLU),
-    (small.clipped_swiglu, small.clipped_call, small.CLIPPED),
-    (small.geglu, small.geglu_call, small.GEGLU),
-    (small.fast_gelu, small.fast_call, small.FAST),
-    (small.dynamic_quant, small.quant_call, small.QUANT),
-    (small.top_k_top_p, small.sampling_call, small.SAMPLING),
-    (small.apply_token_bitmask, small.bitmask_call, small.BITMASK),
-    (rope.rotary_mul, rope.rotary_call, rope.ROTARY),
-    (rope.apply_rotary_pos_emb, rope.apply_call, rope.APPLY),
-    (rope.interleave_rope, rope.interleave_call, rope.INTERLEAVE),
-    (rope.mrope, rope.mrope_call, rope.MROPE),
-    (rope.scatter_nd_update, rope.scatter_call, rope.SCATTER),
-    (rope.scatter_pa_kv_cache, rope.pa_call, rope.PA),
-    (rope.check_format_cast, rope.cast_call, rope.CAST),
-    (gate.gating.gating_top_k_softmax, gate.softmax_call, gate.SOFTMAX),
-    (gate.gating.gating_top_k_softmax_v2, gate.softmax_v2_call, gate.SOFTMAX_V2),
-    (gate.gating.gating_top_k, gate.gate_call, gate.GATE),
-    (moe.moe.init_routing, moe.older_call, moe.OLDER),
-    (moe.moe.compute_expert_tokens, moe.count_call, moe.COUNT),
-    (moe.moe.init_routing_v3, moe.init_call, moe.INIT),
-    (moe.moe.finalize_routing, moe.final_call, moe.FINAL),
-    (moe.moe.token_permute, moe.permute_call, moe.PERMUTE),
-    (moe.moe.token_unpermute, moe.unpermute_call, moe.UNPERMUTE),
-    (attention.fused, attention.call, attention.FUSED + attention.ON_950),
-    (latent.kv_rmsnorm_rope_cache, latent.kv_call, latent.KV),
-    (latent.transpose_batchmatmul, latent.product_call, latent.PRODUCT),
-    (latent.with_rope, latent.pages_call, latent.ROPE + latent.ROPE_PAGES),
-    (latent.with_rope, latent.tnd_call, latent.ROPE_TND),
-    (lora.sgemmv_shrink, lora.shrink_call, lora.SHRINK),
-    (lora.sgemmv_expand, lora.expand_call, lora.EXPAND),
-    (atb.atb.reshape_and_cache, atb.store_call, atb.STORE),
-    (atb.decode, atb.decode_call, atb.DECODES),
-    (atb.prefill, atb.prefill_call, atb.PREFILL),
+    table
+    for tests in (atb, attention, dense, gate, grouped, latent, lora, moe, rope, small)
+    for table in tests.OPERATORS
 ]
 
 
@@ -101,10 +65,10 @@ def rule_sites() -> set[tuple[str, int, int]]:
 
 def test_every_rule_is_broken_by_a_case():
     rules.REFUSED_AT.clear()
-    for operator, build, cases in TABLES:
-        for case in cases:
+    for table in TABLES:
+        for case in table.cases:
             with pytest.raises(OperatorRuleError):
-                run(operator, build, case)
+                table.run(case)
     dense.test_nz_and_v2_v3_entry_points()
     attention.test_pages_of_more_elements_than_int32_counts()
     unbroken = [
@@ -116,30 +80,20 @@ def test_every_rule_is_broken_by_a_case():
 
 
 def test_every_right_call_is_taken():
-    for operator, build, _ in TABLES:
-        with on(A2):
-            operator(**build())
+    for table in TABLES:
+        table.run_right()
 
 
 def test_every_operator_can_be_at_fault(monkeypatch):
     seen = set()
-
-    def names(build, operator) -> set[str]:
-        named = []
-        with monkeypatch.context() as m, on(A2):
-            m.setattr(faults, "strike", lambda name, weights=None: named.append(name))
-            operator(**build())
-        return {name.rpartition("::")[2] for name in named}
-
-    for operator, build, _ in TABLES:
-        (name,) = names(build, operator)
+    for table in TABLES:
+        name = table.name.rpartition("::")[2].partition(" ")[0]
         seen.add(name)
         for kind in ("refuse", "missing"):
-            with monkeypatch.context() as m, on(A2), pytest.raises(faults.Fault, match=name):
-                m.setenv(faults.VARIABLE, f"{kind}:{name}")
-                operator(**build())
+            monkeypatch.setenv(faults.VARIABLE, f"{kind}:{name}")
+            with pytest.raises(faults.Fault, match=name):
+                table.run_right()
     assert seen == set(faults.OPERATORS)
-    assert not names(small.norm_call, small.rms_norm) & set(faults.WITH_WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -175,22 +129,18 @@ def test_products():
         products.product()
 
 
-def test_operators_exist_on_the_products_that_have_them(monkeypatch):
-    for operator, build, _ in TABLES:
-        named = []
-        with monkeypatch.context() as m, on(A2):
-            m.setattr(faults, "strike", lambda name, weights=None: named.append(name))  # noqa: B023
-            operator(**build())
-        families, page = products.OPERATORS[named[0]]
+def test_operators_exist_on_the_products_that_have_them():
+    for table in TABLES:
+        families, page = products.OPERATORS[table.name]
         for soc, family in CHIPS.items():
             try:
                 with on(soc):
-                    operator(**build())
+                    table.call(**table.build())
                 refused = ""
             except (OperatorRuleError, OperatorMissing) as error:
                 refused = str(error)
             missing = f"argument 'product': the operator exists on {', '.join(families)} only"
-            assert (missing in refused) == (family not in families), (named, soc, refused)
+            assert (missing in refused) == (family not in families), (table.name, soc, refused)
             assert family in families or page in refused
 
 

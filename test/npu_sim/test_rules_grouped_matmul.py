@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+from rule_cases import A2, A3, A5, P310, Case, Operator, every_case, on, refused
+from torch import Tensor
 
 from npu_sim.operators.grouped_matmul import grouped_matmul, v4, v5, weight_nz
 from npu_sim.operators.rules import OperatorMissing
@@ -79,374 +80,166 @@ def operator(values=None, **arguments):
     grouped_matmul(**arguments)
 
 
-def one(name, change):
-    """Changes the single tensor of a list argument."""
-    return {name: lambda c: [change(c[name][0])]}
+def one(change):
+    """Of the single tensor of a list argument."""
+    return lambda tensors: [change(tensors[0])]
 
 
-def weight(change):
-    return {"weight": lambda c: [View(change(w.t), w.format) for w in c["weight"]]}
+def weights(change):
+    return lambda views: [View(change(w.t), w.format) for w in views]
 
 
 PLAIN, INT8, INT8C = dict(kind="plain"), dict(kind="int8"), dict(kind="int8", group=0)
 CASES = [
-    Case("no x", {"x": []}, "x", "not empty"),
-    Case("no weight", {"weight": []}, "weight", "1 to 128 tensors"),
-    Case("129 weights", {"weight": lambda c: c["weight"] * 129}, "weight", "1 to 128 tensors"),
-    Case("group_type 1", {"group_type": 1}, "group_type", "is one of -1, 0, 2"),
-    Case("split_item 5", {"split_item": 5}, "split_item", "is one of 0, 1, 2, 3"),
+    Case([], "x", "not empty"),
+    Case([], "weight", "1 to 128 tensors"),
+    Case(lambda t: t * 129, "weight", "1 to 128 tensors"),
+    Case(1, "group_type", "is one of -1, 0, 2"),
+    Case(5, "split_item", "is one of 0, 1, 2, 3"),
+    Case(-1, "group_type", "is not -1 where split_item is 2 or 3"),
+    Case(2, "group_type", "310P takes 0 only", soc=P310),
+    Case([torch.ones(3, 128)], "scale", "must not be given with floating-point x"),
+    Case([torch.ones(7)], "per_token_scale", "must not be given"),
+    Case(3, "act_type", "is one of 0, 1, 2, 4, 5"),
+    Case(5, "act_type", "need int8 x"),
+    Case(one(Tensor.float), "x", "dtype is one of float16, bfloat16"),
+    Case({}, "x", "dtype is one of float16, bfloat16", dict(kind="plain", dtype=F32), A5),
+    Case({}, "x", "dtype is one of float16", PLAIN, P310),
+    Case(weights(Tensor.long), "weight", "dtype is one of"),
+    Case(weights(Tensor.half), "weight", "dtype is one of", PLAIN),
     Case(
-        "group_type -1 with one output",
-        {"group_type": -1},
-        "group_type",
-        "is not -1 where split_item is 2 or 3",
-    ),
-    Case("group_type 2 on 310P", {"group_type": 2}, "group_type", "310P takes 0 only", P310),
-    Case(
-        "scale with floating-point x",
-        {"scale": [torch.ones(3, 128)]},
-        "scale",
-        "must not be given with floating-point x",
-    ),
-    Case(
-        "per_token_scale with floating-point x",
-        {"per_token_scale": [torch.ones(7)]},
-        "per_token_scale",
-        "must not be given",
-    ),
-    Case("act_type 3", {"act_type": 3}, "act_type", "is one of 0, 1, 2, 4, 5"),
-    Case("act_type 5", {"act_type": 5}, "act_type", "need int8 x"),
-    Case(
-        "x float32 with int4",
-        one("x", lambda t: t.float()),
-        "x",
-        "dtype is one of float16, bfloat16",
-    ),
-    Case(
-        "x float32 on 950",
-        {},
-        "x",
-        "dtype is one of float16, bfloat16",
-        A5,
-        dict(kind="plain", dtype=F32),
-    ),
-    Case("x bfloat16 on 310P", {}, "x", "dtype is one of float16", P310, PLAIN),
-    Case("weight int64", weight(lambda w: w.long()), "weight", "dtype is one of"),
-    Case(
-        "weight dtype beside x", weight(lambda w: w.half()), "weight", "dtype is one of", A2, PLAIN
-    ),
-    Case(
-        "weights of two dtypes",
-        {
-            "weight": lambda c: [
-                c["weight"][0],
-                View(torch.zeros(64, 128, dtype=torch.int8)),
-                c["weight"][2],
-            ]
-        },
+        lambda t: [t[0], View(torch.zeros(64, 128, dtype=torch.int8)), t[2]],
         "weight",
         "has one dtype",
-        A2,
         dict(many=True),
     ),
-    Case("y dtype", one("y", lambda t: t.half()), "y", "dtype equals that of x"),
-    Case("x in NZ", one("x", lambda t: View(t, 29)), "x", "storage format is ND"),
+    Case(one(Tensor.half), "y", "dtype equals that of x"),
+    Case(one(lambda t: View(t, 29)), "x", "storage format is ND"),
+    Case(lambda t: [View(t[0].t, 29)], "weight", "every tensor is ND"),
+    Case({"nz": True}, "weight", "every tensor is FRACTAL_NZ", PLAIN),
+    Case(one(lambda t: t[None]), "x", "has 2 dimensions"),
+    Case(one(lambda t: t.t().contiguous().t()), "x", "is not transposed"),
+    Case(weights(lambda w: w[0]), "weight", "has 3 dimensions"),
     Case(
-        "weight in NZ through the ND entry",
-        {"weight": lambda c: [View(c["weight"][0].t, 29)]},
-        "weight",
-        "every tensor is ND",
-    ),
-    Case(
-        "weight in ND through the NZ entry",
-        {"nz": True},
-        "weight",
-        "every tensor is FRACTAL_NZ",
-        A2,
-        PLAIN,
-    ),
-    Case("x 3-D", one("x", lambda t: t[None]), "x", "has 2 dimensions"),
-    Case("x transposed", one("x", lambda t: t.t().contiguous().t()), "x", "is not transposed"),
-    Case("weight 2-D", weight(lambda w: w[0]), "weight", "has 3 dimensions"),
-    Case(
-        "weight strided",
-        weight(lambda w: torch.zeros(3, 64, 32, dtype=torch.int32)[..., ::2]),
+        weights(lambda w: torch.zeros(3, 64, 32, dtype=torch.int32)[..., ::2]),
         "weight",
         "contiguous or a transposed view",
     ),
     Case(
-        "some weights transposed",
-        {
-            "weight": lambda c: [
-                c["weight"][0],
-                View(torch.zeros(128, 64, dtype=BF16).t()),
-                c["weight"][2],
-            ]
-        },
+        lambda t: [t[0], View(torch.zeros(128, 64, dtype=BF16).t()), t[2]],
         "weight",
         "every tensor is transposed, or none",
-        A2,
         dict(kind="plain", many=True),
     ),
-    Case("K mismatch", one("x", lambda t: t[:, :32].contiguous()), "weight", "its K is 32"),
+    Case({"x": one(lambda t: t[:, :32].contiguous())}, "weight", "its K is 32"),
     Case(
-        "weights of two N",
-        {
-            "weight": lambda c: [
-                c["weight"][0],
-                View(torch.zeros(64, 64, dtype=BF16)),
-                c["weight"][2],
-            ]
-        },
+        lambda t: [t[0], View(torch.zeros(64, 64, dtype=BF16)), t[2]],
         "weight",
         "its N is 128",
-        A2,
         dict(kind="plain", many=True),
     ),
     Case(
-        "K at the inner limit",
         {
             "x": [torch.zeros(7, 65536, dtype=BF16)],
             "weight": [View(torch.zeros(3, 65536, 1, dtype=BF16))],
         },
         "x",
         "less than 65536",
-        A2,
         PLAIN,
     ),
     Case(
-        "N at the inner limit",
         {
             "x": [torch.zeros(7, 1, dtype=BF16)],
             "weight": [View(torch.zeros(3, 1, 65536, dtype=BF16))],
         },
         "weight",
         "less than 65536",
-        A2,
         PLAIN,
     ),
-    Case("N on 310P", {}, "weight", "multiple of 16", P310, dict(kind="plain", dtype=F16, n=40)),
-    Case("NZ unaligned", {}, "weight", "tiles of 16 x 16", A2, dict(kind="plain", n=40, nz=True)),
-    Case("NZ int4", {}, "weight", "not with antiquant", A2, dict(nz=True)),
-    Case("NZ int8", {}, "weight", "not with antiquant", A2, dict(kind="int8", group=0, nz=True)),
+    Case({}, "weight", "multiple of 16", dict(kind="plain", dtype=F16, n=40), P310),
+    Case({}, "weight", "tiles of 16 x 16", dict(kind="plain", n=40, nz=True)),
+    Case({}, "weight", "not with antiquant", dict(nz=True)),
+    Case({}, "weight", "not with antiquant", dict(kind="int8", group=0, nz=True)),
+    Case({}, "weight", "not with antiquant", dict(kind="plain", dtype=F32, nz=True)),
+    Case(lambda t: t * 2, "y", "number of tensors is 1"),
+    Case(one(lambda t: t[:3]), "y", "shape is (7, 128)"),
+    Case([torch.ones(128)] * 2, "bias", "number of tensors is 1"),
+    Case([torch.ones(3, 128, dtype=BF16)], "bias", "dtype is torch.float32"),
+    Case([torch.ones(3, 128)], "bias", "dtype is torch.float16", dict(dtype=F16)),
+    Case([torch.ones(128)], "bias", "shape is (3, 128)"),
+    Case(None, "group_list", "is required"),
+    Case(Tensor.int, "group_list", "dtype is one of int64"),
+    Case(7, "group_list_type", "is one of 0, 1"),
+    Case(lambda t: t[None], "group_list", "has 1 dimensions"),
+    Case(torch.zeros(1025, dtype=torch.int64), "group_list", "at most 1024 groups"),
+    Case(lambda t: t[:2], "group_list", "shape is (3,)"),
     Case(
-        "NZ float32", {}, "weight", "not with antiquant", A2, dict(kind="plain", dtype=F32, nz=True)
+        {"group_list": torch.tensor([3, -1, 5]), "group_list_type": 1}, "group_list", "not negative"
     ),
-    Case("two outputs", {"y": lambda c: c["y"] * 2}, "y", "number of tensors is 1"),
-    Case("y shape", one("y", lambda t: t[:3]), "y", "shape is (7, 128)"),
+    Case(torch.tensor([5, 3, 7]), "group_list", "do not decrease"),
+    Case(torch.tensor([2, 3, 9]), "group_list", "ends at M = 7"),
     Case(
-        "bias of another list length",
-        {"bias": [torch.ones(128)] * 2},
-        "bias",
-        "number of tensors is 1",
-    ),
-    Case(
-        "bias bfloat16",
-        {"bias": [torch.ones(3, 128, dtype=BF16)]},
-        "bias",
-        "dtype is torch.float32",
-    ),
-    Case(
-        "bias float32 with float16",
-        {"bias": [torch.ones(3, 128)]},
-        "bias",
-        "dtype is torch.float16",
-        A2,
-        dict(dtype=F16),
-    ),
-    Case("bias shape", {"bias": [torch.ones(128)]}, "bias", "shape is (3, 128)"),
-    Case("no group_list", {"group_list": None}, "group_list", "is required"),
-    Case(
-        "group_list int32",
-        {"group_list": lambda c: c["group_list"].int()},
-        "group_list",
-        "dtype is one of int64",
-    ),
-    Case("group_list_type 7", {"group_list_type": 7}, "group_list_type", "is one of 0, 1"),
-    Case(
-        "group_list 2-D",
-        {"group_list": lambda c: c["group_list"][None]},
-        "group_list",
-        "has 1 dimensions",
+        {"group_list": torch.tensor([2, 3, 9]), "group_list_type": 1}, "group_list", "ends at M = 7"
     ),
     Case(
-        "1025 groups",
-        {"group_list": torch.zeros(1025, dtype=torch.int64)},
-        "group_list",
-        "at most 1024 groups",
-    ),
-    Case(
-        "group_list of another length",
-        {"group_list": lambda c: c["group_list"][:2]},
-        "group_list",
-        "shape is (3,)",
-    ),
-    Case(
-        "negative count",
-        {"group_list": torch.tensor([3, -1, 5]), "group_list_type": 1},
-        "group_list",
-        "not negative",
-    ),
-    Case("decreasing", {"group_list": torch.tensor([5, 3, 7])}, "group_list", "do not decrease"),
-    Case("beyond M", {"group_list": torch.tensor([2, 3, 9])}, "group_list", "ends at M = 7"),
-    Case(
-        "counts beyond M",
-        {"group_list": torch.tensor([2, 3, 9]), "group_list_type": 1},
-        "group_list",
-        "ends at M = 7",
-    ),
-    Case(
-        "scale with plain weights",
-        {"antiquant_scale": [torch.ones(3, 128, dtype=BF16)]},
+        [torch.ones(3, 128, dtype=BF16)],
         "antiquant_scale",
         "must not be given with floating-point weights",
-        A2,
         PLAIN,
     ),
     Case(
-        "offset with plain weights",
-        {"antiquant_offset": [torch.ones(3, 128, dtype=BF16)]},
+        [torch.ones(3, 128, dtype=BF16)],
         "antiquant_offset",
         "must not be given with floating-point weights",
-        A2,
         PLAIN,
     ),
-    Case("antiquant on 310P", {}, "weight", "dtype is one of float16", P310, dict(dtype=F16)),
-    Case(
-        "int4 per group on 950",
-        {},
-        "antiquant_scale",
-        "per group on Atlas A2 and A3 only",
-        A5,
-    ),
-    Case(
-        "several packed weights on 950",
-        {},
-        "weight",
-        "one tensor on Ascend 950",
-        A5,
-        dict(many=True, group=0),
-    ),
-    Case(
-        "several weights on 310P",
-        {},
-        "weight",
-        "310P takes one tensor",
-        P310,
-        dict(kind="plain", dtype=F16, many=True),
-    ),
+    Case({}, "weight", "dtype is one of float16", dict(dtype=F16), P310),
+    Case({}, "antiquant_scale", "per group on Atlas A2 and A3 only", soc=A5),
+    Case({}, "weight", "one tensor on Ascend 950", dict(many=True, group=0), A5),
+    Case({}, "weight", "310P takes one tensor", dict(kind="plain", dtype=F16, many=True), P310),
     *(
-        Case(f"with {name}", {name: [torch.ones(1, 1)]}, name, "must not be given")
+        Case([torch.ones(1, 1)], name, "must not be given")
         for name in (
             *("activation_input", "activation_quant_scale", "activation_quant_offset"),
             *("activation_feature_out", "dyn_quant_scale_out"),
         )
     ),
-    Case("expects no rows", {"tuning_config": [-1]}, "tuning_config", "0 to M = 7"),
-    Case("expects too many rows", {"tuning_config": [8]}, "tuning_config", "0 to M = 7"),
+    Case([-1], "tuning_config", "0 to M = 7"),
+    Case([8], "tuning_config", "0 to M = 7"),
+    Case({"group_list_type": 1}, "group_list", "two groups or more", dict(experts=1, counts=(7,))),
     Case(
-        "one group of counts",
-        {"group_list_type": 1},
-        "group_list",
-        "two groups or more",
-        A2,
-        dict(experts=1, counts=(7,)),
-    ),
-    Case(
-        "rows behind the last group on 310P",
-        {"group_list": torch.tensor([2, 2, 6])},
+        torch.tensor([2, 2, 6]),
         "group_list",
         "ends at M = 7 on 310P",
-        P310,
         dict(kind="plain", dtype=F16),
+        P310,
     ),
-    Case("no scale", {"antiquant_scale": None}, "antiquant_scale", "is required"),
-    Case("no offset", {"antiquant_offset": None}, "antiquant_offset", "is required"),
+    Case(None, "antiquant_scale", "is required"),
+    Case(None, "antiquant_offset", "is required"),
+    Case([], "antiquant_offset", "zeros where there is none"),
+    Case(lambda t: t * 2, "antiquant_scale", "number of tensors is 1"),
+    Case(one(Tensor.float), "antiquant_scale", "dtype equals that of x"),
+    Case(one(Tensor.half), "antiquant_offset", "dtype equals that of x"),
+    Case(one(lambda t: View(t, 29)), "antiquant_scale", "storage format is ND"),
+    Case({}, "antiquant_scale", "int8 weights are per channel", INT8),
+    Case(one(lambda t: torch.ones(3, 3, 128, dtype=BF16)), "antiquant_scale", "divides K = 64"),
+    Case(one(lambda t: t[:2]), "antiquant_scale", "shape is (3, 2, 128)"),
+    Case(one(lambda t: t[:, :1]), "antiquant_offset", "groups of 32"),
+    Case(one(lambda t: t[:2]), "antiquant_scale", "shape is (3, 128)", INT8C),
+    Case(one(lambda t: t[:, 0]), "antiquant_offset", "per group where antiquant_scale is"),
+    Case({}, "antiquant_scale", "group length is even", dict(k=24, group=3, transposed=True)),
     Case(
-        "empty offset list",
-        {"antiquant_offset": []},
-        "antiquant_offset",
-        "zeros where there is none",
-    ),
-    Case(
-        "two scales",
-        {"antiquant_scale": lambda c: c["antiquant_scale"] * 2},
-        "antiquant_scale",
-        "number of tensors is 1",
-    ),
-    Case(
-        "scale float32",
-        one("antiquant_scale", lambda t: t.float()),
-        "antiquant_scale",
-        "dtype equals that of x",
-    ),
-    Case(
-        "offset float16",
-        one("antiquant_offset", lambda t: t.half()),
-        "antiquant_offset",
-        "dtype equals that of x",
-    ),
-    Case(
-        "scale in NZ",
-        one("antiquant_scale", lambda t: View(t, 29)),
-        "antiquant_scale",
-        "storage format is ND",
-    ),
-    Case("int8 per group", {}, "antiquant_scale", "int8 weights are per channel", A2, INT8),
-    Case(
-        "groups do not divide K",
-        one("antiquant_scale", lambda t: torch.ones(3, 3, 128, dtype=BF16)),
-        "antiquant_scale",
-        "divides K = 64",
-    ),
-    Case(
-        "scale shape per group",
-        one("antiquant_scale", lambda t: t[:2]),
-        "antiquant_scale",
-        "shape is (3, 2, 128)",
-    ),
-    Case(
-        "groups differ",
-        one("antiquant_offset", lambda t: t[:, :1]),
-        "antiquant_offset",
-        "groups of 32",
-    ),
-    Case(
-        "scale shape per channel",
-        one("antiquant_scale", lambda t: t[:2]),
-        "antiquant_scale",
-        "shape is (3, 128)",
-        A2,
-        INT8C,
-    ),
-    Case(
-        "offset per channel beside groups",
-        one("antiquant_offset", lambda t: t[:, 0]),
-        "antiquant_offset",
-        "per group where antiquant_scale is",
-    ),
-    Case(
-        "odd group transposed",
-        {},
-        "antiquant_scale",
-        "group length is even",
-        A2,
-        dict(k=24, group=3, transposed=True),
-    ),
-    Case(
-        "groups of 16",
-        {},
-        "antiquant_scale",
-        "groups shorter than 32 (found 16): not documented",
-        A2,
-        dict(group=16),
+        {}, "antiquant_scale", "groups shorter than 32 (found 16): not documented", dict(group=16)
     ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
-def test_refuses(case):
-    refused(operator, call, case, NAME)
+OPERATORS = (Operator(NAME, operator, call, CASES),)
+
+
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 def check(c, counts, bias=None):

@@ -5,8 +5,9 @@ values against the formulas.
 import pytest
 import test_rules_attention as attention
 import torch
-from rule_cases import P310, Case, ids, refused
+from rule_cases import P310, Case, Operator, every_case, refused
 from test_rules_rope_cache import TOLERANCE, angles, turned
+from torch import Tensor
 
 from npu_sim.operators.attention import Call, fused_attention
 from npu_sim.operators.latent import kv_rmsnorm_rope_cache, transpose_batchmatmul
@@ -39,30 +40,24 @@ def kv_call(dtype=BF16, tokens=3):
 
 
 KV = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("float32", {"kv": torch.zeros(3, 1, 1, 576)}, "kv", "dtype is one of"),
-    Case("3-D", {"kv": lambda c: c["kv"][0]}, "kv", "has 4 dimensions"),
-    Case("two heads", {"kv": torch.zeros(3, 2, 1, 576).to(BF16)}, "kv", "N is 1"),
-    Case("D", {"kv": torch.zeros(3, 1, 1, 96).to(BF16)}, "kv", "D is 576"),
-    Case("gamma dtype", {"gamma": torch.zeros(512)}, "gamma", "dtype equals that of kv"),
-    Case("gamma shape", {"gamma": torch.zeros(64).to(BF16)}, "gamma", "shape is (512,)"),
-    Case("cos shape", {"cos": lambda c: c["cos"][:2]}, "cos", "shape is (3, 1, 1, 64)"),
-    Case("sin shape", {"sin": lambda c: c["sin"][:2]}, "sin", "shape is (3, 1, 1, 64)"),
-    Case("index int32", {"index": lambda c: c["index"].int()}, "index", "dtype is one of int64"),
-    Case("index shape", {"index": lambda c: c["index"][:2]}, "index", "shape is (3,)"),
-    Case("index beyond", {"index": lambda c: c["index"] + 15}, "index", "values lie in"),
-    Case("index twice", {"index": torch.tensor([4, 2, 4])}, "index", "no two rows"),
-    Case("cache 3-D", {"k_cache": lambda c: c["k_cache"][0]}, "k_cache", "has 4 dimensions"),
-    Case("cache dtype", {"k_cache": lambda c: c["k_cache"].half()}, "k_cache", "dtype equals"),
-    Case("cache shape", {"ckv_cache": lambda c: c["ckv_cache"][:1]}, "ckv_cache", "shape is"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(torch.zeros(3, 1, 1, 576), "kv", "dtype is one of"),
+    Case(lambda t: t[0], "kv", "has 4 dimensions"),
+    Case(torch.zeros(3, 2, 1, 576).to(BF16), "kv", "N is 1"),
+    Case(torch.zeros(3, 1, 1, 96).to(BF16), "kv", "D is 576"),
+    Case(torch.zeros(512), "gamma", "dtype equals that of kv"),
+    Case(torch.zeros(64).to(BF16), "gamma", "shape is (512,)"),
+    Case(lambda t: t[:2], "cos", "shape is (3, 1, 1, 64)"),
+    Case(lambda t: t[:2], "sin", "shape is (3, 1, 1, 64)"),
+    Case(Tensor.int, "index", "dtype is one of int64"),
+    Case(lambda t: t[:2], "index", "shape is (3,)"),
+    Case(lambda t: t + 15, "index", "values lie in"),
+    Case(torch.tensor([4, 2, 4]), "index", "no two rows"),
+    Case(lambda t: t[0], "k_cache", "has 4 dimensions"),
+    Case(Tensor.half, "k_cache", "dtype equals"),
+    Case(lambda t: t[:1], "ckv_cache", "shape is"),
+    Case(torch.zeros(2, 16, 1, 1024).to(BF16)[..., ::2], "ckv_cache", "contiguous"),
     Case(
-        "cache not contiguous",
-        {"ckv_cache": torch.zeros(2, 16, 1, 1024).to(BF16)[..., ::2]},
-        "ckv_cache",
-        "contiguous",
-    ),
-    Case(
-        "block size",
         {
             "k_cache": torch.zeros(2, 12, 1, 64).to(BF16),
             "ckv_cache": torch.zeros(2, 12, 1, 512).to(BF16),
@@ -71,11 +66,6 @@ KV = [
         "the block size",
     ),
 ]
-
-
-@pytest.mark.parametrize("case", KV, ids=ids(KV))
-def test_kv_refuses(case):
-    refused(kv_rmsnorm_rope_cache, kv_call, case, "npu_kv_rmsnorm_rope_cache")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
@@ -117,36 +107,29 @@ def product_call(dtype=BF16):
 
 
 PRODUCT = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("bias", {"bias": torch.zeros(16)}, "bias", "is reserved"),
-    Case("int8", {"x1": torch.ones(5, 4, 32, dtype=torch.int8)}, "input", "dtype is one of"),
-    Case("weight dtype", {"x2": lambda c: c["x2"].half()}, "weight", "dtype equals"),
-    Case("input 2-D", {"x1": lambda c: c["x1"][0]}, "input", "has 3 dimensions"),
-    Case("weight 2-D", {"x2": lambda c: c["x2"][0]}, "weight", "has 3 dimensions"),
-    Case("perm_x1", {"perm_x1": [2, 0, 1]}, "perm_x1", "is one of"),
-    Case("perm_x2", {"perm_x2": [1, 0, 2]}, "perm_x2", "is one of"),
-    Case("perm_y", {"perm_y": [0, 1, 2]}, "perm_y", "is one of"),
-    Case("batch", {"x2": lambda c: c["x2"][:2]}, "weight", "the batch is 4"),
-    Case("K", {"x2": lambda c: c["x2"][:, :8]}, "weight", "K is 32"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(torch.zeros(16), "bias", "is reserved"),
+    Case({"x1": torch.ones(5, 4, 32, dtype=torch.int8)}, "input", "dtype is one of"),
+    Case({"x2": Tensor.half}, "weight", "dtype equals"),
+    Case({"x1": lambda t: t[0]}, "input", "has 3 dimensions"),
+    Case({"x2": lambda t: t[0]}, "weight", "has 3 dimensions"),
+    Case([2, 0, 1], "perm_x1", "is one of"),
+    Case([1, 0, 2], "perm_x2", "is one of"),
+    Case([0, 1, 2], "perm_y", "is one of"),
+    Case({"x2": lambda t: t[:2]}, "weight", "the batch is 4"),
+    Case({"x2": lambda t: t[:, :8]}, "weight", "K is 32"),
     Case(
-        "B",
         {"x1": torch.zeros(1, 65536, 1).to(BF16), "x2": torch.zeros(65536, 1, 1).to(BF16)},
         "input",
         "B",
     ),
-    Case("N", {"x2": torch.zeros(4, 32, 65536).to(BF16)}, "weight", "N"),
+    Case({"x2": torch.zeros(4, 32, 65536).to(BF16)}, "weight", "N"),
     Case(
-        "K too large",
         {"x1": torch.zeros(5, 4, 65536).to(BF16), "x2": torch.zeros(4, 65536, 1).to(BF16)},
         "input",
         "K",
     ),
 ]
-
-
-@pytest.mark.parametrize("case", PRODUCT, ids=ids(PRODUCT))
-def test_product_refuses(case):
-    refused(transpose_batchmatmul, product_call, case, "npu_transpose_batchmatmul")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -182,51 +165,48 @@ def with_rope(sequences=None, queries=None, **arguments):
 
 
 ROPE = [
-    Case("no queries'", {"q_rope": None}, "query_rope", "is given with key_rope"),
-    Case("no keys'", {"k_rope": None}, "key_rope", "is given with query_rope"),
-    Case("dtype", {"q_rope": lambda c: c["q_rope"].half()}, "query_rope", "dtype equals"),
+    Case({"q_rope": None}, "query_rope", "is given with key_rope"),
+    Case({"k_rope": None}, "key_rope", "is given with query_rope"),
+    Case({"q_rope": Tensor.half}, "query_rope", "dtype equals"),
+    Case({"q_rope": torch.zeros(2, 1, 4, 128).to(BF16)[..., ::2]}, "query_rope", "contiguous"),
+    Case({"q_rope": lambda t: t[0]}, "query_rope", "has 4 dimensions"),
+    Case({"q_rope": torch.zeros(2, 1, 4, 32).to(BF16)}, "query_rope", "shape is"),
+    Case({"k_rope": lambda t: t[:1]}, "key_rope", "shape is"),
     Case(
-        "not contiguous",
-        {"q_rope": torch.zeros(2, 1, 4, 128).to(BF16)[..., ::2]},
-        "query_rope",
-        "contiguous",
-    ),
-    Case("dimensions", {"q_rope": lambda c: c["q_rope"][0]}, "query_rope", "has 4 dimensions"),
-    Case("width", {"q_rope": torch.zeros(2, 1, 4, 32).to(BF16)}, "query_rope", "shape is"),
-    Case("keys' width", {"k_rope": lambda c: c["k_rope"][:1]}, "key_rope", "shape is"),
-    Case(
-        "heads",
         {
             "heads": 3,
-            "query": lambda c: c["query"][:, :, :3].contiguous(),
-            "q_rope": lambda c: c["q_rope"][:, :, :3].contiguous(),
-            "out": lambda c: c["out"][:, :, :3].contiguous(),
+            "query": lambda t: t[:, :, :3].contiguous(),
+            "q_rope": lambda t: t[:, :, :3].contiguous(),
+            "out": lambda t: t[:, :, :3].contiguous(),
         },
         "num_heads",
         "is one of",
     ),
 ]
 ROPE_PAGES = [
-    Case("D", {}, "query", "D with rope parts over pages", base=dict(size=128)),
-    Case("two heads", {}, "num_key_value_heads", "over pages", base=dict(kv_heads=2)),
-    Case("block size", {}, "block_size", "is one of", base=dict(paged=32)),
-    Case("no pages", {}, "block_table", "latent vectors", base=dict(paged=0)),
+    Case({}, "query", "D with rope parts over pages", dict(size=128)),
+    Case({}, "num_key_value_heads", "over pages", dict(kv_heads=2)),
+    Case({}, "block_size", "is one of", dict(paged=32)),
+    Case({}, "block_table", "latent vectors", dict(paged=0)),
 ]
 ROPE_TND = [
-    Case("keys' width", {"k_rope": lambda c: c["k_rope"][:1]}, "key_rope", "shape is"),
-    Case("D", {}, "query", "D with rope parts in layout TND", base=dict(size=256)),
-    Case("heads", {}, "num_key_value_heads", "in layout TND", base=dict(kv_heads=2)),
+    Case({"k_rope": lambda t: t[:1]}, "key_rope", "shape is"),
+    Case({}, "query", "D with rope parts in layout TND", dict(size=256)),
+    Case({}, "num_key_value_heads", "in layout TND", dict(kv_heads=2)),
 ]
 
 
-@pytest.mark.parametrize("case", ROPE + ROPE_PAGES, ids=ids(ROPE + ROPE_PAGES))
-def test_rope_over_pages_refuses(case):
-    refused(with_rope, pages_call, case, attention.NAME)
+OPERATORS = (
+    Operator("npu_kv_rmsnorm_rope_cache", kv_rmsnorm_rope_cache, kv_call, KV),
+    Operator("npu_transpose_batchmatmul", transpose_batchmatmul, product_call, PRODUCT),
+    Operator(attention.NAME, with_rope, pages_call, ROPE + ROPE_PAGES),
+    Operator(attention.NAME, with_rope, tnd_call, ROPE_TND),
+)
 
 
-@pytest.mark.parametrize("case", ROPE_TND, ids=ids(ROPE_TND))
-def test_rope_of_sequences_refuses(case):
-    refused(with_rope, tnd_call, case, attention.NAME)
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 @pytest.mark.parametrize("build", [pages_call, tnd_call])

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from rule_cases import P310, Case, ids, refused
+from rule_cases import P310, Case, Operator, every_case, refused
+from torch import Tensor
 
 from npu_sim.operators.lora import sgemmv_expand, sgemmv_shrink
 
@@ -37,47 +38,45 @@ def expand_call(dtype=BF16):
 
 
 SEGMENTS = [
-    Case("indices int64", {"indices": lambda c: c["indices"].long()}, "lora_indices", "dtype is"),
-    Case("ranks 2-D", {"ranks": lambda c: c["ranks"][None]}, "lora_ranks", "has 1 dimension"),
-    Case("no such adapter", {"indices": lambda c: c["indices"] + 1}, "lora_indices", "values"),
-    Case("rank 12", {"ranks": torch.tensor([8, 12, 0], dtype=I32)}, "lora_ranks", "is one of"),
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("weight dtype", {"weight": lambda c: c["weight"].half()}, "weight", "dtype equals"),
-    Case("x 1-D", {"x": lambda c: c["x"][0]}, "x", "has 2 dimensions"),
-    Case("weight 2-D", {"weight": lambda c: c["weight"][0]}, "weight", "has 3 dimensions"),
+    Case({"indices": Tensor.long}, "lora_indices", "dtype is"),
+    Case({"ranks": lambda t: t[None]}, "lora_ranks", "has 1 dimension"),
+    Case({"indices": lambda t: t + 1}, "lora_indices", "values"),
+    Case({"ranks": torch.tensor([8, 12, 0], dtype=I32)}, "lora_ranks", "is one of"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(Tensor.half, "weight", "dtype equals"),
+    Case(lambda t: t[0], "x", "has 2 dimensions"),
+    Case(lambda t: t[0], "weight", "has 3 dimensions"),
 ]
 SHRINK = SEGMENTS + [
-    Case("x float32", {"x": lambda c: c["x"].float()}, "x", "dtype is one of"),
-    Case("y bfloat16", {"y": lambda c: c["y"].to(BF16)}, "y", "dtype is one of"),
-    Case("scales float32", {"scales": lambda c: c["scales"].float()}, "lora_scales", "dtype is"),
-    Case("y shape", {"y": torch.zeros(6, 16)}, "y", "shape is (6, 32)"),
-    Case("width", {"x": torch.zeros(6, 48).to(BF16)}, "weight", "the last dimension"),
+    Case(Tensor.float, "x", "dtype is one of"),
+    Case(lambda t: t.to(BF16), "y", "dtype is one of"),
+    Case({"scales": Tensor.float}, "lora_scales", "dtype is"),
+    Case(torch.zeros(6, 16), "y", "shape is (6, 32)"),
+    Case({"x": torch.zeros(6, 48).to(BF16)}, "weight", "the last dimension"),
     Case(
-        "narrow",
         {"x": torch.zeros(6, 32).to(BF16), "weight": torch.zeros(3, 32, 32).to(BF16)},
         "x",
         "is wider than y",
     ),
 ]
 EXPAND = SEGMENTS + [
-    Case("y float32", {"y": lambda c: c["y"].float()}, "y", "dtype is one of"),
-    Case("x bfloat16", {"x": lambda c: c["x"].to(BF16)}, "x", "dtype is one of"),
-    Case("y 1-D", {"y": lambda c: c["y"][0]}, "y", "has 2 dimensions"),
-    Case("offsets int64", {"offsets": torch.tensor([0, 8])}, "slice_offsets", "dtype is"),
-    Case(
-        "offsets beyond", {"offsets": torch.tensor([0, 25], dtype=I32)}, "slice_offsets", "values"
-    ),
+    Case(Tensor.float, "y", "dtype is one of"),
+    Case(lambda t: t.to(BF16), "x", "dtype is one of"),
+    Case(lambda t: t[0], "y", "has 2 dimensions"),
+    Case({"offsets": torch.tensor([0, 8])}, "slice_offsets", "dtype is"),
+    Case({"offsets": torch.tensor([0, 25], dtype=I32)}, "slice_offsets", "values"),
 ]
 
 
-@pytest.mark.parametrize("case", SHRINK, ids=ids(SHRINK))
-def test_shrink_refuses(case):
-    refused(sgemmv_shrink, shrink_call, case, "npu::sgemmv_shrink")
+OPERATORS = (
+    Operator("npu::sgemmv_shrink", sgemmv_shrink, shrink_call, SHRINK),
+    Operator("npu::sgemmv_expand", sgemmv_expand, expand_call, EXPAND),
+)
 
 
-@pytest.mark.parametrize("case", EXPAND, ids=ids(EXPAND))
-def test_expand_refuses(case):
-    refused(sgemmv_expand, expand_call, case, "npu::sgemmv_expand")
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 #: Adapter and rank of each token: the last one has none.

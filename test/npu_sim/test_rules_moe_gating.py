@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_cases import A5, OLD, P310, Case, case_list, on, refused
+from rule_cases import A5, OLD, P310, Case, Operator, every_case, on, refused
 
 from npu_sim.operators import moe_gating as gating
 from npu_sim.operators.rules import OperatorMissing
@@ -29,39 +29,28 @@ def softmax_call(dtype=F32):
 
 
 _SOFTMAX = (
-    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
-    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 to 3 dimensions"),
-    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
-    Case("k 0", {"k": 0}, "k", "is in [1, min(experts, 1024)]"),
-    Case("k above the experts", {"k": 9}, "k", "is in [1, min(experts, 1024)]"),
-    Case("finished dtype", {"finished": torch.ones(T)}, "finished", "dtype is one of bool"),
-    Case(
-        "finished shape",
-        {"finished": torch.ones(T, 1, dtype=torch.bool)},
-        "finished",
-        f"shape is ({T},)",
-    ),
+    Case(torch.ones(T, E, dtype=I32), "x", "dtype is one of"),
+    Case(torch.ones(E), "x", "has 2 to 3 dimensions"),
+    Case(lambda t: View(t, 29), "x", "storage format is ND"),
+    Case(0, "k", "is in [1, min(experts, 1024)]"),
+    Case(9, "k", "is in [1, min(experts, 1024)]"),
+    Case(torch.ones(T), "finished", "dtype is one of bool"),
+    Case(torch.ones(T, 1, dtype=torch.bool), "finished", f"shape is ({T},)"),
 )
 SOFTMAX = (
     *_SOFTMAX,
-    Case("on the training series", {}, "product", "exists on", OLD),
-    Case("float32 on 310P", {}, "x", "dtype is one of float16 (", P310),
+    Case({}, "product", "exists on", soc=OLD),
+    Case({}, "x", "dtype is one of float16 (", soc=P310),
     Case(
-        "finished on 310P",
-        {"finished": torch.zeros(T, dtype=torch.bool)},
+        torch.zeros(T, dtype=torch.bool),
         "finished",
         "must not be given on 310P",
-        P310,
         dict(dtype=F16),
+        P310,
     ),
-    Case("8 experts on 310P", {}, "x", "E a multiple of 16", P310, dict(dtype=F16)),
-    Case("2049 experts", {"x": torch.ones(1, 2049)}, "x", "E on Ascend 950 is in [1, 2048]", A5),
+    Case({}, "x", "E a multiple of 16", dict(dtype=F16), P310),
+    Case(torch.ones(1, 2049), "x", "E on Ascend 950 is in [1, 2048]", soc=A5),
 )
-
-
-@case_list(*SOFTMAX)
-def test_gating_top_k_softmax_refuses(case):
-    refused(gating.gating_top_k_softmax, softmax_call, case, "npu_moe_gating_top_k_softmax")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -97,15 +86,9 @@ def softmax_v2_call(dtype=F32):
 
 SOFTMAX_V2 = (
     *_SOFTMAX,
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("renorm 2", {"renorm": 2}, "renorm", "is one of 0, 1"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(2, "renorm", "is one of 0, 1"),
 )
-
-
-@case_list(*SOFTMAX_V2)
-def test_gating_top_k_softmax_v2_refuses(case):
-    name = "npu_moe_gating_top_k_softmax_v2"
-    refused(gating.gating_top_k_softmax_v2, softmax_v2_call, case, name)
 
 
 @pytest.mark.parametrize("renorm", [0, 1])
@@ -144,32 +127,43 @@ def gate_call(dtype=F32, **changes):
 
 
 GATE = (
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("x int", {"x": torch.ones(T, E, dtype=I32)}, "x", "dtype is one of"),
-    Case("x 1-D", {"x": torch.ones(E)}, "x", "has 2 dimensions"),
-    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
-    Case("2049 experts", {"x": torch.ones(1, 2049)}, "x", "at most 2048 experts"),
-    Case("bias dtype", {"bias": torch.ones(E, dtype=F16)}, "bias", "dtype equals that of x"),
-    Case("bias shape", {"bias": torch.ones(1, E)}, "bias", f"shape is ({E},)"),
-    Case("group_count", {"group_count": 3}, "group_count", "divides the 8 experts"),
-    Case("k_group", {"k_group": 2}, "k_group", "it is in [1, 1]"),
-    Case("k above what the groups have", {"group_count": 2, "k": 5}, "k", "it is in [1, 4]"),
-    Case("group_select_mode", {"group_select_mode": 2}, "group_select_mode", "is one of 0, 1"),
-    Case("groups of 2", {"group_count": 4}, "group_count", "more than 2 experts"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(torch.ones(T, E, dtype=I32), "x", "dtype is one of"),
+    Case(torch.ones(E), "x", "has 2 dimensions"),
+    Case(lambda t: View(t, 29), "x", "storage format is ND"),
+    Case(torch.ones(1, 2049), "x", "at most 2048 experts"),
+    Case(torch.ones(E, dtype=F16), "bias", "dtype equals that of x"),
+    Case(torch.ones(1, E), "bias", f"shape is ({E},)"),
+    Case(3, "group_count", "divides the 8 experts"),
+    Case(2, "k_group", "it is in [1, 1]"),
+    Case({"group_count": 2, "k": 5}, "k", "it is in [1, 4]"),
+    Case(2, "group_select_mode", "is one of 0, 1"),
+    Case(4, "group_count", "more than 2 experts"),
     Case(
-        "padded groups",
         {"x": torch.ones(1, 300), "group_count": 75, "k_group": 75},
         "group_count",
         "at most 2048 in all",
     ),
-    Case("norm_type", {"norm_type": 2}, "norm_type", "is one of 0, 1"),
-    Case("renorm", {"renorm": 2}, "renorm", "is one of 0, 1"),
+    Case(2, "norm_type", "is one of 0, 1"),
+    Case(2, "renorm", "is one of 0, 1"),
 )
 
 
-@case_list(*GATE)
-def test_gating_top_k_refuses(case):
-    refused(gating.gating_top_k, gate_call, case, "npu_moe_gating_top_k")
+OPERATORS = (
+    Operator("npu_moe_gating_top_k_softmax", gating.gating_top_k_softmax, softmax_call, SOFTMAX),
+    Operator(
+        "npu_moe_gating_top_k_softmax_v2",
+        gating.gating_top_k_softmax_v2,
+        softmax_v2_call,
+        SOFTMAX_V2,
+    ),
+    Operator("npu_moe_gating_top_k", gating.gating_top_k, gate_call, GATE),
+)
+
+
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 @pytest.mark.parametrize("norm_type,renorm", [(1, 0), (0, 0), (0, 1)])

@@ -4,7 +4,8 @@ values.
 
 import pytest
 import torch
-from rule_cases import A3, A5, P310, Case, ids, on, refused
+from rule_cases import A3, A5, P310, Case, Operator, every_case, on, refused
+from torch import Tensor
 from torch.nn import functional
 
 from npu_sim.operators.activation import clipped_swiglu, fast_gelu, geglu, swiglu
@@ -44,64 +45,34 @@ def add_call(dtype=BF16):
 
 
 NORM = [
-    Case("x float64", {"x": lambda c: c["x"].double()}, "x", "dtype is one of"),
-    Case("x bfloat16 on 310P", {}, "x", "dtype is one of float16, float32", P310),
-    Case("gamma dtype", {"gamma": torch.ones(32)}, "gamma", "dtype equals that of x"),
-    Case("x 0-D", {"x": torch.tensor(1.0), "gamma": torch.ones(32)}, "x", "has 1 to 8 dimensions"),
+    Case(Tensor.double, "x", "dtype is one of"),
+    Case({}, "x", "dtype is one of float16, float32", soc=P310),
+    Case(torch.ones(32), "gamma", "dtype equals that of x"),
+    Case({"x": torch.tensor(1.0), "gamma": torch.ones(32)}, "x", "has 1 to 8 dimensions"),
+    Case(torch.ones(16, dtype=BF16), "gamma", "shape equals the last dimensions of x"),
+    Case(torch.ones(2, 5, 32, dtype=BF16), "gamma", "shape equals the last dimensions of x"),
+    Case(lambda t: View(t, 29), "gamma", "storage format is ND"),
+    Case(torch.empty(5, 16, dtype=BF16), "y", "shape is (5, 32)"),
     Case(
-        "gamma shape",
-        {"gamma": torch.ones(16, dtype=BF16)},
-        "gamma",
-        "shape equals the last dimensions of x",
-    ),
-    Case(
-        "gamma longer",
-        {"gamma": torch.ones(2, 5, 32, dtype=BF16)},
-        "gamma",
-        "shape equals the last dimensions of x",
-    ),
-    Case("gamma in NZ", {"gamma": lambda c: View(c["gamma"], 29)}, "gamma", "storage format is ND"),
-    Case("y shape", {"y": torch.empty(5, 16, dtype=BF16)}, "y", "shape is (5, 32)"),
-    Case(
-        "15 on 310P",
-        {name: lambda c, name=name: c[name][..., :15] for name in ("x", "gamma", "y")},
+        dict.fromkeys(("x", "gamma", "y"), lambda t: t[..., :15]),
         "x",
         "32 bytes or more on 310P",
-        P310,
         dict(dtype=F16),
+        P310,
     ),
 ]
 ADD = [
-    Case(
-        "x1 empty", {"x1": lambda c: c["x1"][:0], "y": lambda c: c["y"][:0]}, "x1", "empty tensors"
-    ),
-    Case("x2 dtype", {"x2": torch.ones(5, 32)}, "x2", "dtype equals that of x1"),
-    Case("x2 shape", {"x2": torch.ones(1, 32, dtype=BF16)}, "x2", "shape is (5, 32)"),
-    Case("x2 in NZ", {"x2": lambda c: View(c["x2"], 29)}, "x2", "storage format is ND"),
+    Case({"x1": lambda t: t[:0], "y": lambda t: t[:0]}, "x1", "empty tensors"),
+    Case(torch.ones(5, 32), "x2", "dtype equals that of x1"),
+    Case(torch.ones(1, 32, dtype=BF16), "x2", "shape is (5, 32)"),
+    Case(lambda t: View(t, 29), "x2", "storage format is ND"),
 ]
 GEMMA = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("x empty", {"x": lambda c: c["x"][:0], "y": lambda c: c["y"][:0]}, "x", "empty tensors"),
-    Case("x strided", {"x": torch.randn(32, 5).to(BF16).t()}, "x", "must be contiguous"),
-    Case(
-        "gamma strided", {"gamma": torch.ones(64, dtype=BF16)[::2]}, "gamma", "must be contiguous"
-    ),
+    Case({}, "product", "exists on", soc=P310),
+    Case({"x": lambda t: t[:0], "y": lambda t: t[:0]}, "x", "empty tensors"),
+    Case(torch.randn(32, 5).to(BF16).t(), "x", "must be contiguous"),
+    Case(torch.ones(64, dtype=BF16)[::2], "gamma", "must be contiguous"),
 ]
-
-
-@pytest.mark.parametrize("case", NORM, ids=ids(NORM))
-def test_rms_norm_refuses(case):
-    refused(rms_norm, norm_call, case, "npu_rms_norm")
-
-
-@pytest.mark.parametrize("case", ADD, ids=ids(ADD))
-def test_add_rms_norm_refuses(case):
-    refused(add_rms_norm, add_call, case, "npu_add_rms_norm")
-
-
-@pytest.mark.parametrize("case", GEMMA, ids=ids(GEMMA))
-def test_gemma_rms_norm_refuses(case):
-    refused(gemma_rms_norm, norm_call, case, "npu_gemma_rms_norm")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -165,108 +136,53 @@ def geglu_call(dtype=BF16):
 
 
 SWIGLU = [
-    Case("bfloat16 on 310P", {}, "self", "dtype is one of float16, float32", P310),
-    Case("int32", {"x": torch.ones(4, 64, dtype=torch.int32)}, "self", "dtype is one of"),
-    Case("0-D", {"x": torch.tensor(1.0)}, "self", "has 1 to 8 dimensions"),
-    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "self", "storage format is ND"),
-    Case("dim", {"dim": 2}, "dim", "it is in [-2, 1]"),
-    Case("odd", {"x": torch.ones(4, 63, dtype=BF16)}, "self", "multiple of 2"),
-    Case("y shape", {"y": torch.empty(4, 64, dtype=BF16)}, "y", "shape is (4, 32)"),
-    Case("y dtype", {"y": torch.empty(4, 32)}, "y", "dtype equals that of self"),
+    Case({}, "self", "dtype is one of float16, float32", soc=P310),
+    Case({"x": torch.ones(4, 64, dtype=torch.int32)}, "self", "dtype is one of"),
+    Case({"x": torch.tensor(1.0)}, "self", "has 1 to 8 dimensions"),
+    Case({"x": lambda t: View(t, 29)}, "self", "storage format is ND"),
+    Case(2, "dim", "it is in [-2, 1]"),
+    Case({"x": torch.ones(4, 63, dtype=BF16)}, "self", "multiple of 2"),
+    Case(torch.empty(4, 64, dtype=BF16), "y", "shape is (4, 32)"),
+    Case(torch.empty(4, 32), "y", "dtype equals that of self"),
     Case(
-        "empty on 310P",
-        {"x": lambda c: c["x"][:0], "y": lambda c: c["y"][:0]},
-        "self",
-        "empty tensors",
-        P310,
-        dict(dtype=F16),
+        {"x": lambda t: t[:0], "y": lambda t: t[:0]}, "self", "empty tensors", dict(dtype=F16), P310
     ),
     Case(
-        "60 numbers on 310P",
-        {"x": lambda c: c["x"][:, :60], "y": lambda c: c["y"][:, :30]},
+        {"x": lambda t: t[:, :60], "y": lambda t: t[:, :30]},
         "self",
         "the bytes of the last dimension is a multiple of 64",
-        P310,
         dict(dtype=F16),
+        P310,
     ),
 ]
 CLIPPED = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("1-D", {"x": torch.ones(64, dtype=BF16)}, "x", "more than 1 dimension"),
-    Case("strided", {"x": torch.ones(64, 4, dtype=BF16).t()}, "x", "must be contiguous"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(torch.ones(64, dtype=BF16), "x", "more than 1 dimension"),
+    Case(torch.ones(64, 4, dtype=BF16).t(), "x", "must be contiguous"),
+    Case(torch.tensor([1], dtype=torch.int32), "group_index", "dtype is one of int64"),
+    Case(torch.tensor([[1]]), "group_index", "has 1 dimensions"),
+    Case(0.0, "limit", "is positive"),
+    Case(torch.zeros(8193, dtype=torch.int64), "group_index", "has 8192 at most"),
+    Case(torch.zeros(0, dtype=torch.int64), "group_index", "is not empty on Ascend 950", soc=A5),
+    Case(torch.tensor([3, -1]), "group_index", "values are not negative"),
     Case(
-        "group_index int32",
-        {"group_index": torch.tensor([1], dtype=torch.int32)},
-        "group_index",
-        "dtype is one of int64",
-    ),
-    Case(
-        "group_index 2-D", {"group_index": torch.tensor([[1]])}, "group_index", "has 1 dimensions"
-    ),
-    Case("limit 0", {"limit": 0.0}, "limit", "is positive"),
-    Case(
-        "8193 groups",
-        {"group_index": torch.zeros(8193, dtype=torch.int64)},
-        "group_index",
-        "has 8192 at most",
-    ),
-    Case(
-        "no groups on 950",
-        {"group_index": torch.zeros(0, dtype=torch.int64)},
-        "group_index",
-        "is not empty on Ascend 950",
-        A5,
-    ),
-    Case(
-        "negative group",
-        {"group_index": torch.tensor([3, -1])},
-        "group_index",
-        "values are not negative",
-    ),
-    Case(
-        "group_index with dim 0",
         {"group_index": torch.tensor([1]), "dim": 0, "y": torch.empty(2, 64, dtype=BF16)},
         "group_index",
         "2-D x split along its last",
     ),
-    Case(
-        "group_index too large",
-        {"group_index": torch.tensor([3, 3])},
-        "group_index",
-        "its sum is in [0, 4]",
-    ),
+    Case(torch.tensor([3, 3]), "group_index", "its sum is in [0, 4]"),
 ]
-GEGLU = [Case("approximate", {"approximate": 2}, "approximate", "is one of 0, 1")]
+GEGLU = [Case(2, "approximate", "is one of 0, 1")]
 FAST = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case("int32", {"x": torch.ones(4, 8, dtype=torch.int32)}, "self", "dtype is one of float16"),
-    Case("9-D", {"x": torch.ones([1] * 9)}, "self", "has 0 to 8 dimensions"),
-    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "self", "storage format is ND"),
+    Case({}, "product", "exists on", soc=P310),
+    Case({"x": torch.ones(4, 8, dtype=torch.int32)}, "self", "dtype is one of float16"),
+    Case({"x": torch.ones([1] * 9)}, "self", "has 0 to 8 dimensions"),
+    Case({"x": lambda t: View(t, 29)}, "self", "storage format is ND"),
 ]
 
 
 def fast_call():
     return dict(x=torch.randn(4, 8).to(BF16), y=torch.empty(4, 8, dtype=BF16))
-
-
-@pytest.mark.parametrize("case", SWIGLU, ids=ids(SWIGLU))
-def test_swiglu_refuses(case):
-    refused(swiglu, swiglu_call, case, "npu_swiglu")
-
-
-@pytest.mark.parametrize("case", CLIPPED, ids=ids(CLIPPED))
-def test_clipped_swiglu_refuses(case):
-    refused(clipped_swiglu, clipped_call, case, "npu_clipped_swiglu")
-
-
-@pytest.mark.parametrize("case", GEGLU, ids=ids(GEGLU))
-def test_geglu_refuses(case):
-    refused(geglu, geglu_call, case, "npu_geglu")
-
-
-@pytest.mark.parametrize("case", FAST, ids=ids(FAST))
-def test_fast_gelu_refuses(case):
-    refused(fast_gelu, fast_call, case, "npu_fast_gelu")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -311,19 +227,14 @@ def quant_call(dtype=BF16):
 
 
 QUANT = [
-    Case("bfloat16 on 310P", {}, "x", "dtype is one of float16 (", P310),
-    Case("16 on 310P", {}, "x", "the last dimension is a multiple of 32", P310, dict(dtype=F16)),
-    Case("float32", {"x": torch.randn(6, 16)}, "x", "dtype is one of float16, bfloat16"),
-    Case("1-D", {"x": torch.randn(16).to(BF16)}, "x", "more than 1 dimension"),
-    Case("NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
-    Case("smooth dtype", {"smooth": torch.ones(16)}, "smooth_scales", "dtype equals that of x"),
-    Case("smooth shape", {"smooth": torch.ones(8, dtype=BF16)}, "smooth_scales", "shape is (16,)"),
+    Case({}, "x", "dtype is one of float16 (", soc=P310),
+    Case({}, "x", "the last dimension is a multiple of 32", dict(dtype=F16), P310),
+    Case(torch.randn(6, 16), "x", "dtype is one of float16, bfloat16"),
+    Case(torch.randn(16).to(BF16), "x", "more than 1 dimension"),
+    Case(lambda t: View(t, 29), "x", "storage format is ND"),
+    Case({"smooth": torch.ones(16)}, "smooth_scales", "dtype equals that of x"),
+    Case({"smooth": torch.ones(8, dtype=BF16)}, "smooth_scales", "shape is (16,)"),
 ]
-
-
-@pytest.mark.parametrize("case", QUANT, ids=ids(QUANT))
-def test_dynamic_quant_refuses(case):
-    refused(dynamic_quant, quant_call, case, "npu_dynamic_quant")
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
@@ -363,30 +274,22 @@ def sampling_call(dtype=F32):
 
 
 SAMPLING = [
-    Case("on 310P", {}, "product", "exists on", P310),
+    Case({}, "product", "exists on", soc=P310),
+    Case(torch.ones(3, 50, dtype=torch.int32), "logits", "dtype is one of"),
+    Case(torch.ones(50), "logits", "has 2 dimensions"),
+    Case({"p": None, "k": None}, "p", "not both None"),
+    Case(torch.ones(3, dtype=F16), "p", "dtype equals that of logits"),
+    Case(torch.ones(1), "p", "shape is (3,)"),
+    Case(torch.tensor([0.5, 1.5, 1.0]), "p", "values lie in [0, 1]"),
+    Case(torch.ones(3, dtype=torch.int64), "k", "dtype is one of int32"),
+    Case(torch.ones(2, dtype=torch.int32), "k", "shape is (3,)"),
+    Case(torch.zeros(3, dtype=torch.int32), "k", "values lie in [1, 50]"),
     Case(
-        "logits int", {"logits": torch.ones(3, 50, dtype=torch.int32)}, "logits", "dtype is one of"
-    ),
-    Case("logits 1-D", {"logits": torch.ones(50)}, "logits", "has 2 dimensions"),
-    Case("neither p nor k", {"p": None, "k": None}, "p", "not both None"),
-    Case("p dtype", {"p": torch.ones(3, dtype=F16)}, "p", "dtype equals that of logits"),
-    Case("p shape", {"p": torch.ones(1)}, "p", "shape is (3,)"),
-    Case("p above 1", {"p": torch.tensor([0.5, 1.5, 1.0])}, "p", "values lie in [0, 1]"),
-    Case("k int64", {"k": torch.ones(3, dtype=torch.int64)}, "k", "dtype is one of int32"),
-    Case("k shape", {"k": torch.ones(2, dtype=torch.int32)}, "k", "shape is (3,)"),
-    Case("k 0", {"k": torch.zeros(3, dtype=torch.int32)}, "k", "values lie in [1, 50]"),
-    Case(
-        "k above 1024",
         {"k": torch.full((3,), 1025, dtype=torch.int32), "logits": torch.randn(3, 2000)},
         "k",
         "values lie in [1, 1024]",
     ),
 ]
-
-
-@pytest.mark.parametrize("case", SAMPLING, ids=ids(SAMPLING))
-def test_top_k_top_p_refuses(case):
-    refused(top_k_top_p, sampling_call, case, "npu_top_k_top_p")
 
 
 def test_top_k_top_p_values():
@@ -421,20 +324,30 @@ def bitmask_call():
 
 
 BITMASK = [
-    Case(
-        "logits int", {"logits": torch.ones(2, 50, dtype=torch.int32)}, "logits", "dtype is one of"
-    ),
-    Case("logits 1-D", {"logits": torch.ones(50)}, "logits", "has 2 dimensions"),
-    Case("mask int64", {"bitmask": torch.ones(2, 2, dtype=torch.int64)}, "bitmask", "int32"),
-    Case(
-        "mask shape", {"bitmask": torch.ones(2, 1, dtype=torch.int32)}, "bitmask", "shape is (2, 2)"
-    ),
+    Case(torch.ones(2, 50, dtype=torch.int32), "logits", "dtype is one of"),
+    Case(torch.ones(50), "logits", "has 2 dimensions"),
+    Case(torch.ones(2, 2, dtype=torch.int64), "bitmask", "int32"),
+    Case(torch.ones(2, 1, dtype=torch.int32), "bitmask", "shape is (2, 2)"),
 ]
 
 
-@pytest.mark.parametrize("case", BITMASK, ids=ids(BITMASK))
-def test_token_bitmask_refuses(case):
-    refused(apply_token_bitmask, bitmask_call, case, "npu::apply_token_bitmask")
+OPERATORS = (
+    Operator("npu_rms_norm", rms_norm, norm_call, NORM),
+    Operator("npu_add_rms_norm", add_rms_norm, add_call, ADD),
+    Operator("npu_gemma_rms_norm", gemma_rms_norm, norm_call, GEMMA),
+    Operator("npu_swiglu", swiglu, swiglu_call, SWIGLU),
+    Operator("npu_clipped_swiglu", clipped_swiglu, clipped_call, CLIPPED),
+    Operator("npu_geglu", geglu, geglu_call, GEGLU),
+    Operator("npu_fast_gelu", fast_gelu, fast_call, FAST),
+    Operator("npu_dynamic_quant", dynamic_quant, quant_call, QUANT),
+    Operator("npu_top_k_top_p", top_k_top_p, sampling_call, SAMPLING),
+    Operator("npu::apply_token_bitmask", apply_token_bitmask, bitmask_call, BITMASK),
+)
+
+
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 def test_token_bitmask_values():

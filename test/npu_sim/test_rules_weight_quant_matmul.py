@@ -4,7 +4,8 @@ values.
 
 import pytest
 import torch
-from rule_cases import A2, A3, A5, P310, Case, ids, on, refused
+from rule_cases import A2, A3, A5, P310, Case, Operator, every_case, on, refused
+from torch import Tensor
 
 from npu_sim.operators.int4_pack import convert_weight_to_int4pack
 from npu_sim.operators.rules import OperatorMissing
@@ -54,287 +55,135 @@ def operator(values=None, **arguments):
 
 
 def of_weight(change):
-    return lambda c: View(change(c["weight"].t), c["weight"].format)
+    return lambda w: View(change(w.t), w.format)
 
 
 NZ = dict(fmt=29)
 CASES = [
-    Case("x float32", {"x": lambda c: c["x"].float()}, "x", "dtype is one of float16, bfloat16"),
+    Case(Tensor.float, "x", "dtype is one of float16, bfloat16"),
+    Case({"group": 0}, "x", "dtype is one of float16", dict(group=0, int4=False), P310),
+    Case(of_weight(Tensor.long), "weight", "dtype is one of int8, int32"),
+    Case({}, "weight", "dtype is one of int8", dict(group=0, dtype=F16), P310),
     Case(
-        "x bfloat16 on 310P",
-        {"group": 0},
-        "x",
-        "dtype is one of float16",
-        P310,
-        dict(group=0, int4=False),
-    ),
-    Case(
-        "weight int64",
-        {"weight": of_weight(lambda w: w.long())},
-        "weight",
-        "dtype is one of int8, int32",
-    ),
-    Case("int4 on 310P", {}, "weight", "dtype is one of int8", P310, dict(group=0, dtype=F16)),
-    Case(
-        "quant_scale on 310P",
-        {"quant_scale": torch.ones(64)},
+        torch.ones(64),
         "quant_scale",
         "not supported on 310P",
-        P310,
         dict(group=0, dtype=F16, int4=False),
+        P310,
     ),
+    Case(Tensor.long, "antiquant_scale", "64-bit scales need float16 x"),
+    Case(Tensor.half, "antiquant_scale", "dtype equals that of x"),
+    Case(Tensor.float, "antiquant_scale", "dtype equals that of x"),
+    Case(Tensor.int, "antiquant_offset", "dtype equals that of antiquant_scale"),
+    Case(torch.ones(64, dtype=BF16), "bias", "dtype is torch.float32"),
+    Case(torch.ones(64), "bias", "dtype is torch.float16", dict(dtype=F16)),
+    Case(torch.ones(64, dtype=F16), "bias", "dtype is torch.float32", soc=A5),
+    Case(torch.empty(3, 64), "y", "dtype equals that of x"),
+    Case(lambda t: View(t, 29), "x", "storage format is ND"),
+    Case(lambda t: View(t, 29), "antiquant_scale", "storage format is ND"),
+    Case(lambda t: t.t().contiguous().t(), "x", "not transposed on Ascend 950", soc=A5),
     Case(
-        "64-bit scale with bfloat16",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].long()},
-        "antiquant_scale",
-        "64-bit scales need float16 x",
-    ),
-    Case(
-        "scale dtype",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].half()},
-        "antiquant_scale",
-        "dtype equals that of x",
-    ),
-    Case(
-        "scale float32",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].float()},
-        "antiquant_scale",
-        "dtype equals that of x",
-    ),
-    Case(
-        "offset dtype",
-        {"antiquant_offset": lambda c: c["antiquant_offset"].int()},
-        "antiquant_offset",
-        "dtype equals that of antiquant_scale",
-    ),
-    Case("bias bfloat16", {"bias": torch.ones(64, dtype=BF16)}, "bias", "dtype is torch.float32"),
-    Case(
-        "bias float32 with float16",
-        {"bias": torch.ones(64)},
-        "bias",
-        "dtype is torch.float16",
-        A2,
-        dict(dtype=F16),
-    ),
-    Case(
-        "bias float16 with bfloat16 on 950",
-        {"bias": torch.ones(64, dtype=F16)},
-        "bias",
-        "dtype is torch.float32",
-        A5,
-    ),
-    Case("y dtype", {"y": torch.empty(3, 64)}, "y", "dtype equals that of x"),
-    Case("x in NZ", {"x": lambda c: View(c["x"], 29)}, "x", "storage format is ND"),
-    Case(
-        "scale in NZ",
-        {"antiquant_scale": lambda c: View(c["antiquant_scale"], 29)},
-        "antiquant_scale",
-        "storage format is ND",
-    ),
-    Case(
-        "x transposed on 950",
-        {"x": lambda c: c["x"].t().contiguous().t()},
-        "x",
-        "not transposed on Ascend 950",
-        A5,
-    ),
-    Case(
-        "scale of one row on 310P",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].view(1, -1)},
+        lambda t: t.view(1, -1),
         "antiquant_scale",
         "shape is (1,) or (1, 1) or (64,)",
-        P310,
         dict(dtype=F16, int4=False, group=0),
+        P310,
     ),
     Case(
-        "too many elements per tensor on 310P",
         {
-            "x": lambda c: torch.empty(4_000_001, 128, dtype=F16),  # never touched
+            "x": lambda t: torch.empty(4000001, 128, dtype=F16),
             "antiquant_scale": torch.ones(1, dtype=F16),
             "antiquant_offset": None,
         },
         "x",
         "at most 512000000 elements",
-        P310,
         dict(dtype=F16, int4=False, group=0),
+        P310,
     ),
     Case(
-        "scale of every other channel",
         {"antiquant_scale": torch.ones(128, dtype=F16)[::2], "antiquant_offset": None},
         "antiquant_scale",
         "must be contiguous",
-        A2,
         dict(dtype=F16, int4=False, group=0),
     ),
-    Case("x 3-D", {"x": lambda c: c["x"][None]}, "x", "has 2 dimensions"),
-    Case("x 1-D", {"x": lambda c: c["x"][0]}, "x", "has 2 dimensions"),
-    Case("weight 3-D", {"weight": of_weight(lambda w: w[None])}, "weight", "has 2 dimensions"),
-    Case("x empty", {"x": lambda c: c["x"][:0]}, "x", "empty tensors"),
+    Case(lambda t: t[None], "x", "has 2 dimensions"),
+    Case(lambda t: t[0], "x", "has 2 dimensions"),
+    Case(of_weight(lambda w: w[None]), "weight", "has 2 dimensions"),
+    Case(lambda t: t[:0], "x", "empty tensors"),
+    Case(torch.randn(3, 256).to(BF16)[:, ::2], "x", "contiguous or a transposed view"),
     Case(
-        "x strided",
-        {"x": torch.randn(3, 256).to(BF16)[:, ::2]},
-        "x",
-        "contiguous or a transposed view",
-    ),
-    Case(
-        "weight strided",
-        {"weight": lambda c: torch.zeros(128, 16, dtype=torch.int32)[:, ::2]},
+        lambda t: torch.zeros(128, 16, dtype=torch.int32)[:, ::2],
         "weight",
         "contiguous or a transposed view",
     ),
     Case(
-        "int4 (1, 8) transposed",
         {"weight": torch.zeros(8, 1, dtype=torch.int32).t(), "x": torch.zeros(3, 8, dtype=BF16)},
         "weight",
         "taken for another K",
     ),
-    Case("K mismatch", {"x": lambda c: c["x"][:, :64].contiguous()}, "weight", "its K is 64"),
+    Case({"x": lambda t: t[:, :64].contiguous()}, "weight", "its K is 64"),
     Case(
-        "K too large",
         {"x": torch.zeros(1, 65536, dtype=BF16), "weight": torch.zeros(65536, 8, dtype=torch.int8)},
         "x",
         "K is in [1, 65535]",
     ),
+    Case(torch.zeros(128, 65536, dtype=torch.int8), "weight", "N is in [1, 65535]"),
+    Case(torch.zeros(128, 65536, dtype=BF16).t(), "x", "M is in [1, 65535] where x is transposed"),
+    Case(torch.empty(3, 32, dtype=BF16), "y", "shape is (3, 64)"),
+    Case(torch.empty(64, 3, dtype=BF16).t(), "y", "must be contiguous"),
     Case(
-        "N too large",
-        {"weight": torch.zeros(128, 65536, dtype=torch.int8)},
-        "weight",
-        "N is in [1, 65535]",
-    ),
-    Case(
-        "M too large where x is transposed",
-        {"x": torch.zeros(128, 65536, dtype=BF16).t()},
-        "x",
-        "M is in [1, 65535] where x is transposed",
-    ),
-    Case("y shape", {"y": torch.empty(3, 32, dtype=BF16)}, "y", "shape is (3, 64)"),
-    Case("y strided", {"y": torch.empty(64, 3, dtype=BF16).t()}, "y", "must be contiguous"),
-    Case(
-        "group on 310P",
         {},
         "antiquant_group_size",
         "310P has no per-group",
-        P310,
         dict(group=32, dtype=F16, int4=False),
+        P310,
     ),
-    Case("group 16", {"group": 16}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
-    Case("group 48", {"group": 48}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
-    Case("group K", {"group": 128}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
-    Case("group beyond K", {"group": 160}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
-    Case("group negative", {"group": -32}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case({"group": 16}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case({"group": 48}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case({"group": 128}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case({"group": 160}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case({"group": -32}, "antiquant_group_size", "multiple of 32 in [32, K-1]"),
+    Case(lambda t: t[:2], "antiquant_scale", "shape is (4, 64)"),
+    Case(lambda t: t[:2], "antiquant_scale", "shape is (3, 64)", dict(k=160, group=64)),
     Case(
-        "scale shape",
-        {"antiquant_scale": lambda c: c["antiquant_scale"][:2]},
-        "antiquant_scale",
-        "shape is (4, 64)",
-    ),
-    Case(
-        "scale of a ragged K",
-        {"antiquant_scale": lambda c: c["antiquant_scale"][:2]},
-        "antiquant_scale",
-        "shape is (3, 64)",
-        A2,
-        dict(k=160, group=64),
-    ),
-    Case(
-        "per-channel scale shape",
-        {"antiquant_scale": lambda c: c["antiquant_scale"][:, :32]},
+        lambda t: t[:, :32],
         "antiquant_scale",
         "shape is (1,) or (1, 1) or (64,) or (1, 64)",
-        A2,
         dict(group=0),
     ),
+    Case(lambda t: t[:1], "antiquant_offset", "shape is (4, 64)"),
+    Case(lambda t: t.t().contiguous().t(), "antiquant_scale", "contiguous, as weight is"),
     Case(
-        "offset shape",
-        {"antiquant_offset": lambda c: c["antiquant_offset"][:1]},
-        "antiquant_offset",
-        "shape is (4, 64)",
-    ),
-    Case(
-        "scale transposed beside a plain weight",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].t().contiguous().t()},
-        "antiquant_scale",
-        "contiguous, as weight is",
-    ),
-    Case(
-        "scale plain beside a transposed weight",
-        {"antiquant_scale": lambda c: c["antiquant_scale"].contiguous()},
+        Tensor.contiguous,
         "antiquant_scale",
         "a transposed view, as weight is",
-        A2,
         dict(transposed=True),
     ),
     Case(
-        "offset plain beside a transposed weight",
-        {"antiquant_offset": lambda c: c["antiquant_offset"].contiguous()},
+        Tensor.contiguous,
         "antiquant_offset",
         "a transposed view, as weight is",
-        A2,
         dict(transposed=True),
     ),
-    Case("bias shape", {"bias": torch.ones(32)}, "bias", "shape is (64,) or (1, 64)"),
-    Case("bias strided", {"bias": torch.ones(128)[::2]}, "bias", "must be contiguous"),
-    Case("inner_precise", {"inner_precise": 5}, "inner_precise", "is one of 0, 1"),
-    Case("NZ unaligned", {}, "weight", "tiles of 16 x 64", A2, dict(n=72, **NZ)),
+    Case(torch.ones(32), "bias", "shape is (64,) or (1, 64)"),
+    Case(torch.ones(128)[::2], "bias", "must be contiguous"),
+    Case(5, "inner_precise", "is one of 0, 1"),
+    Case({}, "weight", "tiles of 16 x 64", dict(n=72, **NZ)),
+    Case({}, "weight", "int4 only on Ascend 950", dict(int4=False, group=0, **NZ), A5),
+    Case({}, "weight", "int8 per group: not documented", dict(int4=False, **NZ)),
     Case(
-        "NZ int8 on 950",
-        {},
-        "weight",
-        "int4 only on Ascend 950",
-        A5,
-        dict(int4=False, group=0, **NZ),
-    ),
-    Case(
-        "NZ int8 per group",
-        {},
-        "weight",
-        "int8 per group: not documented",
-        A2,
-        dict(int4=False, **NZ),
-    ),
-    Case(
-        "NZ int4 per tensor",
         {"antiquant_scale": torch.ones(1, dtype=BF16), "antiquant_offset": None},
         "antiquant_scale",
         "never per tensor",
-        A2,
         dict(group=0, **NZ),
     ),
-    Case(
-        "NZ int4 per channel not transposed",
-        {},
-        "weight",
-        "per channel is transposed",
-        A2,
-        dict(group=0, **NZ),
-    ),
-    Case(
-        "NZ int4 per group transposed",
-        {},
-        "weight",
-        "neither x nor weight transposed",
-        A2,
-        dict(group=64, transposed=True, **NZ),
-    ),
-    Case(
-        "NZ int4 groups of 32",
-        {},
-        "antiquant_group_size",
-        "takes 64 or 128",
-        A2,
-        dict(group=32, **NZ),
-    ),
-    Case("NZ in a single call", {}, "weight", "graph mode", A2, dict(group=64, **NZ)),
-    Case("NZ on A3", {}, "weight", "graph mode", A3, dict(group=128, k=256, **NZ)),
-    Case(
-        "NZ int4 K not in groups", {}, "weight", "multiple of 64", A2, dict(k=160, group=64, **NZ)
-    ),
+    Case({}, "weight", "per channel is transposed", dict(group=0, **NZ)),
+    Case({}, "weight", "neither x nor weight transposed", dict(group=64, transposed=True, **NZ)),
+    Case({}, "antiquant_group_size", "takes 64 or 128", dict(group=32, **NZ)),
+    Case({}, "weight", "graph mode", dict(group=64, **NZ)),
+    Case({}, "weight", "graph mode", dict(group=128, k=256, **NZ), A3),
+    Case({}, "weight", "multiple of 64", dict(k=160, group=64, **NZ)),
 ]
-
-
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
-def test_refuses(case):
-    refused(operator, call, case, NAME)
 
 
 def expected(c, group):
@@ -414,8 +263,8 @@ def test_nz_and_v2_v3_entry_points():
         with on(soc):
             entry(*positional(c), *extra, c["y"])
         assert torch.allclose(c["y"].double(), expected(c, 64), rtol=2e-2, atol=2e-1)
-    case = Case("", {}, "weight", "takes FRACTAL_NZ")
-    refused(lambda **a: nz(*positional(a), a["y"]), call, case, NAME)
+    case = Case({}, "weight", "takes FRACTAL_NZ")
+    refused(Operator(NAME, lambda **a: nz(*positional(a), a["y"]), call, ()), case)
 
 
 @pytest.mark.parametrize(
@@ -435,44 +284,28 @@ def weight_call(rows=4, columns=16):
 
 
 PACK_CASES = [
-    Case("on 310P", {}, "product", "exists on", P310),
-    Case(
-        "int8", {"weight": lambda c: c["weight"].to(torch.int8)}, "weight", "dtype is one of int32"
-    ),
-    Case("1-D", {"weight": lambda c: c["weight"][0]}, "weight", "has 2 dimensions"),
-    Case("3-D", {"weight": lambda c: c["weight"][None]}, "weight", "has 2 dimensions"),
-    Case("empty", {"weight": torch.empty(0, 8, dtype=torch.int32)}, "weight", "empty tensors"),
-    Case(
-        "strided",
-        {"weight": torch.zeros(16, 8, dtype=torch.int32).t()},
-        "weight",
-        "must be contiguous",
-    ),
-    Case(
-        "columns not in eights",
-        {"weight": torch.zeros(4, 12, dtype=torch.int32)},
-        "weight",
-        "multiple of 8",
-    ),
-    Case(
-        "value 8",
-        {"weight": torch.full((2, 8), 8, dtype=torch.int32)},
-        "weight",
-        "values lie in [-8, 7]",
-    ),
-    Case(
-        "value -9",
-        {"weight": torch.full((2, 8), -9, dtype=torch.int32)},
-        "weight",
-        "values lie in [-8, 7]",
-    ),
-    Case("inner_k_tiles", {"inner_k_tiles": 1}, "inner_k_tiles", "it is 0"),
+    Case({}, "product", "exists on", soc=P310),
+    Case(lambda t: t.to(torch.int8), "weight", "dtype is one of int32"),
+    Case(lambda t: t[0], "weight", "has 2 dimensions"),
+    Case(lambda t: t[None], "weight", "has 2 dimensions"),
+    Case(torch.empty(0, 8, dtype=torch.int32), "weight", "empty tensors"),
+    Case(torch.zeros(16, 8, dtype=torch.int32).t(), "weight", "must be contiguous"),
+    Case(torch.zeros(4, 12, dtype=torch.int32), "weight", "multiple of 8"),
+    Case(torch.full((2, 8), 8, dtype=torch.int32), "weight", "values lie in [-8, 7]"),
+    Case(torch.full((2, 8), -9, dtype=torch.int32), "weight", "values lie in [-8, 7]"),
+    Case(1, "inner_k_tiles", "it is 0"),
 ]
 
 
-@pytest.mark.parametrize("case", PACK_CASES, ids=ids(PACK_CASES))
-def test_pack_refuses(case):
-    refused(convert_weight_to_int4pack, weight_call, case, "npu_convert_weight_to_int4pack")
+OPERATORS = (
+    Operator(NAME, operator, call, CASES),
+    Operator("npu_convert_weight_to_int4pack", convert_weight_to_int4pack, weight_call, PACK_CASES),
+)
+
+
+@every_case(OPERATORS)
+def test_refuses(operator, case):
+    refused(operator, case)
 
 
 def test_pack_low_nibble_first():
