@@ -47,25 +47,15 @@ def reference(q, k, v, scale, visible, sink=None):
     return out, lse
 
 
-# ---------------------------------------------------------------- fused
+def laid_out(x, layout):
+    """(B, S, N, D) in another layout."""
+    return {"BSH": x.flatten(2), "BSND": x}.get(layout, x.transpose(1, 2).contiguous())
+
+
 def call(
-    layout="BSND",
-    b=2,
-    s=4,
-    kv=7,
-    n=4,
-    nk=2,
-    d=16,
-    dv=None,
-    dtype=BF16,
-    paged=0,
-    lengths=None,
-    q_lengths=None,
-    sparse=0,
-    mask=None,
-    heads_first=False,
-    lse=False,
-):
+    layout="BSND", b=2, s=4, kv=7, n=4, nk=2, d=16, dv=None, dtype=BF16, paged=0, lengths=None,
+    q_lengths=None, sparse=0, mask=None, heads_first=False, lse=False,
+):  # fmt: skip
     """A right call.
 
     paged: block size, 0 for whole keys.  The dense keys of each sequence are under 'sequences',
@@ -74,7 +64,9 @@ def call(
     generator = torch.Generator().manual_seed(7)
     dv = dv or d
     rand = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    nans = lambda *shape: torch.full(shape, torch.nan).to(dtype)  # noqa: E731
     lengths = lengths or [kv] * b
+    counts = q_lengths or [s] * b
     keys, values = (
         [rand(length, nk, d) for length in lengths],
         [rand(length, nk, dv) for length in lengths],
@@ -84,7 +76,7 @@ def call(
         per = max(-(-length // paged) for length in lengths)
         blocks = b * per + 1
         table = torch.randperm(blocks, generator=generator)[: b * per].view(b, per).to(I32)
-        pages = [torch.full((blocks, paged, nk, w), torch.nan).to(dtype) for w in (d, dv)]
+        pages = [nans(blocks, paged, nk, w) for w in (d, dv)]
         for i in range(b):
             for page, whole in zip(pages, (keys[i], values[i]), strict=False):
                 for j in range(lengths[i]):
@@ -97,44 +89,21 @@ def call(
     else:
         most = max(lengths)
         key, value = (
-            torch.stack(
-                [
-                    torch.cat((w, torch.full((most - len(w), *w.shape[1:]), torch.nan).to(dtype)))
-                    for w in ws
-                ]
+            laid_out(
+                torch.stack([torch.cat((w, nans(most - len(w), *w.shape[1:]))) for w in ws]), layout
             )
             for ws in (keys, values)
         )
-        key, value = (
-            {"BSH": lambda x: x.flatten(2), "BSND": lambda x: x}.get(
-                layout, lambda x: x.transpose(1, 2).contiguous()
-            )(key),
-            {"BSH": lambda x: x.flatten(2), "BSND": lambda x: x}.get(
-                layout, lambda x: x.transpose(1, 2).contiguous()
-            )(value),
-        )
     if layout == "TND":
-        counts = q_lengths or [s] * b
         queries = [rand(c, n, d) for c in counts]
         query, q_len = torch.cat(queries), torch.tensor(counts).cumsum(0).tolist()
-        out, lse_shape = torch.full((sum(counts), n, dv), torch.nan).to(dtype), (sum(counts), n, 1)
+        out, lse_shape = nans(sum(counts), n, dv), (sum(counts), n, 1)
         kv_len = lengths if paged else torch.tensor(lengths).cumsum(0).tolist()
     else:
         whole = rand(b, s, n, d)
-        counts = q_lengths or [s] * b
         queries = [whole[i, : counts[i]] for i in range(b)]
-        query = {"BSH": whole.flatten(2), "BSND": whole}.get(
-            layout, whole.transpose(1, 2).contiguous()
-        )
-        shape = {"BSH": (b, s, n * dv), "BSND": (b, s, n, dv), "BNSD_BSND": (b, s, n, dv)}.get(
-            layout, (b, n, s, dv)
-        )
-        out, lse_shape, q_len, kv_len = (
-            torch.full(shape, torch.nan).to(dtype),
-            (b, n, s, 1),
-            q_lengths,
-            lengths,
-        )
+        query, q_len, kv_len = laid_out(whole, layout), q_lengths, lengths
+        out, lse_shape = laid_out(nans(b, s, n, dv), layout.rpartition("_")[2]), (b, n, s, 1)
     return dict(
         query=query,
         keys=[key],
@@ -169,12 +138,8 @@ def one(name, change):
     return {name: lambda tensors: [change(tensors[0])]}
 
 
-PAGED, TND, TNDP, DECODE = (
-    dict(paged=128),
-    dict(layout="TND", d=128),
-    dict(layout="TND", d=128, paged=16),
-    dict(s=1, paged=16),
-)
+PAGED, DECODE = dict(paged=128), dict(s=1, paged=16)
+TND, TNDP = dict(layout="TND", d=128), dict(layout="TND", d=128, paged=16)
 SPARSE = dict(sparse=3, mask=CAUSAL)
 FUSED = (
     Case({}, "product", "exists on", soc=P310),
@@ -382,14 +347,8 @@ def outputs(c):
 def check(c, sparse=0, mask=None, before=INF, after=INF, sink=None):
     worst = 2e-2 if c["query"].dtype == BF16 else 3e-3
     for found, q, (k, v) in zip(outputs(c), c["queries"], c["sequences"], strict=False):
-        expected, _ = reference(
-            q,
-            k,
-            v,
-            c["scale"],
-            visible_of(sparse, mask, q.shape[0], k.shape[0], before, after),
-            sink,
-        )
+        visible = visible_of(sparse, mask, q.shape[0], k.shape[0], before, after)
+        expected, _ = reference(q, k, v, c["scale"], visible, sink)
         assert (found.double() - expected).abs().max() <= worst * max(1, expected.abs().max())
 
 
@@ -485,18 +444,8 @@ def test_sink_and_lse_and_single_lengths():
 def test_fused_entry_points_and_what_is_missing():
     c = call(s=1, paged=16)
     # the 32 optional arguments of v3 before the number of heads
-    head = [
-        c["query"],
-        c["keys"],
-        c["values"],
-        None,
-        None,
-        None,
-        c["kv_lengths"],
-        *[None] * 7,
-        c["block_table"],
-        *[None] * 12,
-    ]
+    head = [c["query"], c["keys"], c["values"], *[None] * 3, c["kv_lengths"], *[None] * 7]
+    head += [c["block_table"], *[None] * 12]
     numbers = [c["heads"], c["scale"], INF, INF, "BSND", c["kv_heads"], 0, 0, 16, 0, False, 0, 0]
     for entry, more, tail, own, others in (
         (v3, [], [], (A2, A3), (A5, P310, OLD)),

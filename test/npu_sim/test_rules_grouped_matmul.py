@@ -337,20 +337,8 @@ def test_two_int4_planes_make_int8_groups():
 
 def test_entry_points():
     c = call()
-    head = [
-        c[a]
-        for a in (
-            "x",
-            "weight",
-            "bias",
-            "scale",
-            "offset",
-            "antiquant_scale",
-            "antiquant_offset",
-            "per_token_scale",
-            "group_list",
-        )
-    ] + [None] * 3
+    names = "x weight bias scale offset antiquant_scale antiquant_offset per_token_scale group_list"
+    head = [c[name] for name in names.split()] + [None] * 3
     attributes = [2, 0, 0, 0]
     v4(*head, *attributes, c["y"], None, None)
     check(c, (2, 0, 5))
