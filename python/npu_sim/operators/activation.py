@@ -10,7 +10,6 @@ from torch.nn.functional import gelu, silu
 from .products import A5, P310, product
 from .registry import aclnn
 from .rules import BF16, F16, F32, I64, Rules
-from .view import view
 
 CLIPPED = "CANN aclnnClippedSwiglu.md"
 
@@ -36,7 +35,6 @@ def _halves(rule, argument, x, dim, y):
 @aclnn("aclnnSwiGlu", "tit")
 def swiglu(x, dim, y):
     """y = silu(A) * B, A and B the halves of x."""
-    x, y = view(x), view(y)
     rule = Rules("npu_swiglu", "torch_npu 2.13.0 documentation of npu_swiglu; CANN aclnnSwiGlu.md")
     a, b = _halves(rule, "self", x, dim, y)
     if product() == P310:
@@ -51,7 +49,7 @@ def clipped_swiglu(x, group_index, dim, alpha, limit, bias, interleaved, y):
 
     A and B alternate or are halves.
     """
-    x, groups, y = view(x), view(group_index), view(y)
+    groups = group_index
     rule = Rules("npu_clipped_swiglu", "torch_npu 2.13.0 documentation of npu_clipped_swiglu")
     rule.that(x.t.dim() > 1, "x", f"has more than 1 dimension (found shape {tuple(x.t.shape)})")
     rule.contiguous("x", x.t)
@@ -91,7 +89,6 @@ def clipped_swiglu(x, group_index, dim, alpha, limit, bias, interleaved, y):
 @aclnn("aclnnGeGluV3", "tiibtt")
 def geglu(x, dim, approximate, activate_left, y, y_gelu):
     """y = B gelu(A): A is the left half with activate_left, else the right one."""
-    x, y, y_gelu = view(x), view(y), view(y_gelu)
     rule = Rules("npu_geglu", "torch_npu 2.13.0 documentation of npu_geglu")
     left, right = _halves(rule, "self", x, dim, y)
     rule.one_of("approximate", approximate, 0, 1)
@@ -104,7 +101,6 @@ def geglu(x, dim, approximate, activate_left, y, y_gelu):
 @aclnn("aclnnFastGelu", "tt")
 def fast_gelu(x, y):
     """x / (1 + exp(-1.702 x)): the formula of A2 and A3."""
-    x, y = view(x), view(y)
     rule = Rules("npu_fast_gelu", "torch_npu 2.13.0 documentation of npu_fast_gelu")
     rule.dtype("self", x.t, *_floats())
     rule.ndim("self", x.t, 0, 8)

@@ -22,21 +22,19 @@ from __future__ import annotations
 from .attend import attend, causal, gather_pages
 from .cache import store
 from .rules import BF16, F16, I8, I32, Rules
-from .view import view
+from .view import viewed
 
 PAGED = "ATB paged_attention_operation.cpp"
 PREFIX = "ATB self_attention_operation.cpp, PREFIX_ENCODER"
 CACHE = "ATB reshape_and_cache_operation.cpp"
 
 
+@viewed
 def reshape_and_cache(key, value, key_cache, value_cache, slot_indices) -> None:
-    key, value, key_cache, value_cache, slots = map(
-        view, (key, value, key_cache, value_cache, slot_indices)
-    )
     rule = Rules("atb::_npu_reshape_and_cache", CACHE)
     rule.dtype("key", key.t, F16, BF16, I8)
-    rule.dtype("slot_indices", slots.t, I32)
-    store(rule, key, value, key_cache, value_cache, slots, "slot_indices")
+    rule.dtype("slot_indices", slot_indices.t, I32)
+    store(rule, key, value, key_cache, value_cache, slot_indices, "slot_indices")
 
 
 def _caches(rule, query_dtype, key_cache, value_cache, heads, kv_heads):
@@ -83,6 +81,7 @@ def _blocks(rule, table, i, length, pages):
     return table.t[i]
 
 
+@viewed
 def paged_attention(
     query,
     key_cache,
@@ -96,9 +95,7 @@ def paged_attention(
     *,
     workspace=None,
 ) -> None:
-    query, key_cache, value_cache, table, lengths, out = map(
-        view, (query, key_cache, value_cache, block_table, context_lens, out)
-    )
+    table, lengths = block_table, context_lens
     rule = Rules("atb::_npu_paged_attention", PAGED)
     rule.dtype("query", query.t, F16, BF16)
     rule.ndim("query", query.t, 3)
@@ -166,6 +163,7 @@ def _prefix_lengths(rule, queries, context) -> None:
         )
 
 
+@viewed
 def flash_attention_qlens(
     query,
     key_cache,
@@ -179,9 +177,7 @@ def flash_attention_qlens(
     scale_value,
     out,
 ) -> None:
-    query, key_cache, value_cache, table, mask, q_lengths, kv_lengths, out = map(
-        view, (query, key_cache, value_cache, block_table, mask, seq_len, context_lens, out)
-    )
+    table, q_lengths, kv_lengths = block_table, seq_len, context_lens
     rule = Rules("atb::_npu_flash_attention_qlens", PREFIX)
     rule.dtype("query", query.t, F16, BF16)
     rule.ndim("query", query.t, 2, 3)

@@ -8,13 +8,11 @@ from __future__ import annotations
 from .products import P310, product
 from .registry import aclnn
 from .rules import BF16, BOOL, F16, F32, I8, I32, I64, OperatorMissing, Rules
-from .view import view
 
 
 @aclnn("aclnnScatterNdUpdate", "ttt")
 def scatter_nd_update(target, indices, updates):
     """target[indices[.., 0], .., indices[.., a-1]] = updates[..]"""
-    target, indices, updates = map(view, (target, indices, updates))
     rule = Rules(
         "npu_scatter_nd_update_", "torch_npu 2.13.0 documentation of npu_scatter_nd_update_"
     )
@@ -65,9 +63,6 @@ def scatter_pa_kv_cache(
     value likewise, its dim may differ.
     """
     name = "npu_scatter_pa_kv_cache"
-    key, key_cache, slots, value, value_cache = map(
-        view, (key, key_cache, slots, value, value_cache)
-    )
     rule = Rules(name, "torch_npu 2.13.0 documentation of npu_scatter_pa_kv_cache")
     rule.that(
         cache_mode in (None, "Norm", "PA_NZ"),

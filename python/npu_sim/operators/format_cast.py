@@ -53,7 +53,7 @@ def check_format_cast(tensor, acl_format: int) -> None:
     rule.contiguous("self", v.t)
 
 
-@aclnn("aclnnNpuFormatCast", "tt")
+@aclnn("aclnnNpuFormatCast", "tt", views=False)
 def format_cast(source, target):
     """Ascend 950's cast;
 

@@ -21,7 +21,6 @@ import torch
 from .registry import aclnn
 from .rope import rotate
 from .rules import BF16, F16, F32, I64, OperatorMissing, Rules
-from .view import view
 
 NORM, TURNED = 512, 64
 
@@ -51,9 +50,6 @@ def kv_rmsnorm_rope_cache(
         raise OperatorMissing(name, f"cache_mode {mode!r}")
     if any(scale is not None for scale in (k_scale, ckv_scale, k_offset, ckv_offset)):
         raise OperatorMissing(name, "scales of int8 caches")
-    kv, gamma, cos, sin, index, k_cache, ckv_cache, k_out, ckv_out = map(
-        view, (kv, gamma, cos, sin, index, k_cache, ckv_cache, k_out, ckv_out)
-    )
     rule = Rules(name, "CANN aclnnKvRmsNormRopeCache.md")
     rule.dtype("kv", kv.t, F16, BF16)
     rule.ndim("kv", kv.t, 4)
@@ -97,7 +93,6 @@ def _cache_rules(rule, kv, index, k_cache, ckv_cache) -> None:
 
 @aclnn("aclnnTransposeBatchMatMul", "tttt" + "III" + "c" + "w" + "t")
 def transpose_batchmatmul(x1, x2, bias, scale, perm_x1, perm_x2, perm_y, _math, split, out):
-    x1, x2, out = map(view, (x1, x2, out))
     name = "npu_transpose_batchmatmul"
     if scale is not None or split != 1:
         raise OperatorMissing(name, "scale, batch_split_factor")

@@ -14,7 +14,7 @@ x and y of shrink (T, K) and (T, n R), A (L, n R, K); x and y of expand (T, n R)
 from __future__ import annotations
 
 from .rules import BF16, F16, F32, I32, Rules
-from .view import view
+from .view import viewed
 
 SHRINK = "sgl-kernel-npu csrc/lora/op_host/sgemmv_shrink.cpp"
 EXPAND = "sgl-kernel-npu csrc/lora/op_host/sgemmv_expand.cpp"
@@ -35,10 +35,8 @@ def _segments(rule, tokens, weight, indices, seg_lens, ranks):
         start += length
 
 
+@viewed
 def sgemmv_shrink(x, weight, indices, seg_lens, ranks, scales, y, n_slices=1) -> None:
-    x, weight, indices, seg_lens, ranks, scales, y = map(
-        view, (x, weight, indices, seg_lens, ranks, scales, y)
-    )
     rule = Rules("npu::sgemmv_shrink", SHRINK)
     rule.dtype("x", x.t, F16, BF16)
     rule.same_dtype("weight", weight.t, "x", x.t)
@@ -55,10 +53,8 @@ def sgemmv_shrink(x, weight, indices, seg_lens, ranks, scales, y, n_slices=1) ->
         y.t[rows, : n_slices * rank] = x.t[rows].float() @ a.T * scales.t[adapter].float()
 
 
+@viewed
 def sgemmv_expand(x, weight, indices, seg_lens, ranks, offsets, y) -> None:
-    x, weight, indices, seg_lens, ranks, offsets, y = map(
-        view, (x, weight, indices, seg_lens, ranks, offsets, y)
-    )
     rule = Rules("npu::sgemmv_expand", EXPAND)
     rule.dtype("y", y.t, F16, BF16)
     rule.same_dtype("weight", weight.t, "y", y.t)

@@ -14,7 +14,7 @@ from . import faults
 from .products import A5, P310, product
 from .registry import aclnn
 from .rules import BF16, BOOL, F16, F32, OperatorMissing, Rules
-from .view import view
+from .view import viewed
 
 DOC = "torch_npu 2.13.0 documentation of "
 
@@ -43,8 +43,8 @@ def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
     name = "npu_moe_gating_top_k_softmax"
     rule = Rules(name, f"{DOC}{name}; CANN aclnnMoeGatingTopKSoftmax.md")
     if product() == P310:
-        shape = tuple(view(x).t.shape)
-        rule.dtype("x", view(x).t, F16)
+        shape = tuple(x.t.shape)
+        rule.dtype("x", x.t, F16)
         rule.absent("finished", finished, "must not be given on 310P")
         rule.that(
             len(shape) == 2 and shape[1] % 16 == 0 and shape[1] <= 256,
@@ -52,10 +52,9 @@ def gating_top_k_softmax(x, finished, k, y, expert_idx, row_idx):
             f"shape is (T, E) with E a multiple of 16 up to 256 on 310P (found {shape})",
         )
     if product() == A5:
-        rule.range("x", "E on Ascend 950", view(x).t.shape[-1], 1, 2048)
+        rule.range("x", "E on Ascend 950", x.t.shape[-1], 1, 2048)
     values = _softmax_top_k(rule, x, finished, k, False, y, expert_idx)
     tokens = values.numel() // k
-    row_idx = view(row_idx)
     write(row_idx, torch.arange(tokens * k).view(k, tokens).t())
     if product() == P310:
         row_idx.t.zero_()
@@ -69,12 +68,11 @@ def gating_top_k_softmax_v2(x, finished, k, renorm, output_softmax, y, expert_id
     softmax_last = renorm == 1 and not faults.has(faults.TOP_K_RENORM)
     _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx)
     if output_softmax and not renorm:
-        write(view(softmax), view(x).t.float().softmax(-1))
+        write(softmax, x.t.float().softmax(-1))
 
 
 def _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx):
     """Finished rows get expert E."""
-    x, finished, y, expert_idx = map(view, (x, finished, y, expert_idx))
     rule.dtype("x", x.t, *floats())
     rule.ndim("x", x.t, 2, 3)
     rule.plain("x", x)
@@ -97,6 +95,7 @@ def _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx):
     return values
 
 
+@viewed
 def gating_top_k(
     x,
     bias,
@@ -118,7 +117,6 @@ def gating_top_k(
     experts chosen with the bias added, in the best groups; their weights without it, divided by
     their sum, scaled.
     """
-    x, bias, y, expert_idx, norm_out = map(view, (x, bias, y, expert_idx, norm_out))
     _gate_rules(x, bias, k, k_group, group_count, group_select_mode, renorm, norm_type)
     f = x.t.float()
     norm = f.sigmoid() if norm_type == 1 else f.softmax(-1)

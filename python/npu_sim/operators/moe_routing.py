@@ -17,7 +17,7 @@ from .moe_gating import DOC, floats, write
 from .products import A5, P310, product
 from .registry import aclnn
 from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules
-from .view import view
+from .view import viewed
 
 LARGEST_COUNT = 2**24
 
@@ -35,9 +35,7 @@ def init_routing(
     """The older interface: row_idx[t, j] = j T + t; expanded_row_idx[j T + t] is where token t went
     for its j-th expert.
     """
-    x, row_idx, expert_idx, ex, er, ee = map(
-        view, (x, row_idx, expert_idx, expanded_x, expanded_row_idx, expanded_expert_idx)
-    )
+    ex, er, ee = expanded_x, expanded_row_idx, expanded_expert_idx
     rule = Rules("npu_moe_init_routing", DOC + "npu_moe_init_routing")
     rule.dtype("x", x.t, *floats())
     rule.ndim("x", x.t, 2)
@@ -68,7 +66,7 @@ def init_routing(
 @aclnn("aclnnMoeComputeExpertTokens", "tit")
 def compute_expert_tokens(sorted_experts, num_expert, out):
     """out[e]: rows of experts 0 to e, in a sorted list of experts."""
-    s, out = view(sorted_experts), view(out)
+    s = sorted_experts
     rule = Rules("npu_moe_compute_expert_tokens", DOC + "npu_moe_compute_expert_tokens")
     rule.dtype("sorted_expert_for_source_row", s.t, I32)
     rule.ndim("sorted_expert_for_source_row", s.t, 1)
@@ -114,9 +112,7 @@ def init_routing_v3(
     expanded_row_idx, type 0: [t K + j] is where token t went for its j-th expert, -1 outside the
     range; type 1: [i] is t K + j of row i.
     """
-    x, expert_idx, scale, offset, ex, er, counts, es = map(
-        view, (x, expert_idx, scale, offset, expanded_x, expanded_row_idx, counts, expanded_scale)
-    )
+    ex, er, es = expanded_x, expanded_row_idx, expanded_scale
     name = "npu_moe_init_routing_v2"
     rule = Rules(name, DOC + name)
     _init_rules(rule, x, expert_idx, scale, active_num)
@@ -179,15 +175,13 @@ def _init_rules(rule, x, expert_idx, scale, active_num) -> None:
 
 
 # ---------------------------------------------------------------- finalize
+@viewed
 def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pad_mode, k, y):
     """y[t] = skip1[t] + skip2[t] + sum_j scales[t, j] (rows[row_idx(t, j)] + bias[experts[t, j]])
 
     drop_pad_mode 0: row_idx[j T + t]; 2: row_idx[t K + j].  1 and 3, which drop rows, are not
     simulated.
     """
-    rows, row_idx, skip1, skip2, bias, scales, experts, y = map(
-        view, (rows, row_idx, skip1, skip2, bias, scales, experts, y)
-    )
     name = "npu_moe_finalize_routing"
     # The wheel documents drop_pad_mode 0 alone; CANN's aclnnMoeFinalizeRoutingV2.md has 0 to 3,
     # SGLang 0.5.23 uses 2.
@@ -281,9 +275,6 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
 
     sorted_indices[t K + j] is where token t went for its j-th expert.
     """
-    tokens, indices, permuted, sorted_indices = map(
-        view, (tokens, indices, permuted, sorted_indices)
-    )
     rule = Rules("npu_moe_token_permute", DOC + "npu_moe_token_permute")
     rule.dtype("tokens", tokens.t, *((*floats(), I8) if product() == A5 else floats()))
     rule.ndim("tokens", tokens.t, 2)
@@ -316,7 +307,7 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
 @aclnn("aclnnMoeTokenUnpermute", "ttt" + "bI" + "t")
 def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out):
     """out[t] = sum_j probs[t, j] permuted[sorted_indices[t K + j]]"""
-    permuted, index, probs, out = map(view, (permuted, sorted_indices, probs, out))
+    index = sorted_indices
     rule = Rules("npu_moe_token_unpermute", DOC + "npu_moe_token_unpermute")
     rule.dtype("permuted_tokens", permuted.t, *floats())
     rule.ndim("permuted_tokens", permuted.t, 2)

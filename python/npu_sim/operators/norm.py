@@ -15,7 +15,6 @@ import torch
 from .products import P310, product
 from .registry import aclnn
 from .rules import BF16, F16, F32, Rules
-from .view import view
 
 RMS_DOC = "torch_npu 2.13.0 documentation of npu_rms_norm; CANN aclnnRmsNorm.md"
 ADD_DOC = "CANN aclnnAddRmsNorm.md; torch_npu 2.13.0 documentation of npu_add_rms_norm_cast"
@@ -55,14 +54,12 @@ def _norm(x, gamma, epsilon, y, rstd):
 
 @aclnn("aclnnRmsNorm", "ttdtt")
 def rms_norm(x, gamma, epsilon, y, rstd):
-    x, gamma, y, rstd = map(view, (x, gamma, y, rstd))
     _common(Rules("npu_rms_norm", RMS_DOC), x, gamma, y)
     _norm(x.t.float(), gamma.t.float(), epsilon, y, rstd)
 
 
 @aclnn("aclnnAddRmsNorm", "tttdttt")
 def add_rms_norm(x1, x2, gamma, epsilon, y, rstd, x):
-    x1, x2, gamma, y, rstd, x = map(view, (x1, x2, gamma, y, rstd, x))
     rule = Rules("npu_add_rms_norm", ADD_DOC)
     _common(rule, x1, gamma, y, "x1")
     rule.not_empty("x1", x1.t)
@@ -76,7 +73,6 @@ def add_rms_norm(x1, x2, gamma, epsilon, y, rstd, x):
 
 @aclnn("aclnnGemmaRmsNorm", "ttdtt")
 def gemma_rms_norm(x, gamma, epsilon, y, rstd):
-    x, gamma, y, rstd = map(view, (x, gamma, y, rstd))
     rule = Rules("npu_gemma_rms_norm", GEMMA_DOC)
     _common(rule, x, gamma, y)
     rule.not_empty("x", x.t)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from .products import OLD, P310, product
 from .registry import aclnn
 from .rules import BF16, F16, I8, OperatorMissing, Rules
-from .view import view
+from .view import viewed
 
 DOC = "torch_npu 2.13.0 documentation of npu_dynamic_quant; CANN aclnnDynamicQuant.md"
 ACL_INT8 = 2
 
 
+@viewed
 def dynamic_quant(x, smooth, group_index, y, scale):
-    x, smooth, y, scale = map(view, (x, smooth, y, scale))
     rule = Rules("npu_dynamic_quant", DOC)
     rule.dtype("x", x.t, *((F16,) if product() in (P310, OLD) else (F16, BF16)))
     rule.that(x.t.dim() > 1, "x", f"has more than 1 dimension (found shape {tuple(x.t.shape)})")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .view import viewed
+
 # aclnn name -> callable.  `callable.signature` says how the C arguments before workspace and
 # executor are to be read, one letter each:
 #   t tensor or null   T tensor list   I int array   F float array   s scalar   S string
@@ -11,10 +13,15 @@ from collections.abc import Callable
 OPERATORS: dict[str, Callable] = {}
 
 
-def aclnn(name: str, signature: str):
-    """Registers the decorated function as the aclnn entry point `name`."""
+def aclnn(name: str, signature: str, views: bool = True):
+    """Registers the decorated function as the aclnn entry point `name`.
+
+    views: it takes a View of each tensor, not what the dispatch passes.
+    """
 
     def register(function):
+        function = viewed(function) if views else function
+
         def entry(*arguments):
             return function(*arguments)
 

@@ -14,7 +14,6 @@ import torch
 from .products import A5, P310, product
 from .registry import aclnn
 from .rules import BF16, F16, F32, I32, I64, OperatorMissing, Rules
-from .view import view
 
 ROTARY_DOC = (
     "torch_npu 2.13.0 documentation of npu_rotary_mul; CANN aclnnRotaryPositionEmbedding.md"
@@ -38,7 +37,6 @@ def _floats():
 @aclnn("aclnnRotaryPositionEmbedding", "tttit")
 def rotary_mul(x, cos, sin, mode, y):
     """x (B, S, N, D) or another order; cos and sin the same, with 1 in the broadcast dimensions."""
-    x, cos, sin, y = map(view, (x, cos, sin, y))
     rule = Rules("npu_rotary_mul", ROTARY_DOC)
     rule.one_of("rotary_mode", mode, 0, 1)
     for argument, v in (("input", x), ("r1", cos), ("r2", sin)):
@@ -102,7 +100,7 @@ def rotary_mul_v2(x, cos, sin, mode, rotation, y):
 @aclnn("aclnnApplyRotaryPosEmbV2", "tttti" + "S")
 def apply_rotary_pos_emb(query, key, cos, sin, layout, rotary_mode):
     """In place.  layout 1 BSND (4-D), 4 TND (3-D)."""
-    q, k, cos, sin = map(view, (query, key, cos, sin))
+    q, k = query, key
     mode = rotary_mode.decode() if isinstance(rotary_mode, bytes) else rotary_mode
     rule = Rules("npu_apply_rotary_pos_emb", APPLY_DOC)
     if product() == A5:
@@ -148,7 +146,6 @@ def interleave_rope(x, cos, sin, y):
     """Pairs (2i, 2i+1) of x become a first half and a second half, then rotate as halves: x (B, N,
     S, 64), S = 1 or that of cos.
     """
-    x, cos, sin, y = map(view, (x, cos, sin, y))
     rule = Rules("npu_interleave_rope", "CANN interleave_rope_tiling.cpp")
     for argument, v in (("x", x), ("cos", cos), ("sin", sin)):
         rule.dtype(argument, v.t, F16, BF16)
@@ -171,9 +168,7 @@ def mrope(
     """positions (T,): plain rope; (3, T): one row a section.  query (T, heads * head_size); cache
     (positions, rotary_dim), cos then sin.
     """
-    positions, q, k, cache, q_out, k_out = map(
-        view, (positions, query, key, cache, query_out, key_out)
-    )
+    q, k, q_out, k_out = query, key, query_out, key_out
     section = list(mrope_section or [0, 0, 0])
     rule = Rules("npu_mrope", MROPE_DOC)
     rule.dtype("positions", positions.t, I32, I64)

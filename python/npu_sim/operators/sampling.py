@@ -14,14 +14,13 @@ import torch
 
 from .registry import aclnn
 from .rules import BF16, F16, F32, I32, Rules
-from .view import view
+from .view import viewed
 
 DOC = "torch_npu 2.13.0 documentation of npu_top_k_top_p"
 
 
 @aclnn("aclnnApplyTopKTopP", "tttt")
 def top_k_top_p(logits, p, k, out):
-    logits, p, k, out = map(view, (logits, p, k, out))
     rule = Rules("npu_top_k_top_p", DOC)
     rule.dtype("logits", logits.t, F16, BF16, F32)
     rule.ndim("logits", logits.t, 2)
@@ -46,9 +45,9 @@ def top_k_top_p(logits, p, k, out):
     out.t.copy_(torch.empty_like(values).scatter_(1, order, values))
 
 
+@viewed
 def apply_token_bitmask(logits, bitmask) -> None:
     """In place: logits[b, v] = -inf where bit v % 32 of bitmask[b, v // 32] is zero."""
-    logits, bitmask = view(logits), view(bitmask)
     # Its kernel is sgl-kernel-npu's, which states no rules; these are what SGLang 0.5.23's grammar
     # backends pass (constrained/xgrammar_backend.py, llguidance_backend.py).
     rule = Rules("npu::apply_token_bitmask", "SGLang 0.5.23 constrained/xgrammar_backend.py")

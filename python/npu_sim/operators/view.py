@@ -4,6 +4,8 @@ tagged them with.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +43,21 @@ def view(argument) -> View | None:
     if isinstance(argument, torch.Tensor):
         return View(argument)
     return View(argument.t, getattr(argument, "fmt", FORMAT_ND))
+
+
+def viewed(function: Callable) -> Callable:
+    """``function``, which is given a View of each tensor among its arguments."""
+
+    @functools.wraps(function)
+    def call(*arguments, **named):
+        seen = {name: _seen(value) for name, value in named.items()}
+        return function(*map(_seen, arguments), **seen)
+
+    return call
+
+
+def _seen(argument):
+    return view(argument) if hasattr(type(argument), "t") else argument
 
 
 def tensor(argument) -> torch.Tensor | None:
