@@ -12,17 +12,18 @@ missing_in(__name__)
 
 @device_kernel(
     "split_qkv_rmsnorm_rope",
-    "(Tensor qkv, Tensor sin, Tensor cos, int q_size, int kv_size, int head_dim, float eps, "
-    "Tensor? q_weight, Tensor? k_weight, "
-    "Tensor? q_bias, Tensor? k_bias, bool neox) -> (Tensor, Tensor, Tensor)",
+    "(Tensor input, Tensor sin, Tensor cos, int q_hidden_size, int kv_hidden_size, int head_dim, "
+    "float? eps=None, Tensor? q_weight=None, Tensor? k_weight=None, Tensor? q_bias=None, "
+    "Tensor? k_bias=None, bool is_neox_style=True) -> (Tensor, Tensor, Tensor)",
 )
-def _kernel(
-    qkv, sin, cos, q_size, kv_size, head_dim, eps, q_weight, k_weight, q_bias, k_bias, neox
-):
-    n = qkv.shape[0]
-    q, k, v = qkv.split([q_size, kv_size, kv_size], -1)
+def split_qkv_rmsnorm_rope(
+    input, sin, cos, q_hidden_size, kv_hidden_size, head_dim, eps=None, q_weight=None,
+    k_weight=None, q_bias=None, k_bias=None, is_neox_style=True,
+):  # fmt: skip
+    n = input.shape[0]
+    q, k, v = input.split([q_hidden_size, kv_hidden_size, kv_hidden_size], -1)
     cos, sin = cos.reshape(n, 1, -1).float(), sin.reshape(n, 1, -1).float()
-    if not neox:  # neighbours turn together: of rows for halves, the first half says how far
+    if not is_neox_style:  # neighbours turn together, as far as the first half of a row says
         cos, sin = (x[..., : x.shape[-1] // 2].repeat_interleave(2, -1) for x in (cos, sin))
 
     def norm_and_rotate(x, weight, bias):
@@ -32,48 +33,18 @@ def _kernel(
         if bias is not None:
             x = x + bias.float()
         x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        if neox:
+        if is_neox_style:
             first, second = x.chunk(2, -1)
             turned = torch.cat([-second, first], -1)
         else:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
         x = torch.cat([x * cos + turned * sin, rest], -1)
-        return x.to(qkv.dtype).reshape(n, -1)
+        return x.to(input.dtype).reshape(n, -1)
 
     return (
         norm_and_rotate(q, q_weight, q_bias),
         norm_and_rotate(k, k_weight, k_bias),
         v.contiguous(),
-    )
-
-
-def split_qkv_rmsnorm_rope(
-    input,
-    sin,
-    cos,
-    q_hidden_size,
-    kv_hidden_size,
-    head_dim,
-    eps=None,
-    q_weight=None,
-    k_weight=None,
-    q_bias=None,
-    k_bias=None,
-    is_neox_style=True,
-):
-    return _kernel(
-        input,
-        sin,
-        cos,
-        q_hidden_size,
-        kv_hidden_size,
-        head_dim,
-        eps or 0.0,
-        q_weight,
-        k_weight,
-        q_bias,
-        k_bias,
-        is_neox_style,
     )
 
 
@@ -93,17 +64,7 @@ def _plus_one(weight):
 
 
 def split_qkvgate_gemma_rmsnorm_rope(
-    input,
-    sin,
-    cos,
-    q_hidden_size,
-    kv_hidden_size,
-    head_dim,
-    rope_dim,
-    *,
-    eps,
-    q_weight,
-    k_weight,
+    input, sin, cos, q_hidden_size, kv_hidden_size, head_dim, rope_dim, *, eps, q_weight, k_weight
 ):
     """The same of a projection that has a gate beside each query, with Gemma's norm."""
     qkv, gate = _split_gate(input, q_hidden_size, kv_hidden_size, head_dim)
@@ -111,5 +72,5 @@ def split_qkvgate_gemma_rmsnorm_rope(
         raise ValueError(f"{sin.shape[-1]} sines to turn {rope_dim} numbers")
     weights = _plus_one(q_weight), _plus_one(k_weight)
     sizes = q_hidden_size, kv_hidden_size, head_dim
-    q, k, v = _kernel(qkv, sin, cos, *sizes, eps, *weights, None, None, True)
+    q, k, v = split_qkv_rmsnorm_rope(qkv, sin, cos, *sizes, eps, *weights)
     return q, k, v, gate
