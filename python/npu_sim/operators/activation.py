@@ -9,18 +9,14 @@ from torch.nn.functional import gelu, silu
 
 from .products import A5, P310, product
 from .registry import aclnn
-from .rules import BF16, F16, F32, I64, Rules
+from .rules import I64, Rules
 
 CLIPPED = "CANN aclnnClippedSwiglu.md"
 
 
-def _floats():
-    return (F16, F32) if product() == P310 else (F16, BF16, F32)
-
-
 def _halves(rule, argument, x, dim, y):
     """The two halves of x along dim, in float32."""
-    rule.dtype(argument, x.t, *_floats())
+    rule.floats(argument, x.t)
     rule.ndim(argument, x.t, 1, 8)
     rule.plain(argument, x)
     rule.range("dim", "it", dim, -x.t.dim(), x.t.dim() - 1)
@@ -102,7 +98,7 @@ def geglu(x, dim, approximate, activate_left, y, y_gelu):
 def fast_gelu(x, y):
     """x / (1 + exp(-1.702 x)): the formula of A2 and A3."""
     rule = Rules("npu_fast_gelu", "torch_npu 2.13.0 documentation of npu_fast_gelu")
-    rule.dtype("self", x.t, *_floats())
+    rule.floats("self", x.t)
     rule.ndim("self", x.t, 0, 8)
     rule.plain("self", x)
     f = x.t.float()

@@ -19,11 +19,6 @@ from .view import viewed
 DOC = "torch_npu 2.13.0 documentation of "
 
 
-def floats():
-    """The dtypes of rows that these operators and those of routing take."""
-    return (F16, F32) if product() == P310 else (F16, BF16, F32)
-
-
 def top_k(values: torch.Tensor, k: int):
     """The k largest along the last dimension, downwards; ties by position."""
     best, index = values.sort(dim=-1, descending=True, stable=True)
@@ -73,7 +68,7 @@ def gating_top_k_softmax_v2(x, finished, k, renorm, output_softmax, y, expert_id
 
 def _softmax_top_k(rule, x, finished, k, softmax_last, y, expert_idx):
     """Finished rows get expert E."""
-    rule.dtype("x", x.t, *floats())
+    rule.floats("x", x.t)
     rule.ndim("x", x.t, 2, 3)
     rule.plain("x", x)
     experts = x.t.shape[-1]

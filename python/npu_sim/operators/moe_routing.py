@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from .moe_gating import DOC, floats, write
+from .moe_gating import DOC, write
 from .products import A5, P310, product
 from .registry import aclnn
 from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules
@@ -37,7 +37,7 @@ def init_routing(
     """
     ex, er, ee = expanded_x, expanded_row_idx, expanded_expert_idx
     rule = Rules("npu_moe_init_routing", DOC + "npu_moe_init_routing")
-    rule.dtype("x", x.t, *floats())
+    rule.floats("x", x.t)
     rule.ndim("x", x.t, 2)
     rule.plain("x", x)
     rule.that(
@@ -195,13 +195,13 @@ def finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, drop_pa
             rule.absent(argument, v, "must not be given on 310P")
     if drop_pad_mode in (1, 3):
         raise OperatorMissing(name, f"drop_pad_mode {drop_pad_mode}")
-    rule.dtype("expanded_permuted_rows", rows.t, *floats())
+    rule.floats("expanded_permuted_rows", rows.t)
     rule.ndim("expanded_permuted_rows", rows.t, 2)
     rule.plain("expanded_permuted_rows", rows)
     rule.dtype("expanded_src_to_dst_row", row_idx.t, I32)
     rule.ndim("expanded_src_to_dst_row", row_idx.t, 1)
     if scales:
-        rule.dtype("scales", scales.t, *floats())
+        rule.floats("scales", scales.t)
         rule.that(
             scales.t.dtype == rows.t.dtype
             or (scales.t.dtype == F32 and rows.t.dtype == BF16)
@@ -276,7 +276,7 @@ def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
     sorted_indices[t K + j] is where token t went for its j-th expert.
     """
     rule = Rules("npu_moe_token_permute", DOC + "npu_moe_token_permute")
-    rule.dtype("tokens", tokens.t, *((*floats(), I8) if product() == A5 else floats()))
+    rule.floats("tokens", tokens.t, *((I8,) if product() == A5 else ()))
     rule.ndim("tokens", tokens.t, 2)
     rule.plain("tokens", tokens)
     rule.dtype("indices", indices.t, I32, I64)
@@ -309,7 +309,7 @@ def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out)
     """out[t] = sum_j probs[t, j] permuted[sorted_indices[t K + j]]"""
     index = sorted_indices
     rule = Rules("npu_moe_token_unpermute", DOC + "npu_moe_token_unpermute")
-    rule.dtype("permuted_tokens", permuted.t, *floats())
+    rule.floats("permuted_tokens", permuted.t)
     rule.ndim("permuted_tokens", permuted.t, 2)
     rule.plain("permuted_tokens", permuted)
     rule.dtype("sorted_indices", index.t, I32)
@@ -317,7 +317,7 @@ def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out)
     rule.that(not padded, "padded_mode", "is False")
     k = 1
     if probs:
-        rule.dtype("probs", probs.t, *floats())
+        rule.floats("probs", probs.t)
         rule.ndim("probs", probs.t, 2)
         k = probs.t.shape[1]
         rule.that(k <= 512, "probs", f"has at most 512 experts a token (found {k})")

@@ -30,17 +30,13 @@ def rotate(x: torch.Tensor, mode: str) -> torch.Tensor:
     return torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
 
 
-def _floats():
-    return (F16, F32) if product() == P310 else (F16, BF16, F32)
-
-
 @aclnn("aclnnRotaryPositionEmbedding", "tttit")
 def rotary_mul(x, cos, sin, mode, y):
     """x (B, S, N, D) or another order; cos and sin the same, with 1 in the broadcast dimensions."""
     rule = Rules("npu_rotary_mul", ROTARY_DOC)
     rule.one_of("rotary_mode", mode, 0, 1)
     for argument, v in (("input", x), ("r1", cos), ("r2", sin)):
-        rule.dtype(argument, v.t, *_floats())
+        rule.floats(argument, v.t)
         rule.ndim(argument, v.t, 4)
         rule.not_empty(argument, v.t)
         rule.plain(argument, v)
@@ -109,7 +105,7 @@ def apply_rotary_pos_emb(query, key, cos, sin, layout, rotary_mode):
     rule.one_of("rotary_mode", mode, "half")
     dims = 4 if layout == 1 else 3
     for argument, v in (("query", q), ("key", k), ("cos", cos), ("sin", sin)):
-        rule.dtype(argument, v.t, *_floats())
+        rule.floats(argument, v.t)
         rule.ndim(argument, v.t, dims)
         rule.not_empty(argument, v.t)
         rule.plain(argument, v)
@@ -176,7 +172,7 @@ def mrope(
     rule.equal("mrope_section", "its length", len(section), 3)
     rule.undocumented(cache_mode == 0, "cache_mode", "'interleave'")
     for argument, v in (("query", q), ("key", k), ("cos_sin_cache", cache)):
-        rule.dtype(argument, v.t, *_floats())
+        rule.floats(argument, v.t)
         rule.ndim(argument, v.t, 2)
         rule.plain(argument, v)
         rule.same_dtype(argument, v.t, "query", q.t)

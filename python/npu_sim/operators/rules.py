@@ -23,7 +23,7 @@ import sys
 import torch
 
 from . import faults
-from .products import OPERATORS, product
+from .products import OPERATORS, P310, product
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 I8, I16, I32, I64, U8, BOOL = (
@@ -126,6 +126,11 @@ class Rules:
                 f"dtype is one of {', '.join(map(dtype_name, allowed))} (found "
                 f"{dtype_name(t.dtype)})",
             )
+
+    def floats(self, argument: str, t, *others) -> None:
+        """A type of floats, or one of ``others``; 310P has no bfloat16."""
+        halves = (F16,) if product() == P310 else (F16, BF16)
+        self.dtype(argument, t, *halves, F32, *others)
 
     def same_dtype(self, argument: str, t, other: str, o) -> None:
         if t is not None:
