@@ -52,6 +52,7 @@ OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
         "AscendTPDispatcher.set_ascend_dispatcher_output_dtype",
         None,
     ),
+    ("layers.moe.topk", "TopK.forward_native", None),
     ("layers.moe.topk", "TopK.forward_npu", None),
     ("layers.rotary_embedding.base", "RotaryEmbedding.forward_native", None),
     ("layers.sampler", "Sampler._sample_from_logits", None),

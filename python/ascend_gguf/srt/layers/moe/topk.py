@@ -1,4 +1,4 @@
-"""From a router's logits to experts and their weights on an Ascend NPU."""
+"""From a router's logits to experts and their weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
-from sglang.srt.layers.moe.topk import StandardTopKOutput, TopK, TopKConfig, select_experts
+from sglang.srt.layers.moe.topk import (
+    StandardTopKOutput,
+    TopK,
+    TopKConfig,
+    fused_topk_native,
+    select_experts,
+)
 
+from ascend_gguf.cpu.routing import softmax_of_best
 from ascend_gguf.npu.self_check import refusal
+from ascend_gguf.srt.device import uses_cpu_kernels
+from ascend_gguf.srt.overrides import seeing
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +29,19 @@ _Route = Callable[..., StandardTopKOutput]
 
 # What a route depends on -> what is right on this device: a function, or None for the engine's own.
 _routes: dict[tuple, _Route | None] = {}
+
+
+def forward_native(original: Callable, self: TopK, *args: Any, **kwargs: Any) -> StandardTopKOutput:
+    """Overrides ``TopK.forward_native``: on the CPU the softmax of the best logits is a kernel."""
+    select = seeing(select_experts, fused_topk_native=_best)
+    return seeing(original, select_experts=select)(self, *args, **kwargs)
+
+
+def _best(**given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, is_softmax = given["gating_output"], given.get("scoring_func", "softmax") == "softmax"
+    if not is_softmax or given["correction_bias"] is not None or not uses_cpu_kernels(logits):
+        return fused_topk_native(**given)
+    return softmax_of_best(logits, given["topk"], renormalize=given["renormalize"])
 
 
 def forward_npu(

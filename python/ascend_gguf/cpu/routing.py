@@ -1,0 +1,130 @@
+"""From a router's logits to experts and their weights, on the CPU."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ascend_gguf.codegen import (
+    F32,
+    I32,
+    I64,
+    Kernel,
+    Value,
+    exp,
+    fold,
+    load,
+    local,
+    loop,
+    max_of,
+    maximum,
+    minimum,
+    pointer,
+    splat,
+    store,
+    sum_of,
+)
+from ascend_gguf.cpu.row_ops import lanes_of
+
+# What stands for minus infinity, and for an expert that is chosen already.
+_NOTHING, _CHOSEN = -1e30, -2e30
+
+
+def softmax_of_best(
+    logits: torch.Tensor, k: int, *, renormalize: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts with the greatest logits, greatest first, and their softmax.
+
+    Args:
+        logits: ``[tokens, experts]``: float32, bfloat16 or float16, tokens evenly spaced.
+        renormalize: weights are divided by their sum; else the softmax is that of all experts.
+
+    Returns:
+        Weights ``[tokens, k]`` float32, and ids ``[tokens, k]`` int32.  Where a logit is NaN
+        or infinite, weights are NaN; one of minus infinity has none.
+    """
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    tokens, experts = logits.shape
+    weights = torch.empty(tokens, k, dtype=torch.float32)
+    ids = torch.empty(tokens, k, dtype=torch.int32)
+    kernel = _softmax_of_best(experts, k, logits.dtype, renormalize)
+    kernel.run(tokens, logits.data_ptr(), logits.stride(0), weights.data_ptr(), ids.data_ptr())
+    return weights, ids
+
+
+@functools.cache
+def _softmax_of_best(experts: int, k: int, dtype: torch.dtype, renormalize: bool) -> Kernel:
+    width = lanes_of(experts)
+    lanes = list(range(width)) if width > 1 else 0
+
+    def least(value: Value) -> Value:
+        while len(value) > 1:
+            half = len(value) // 2
+            value = minimum(value[:half], value[half:])
+        return value
+
+    def best(scores: Value) -> tuple[Value, Value]:
+        """The greatest score, and the first place that has it."""
+        (high,) = fold(
+            0,
+            experts,
+            width,
+            [splat(_CHOSEN, width)],
+            lambda j, found: [maximum(load(scores + j, width), found[0])],
+        )
+        greatest = max_of(high)
+
+        def place(j: Value, found: list[Value]) -> list[Value]:
+            has = load(scores + j, width) >= greatest.splat(width)
+            here = j.trunc(I32).splat(width) + lanes
+            return [minimum(has.select(here, found[0]), found[0])]
+
+        (places,) = fold(0, experts, width, [splat(experts - 1, width, I32)], place)
+        return greatest, least(places)
+
+    def logit(row: Value, j: Value) -> Value:
+        return maximum(load(row + j, width), _NOTHING)  # or NaN
+
+    def route(tile: Value, logits: Value, stride: Value, weights: Value, ids: Value) -> None:
+        scores, row = local(F32, experts), logits + tile * stride
+        (total,) = fold(
+            0,
+            experts,
+            width,
+            [splat(0.0, width)],
+            lambda j, found: [found[0] + logit(row, j)],
+        )
+        summed = sum_of(total)
+        for j in loop(0, experts, width):
+            store(scores + j, logit(row, j))
+        found = []
+        for i in range(k):
+            greatest, place = best(scores)
+            found.append(greatest)
+            store(ids + (tile * k + i), place)
+            store(scores + place.zext(I64), splat(_CHOSEN))
+        shares = [exp(one - found[0]) for one in found]
+        whole = functools.reduce(lambda a, b: a + b, shares)
+        if not renormalize:
+            highest = found[0].splat(width)
+            (others,) = fold(
+                0,
+                experts,
+                width,
+                [splat(0.0, width)],
+                lambda j, sums: [sums[0] + exp(logit(row, j) - highest)],
+            )
+            whole = sum_of(others)
+        whole = whole + (summed - summed)  # NaN where a logit is NaN or infinite
+        for i, share in enumerate(shares):
+            store(weights + (tile * k + i), share / whole)
+
+    return Kernel(
+        f"route_{experts}_{k}_{dtype}",
+        route,
+        logits=pointer(dtype),
+        stride=I64,
+        weights=pointer(F32),
+        ids=pointer(I32),
+    )
