@@ -24,7 +24,18 @@ _ROW = re.compile(r"[a-z][\w, ]*? +\d+ +[\d,]+ +[\d.]+ +[\d.]+$")
 _STAMP = re.compile(r"^\[[^\]]*\] ?")
 _LONG = re.compile(r"(?<=for )\d+(?= tokens)")
 _READY = "The server is fired up and ready to roll!"
-_NO_TEMPLATE = "No chat template found"
+#: What is in the log of a model that is asked otherwise than by ``chat/completions``.
+_ASK = {
+    "ForSequenceClassification": "rerank",
+    r"is_embedding'?[=:] ?True": "embeddings",
+    "No chat template found": "completions",
+}
+_BODIES = {
+    "chat/completions": '"messages": [{"role": "user", "content": "Hello"}]',
+    "completions": '"prompt": "Once upon a time", "max_tokens": 32',
+    "embeddings": '"input": "Hello"',
+    "rerank": '"query": "What is a panda?", "documents": ["A bear.", "A car."]',
+}
 _LINES_OF_AN_END = 15
 
 
@@ -55,12 +66,12 @@ def serve(
     # Ctrl-C reaches the server too, which ends its requests and itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: server.send_signal(number))
-    is_ready, has_template, lines = False, True, set()
+    is_ready, marks, lines = False, set(), set()
     for line in _lines(log, server):
-        has_template &= _NO_TEMPLATE not in line
+        marks |= {mark for mark in _ASK if re.search(mark, line)}
         if _READY in line:
             is_ready = True
-            print(_ready(url, has_template), flush=True)
+            print(_ready(url, marks), flush=True)
         elif (said := shown(line)) and (said not in lines):
             lines.add(said)  # of several ranks once
             print(said, flush=True)
@@ -87,13 +98,10 @@ def _lines(log: Path, server: subprocess.Popen) -> Iterator[str]:
             time.sleep(0.1)
 
 
-def _ready(url: str, has_template: bool) -> str:
-    path = "completions"
-    body = '{"model": "default", "prompt": "Once upon a time", "max_tokens": 32}'
-    if has_template:
-        path = "chat/completions"
-        body = '{"model": "default", "messages": [{"role": "user", "content": "Hello"}]}'
+def _ready(url: str, marks: set[str]) -> str:
+    ask = next((route for mark, route in _ASK.items() if mark in marks), "chat/completions")
     return (
         f"\nready at {url}; try:\n\n"
-        f"curl {url}/v1/{path} -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
+        f"curl {url}/v1/{ask} -H 'Content-Type: application/json' \\\n"
+        f"    -d '{{\"model\": \"default\", {_BODIES[ask]}}}'\n"
     )

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import quiet
 
 #: As SGLang 0.5.23 writes it on the CPU, shortened.
@@ -59,6 +61,20 @@ def test_a_base_model_is_asked_by_completions(capfd, tmp_path, monkeypatch):
     assert _serve(f"print({text!r}, end='')", tmp_path / "log") == 0
     said = capfd.readouterr().out
     assert "/v1/completions" in said and "/v1/chat" not in said
+
+
+@pytest.mark.parametrize(
+    ("type_", "route", "body"),
+    [("BertModel", "embeddings", "input"), ("BertForSequenceClassification", "rerank", "query")],
+)
+def test_a_model_that_gives_no_text(capfd, tmp_path, monkeypatch, type_, route, body):
+    """Whether it has a chat template or not: the engine's log says what it is."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    text = "server_args={'is_embedding': True, 'a': secret}\nNo chat template found\n"
+    text += f"Load weight end. elapsed=1 s, type={type_}, quant=gguf\n{LOG}"
+    assert _serve(f"print({text!r}, end='')", tmp_path / "log") == 0
+    said = capfd.readouterr().out
+    assert f"/v1/{route} " in said and f'"{body}": ' in said and "secret" not in said
 
 
 def test_a_failure_shows_the_end_of_the_log(capfd, tmp_path, monkeypatch):
