@@ -27,6 +27,16 @@ def bytes_by_form(model_runner: Any) -> dict[str, int]:
     return found
 
 
+def memory_of(model_runner: Any) -> tuple[dict[str, int], float, float]:
+    """As :func:`bytes_by_form`; bytes of a token in the KV cache; bytes of a request's states."""
+    pool = model_runner.token_to_kv_pool
+    cache = pool.get_kv_size_bytes()
+    token = (sum(cache) if isinstance(cache, tuple) else cache) / (pool.size + pool.page_size)
+    states = getattr(model_runner.req_to_token_pool, "mamba_pool", None)
+    state = 0 if states is None else states.get_kv_size_bytes() / (states.size + 1)
+    return bytes_by_form(model_runner), token, state
+
+
 def layouts(model_runner: Any) -> dict[str, str]:
     """The layout of embeddings, output matrices and attention's layers, by their paths."""
     return {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ascend_gguf.architectures import Architecture, architecture_of
 from ascend_gguf.architectures.base import as_field
@@ -16,6 +18,8 @@ from ascend_gguf.reader import GGUFFile, open_gguf
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+_Config = TypeVar("_Config")
 
 #: Limits for damaged files: transformers makes a list with an entry per layer, the engine a table
 #: with an entry per position.
@@ -50,12 +54,34 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
 
 def read_config(path: str | os.PathLike) -> PretrainedConfig:
     """As :func:`load_config`, without the name of the model's class: its table takes seconds."""
+    return _checked(open_gguf(path), _as_transformers)
+
+
+def describe(path: str | os.PathLike) -> SimpleNamespace:
+    """What :func:`read_config` gives to transformers, without transformers, which takes a second.
+
+    Attributes that neither the file nor its architecture has are missing.
+
+    Raises:
+        GGUFError: as :func:`load_config`, but for what transformers alone refuses.
+    """
+    return _checked(open_gguf(path), lambda attributes: SimpleNamespace(**attributes))
+
+
+def _as_transformers(attributes: Mapping[str, Any]) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-    file = open_gguf(path)
+    if attributes["model_type"] in CONFIG_MAPPING:
+        return AutoConfig.for_model(**attributes)
+    # The base class accepts any attribute.
+    return PretrainedConfig(**attributes)
+
+
+def _checked(file: GGUFFile, make: Callable[[Mapping[str, Any]], _Config]) -> _Config:
     architecture = architecture_of(file)
     kind = architecture.model_type
     attributes = {
+        "model_type": kind,
         "dtype": "bfloat16",
         "vocab_size": _vocab_size(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -69,11 +95,7 @@ def read_config(path: str | os.PathLike) -> PretrainedConfig:
         check_keys(file, architecture, attributes)
         if rope := architecture.rope(file, attributes):
             attributes["rope_parameters"] = rope
-        if kind in CONFIG_MAPPING:
-            config = AutoConfig.for_model(kind, **attributes)
-        else:
-            # The base class accepts any attribute.
-            config = PretrainedConfig(model_type=kind, **attributes)  # type: ignore[call-arg]
+        config = make(attributes)
     except GGUFError:
         raise
     except Exception as error:  # transformers' validators raise many kinds

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from gguf import GGMLQuantizationType
 from gguf.constants import GGML_QUANT_SIZES
 
 from ascend_gguf.errors import GGUFError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class BlockType:
         decoder: the module of :mod:`ascend_gguf.decoders` with the function that decodes a block,
             which is named like the type in lower case; None if the type cannot be decoded.
         codes: the whole numbers that a quantized type stores.
-        dtype: torch's name of a type that is not quantized; None for a quantized one.
+        dtype_name: torch's name of a type that is not quantized; None for a quantized one.
     """
 
     ggml_type: GGMLQuantizationType
@@ -56,7 +58,7 @@ class BlockType:
     type_size: int
     decoder: str | None = None
     codes: CodeRange | None = None
-    dtype: torch.dtype | None = None
+    dtype_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +68,14 @@ class BlockType:
     @property
     def is_quantized(self) -> bool:
         """False for floats (F32, F16, BF16, F64) and integers, which have a dtype of torch."""
-        return self.dtype is None
+        return self.dtype_name is None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """torch's dtype of a type that is not quantized; None for a quantized one."""
+        import torch  # takes a second, which who only looks at a file need not wait for
+
+        return None if self.dtype_name is None else getattr(torch, self.dtype_name)
 
     def row_bytes(
         self,
@@ -109,17 +118,17 @@ class BlockType:
 _SIGNED_BYTE = CodeRange(-128, 127)
 _IQ4 = CodeRange(-127, 113)
 
-# What gguf-py does not know: decoder, codes and perhaps dtype of a :class:`BlockType`.
+# What gguf-py does not know: decoder, codes and perhaps dtype's name of a :class:`BlockType`.
 # Names, not values: a gguf-py older than a type lacks it.
 _TYPES: dict[str, tuple[Any, ...]] = {
-    "F32": ("plain", None, torch.float32),
-    "F16": ("plain", None, torch.float16),
-    "BF16": ("plain", None, torch.bfloat16),
-    "F64": (None, None, torch.float64),
-    "I8": (None, None, torch.int8),
-    "I16": (None, None, torch.int16),
-    "I32": (None, None, torch.int32),
-    "I64": (None, None, torch.int64),
+    "F32": ("plain", None, "float32"),
+    "F16": ("plain", None, "float16"),
+    "BF16": ("plain", None, "bfloat16"),
+    "F64": (None, None, "float64"),
+    "I8": (None, None, "int8"),
+    "I16": (None, None, "int16"),
+    "I32": (None, None, "int32"),
+    "I64": (None, None, "int64"),
     "Q4_0": ("legacy", CodeRange(-8, 7)),
     "Q4_1": ("legacy", CodeRange(0, 15, has_offset=True)),
     "Q5_0": ("legacy", CodeRange(-16, 15)),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ascend_gguf.architectures import architecture_of, check_kind
+from ascend_gguf.architectures.dimensions import first
 from ascend_gguf.architectures.metadata import number
-from ascend_gguf.config import read_config
+from ascend_gguf.config import describe, read_config
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.generation_config import recommended_sampling, suppressed_tokens
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
@@ -33,8 +32,25 @@ LATENT_ON_NPU = (
 )
 
 
-def check_model(path: str | os.PathLike) -> PretrainedConfig:
+def describe_model(path: str | os.PathLike) -> Any:
+    """As :func:`check_model`, of most files without transformers, which takes a second.
+
+    Returns:
+        The configuration as :func:`.config.describe` gives it, or transformers'.
+    """
+    try:
+        return check_model(path, describe)
+    except Exception:  # perhaps by what only transformers has a default for
+        return check_model(path)
+
+
+def check_model(
+    path: str | os.PathLike, read: Callable[[str | os.PathLike], Any] = read_config
+) -> Any:
     """Check all that does not depend on the device, but for the tokenizer.
+
+    Args:
+        read: of :mod:`.config`, what reads the configuration.
 
     Returns:
         The model's configuration, without the name of its class.
@@ -44,13 +60,22 @@ def check_model(path: str | os.PathLike) -> PretrainedConfig:
     """
     file = open_gguf(path)
     check_kind(file)
-    config = read_config(path)
+    config = read(path)
     architecture_of(file).name_map(file, config)
     refuse_both_ways(file)
     suppressed_tokens(file)
     recommended_sampling(file)
     stop_token_ids(path)
     return config
+
+
+def reach(config: Any) -> int | None:
+    """Tokens of context that are served, of a model that attends to a part; None: to everything.
+
+    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses.  The
+    backends attend to everything, so it is right up to as many tokens.
+    """
+    return first(config, "attention_chunk_size", "sparse_attention_size")
 
 
 def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:

@@ -11,6 +11,10 @@ from contextvars import ContextVar
 
 import torch
 
+#: Threads decode pieces of about this many weights, a tenth of a millisecond each: smaller inputs
+#: are not worth a second thread.
+WEIGHTS_PER_PIECE = 1 << 18
+
 #: The threads of a call that does not say how many; None: see :func:`default_threads`.
 thread_limit: ContextVar[int | None] = ContextVar("thread_limit", default=None)
 

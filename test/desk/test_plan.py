@@ -7,40 +7,36 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
-from ascend_gguf.config import read_config
-from ascend_gguf.desk.chips import chip_named
+from ascend_gguf.config import describe
+from ascend_gguf.desk.chips import CPU, chip_named
 from ascend_gguf.desk.cli import main
-from ascend_gguf.desk.weights import Ranks, holdings, modules_of
+from ascend_gguf.desk.weights import Ranks, cache_bytes, holdings, modules_of
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.reader import open_gguf
 
 DATA = Path(__file__).parents[1] / "data"
+NPU = chip_named("910B3")
 DENSE, MOE = DATA / "qwen3-dense-Q4_K_M.gguf", DATA / "qwen3-moe-Q4_K_M.gguf"
 
 
-def planned(path: Path, ranks: Ranks, dtype: torch.dtype, weights: str = "auto") -> dict[str, int]:
-    """Bytes of each layout."""
-    config = read_config(path)
+def check(engine, path: Path, dtype: str, ranks: Ranks, weights: str = "auto", chip=NPU) -> None:
+    """Bytes of each layout, of a token in the KV cache, and of a request's states."""
+    config = describe(path)
     modules = modules_of(open_gguf(path), config)
-    chip, choice = chip_named("910B3"), choose({"weights": weights}, path)
-    found: dict[str, int] = {}
-    for held in holdings(modules, config, chip, ranks, dtype, choice):
-        found[held.layout] = found.get(held.layout, 0) + held.nbytes
-    return found
-
-
-def check(engine, path: Path, dtype: str, ranks: Ranks, weights: str = "auto") -> None:
+    expected: dict[str, int] = {}
+    for held in holdings(modules, config, chip, ranks, dtype, choose({"weights": weights}, path)):
+        expected[held.layout] = expected.get(held.layout, 0) + held.nbytes
     options = {"model_loader_extra_config": json.dumps({"weights": weights})}
     sizes = {"tp_size": ranks.tp, "ep_size": ranks.ep, "pp_size": ranks.pp}
-    with engine.load(path, probe="probes:bytes_by_form", dtype=dtype, **sizes, **options) as model:
-        loaded = max(model.probes, key=lambda by_form: sum(by_form.values()))
-    expected = planned(path, ranks, getattr(torch, dtype), weights)
+    with engine.load(path, probe="probes:memory_of", dtype=dtype, **sizes, **options) as model:
+        loaded, _, _ = max(model.probes, key=lambda probe: sum(probe[0].values()))
+        token, state = (max(probe[i] for probe in model.probes) for i in (1, 2))
     assert sum(expected.values()) == pytest.approx(sum(loaded.values()), rel=0.02)
     for layout in loaded.keys() | expected.keys():
         tolerance = 0.02 * sum(loaded.values())
         assert expected.get(layout, 0) == pytest.approx(loaded.get(layout, 0), abs=tolerance)
+    assert cache_bytes(config, ranks, dtype) == pytest.approx((token, state), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +59,21 @@ def test_dense_weights(npu_engine):
 
 
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(2)], ids=str)
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5"])
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe"])
 def test_latent_and_linear_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)
+
+
+@pytest.mark.parametrize(
+    "name, ranks",
+    [
+        *((name, Ranks()) for name in ("lfm2", "granite-4", "nemotron-h-moe", "falcon-h1")),
+        ("falcon-h1", Ranks(2)),
+        ("deepseek-v3.2", Ranks()),
+    ],
+)
+def test_on_the_cpu(cpu_engine, tiny_model, name, ranks):
+    check(cpu_engine, tiny_model(name).path, "bfloat16", ranks, chip=CPU)
 
 
 def facts(capsys, *arguments: object, status: int = 0) -> dict:
@@ -87,10 +95,12 @@ def test_room_for_requests(capsys):
     """Bytes that are left, over those of a token: keys and values of each layer."""
     found = facts(capsys, DENSE, "--memory", 1, "--mem-fraction-static", 0.5)
     (row,) = found["ranks"]
-    config = read_config(DENSE)
+    config = describe(DENSE)
     a_token = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2
     assert row["cache_bytes_a_token"] == a_token
-    assert row["packed"]["cache_tokens"] == (500_000_000 - row["packed"]["bytes"]) // a_token
+    assert row["packed"]["cache_tokens"] == (
+        (500_000_000 - row["packed"]["bytes"]) // a_token // 128 * 128
+    )
     assert "--mem-fraction-static 0.5" in found["command"]
 
 
@@ -114,9 +124,9 @@ def test_a_310p_computes_in_float16_with_dense_weights(capsys):
     "bad, said",
     [
         (("--chip", "H100"), "no such chip (found H100, expected 910B1"),
-        (("--count", "0"), "--count 0"),
-        (("--memory", "-3"), "--memory -3"),
-        (("--mem-fraction-static", "1.5"), "--mem-fraction-static 1.5"),
+        (("--count", "0"), "--count: 0"),
+        (("--memory", "-3"), "--memory: -3"),
+        (("--mem-fraction-static", "1.5"), "--mem-fraction-static: 1.5"),
     ],
 )
 def test_bad_input(capsys, bad, said):

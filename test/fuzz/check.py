@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ascend_gguf import load_config, load_generation_config, load_tokenizer, open_gguf
 from ascend_gguf.architectures import Target, architecture_of
+from ascend_gguf.config import describe
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
@@ -99,7 +100,10 @@ def _open(path: Path, source: random.Random, made: dict) -> None:
 
 def _config(path: Path, source: random.Random, made: dict) -> Mapping[str, Target]:
     file = open_gguf(path)
-    return architecture_of(file).name_map(file, load_config(path))
+    names = architecture_of(file).name_map(file, load_config(path))
+    # Without transformers nothing else comes out.
+    assert architecture_of(file).name_map(file, describe(path)).keys() == names.keys()
+    return names
 
 
 def _weights(path: Path, source: random.Random, made: dict) -> None:

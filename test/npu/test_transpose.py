@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ascend_gguf.npu.transpose import ROWS_OF_WORD, transposer
+from ascend_gguf.npu.groups import ROWS_OF_WORD
+from ascend_gguf.npu.transpose import transposer
 
 
 def packed(codes: np.ndarray, bits: int, planes: int) -> np.ndarray:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFValueType as Type
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from ascend_gguf import GGUFError, load_tokenizer, open_gguf
-from ascend_gguf.tokenizer import template_trial
+from ascend_gguf.tokenizer import template_language, template_trial
 from ascend_gguf.tokenizer.chat_templates import chat_templates, with_tools
 from rewrite import rewrite
 
@@ -110,3 +111,22 @@ def test_a_template_for_tools_alone_is_the_default(tmp_path):
     path = tmp_path / "m.gguf"
     rewrite(MODEL, path, keys={KEY: _text(""), f"{KEY}.tool_use": _text("for all")})
     assert chat_templates(open_gguf(path))["default"] == "for all"
+
+
+def test_the_language_is_that_of_transformers():
+    """Tags, filters, tests and functions, how blocks are trimmed, and what comes out."""
+    theirs = _compile_jinja_template("").environment
+    ours = template_language.environment()
+    for of in ("filters", "tests", "globals"):
+        assert getattr(ours, of).keys() == getattr(theirs, of).keys()
+    tags = [{tag for x in env.extensions.values() for tag in x.tags} for env in (ours, theirs)]
+    assert tags[0] == tags[1]
+    assert (ours.trim_blocks, ours.lstrip_blocks) == (theirs.trim_blocks, theirs.lstrip_blocks)
+    template = (
+        "{% for m in messages %}\n  {% if loop.last %}{% continue %}{% endif %}\n"
+        "{% generation %}{{ m | tojson(indent=1) }}{% endgeneration %}\n{% endfor %}"
+        "{{ '<é>' | tojson }}{{ messages[0].role | upper }}"
+    )
+    messages = [{"role": "user", "content": "a & b"}, {"role": "assistant", "content": "c"}]
+    rendered, _ = render_jinja_template([messages], chat_template=template)
+    assert template_language.compiled(template).render(messages=messages) == rendered[0]

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.dimensions import is_kind, size
@@ -22,6 +22,9 @@ from ascend_gguf.architectures.tensor_names import is_left_out, is_of_head, spli
 from ascend_gguf.architectures.transforms import Transform
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, GGUFTensor
+
+if TYPE_CHECKING:
+    import torch
 
 _NOT_KNOWN = (
     "It may be of another variant of the model, or the file newer than ascend-gguf: see the list "
@@ -309,8 +312,8 @@ class Architecture:
         if len(weight.shape) < 2:  # beside a norm it is something else
             return False
         count = weight.shape[0] if len(weight.shape) == 3 else 1
-        is_right = math.prod(tensor.shape) == count and tensor.type.dtype is not None
-        if not is_right or not tensor.values.isfinite().all():
+        is_right = math.prod(tensor.shape) == count and not tensor.type.is_quantized
+        if not is_right or not np.isfinite(tensor.array()).all():
             raise GGUFError(
                 "the scale of a weight is not one finite number, or one per expert",
                 file=tensor.file,
@@ -346,7 +349,7 @@ class Architecture:
                 expected=f"the tensors of a {self.name} model with {layers} blocks",
                 hint=_NOT_KNOWN,
             )
-        if tensor.type.decoder is None and tensor.type.dtype is not torch.float64:
+        if tensor.type.decoder is None and tensor.type.dtype_name != "float64":
             raise GGUFError(
                 "weights of this type are not supported",
                 file=tensor.file,

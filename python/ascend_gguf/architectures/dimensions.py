@@ -74,7 +74,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "experts": experts,
     "expert_ffn": _expert_ffn,
     "shared_ffn": _shared_ffn,
-    "labels": lambda c: c.num_labels,
+    "labels": lambda c: len(c.id2label),
     "linear_k": lambda c: c.linear_num_key_heads * c.linear_key_head_dim,
     "linear_v": lambda c: c.linear_num_value_heads * c.linear_value_head_dim,
     "linear_heads": lambda c: c.linear_num_value_heads,
@@ -120,7 +120,8 @@ def is_sparse(config: Any, layer: int) -> bool:
         return kinds[layer] == "sparse"
     names = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
     start = first(config, *names, default=0)
-    return layer >= start and (layer + 1) % first(config, "moe_layer_interval", default=1) == 0
+    interval = first(config, "moe_layer_interval", "interleave_moe_layer_step", default=1)
+    return layer >= start and (layer + 1) % interval == 0
 
 
 def _shares_kv(config: Any, layer: int) -> bool:
@@ -133,10 +134,10 @@ def _is_wide(config: Any, layer: int) -> bool:
 
 
 def _has_type(*types: str) -> Callable[[Any, int], bool]:
-    return lambda config, layer: _types(config)[layer] in types
+    return lambda config, layer: layer_types(config)[layer] in types
 
 
-def _types(config: Any) -> Sequence[str]:
+def layer_types(config: Any) -> Sequence[str]:
     """Of each layer; Nemotron-H has letters for them."""
     return first(config, "hybrid_override_pattern") or config.layer_types
 

@@ -124,7 +124,7 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     full |= {"rope_type": "proportional", "partial_rotary_factor": 1.0}
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is not None:
-        factors = tensor.dequantize().flatten()
+        factors = tensor.array().ravel()
         turned = int((factors == 1).sum())
         if 2 * len(factors) != attributes["head_dim"] or not (
             (factors[:turned] == 1).all() and (factors[turned:] >= _STILL).all()

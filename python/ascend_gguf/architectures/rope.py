@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+import numpy as np
 
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.errors import GGUFError
@@ -207,13 +207,13 @@ def usual_attention(factor: float) -> float:
 
 def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
     tensor = file.tensors["rope_freqs.weight"]
-    factors = tensor.dequantize().flatten()
+    factors = tensor.array().ravel()
     if (factors == 1).all():
         return {}
     largest = factors.max().item()
     for low, high, original in _LLAMA3:
         expected = llama3_factors(theta, 2 * len(factors), largest, low, high, original)
-        if torch.allclose(factors, expected, rtol=1e-3):
+        if np.allclose(factors, expected, rtol=1e-3):
             return {
                 "rope_type": "llama3",
                 "factor": largest,
@@ -233,7 +233,7 @@ def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
 
 def llama3_factors(
     theta: float, rotated: int, factor: float, low: float, high: float, original: int
-) -> torch.Tensor:
+) -> np.ndarray:
     """Llama 3.1's divisors of the RoPE frequencies: ``[rotated / 2]``, float32.
 
     Source: transformers, ``modeling_rope_utils._compute_llama3_parameters``.
@@ -244,7 +244,7 @@ def llama3_factors(
         factor: for wavelengths above ``original / low``; those below ``original / high`` stay, and
             in between the factor changes smoothly.
     """
-    frequencies = theta ** (-torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
+    frequencies = theta ** (-np.arange(0, rotated, 2) / rotated)
     turns = original * frequencies / (2 * math.pi)
-    smooth = ((turns - low) / max(high - low, 1e-12)).clamp(0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).float()
+    smooth = np.clip((turns - low) / max(high - low, 1e-12), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)

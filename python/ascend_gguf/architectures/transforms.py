@@ -15,7 +15,7 @@ import torch
 from ascend_gguf.architectures.dimensions import size
 
 #: ``(tensor, *tensors beside it, configuration)`` to a tensor.
-Transform = Callable[..., torch.Tensor]
+Transform = Callable[..., "torch.Tensor"]
 
 
 def halves_from_pairs(heads: str) -> Transform:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from ascend_gguf.cpu.matmul import Matmul, Product
-from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.ggml_types import BlockType
-from ascend_gguf.memory.lazy_zeros import Neighbours
 from ascend_gguf.reader.chunked_read import BYTES_AT_ONCE, read_rows
-from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
-# Where the blocks of all weights lie.
-_memory = Neighbours()
+if TYPE_CHECKING:
+    from ascend_gguf.memory.lazy_zeros import Neighbours
 
 # Weights that kernels multiply at once.
 _UNIT = 32
@@ -94,7 +91,7 @@ class Blocks(Layout):
                 experts = tuple(e for e, found in places.items() if found == what)
                 part = Part(kind, first, stop - first, skip, cols, experts)
                 # Rows of no piece stay zero: so are weights in blocks of zeros, of any type.
-                tensors[part.name] = _memory.zeros((len(experts), part.rows, nbytes))
+                tensors[part.name] = _memory().zeros((len(experts), part.rows, nbytes))
                 parts.append(part)
         if any(piece.data.factor != 1 for piece in weight.pieces):
             factors = torch.ones(weight.experts or 1, weight.rows, device="cpu")
@@ -122,6 +119,8 @@ class Blocks(Layout):
                     yield functools.partial(_copy, blocks[some], target[some])
 
     def sample(self, rows: slice, expert: int = 0) -> torch.Tensor:
+        from ascend_gguf.weights.block_tensor import BlockTensor
+
         first, stop, _ = rows.indices(self.shape[-2])
         values = torch.zeros(stop - first, self.shape[-1], dtype=torch.float32, device="cpu")
         for part in self.parts:
@@ -135,6 +134,8 @@ class Blocks(Layout):
         return values if self.factors is None else values * self.factors[expert, rows, None]
 
     def has_nan(self) -> bool:
+        from ascend_gguf.cpu.matmul import Matmul, Product  # imports a compiler
+
         if self.factors is not None and not self.factors.isfinite().all():
             return True
         # A product with ones is by far the fastest way to look at all weights.
@@ -156,6 +157,8 @@ class Blocks(Layout):
         Raises:
             IndexError: a row that there is not; a negative one is not counted from the end.
         """
+        from ascend_gguf.decoders.dequantize import dequantize  # imports a compiler
+
         if len(ids) and not (0 <= ids.min() and ids.max() < self.shape[0]):
             raise IndexError(f"rows {ids.min()} to {ids.max()} of {self.shape[0]}")
         out = torch.zeros(len(ids), self.shape[1], dtype=self.dtype, device="cpu")
@@ -171,6 +174,14 @@ class Blocks(Layout):
                 values = values * self.factors[0, ids[places], None]
             out[:, : part.cols][places] = values.to(self.dtype)
         return out
+
+
+@functools.cache
+def _memory() -> Neighbours:
+    """Where the blocks of all weights lie."""
+    from ascend_gguf.memory.lazy_zeros import Neighbours
+
+    return Neighbours()
 
 
 def _copy(blocks: torch.Tensor, target: torch.Tensor) -> None:

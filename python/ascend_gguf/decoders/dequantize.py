@@ -11,14 +11,10 @@ import torch
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ggml_types import BlockType, block_type
-from ascend_gguf.thread_pool import in_parallel
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE, in_parallel
 
 #: Dtypes a decoder can write.  float16 and bfloat16 are the float32 value rounded to nearest even.
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-# Threads take pieces of about this many weights, a tenth of a millisecond each: smaller inputs are
-# not worth a second thread.
-WEIGHTS_PER_PIECE = 1 << 18
 
 
 def dequantize(

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-
-from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.npu.channel_int8 import NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUEmbedding, NPUExactLinear, NPULinear
 from ascend_gguf.npu.products import EXPERTS, LINEAR, product_of
+from ascend_gguf.npu.roles import KERNELS
 from ascend_gguf.weights.layout import Layout
-from ascend_gguf.weights.linear_kernel import LinearKernel
 
 _SGLANG = "SGLang's Ascend guide (docs.sglang.io, Ascend NPU reference)"
 _A2_32 = "Atlas 800I A2, variant of 32 GB a card"
 _KEYNOTE = "Huawei Connect 2025, keynote of E. Xu (huawei.com/en/news/2025/9/hc-xu-keynote-speech)"
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """A device.
 
     Attributes:
@@ -40,40 +35,22 @@ class Chip:
         """False for the host."""
         return self.memory is not None
 
-    def linear_layouts(
-        self, choice: Choice, dtype: torch.dtype, exact: bool = False, by_rows: bool = False
-    ) -> tuple[type[Layout], ...]:
-        """The packed layouts of a linear layer, best first; none: it is dense.
+    def layouts(self, role: str, choice: Choice, dtype: str) -> tuple[type[Layout], ...]:
+        """The packed layouts of weights of a role, best first; none: they are dense.
 
-        Args:
-            exact: for an output matrix.
-            by_rows: for an embedding.
+        What is only tried on the device is not counted on.
         """
+        if choice.weights == "dense" or self.is_npu and dtype == "float32":
+            return ()
         if not self.is_npu:
-            return BlocksLinear.layouts if choice.weights != "dense" else ()
-        rounded = choice.requantizes and not exact
-        kernel: type[LinearKernel] = NPULinear if rounded else NPUExactLinear
-        if by_rows:
-            kernel = NPUEmbedding
-        elif choice.weights == "int8" and not exact:
-            kernel = NPUChannelLinear
-        return self._taken(LINEAR, kernel.layouts, choice, dtype)
-
-    def expert_layouts(self, choice: Choice, dtype: torch.dtype) -> tuple[type[Layout], ...]:
-        """As :meth:`linear_layouts`, for experts."""
-        if not self.is_npu:
-            return BlocksExperts.layouts if choice.weights != "dense" else ()
-        return self._taken(EXPERTS, EXPERT_LAYOUTS, choice, dtype)
-
-    def _taken(
-        self, operator: str, layouts: tuple[type[Layout], ...], choice: Choice, dtype: torch.dtype
-    ) -> tuple[type[Layout], ...]:
-        """What is only tried on the device is not counted on."""
-        packs = choice.weights != "dense" and dtype in (torch.float16, torch.bfloat16)
-        return product_of(f"Ascend{self.name}").layouts(operator, layouts) if packs else ()
+            return (Blocks,)
+        product = product_of(f"Ascend{self.name}")
+        if role == "experts":
+            return product.layouts(EXPERTS, EXPERT_LAYOUTS)
+        return product.layouts(LINEAR, KERNELS[role](choice).layouts)
 
 
-CPU = Chip("cpu", None, "")
+CPU = Chip("cpu", None, "all of this host's")
 NPUS = (
     Chip("910B1", 64, _SGLANG),
     Chip("910B2", 64, _SGLANG),
@@ -87,18 +64,18 @@ NPUS = (
 
 
 def chip_named(name: str) -> Chip:
-    """The NPU of a name, with ``Ascend`` before it or not.
+    """The chip of a name, with ``Ascend`` before it or not; ``cpu`` for the host.
 
     Raises:
         GGUFError: it is not in the table.
     """
-    short = name.lower().removeprefix("ascend")
-    for chip in NPUS:
-        if chip.name.lower() == short:
-            return chip
-    raise GGUFError(
-        "no such chip",
-        found=name,
-        expected=", ".join(chip.name for chip in NPUS),
-        hint="Take the most similar one, and give its memory with --memory.",
-    )
+    chips = {chip.name.lower(): chip for chip in (*NPUS, CPU)}
+    try:
+        return chips[name.lower().removeprefix("ascend")]
+    except KeyError:
+        raise GGUFError(
+            "no such chip",
+            found=name,
+            expected=", ".join(chip.name for chip in chips.values()),
+            hint="Take the most similar one, and give its memory with --memory.",
+        ) from None

@@ -14,9 +14,10 @@ import re
 import shutil
 import tempfile
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,29 +46,39 @@ class Finding:
     seen: str
     todo: str = ""
 
+    def __str__(self) -> str:
+        start = f"{self.state:<6}{self.part:<11}{self.seen}"
+        return f"{start}\n{'':<17}{self.todo}" if self.todo else start
+
 
 class _Wrong(Exception):
-    """What is wrong, and what to do."""
+    """What is wrong, and what to do: two arguments."""
+
+
+#: What a look finds: a line that is sound, or ``(state, seen, todo)``.
+_Seen = str | tuple[str, str, str]
+
+
+def run(asked: Namespace) -> tuple[list[dict[str, str]], None, bool]:
+    """The command.  Without ``--json`` each line is printed at once, as some take seconds."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not asked.json:
+            print(finding, flush=True)
+    return [asdict(one) for one in findings], None, all(x.state != "wrong" for x in findings)
 
 
 def examine() -> Iterator[Finding]:
     """Look at everything, the engine last, as it takes seconds to import."""
-    yield from _looked_at("package", _package)
-    yield from _looked_at("torch", _torch)
-    if find_spec("torch_npu") is not None:
-        yield from _looked_at("torch_npu", _torch_npu)
-        yield from _looked_at("CANN", _cann)
-        yield from _looked_at("driver", _driver)
-        yield from _looked_at("NPUs", _npus)
-        yield from _looked_at("HCCL", _hccl)
-    else:
-        yield Finding("torch_npu", "note", "not installed: models run on the CPU here")
-    yield from _looked_at("memory", _memory)
-    yield from _looked_at("caches", _caches)
-    yield from _looked_at("engine", _engine)
-    yield from _looked_at("plugin", _plugin)
-    yield from _looked_at("kernels", _operators)
-    yield from _looked_at("tuned", _tuned)
+    on_npu = {"torch_npu": _torch_npu, "CANN": _cann, "driver": _driver, "NPUs": _npus}
+    on_npu["HCCL"] = _hccl
+    if find_spec("torch_npu") is None:
+        on_npu = {"torch_npu": _no_npu}
+    rest = {"memory": _memory, "caches": _caches, "engine": _engine, "plugin": _plugin}
+    looks = {"package": _package, "torch": _torch, **on_npu, **rest}
+    for part, look in (looks | {"kernels": _operators, "tuned": _tuned}).items():
+        yield from _looked_at(part, look)
 
 
 @contextmanager
@@ -83,19 +94,19 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _looked_at(part: str, look: Callable[[], Iterator[Finding | str] | str]) -> list[Finding]:
-    """What ``look`` finds; a line alone is sound."""
-    found: list[Finding] = []
+def _looked_at(part: str, look: Callable[[], Any]) -> list[Finding]:
+    found: list[_Seen] = []
     try:
         with quiet():
             seen = look()
-            for one in [seen] if isinstance(seen, str) else seen:
-                found.append(Finding(part, "ok", one) if isinstance(one, str) else one)
+            found.extend([seen] if isinstance(seen, str | tuple) else seen)
     except _Wrong as error:
-        found.append(Finding(part, "wrong", *map(_without_paths, error.args)))
+        seen, todo = error.args
+        found.append(("wrong", _without_paths(seen), todo))
     except Exception as error:
-        found.append(Finding(part, "wrong", _without_paths(f"{type(error).__name__}: {error}")))
-    return found
+        found.append(("wrong", _without_paths(f"{type(error).__name__}: {error}"), ""))
+    states = (("ok", one, "") if isinstance(one, str) else one for one in found)
+    return [Finding(part, *one) for one in states]
 
 
 def _without_paths(said: str) -> str:
@@ -116,6 +127,10 @@ def _torch() -> str:
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
+def _no_npu() -> _Seen:
+    return "note", "not installed: models run on the CPU here", ""
+
+
 def _torch_npu() -> str:
     import torch
 
@@ -124,33 +139,32 @@ def _torch_npu() -> str:
     except Exception as error:
         raise _Wrong(f"cannot be imported: {error}", _INSTALL_CANN) from None
     if found.split(".")[:2] != torch.__version__.split(".")[:2]:
-        raise _Wrong(
-            f"torch_npu {found} beside torch {torch.__version__}",
-            "Install the torch_npu of this torch: both have the same version.",
-        )
+        todo = "Install the torch_npu of this torch: both have the same version."
+        raise _Wrong(f"torch_npu {found} beside torch {torch.__version__}", todo)
     return f"torch_npu {found}"
 
 
+def _version_by_torch_npu(part: str) -> str:
+    return import_module("torch_npu.npu.utils").get_cann_version(part)
+
+
 def _cann() -> str:
-    version = import_module("torch_npu.npu.utils").get_cann_version("CANN")
-    if not version:
+    if not (version := _version_by_torch_npu("CANN")):
         raise _Wrong("its version cannot be found", _INSTALL_CANN)
     return f"CANN {version}"
 
 
 def _driver() -> str:
     try:
-        said = _DRIVER.read_text()
+        version = (re.findall(r"^Version=(\S+)", _DRIVER.read_text(), re.M) or [""])[0]
     except OSError:
-        version = import_module("torch_npu.npu.utils").get_cann_version("DRIVER")
-    else:
-        version = (re.findall(r"^Version=(\S+)", said, re.M) or [""])[0]
+        version = _version_by_torch_npu("DRIVER")
     if not version:
         raise _Wrong("no driver", "Install the driver and firmware; `npu-smi info` must answer.")
     return f"driver {version}"
 
 
-def _npus() -> Iterator[Finding | str]:
+def _npus() -> Iterator[_Seen]:
     import torch
 
     npu: Any = torch.npu  # type: ignore[attr-defined]  # comes with torch_npu
@@ -164,10 +178,8 @@ def _npus() -> Iterator[Finding | str]:
     for i in range(count):
         free, total = npu.mem_get_info(i)
         seen = f"{i}: {npu.get_device_name(i)}, {text.size(free)} of {text.size(total)} free"
-        if free < 0.8 * total:
-            yield Finding("NPUs", "note", seen, "Something else uses it: see `npu-smi info`.")
-        else:
-            yield seen
+        in_use = "note", seen, "Something else uses it: see `npu-smi info`."
+        yield in_use if free < 0.8 * total else seen
 
 
 def _hccl() -> str:
@@ -182,90 +194,71 @@ def _hccl() -> str:
     return "is there, for several NPUs"
 
 
-def _memory() -> Iterator[Finding | str]:
+def _memory() -> Iterator[_Seen]:
     pages = os.sysconf("SC_PAGE_SIZE")
     total, free = (pages * os.sysconf(f"SC_{name}_PAGES") for name in ("PHYS", "AVPHYS"))
     yield f"{text.size(total)} of the host, {text.size(free)} of it free"
-    shared = shutil.disk_usage("/dev/shm")
-    seen = f"{text.size(shared.free)} of shared memory (/dev/shm) free"
-    if shared.free < 1 << 30:
-        todo = "Ranks need about 1 GB: start the container with --shm-size 16g or more."
-        yield Finding("memory", "note", seen, todo)
-    else:
-        yield seen
+    free = shutil.disk_usage("/dev/shm").free
+    seen = f"{text.size(free)} of shared memory (/dev/shm) free"
+    todo = "Ranks need about 1 GB: start the container with --shm-size 16g or more."
+    yield ("note", seen, todo) if free < 1 << 30 else seen
 
 
-def _caches() -> Iterator[Finding | str]:
+def _caches() -> Iterator[_Seen]:
     hub = import_module("huggingface_hub.constants").HF_HUB_CACHE
-    for name, folder, todo in (
-        ("of the Hugging Face Hub", hub, "Set HF_HOME to a folder with space."),
-        ("of temporary files", tempfile.gettempdir(), "Set TMPDIR to a folder with space."),
+    for name, folder, variable in (
+        ("of the Hugging Face Hub", hub, "HF_HOME"),
+        ("of temporary files", tempfile.gettempdir(), "TMPDIR"),
     ):
         there = next(p for p in (Path(folder), *Path(folder).parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK) or free < 1 << 30:
-            reason = "cannot be written to" if free >= 1 << 30 else f"{text.size(free)} free"
-            yield Finding("caches", "note", f"{name}: {reason}", todo)
-        else:
-            yield f"{name}: {text.size(free)} free"
+        free, is_writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
+        seen = f"{name}: {text.size(free)} free" + ", not writable" * (not is_writable)
+        is_bad = not is_writable or free < 1 << 30
+        yield ("note", seen, f"Set {variable} to a folder with space.") if is_bad else seen
 
 
 def _engine() -> str:
     try:
-        version = metadata.version("sglang")
+        return f"SGLang {metadata.version('sglang')}"
     except metadata.PackageNotFoundError:
         raise _Wrong("SGLang is not installed", _INSTALL_SGLANG) from None
-    return f"SGLang {version}"
 
 
 def _plugin() -> str:
     if find_spec("sglang") is None:
         raise _Wrong("there is no engine to patch", _INSTALL_SGLANG)
-    points = metadata.entry_points(group="sglang.srt.plugins")
-    if "ascend_gguf" not in points.names:
+    if "ascend_gguf" not in metadata.entry_points(group="sglang.srt.plugins").names:
         raise _Wrong("SGLang does not find it", "Install this package again: pip install .")
     only = os.environ.get("SGLANG_PLUGINS")
     if only is not None and "ascend_gguf" not in only.split(","):
         raise _Wrong("SGLANG_PLUGINS leaves it out", "Unset SGLANG_PLUGINS, or add ascend_gguf.")
-    hooks = _of_patch().hooks()
-    return f"fits this engine: {hooks} functions hooked"
+    return f"fits this engine: {_of_patch('doctor').hooks()} functions hooked"
 
 
-def _of_patch() -> Any:
-    """The part of the doctor that asks the engine."""
-    return import_module("ascend_gguf.srt.doctor")
+def _of_patch(name: str) -> Any:
+    """A part of the patch, which asks the engine."""
+    return import_module(f"ascend_gguf.srt.{name}")
 
 
-def _operators() -> Iterator[Finding | str]:
+def _operators() -> Iterator[_Seen]:
     if find_spec("sglang") is None:
         return
-    for name, problem in _of_patch().operators():
-        if problem is None:
-            yield f"{name}: as documented"
-            continue
-        todo = (
-            "Models are served all the same, with other layouts or operators. Another release of "
-            "CANN may be right."
-        )
-        yield Finding("kernels", "wrong", _without_paths(f"{name}: {problem}"), todo)
+    todo = (
+        "Models are served all the same, with other layouts or operators. Another release of "
+        "CANN may be right."
+    )
+    for name, problem in _of_patch("doctor").operators():
+        wrong = "wrong", _without_paths(f"{name}: {problem}"), todo
+        yield wrong if problem else f"{name}: as documented"
 
 
-def _tuned() -> Iterator[Finding | str]:
+def _tuned() -> Iterator[_Seen]:
     try:
         known = tuned.read()
     except GGUFError as error:
-        yield Finding("tuned", "note", f"the cache is {error.problem}", error.hint or "")
+        yield "note", f"the cache is {error.problem}", error.hint or ""
         return
     if find_spec("sglang") is not None:
-        here = known.get(import_module("ascend_gguf.srt.tune").device_name())
-        yield (
-            f"layouts of {len(here)} shapes were timed on this device"
-            if here
-            else "no layout was timed on this device: see `ascend-gguf tune`"
-        )
-
-
-def line(finding: Finding) -> str:
-    """A finding for a terminal."""
-    start = f"{finding.state:<6}{finding.part:<11}{finding.seen}"
-    return f"{start}\n{'':<17}{finding.todo}" if finding.todo else start
+        here = known.get(_of_patch("tune").device_name())
+        some = f"layouts of {len(here or ())} shapes were timed on this device"
+        yield some if here else "no layout was timed on this device: see `ascend-gguf tune`"

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ascend_gguf.desk import text
-from ascend_gguf.desk.chips import Chip
+from ascend_gguf.desk.chips import Chip, chip_named
+from ascend_gguf.desk.source import opened
 from ascend_gguf.desk.weights import Ranks, cache_bytes, holdings, modules_of
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.ranks import Shares, uneven
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import check_model, refuse_float16, refuse_on_npu
+from ascend_gguf.servable import describe_model, reach, refuse_float16, refuse_on_npu
 
 _GB = 10**9
+#: Bytes of states for one of the KV cache (``--mamba-full-memory-ratio``), one of them is padding.
+_STATES = 0.9
+#: Tokens of a page of the KV cache on an NPU (``--page-size``).
+_PAGE = 128
 #: Lengths of requests that are counted, besides the model's context.
 _LENGTHS = (4096, 32768)
 
 
+def run(asked: Namespace) -> tuple[dict[str, Any], str, bool]:
+    """The command: what was found, as text too, and whether the model fits."""
+    chip = chip_named(asked.chip)
+    memory = chip.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GB
+    # A 310P has no bfloat16.
+    dtype = asked.dtype or ("float16" if chip.name.startswith("310P") else "bfloat16")
+    with opened(asked.model, asked.revision) as file:
+        found = plan(
+            file, chip, asked.count, asked.memory or memory, asked.mem_fraction_static, dtype
+        )
+    found["command"] = command(found, asked.model)
+    if asked.plot:
+        draw(found, asked.plot)
+    return found, lines(found), found["command"] is not None
+
+
 def plan(
-    file: GGUFFile, chip: Chip, count: int, memory: float, fraction: float, dtype: torch.dtype
+    file: GGUFFile, chip: Chip, count: int, memory: float, fraction: float, dtype: str
 ) -> dict[str, Any]:
     """The memory of a rank for every way to spread the model over up to ``count`` devices.
 
@@ -34,16 +55,18 @@ def plan(
     Raises:
         GGUFError: the model is not served on this chip.
     """
-    config = check_model(file.path)
-    refuse_on_npu(file.path, config)
-    if dtype == torch.float16:
+    config = describe_model(file.path)
+    if chip.is_npu:
+        refuse_on_npu(file.path, config)
+    if dtype == "float16":
         refuse_float16(file)
     modules = modules_of(file, config)
     budget = memory * fraction * _GB
     rows = []
     for ranks in _ways(file, config, count):
-        cell = cache_bytes(config, ranks, dtype)
-        row: dict[str, Any] = {**ranks._asdict(), "cache_bytes_a_token": cell}
+        token, state = cache_bytes(config, ranks, dtype)
+        row: dict[str, Any] = {**ranks._asdict(), "cache_bytes_a_token": token}
+        row["state_bytes_a_request"] = state
         for weights in ("packed", "dense"):
             choice = choose({"weights": "auto" if weights == "packed" else "dense"}, file.path)
             held = holdings(modules, config, chip, ranks, dtype, choice)
@@ -51,22 +74,33 @@ def plan(
             by_layout: dict[str, int] = {}
             for one in held:
                 by_layout[one.layout] = by_layout.get(one.layout, 0) + one.nbytes
-            tokens = max(0, int((budget - nbytes) // cell)) if cell else 0
-            row[weights] = {"bytes": nbytes, "layouts": by_layout, "cache_tokens": tokens}
+            states, tokens = _room(budget - nbytes, token, state, chip)
+            row[weights] = {"bytes": nbytes, "layouts": by_layout}
+            row[weights] |= {"cache_tokens": tokens, "states": states}
         rows.append(row)
-    context = config.max_position_embeddings
+    context = min(config.max_position_embeddings, reach(config) or 1 << 62)
     best = _recommended(rows, context)
     return {
         "chip": chip.name,
         "memory_gb": memory,
         "mem_fraction_static": fraction,
         "source": chip.source,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype,
         "context": context,
         "file_bytes": sum(tensor.nbytes for tensor in file.tensors.values()),
         "ranks": rows,
         "recommended": best,
     }
+
+
+def _room(left: float, token: int, state: int, chip: Chip) -> tuple[int, int]:
+    """How many states and tokens fit into bytes, as the engine's ``KVCacheConfigurator`` counts."""
+    states = 0
+    if state:
+        states = max(0, int(left * _STATES / (1 + _STATES) // state) - 1)
+        left = left - (states + 1) * state if states else 0
+    page = _PAGE if chip.is_npu else 1
+    return states, max(0, int(left // token)) // page * page if token else 0
 
 
 def _ways(file: GGUFFile, config: Any, count: int) -> list[Ranks]:
@@ -111,7 +145,11 @@ def command(found: dict[str, Any], model: str) -> str | None:
     if row is None:
         return None
     parts = ["python", "-m", "sglang.launch_server", "--model-path", shlex.quote(model)]
-    parts += ["--quantization", "gguf", "--device", "npu", "--attention-backend", "ascend"]
+    parts += ["--quantization", "gguf"]
+    if found["chip"] == "cpu":
+        parts = ["SGLANG_USE_CPU_ENGINE=1", *parts, "--device cpu --attention-backend torch_native"]
+    else:
+        parts += ["--device npu --attention-backend ascend"]
     parts += [f"--{name}-size {row[name]}" for name in ("tp", "pp") if row[name] > 1]
     parts += ["--dtype", found["dtype"]]
     parts += ["--mem-fraction-static", f"{found['mem_fraction_static']:g}"]
@@ -121,35 +159,42 @@ def command(found: dict[str, Any], model: str) -> str | None:
     return " ".join(parts)
 
 
-def lines(found: dict[str, Any], model: str) -> str:
+def lines(found: dict[str, Any]) -> str:
     """What :func:`plan` found, for a terminal."""
     budget = found["memory_gb"] * found["mem_fraction_static"] * _GB
     lengths = [*(n for n in _LENGTHS if n < found["context"]), found["context"]]
-    head = ["tp", "ep", "pp", "weights", "a rank", "KV cache", "tokens"]
+    has_states = any(row["state_bytes_a_request"] for row in found["ranks"])
+    head = ["tp", "ep", "pp", "weights", "a rank", "left", *["states"] * has_states, "tokens"]
     head += [f"of {length:,}" for length in lengths]
     body = []
     for row in found["ranks"]:
         for weights in ("packed", "dense"):
             held = row[weights]
             left, tokens = budget - held["bytes"], held["cache_tokens"]
-            room = [text.size(left), f"{tokens:,}"] if left > 0 else ["does not fit", ""]
+            room = [text.size(left) if left > 0 else "does not fit"]
+            room += [f"{held['states']:,}"] * has_states if left > 0 else [""] * has_states
+            room.append(f"{tokens:,}" if left > 0 else "")
             counts = [f"{tokens // length:,}" if left > 0 else "" for length in lengths]
             ways = [row["tp"], row["ep"], row["pp"]] if weights == "packed" else [""] * 3
             body.append([*ways, weights, text.size(held["bytes"]), *room, *counts])
     parts = [
-        f"{found['chip']}: {found['memory_gb']:g} GB a device, of which "
+        f"{found['chip']}: {found['memory_gb']:.4g} GB a device, of which "
         f"{found['mem_fraction_static']:.0%} for weights and KV cache; {found['dtype']}\n"
         f"(memory: {found['source']})",
         text.table(head, body, (0, 1, 2, *range(4, len(head)))),
     ]
     notes = []
+    if has_states:
+        notes.append(
+            "states: this model keeps one of a fixed size for each request, beside its tokens; the "
+            "engine takes about three of them for each request that runs"
+        )
     if any(row["pp"] > 1 for row in found["ranks"]):
         notes.append("pp above 1: not every model has stages, see docs/models.md")
-    line = command(found, model)
-    if line is None:
+    if found["command"] is None:
         notes.append("It does not fit: take more devices (--count) or a smaller quantization.")
     parts += ["\n".join(notes)] if notes else []
-    return "\n\n".join([*parts, line] if line else parts)
+    return "\n\n".join([*parts, found["command"]] if found["command"] else parts)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -179,12 +224,16 @@ def draw(found: dict[str, Any], path: Path) -> None:
         widths = [row[w]["layouts"].get(layout, 0) / _GB for row, w in bars]
         axes.barh(names, widths, left=start, label=layout)
         start = [a + b for a, b in zip(start, widths, strict=True)]
+    states = [row[w]["states"] * row["state_bytes_a_request"] / _GB for row, w in bars]
+    if any(states):
+        axes.barh(names, states, left=start, label="states", color="0.7")
+        start = [a + b for a, b in zip(start, states, strict=True)]
     room = [max(0.0, budget - used) for used in start]
     axes.barh(names, room, left=start, label="KV cache", color="0.85")
     axes.axvline(found["memory_gb"], color="0.3", linestyle="--")
     axes.invert_yaxis()
     axes.set_xlabel(f"GB on each {found['chip']} (dashed: all of its memory)")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:  # a name whose ending is no format

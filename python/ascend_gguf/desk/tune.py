@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,11 +14,13 @@ from typing import Any
 import torch
 
 from ascend_gguf.desk import text
+from ascend_gguf.desk.doctor import quiet
+from ascend_gguf.desk.source import opened
 from ascend_gguf.desk.weights import Ranks, modules_of, nbytes_of, to_tune
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ranks import Shares, uneven
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import check_model, refuse_float16, refuse_on_npu
+from ascend_gguf.servable import describe_model, refuse_float16, refuse_on_npu
 from ascend_gguf.weights import tuned
 from ascend_gguf.weights.layout import Layout, Weight
 
@@ -25,10 +30,24 @@ _DECODED = (1, 8, 32)
 _GAIN = 0.95
 
 
+def run(asked: Namespace) -> tuple[dict[str, Any], str, bool]:
+    """The command: what was found, and as text."""
+    with opened(asked.model, asked.revision) as file, quiet():
+        found = tune(
+            file,
+            Ranks(asked.tp_size, asked.ep_size, asked.pp_size),
+            asked.dtype,
+            asked.chunk,
+            asked.seconds,
+            lambda said: print(said, file=sys.stderr),
+        )
+    return found, lines(found), True
+
+
 def tune(
     file: GGUFFile,
     ranks: Ranks,
-    dtype: torch.dtype | None,
+    dtype: str | None,
     chunk: int | None,
     seconds: float,
     tell: Callable[[str], None] = lambda _: None,
@@ -46,14 +65,15 @@ def tune(
     """
     of_patch = _of_patch()
     name, is_npu = of_patch.device_name(), of_patch.is_npu()
-    dtype = dtype or (torch.float16 if "310P" in name else torch.bfloat16)
+    dtype = dtype or ("float16" if "310P" in name else "bfloat16")
+    in_torch = getattr(torch, dtype)
     config = _checked(file, ranks, dtype, is_npu)
     try:
         tuned.read()
     except GGUFError as error:
         error.hint = "It is written anew."
         tell(str(error))
-    device = of_patch.Device(file.path, dtype)
+    device = of_patch.Device(file.path, in_torch)
     deadline = of_patch.clock() + seconds
     tokens = (*_DECODED, chunk or (2048 if is_npu else 512))
     fanout = (getattr(config, "num_experts_per_tok", 1) or 1) / ranks.ep
@@ -80,9 +100,10 @@ def tune(
             row: dict[str, Any] = {"weight": module.name, "types": module.types}
             row |= {"shape": weight.shape, "key": key, "role": role, "count": count}
             rows.append(row | {"layouts": {x.name: timed(role, weight, x) for x in candidates}})
-    wider = of_patch.takes_wider(file.path, dtype, ranks.tp * ranks.pp if is_npu else 1)
+    gc.unfreeze()  # what the device froze: else libraries tell of leaks when Python ends
+    wider = of_patch.takes_wider(file.path, in_torch, ranks.tp * ranks.pp if is_npu else 1)
     _choose(rows, wider, together=() if is_npu else ("experts",))
-    found = {"device": name, "dtype": str(dtype).removeprefix("torch."), **ranks._asdict()}
+    found = {"device": name, "dtype": dtype, **ranks._asdict()}
     path = tuned.write(name, {row["key"]: _entry(row) for row in rows if row["chosen"]})
     return found | {"takes_wider": wider, "weights": rows, "file": str(path)}
 
@@ -94,12 +115,12 @@ def _of_patch() -> Any:
     return import_module("ascend_gguf.srt.tune")
 
 
-def _checked(file: GGUFFile, ranks: Ranks, dtype: torch.dtype, is_npu: bool) -> Any:
+def _checked(file: GGUFFile, ranks: Ranks, dtype: str, is_npu: bool) -> Any:
     """The configuration of a model that can be served here so."""
-    config = check_model(file.path)
+    config: Any = describe_model(file.path)
     if is_npu:
         refuse_on_npu(file.path, config)
-        if dtype == torch.float16:
+        if dtype == "float16":
             refuse_float16(file)
     is_latent = bool(getattr(config, "kv_lora_rank", None))
     heads = config.num_attention_heads, None if is_latent else config.num_key_value_heads
@@ -177,7 +198,7 @@ def lines(found: dict[str, Any]) -> str:
         parts.append("Layouts that take more bytes are not chosen: the model is large.")
     if not found["weights"]:
         parts = [f"{found['device']}: every weight is dense here, there is nothing to choose"]
-    parts.append(f'written to {found["file"]}; {{"tune": "off"}} ignores it')
+    parts.append(f'written to {text.from_home(found["file"])}; {{"tune": "off"}} ignores it')
     return "\n\n".join(parts)
 
 

@@ -10,21 +10,24 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
-from ascend_gguf.architectures.dimensions import head_size, size
+from ascend_gguf.architectures.dimensions import first, head_size, size
 from ascend_gguf.architectures.tensor_names import split_layer
 from ascend_gguf.desk.chips import Chip
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.reader import GGUFFile, GGUFTensor
-from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.dense import Dense
+from ascend_gguf.weights.in_blocks import InBlocks
 from ascend_gguf.weights.layout import Layout, Piece, Weight, allocated
 from ascend_gguf.weights.report import Holding
 from ascend_gguf.weights.tuned import key
@@ -33,6 +36,10 @@ _ROWS, _COLS = 0, 1
 _ATTENTION, _FFN = "attention input", "feed-forward input"
 _EMBEDDING, _OUTPUT = "embedding", "output"
 _EXPERTS = ("experts input", "experts output")
+#: Roles of weights, see ``weights.tuned``; of others ``linear``.
+_ROLES = {_OUTPUT: "output", _EMBEDDING: "embedding", **dict.fromkeys(_EXPERTS, "experts")}
+#: The engine keeps dense copies of them, in another order (``post_load_weights`` of DeepSeek).
+_LATENT = ("latent keys and values", "latent keys", "latent values")
 
 #: A tensor of the file, without its layer -> the engine's module that holds it, and what ranks
 #: share of it.  Others are whole on every rank.
@@ -41,9 +48,9 @@ _MODULES: dict[str, tuple[str, int]] = {
     "output": (_OUTPUT, _ROWS),
     **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"), (_ATTENTION, _ROWS)),
     "attn_q_b": ("latent queries", _ROWS),
-    "attn_kv_b": ("latent keys and values", _ROWS),
-    "attn_k_b": ("latent keys", _ROWS),
-    "attn_v_b": ("latent values", _ROWS),
+    "attn_kv_b": (_LATENT[0], _ROWS),
+    "attn_k_b": (_LATENT[1], _ROWS),
+    "attn_v_b": (_LATENT[2], _ROWS),
     **dict.fromkeys(("ssm_alpha", "ssm_beta"), ("state input", _ROWS)),
     "shortconv.in_proj": ("convolution input", _ROWS),
     "ssm_in": ("state input", _ROWS),
@@ -56,10 +63,16 @@ _MODULES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"), (_EXPERTS[0], _ROWS)),
     "ffn_down_exps": (_EXPERTS[1], _COLS),
 }
-#: Types of layers that have a state for each request, and nothing for each token.
-_WITHOUT_KEYS = ("linear_attention", "mamba", "conv")
+#: Types of layers with a state for each request, and those with nothing for each token.
+_STATES = ("linear_attention", "mamba", "conv", "M")
+_WITHOUT_KEYS = (*_STATES, "-", "E")
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number of a dtype of torch."""
+    return 4 if dtype == "float32" else 2
 
 
 class Ranks(NamedTuple):
@@ -111,8 +124,12 @@ def modules_of(file: GGUFFile, config: Any) -> list[tuple[int | None, Module]]:
         GGUFError: as :meth:`Architecture.name_map`.
     """
     targets = architecture_of(file).name_map(file, config)
+    placed = [target for target in targets.values() if isinstance(target, Placement)]
+    beside = {name for target in placed for name in target.beside}
     found: dict[tuple, list[tuple[GGUFTensor, Target]]] = {}
     for name, target in targets.items():
+        if not target and name not in beside:  # the model has no such weight
+            continue
         layer, pattern = split_layer(name)
         stem = pattern.removeprefix("blk.{layer}.").removesuffix(".weight")
         module, axis = _MODULES.get(stem, (stem, None))
@@ -143,7 +160,7 @@ def holdings(
     config: Any,
     chip: Chip,
     ranks: Ranks,
-    dtype: torch.dtype,
+    dtype: str,
     choice: Choice,
 ) -> list[Holding]:
     """What the fullest rank holds."""
@@ -152,19 +169,25 @@ def holdings(
         counts = Counter(_stage(modules, config, ranks.pp, stage))
         found = {module: in_place(module, chip, ranks, dtype, choice) for module in counts}
         shared = {one for _, constants in found.values() for one in constants}
-        held.append([found[module][0] for module in counts.elements()])
+        held.append([one for module in counts.elements() for one in found[module][0]])
         held[-1] += [Holding("shared offsets", 0, nbytes) for *_, nbytes in shared]
     return max(held, key=lambda one: sum(holding.nbytes for holding in one))
+
+
+def _layers(config: Any, stages: int) -> list[range]:
+    """Those of each stage of a pipeline: the last ones have one more where they are uneven."""
+    layers = config.num_hidden_layers
+    ends = [0]
+    for stage in range(stages):
+        ends.append(ends[-1] + layers // stages + (stage >= stages - layers % stages))
+    return [range(first, last) for first, last in pairwise(ends)]
 
 
 def _stage(
     modules: Sequence[tuple[int | None, Module]], config: Any, stages: int, stage: int
 ) -> list[Module]:
-    """The weights of a pipeline's stage: the last ones have a layer more where they are uneven."""
-    layers = config.num_hidden_layers
-    sizes = [layers // stages + (i >= stages - layers % stages) for i in range(stages)]
-    first = sum(sizes[:stage])
-    mine = range(first, first + sizes[stage])
+    """The weights of a pipeline's stage."""
+    mine = _layers(config, stages)[stage]
     ends = [module for layer, module in modules if layer is None]
     embedding = [module for module in ends if module.name == _EMBEDDING]
     found = [module for layer, module in modules if layer in mine]
@@ -177,53 +200,52 @@ def _stage(
     return found
 
 
-def layout_of(module: Module, chip: Chip, choice: Choice, dtype: torch.dtype) -> str:
+def layout_of(module: Module, chip: Chip, choice: Choice, dtype: str) -> str:
     """The name of the layout on one device."""
     if plain := _plain(module, dtype):
         return plain.layout
-    weight, layouts = _weight(module, Ranks(), dtype), _layouts(module, chip, dtype, choice)
+    weight, layouts = _weight(module, Ranks()), _layouts(module, chip, dtype, choice)
     return next(one.name for one in layouts if one.unsupported_reason(weight) is None)
 
 
 @functools.lru_cache(maxsize=4096)
 def in_place(
-    module: Module, chip: Chip, ranks: Ranks, dtype: torch.dtype, choice: Choice
-) -> tuple[Holding, tuple]:
+    module: Module, chip: Chip, ranks: Ranks, dtype: str, choice: Choice
+) -> tuple[list[Holding], tuple]:
     """The weight of one rank in the layout that it gets, and what it shares with others."""
     if plain := _plain(module, dtype):
-        return plain, ()
-    weight = _weight(module, ranks, dtype)
-    with _OnMeta():
+        return [plain], ()
+    weight = _weight(module, ranks, getattr(torch, dtype))
+    with _on_meta():
         layout = allocated(weight, _layouts(module, chip, dtype, choice))
     shared = tuple((name, t.shape, t.nbytes) for name, t in layout.shared.items())
-    return Holding(layout.name, torch.Size(weight.shape).numel(), layout.nbytes), shared
+    count = prod(weight.shape)
+    held = [Holding(layout.name, count, layout.nbytes)]
+    if module.name in _LATENT:
+        held.append(Holding("latent copies", 0, count * itemsize(dtype)))
+    return held, shared
 
 
-def _plain(module: Module, dtype: torch.dtype) -> Holding | None:
+def _plain(module: Module, dtype: str) -> Holding | None:
     """A weight that no method for GGUF holds: vectors, of the model's dtype, and routers."""
     is_vector = {len(part.shape) for part in module.parts} == {1}
-    is_float32 = {part.kind.dtype for part in module.parts} == {torch.float32}
+    is_float32 = {part.kind.dtype_name for part in module.parts} == {"float32"}
     if not is_vector and (module.axis is not None or module.dense or not is_float32):
         return None
-    count = sum(torch.Size(part.shape).numel() for part in module.parts)
+    count = sum(prod(part.shape) for part in module.parts)
     if is_vector:
-        return Holding("vectors", count, count * dtype.itemsize)
+        return Holding("vectors", count, count * itemsize(dtype))
     return Holding("dense", count, count * 4)
 
 
-def _layouts(
-    module: Module, chip: Chip, dtype: torch.dtype, choice: Choice
-) -> tuple[type[Layout], ...]:
+def _layouts(module: Module, chip: Chip, dtype: str, choice: Choice) -> tuple[type[Layout], ...]:
     if module.dense:
         return (Dense,)
-    if module.name in _EXPERTS:
-        return (*chip.expert_layouts(choice, dtype), Dense)
-    exact, by_rows = module.name == _OUTPUT, module.name == _EMBEDDING
-    return (*chip.linear_layouts(choice, dtype, exact, by_rows), Dense)
+    return (*chip.layouts(_ROLES.get(module.name, "linear"), choice, dtype), Dense)
 
 
 def to_tune(
-    modules: Sequence[tuple[int | None, Module]], ranks: Ranks, dtype: torch.dtype
+    modules: Sequence[tuple[int | None, Module]], ranks: Ranks, dtype: str
 ) -> dict[str, tuple[str, Module, Weight, int]]:
     """Weights that may be packed and are multiplied with, by what they are known by.
 
@@ -231,14 +253,13 @@ def to_tune(
     """
     found: dict[str, tuple[str, Module, Weight, int]] = {}
     tied = not any(module.name == _OUTPUT for _, module in modules)
-    roles = {_OUTPUT: "output", _EMBEDDING: "embedding", **dict.fromkeys(_EXPERTS, "experts")}
     for _, module in modules:
         if tied and ranks.pp > 1 and module.name == _EMBEDDING:
             module = replace(module, name=_OUTPUT)  # the last stage's copy
-        role = roles.get(module.name, "linear")
+        role = _ROLES.get(module.name, "linear")
         if module.dense or _plain(module, dtype) or role == "embedding" and not tied:
             continue
-        weight = _weight(module, ranks, dtype)
+        weight = _weight(module, ranks, getattr(torch, dtype))
         name = key(role, weight)
         found[name] = (role, module, weight, found[name][3] + 1 if name in found else 1)
     return found
@@ -246,23 +267,42 @@ def to_tune(
 
 def nbytes_of(layout: type[Layout], weight: Weight) -> int:
     """Bytes on the device."""
-    with _OnMeta():
+    with _on_meta():
         return layout.allocate(weight).nbytes
 
 
-class _OnMeta(TorchFunctionMode):
-    """What is allocated on the host has no memory."""
+def _on_meta() -> AbstractContextManager:
+    """A context in which what is allocated on the host has no memory."""
+    from torch.overrides import TorchFunctionMode
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if str(kwargs.get("device")) == "cpu":
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+    class OnMeta(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            kwargs = dict(kwargs or {})
+            if str(kwargs.get("device")) == "cpu":
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    return OnMeta()
 
 
-def _weight(module: Module, ranks: Ranks, dtype: torch.dtype) -> Weight:
+class _Absent(InBlocks):
+    """What layouts ask of a :class:`.BlockTensor` before it is read, without a byte of it."""
+
+    factor = 1.0
+
+    def __init__(self, kind: BlockType, rows: int, cols: int, columns: tuple[int, int]) -> None:
+        self.block_type, self.columns = kind, columns
+        self.blocks = np.broadcast_to(np.uint8(0), (rows, kind.row_bytes(cols)))  # no memory
+        self.shape = rows, columns[1] - columns[0]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def _weight(module: Module, ranks: Ranks, dtype: Any = None) -> Weight:
+    """One rank's share.  No rule of a layout asks for the dtype, so it may be missing."""
     is_experts = module.name in _EXPERTS
     width = ranks.tp // ranks.ep if is_experts else ranks.tp
     pieces, row, cols = [], 0, 0
@@ -275,9 +315,7 @@ def _weight(module: Module, ranks: Ranks, dtype: torch.dtype) -> Weight:
         if module.axis == _ROWS:
             rows = min(rows, max(rows // width, part.least))
         columns = (0, cols // width if module.axis == _COLS else cols)
-        # Nothing is ever written there, so it takes no memory.
-        blocks = torch.empty(rows, part.kind.row_bytes(cols), dtype=torch.uint8)
-        matrix = BlockTensor(blocks, part.kind.ggml_type, columns)
+        matrix: Any = _Absent(part.kind, rows, cols, columns)
         pieces += [Piece(expert, row, 0, matrix) for expert in range(experts)]
         row, cols = row + matrix.shape[0], matrix.shape[1]
     if module.name in (_EMBEDDING, _OUTPUT):
@@ -286,14 +324,34 @@ def _weight(module: Module, ranks: Ranks, dtype: torch.dtype) -> Weight:
     return Weight(experts if is_experts else None, row, cols, dtype, tuple(pieces))
 
 
-def cache_bytes(config: Any, ranks: Ranks, dtype: torch.dtype) -> int:
-    """Bytes of the KV cache for one token on one rank."""
-    types = getattr(config, "layer_types", None) or ()
-    layers = -(-config.num_hidden_layers // ranks.pp)
-    without = sum(kind in _WITHOUT_KEYS for kind in types)
-    if without:
-        layers = -(-(len(types) - without) // ranks.pp)
+def cache_bytes(config: Any, ranks: Ranks, dtype: str) -> tuple[int, int]:
+    """Bytes of the KV cache for a token, and of the states of a request, on the fullest rank."""
+    kinds = first(config, "hybrid_override_pattern", "layer_types", default=())
+    is_both = not kinds and first(config, "mamba_n_heads") is not None  # Falcon-H1
+    stages = _layers(config, ranks.pp)
+    cached = max(sum(not kinds or kinds[i] not in _WITHOUT_KEYS for i in one) for one in stages)
+    states = max(sum(is_both or bool(kinds) and kinds[i] in _STATES for i in one) for one in stages)
     if getattr(config, "kv_lora_rank", None):
-        return layers * size("kv_lora+rope", config) * dtype.itemsize
-    heads = max(1, config.num_key_value_heads // ranks.tp)
-    return layers * 2 * heads * head_size(config) * dtype.itemsize
+        numbers = size("kv_lora+rope", config)
+    else:
+        numbers = 2 * max(1, config.num_key_value_heads // ranks.tp) * head_size(config)
+    state = _state_bytes(config, ranks.tp, dtype) if states else 0
+    return cached * numbers * itemsize(dtype), states * state
+
+
+def _state_bytes(config: Any, tp: int, dtype: str) -> int:
+    """Of one layer of a request: the last inputs of the convolution, and a float32 state.
+
+    Source: the engine's ``Mamba2StateShape.create``.
+    """
+    if first(config, "linear_num_key_heads"):
+        sizes = ("linear_v", config.linear_num_key_heads, config.linear_key_head_dim, "conv")
+    elif first(config, "conv_L_cache"):
+        sizes = ("hidden", 1, 0, "conv")
+    else:
+        state = first(config, "mamba_d_state", "ssm_state_size")
+        sizes = ("ssm_inner", size("ssm_groups", config), state, "ssm_kernel")
+    inner, groups, state, kernel = (size(str(one), config) for one in sizes)
+    groups = groups if groups % tp == 0 else tp
+    convolution = (inner + 2 * groups * state) // tp * (kernel - 1)
+    return convolution * itemsize(dtype) + inner // tp * state * 4

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.npu.packed_groups import LONGEST
-from ascend_gguf.weights.block_tensor import BlockTensor
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE
 from ascend_gguf.weights.layout import NOT_QUANTIZED, Layout, Piece, Weight
 from ascend_gguf.weights.linear_kernel import LinearKernel
+
+if TYPE_CHECKING:
+    from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: The greatest code.
 _GREATEST = 127

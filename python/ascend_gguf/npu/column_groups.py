@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
-from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.npu.codes import unpacked
-from ascend_gguf.npu.conversion import convert
+from ascend_gguf.npu.groups import ROWS_OF_WORD
 from ascend_gguf.npu.packed_groups import Operands, PackedGroups, groups_unsupported_reason
-from ascend_gguf.npu.transpose import ROWS_OF_WORD, rows_of_line, transposer
-from ascend_gguf.weights.block_tensor import BlockTensor
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE
 from ascend_gguf.weights.layout import Piece, Weight
+
+if TYPE_CHECKING:
+    from ascend_gguf.weights.block_tensor import BlockTensor
 
 # Bytes between made rows: rows a power of two apart would share few places of the cache.
 _PADDING = 64
@@ -57,6 +59,8 @@ class ColumnGroups(PackedGroups):
         return Operands(rows, tensors["packed"], tensors["scale"], tensors.get("offset"))
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
+        from ascend_gguf.npu.transpose import rows_of_line
+
         line = rows_of_line(4)
         # Long enough that lines of the result follow each other, short enough for the cache.
         step = max(1, 2 * WEIGHTS_PER_PIECE // self.shape[-1] // line) * line
@@ -72,6 +76,9 @@ class ColumnGroups(PackedGroups):
 
     def _put(self, matrix: BlockTensor, tensors: dict[str, torch.Tensor], row: int) -> None:
         """Convert rows of a matrix to columns from ``row`` on."""
+        from ascend_gguf.npu.conversion import convert  # as below: imports a compiler
+        from ascend_gguf.npu.transpose import transposer
+
         rows, cols = matrix.shape
         packing, columns = self.packing, slice(row, row + rows)
         of_word = ROWS_OF_WORD[packing.code_bits]

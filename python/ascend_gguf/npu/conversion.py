@@ -32,12 +32,12 @@ from ascend_gguf.codegen import (
 )
 from ascend_gguf.codegen.math import WHOLE
 from ascend_gguf.decoders.block import Block
-from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.decoders.rows import decoder_of
 from ascend_gguf.decoders.sink import Scaled, Sink
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.npu.groups import Packing, codes_of
 from ascend_gguf.reader.chunked_read import read_rows
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE
 from ascend_gguf.weights.block_tensor import BlockTensor
 
 # What decoders hand over at once.

@@ -7,18 +7,23 @@ is rounded once, to the dtype of the layout: but for that it is exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ascend_gguf.codegen import Value
 from ascend_gguf.ggml_types import BlockType, CodeRange
 from ascend_gguf.weights.layout import NOT_QUANTIZED
+
+if TYPE_CHECKING:  # a compiler, which who only asks what fits need not wait for
+    from ascend_gguf.codegen import Value
+
+    _Offset = TypeVar("_Offset", Value, float)
 
 #: Weights with one scale in the Ascend operators: the fewest they take.
 GROUP = 32
 
-_Offset = TypeVar("_Offset", Value, float)
+#: Rows in 32 bits of codes that are packed by columns, by the bits of a code.
+ROWS_OF_WORD = {4: 8, 8: 4}
 
 
 def codes_of(kind: BlockType) -> CodeRange:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 
 from ascend_gguf.memory.huge_pages import use_huge_pages
 from ascend_gguf.npu.codes import plane_factors
 from ascend_gguf.npu.groups import GROUP, Packing
-from ascend_gguf.weights.block_tensor import BlockTensor
 from ascend_gguf.weights.layout import Layout, Piece, Weight
+
+if TYPE_CHECKING:
+    from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: The most rows or columns that the Ascend operators take.
 LONGEST = 65535

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ascend_gguf.npu.codes import unpacked
-from ascend_gguf.npu.conversion import conversions
 from ascend_gguf.npu.packed_groups import Operands, PackedGroups, groups_unsupported_reason
 from ascend_gguf.weights.layout import Piece, Weight
 
@@ -41,6 +40,8 @@ class RowGroups(PackedGroups):
         return Operands(rows, packed, scale, None if offset is None else offset.t())
 
     def tasks(self, piece: Piece) -> Iterator[Callable[[], None]]:
+        from ascend_gguf.npu.conversion import conversions  # imports a compiler
+
         for matrix, rows, tensors in self.places(piece):
             offset = tensors.get("offset")
             yield from conversions(

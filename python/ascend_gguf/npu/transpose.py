@@ -21,9 +21,7 @@ from ascend_gguf.codegen import (
     store,
     transposed,
 )
-
-#: Rows in 32 bits of the result, by the bits of a code.
-ROWS_OF_WORD = {4: 8, 8: 4}
+from ascend_gguf.npu.groups import ROWS_OF_WORD
 
 # Words made at once: 16 of them fill a line of the cache.
 _WORDS = 16

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.reader.mapping import MappedFile
@@ -72,6 +72,14 @@ class GGUFTensor:
             blocks = blocks.clone()
         return blocks.view(dtype).view(self.shape)
 
+    def array(self) -> np.ndarray:
+        """As :meth:`dequantize`; of F32, as vectors are, without torch, which takes a second."""
+        if self.type.dtype_name != "float32":
+            return self.dequantize().numpy()
+        count = self.nbytes // self.type.type_size
+        flat = np.frombuffer(self.mapping, np.float32, count, self.offset)
+        return flat.reshape(self.shape).copy()
+
     def dequantize(self) -> torch.Tensor:
         """The values of a tensor of any type, decoded: float32 of shape ``shape``.
 
@@ -80,6 +88,8 @@ class GGUFTensor:
         """
         if self.type.dtype is not None:
             return self.values.to(torch.float32, copy=True)
+        from ascend_gguf.decoders.dequantize import dequantize  # imports a compiler
+
         try:
             return dequantize(self.blocks, self.type.ggml_type).view(self.shape)
         except GGUFError as error:

@@ -6,6 +6,7 @@ import multiprocessing
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
+from ascend_gguf.tokenizer.template_language import compiled
 from ascend_gguf.tokenizer.template_trial import endless
 
 _KEY = "tokenizer.chat_template"
@@ -64,8 +65,6 @@ def with_tools(templates: dict[str, str]) -> dict[str, str]:
 
 
 def _check(file: GGUFFile, key: str, template: object, tried: bool) -> None:
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
     problem = found = None
     if not isinstance(template, str):
         problem, found = "the chat template is not text", f"{template!r:.80}"
@@ -76,7 +75,7 @@ def _check(file: GGUFFile, key: str, template: object, tried: bool) -> None:
         )
     elif tried:
         try:
-            _compile_jinja_template(template)
+            compiled(template)
         except Exception as error:  # whatever Jinja raises: a few templates end in a RecursionError
             line = getattr(error, "lineno", None)
             problem = f"the chat template is not valid Jinja: {error}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tokenizers.processors import TemplateProcessing
 
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.tokenizer.added_tokens import added_tokens, end_of_generation_ids
@@ -55,34 +57,46 @@ def load_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    file = open_gguf(path)
-    vocabulary = read_vocabulary(file)
-    added = added_tokens(vocabulary, end_of_generation_ids(vocabulary))
-    backend, add_bos = _backend(vocabulary, added)
+    backend, options = _parts(path, check_template)
     around = backend.post_processor
-    defaults = _DEFAULTS.get(vocabulary.text("model") or "", {})
-    named = {
-        argument: vocabulary.tokens[number]
-        for argument, key in _NAMED_TOKENS.items()
-        if (number := vocabulary.token_id(key, defaults.get(argument))) is not None
-    }
     # transformers' own classes set their backend this way; tokenizer_object= would copy it, which
     # takes longer than everything else.
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
     tokenizer._tokenizer = backend  # type: ignore[assignment]  # declared as None
-    template = chat_templates(file, check_template)
-    ends = [named[name] for name in ("bos_token", "eos_token") if name in named]
+    PreTrainedTokenizerFast.__init__(tokenizer, **options, clean_up_tokenization_spaces=False)
+    if around is not None:  # which transformers replaces by its own, of bos and eos
+        backend.post_processor = around
+    return tokenizer
+
+
+def check_tokenizer(path: str | os.PathLike) -> None:
+    """Raises GGUFError as :func:`load_tokenizer`, without transformers, which takes a second."""
+    _parts(path, check_template=True)
+
+
+def _parts(path: str | os.PathLike, check_template: bool) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of the ``tokenizers`` library, and transformers' options for it."""
+    file = open_gguf(path)
+    vocabulary = read_vocabulary(file)
+    added = added_tokens(vocabulary, end_of_generation_ids(vocabulary))
+    backend, add_bos = _backend(vocabulary, added)
+    model = vocabulary.text("model") or ""
+    defaults = _DEFAULTS.get(model, {})
+    options: dict[str, Any] = {
+        argument: vocabulary.tokens[number]
+        for argument, key in _NAMED_TOKENS.items()
+        if (number := vocabulary.token_id(key, defaults.get(argument))) is not None
+    }
+    ends = [options[name] for name in ("bos_token", "eos_token") if name in options]
+    add_eos = vocabulary.flag("add_eos_token", model == "t5")
+    options["add_bos_token"] = add_bos and "bos_token" in options
+    options["add_eos_token"] = add_eos and "eos_token" in options
+    around = [options[f"{end}_token"] for end in ("bos", "eos") if options[f"add_{end}_token"]]
     try:
-        PreTrainedTokenizerFast.__init__(
-            tokenizer,
-            **named,
-            add_bos_token=add_bos and "bos_token" in named,
-            add_eos_token=vocabulary.flag("add_eos_token", vocabulary.text("model") == "t5")
-            and "eos_token" in named,
-            chat_template=template,
-            clean_up_tokenization_spaces=False,
-        )
-    except ValueError as error:  # a name with a space, or an empty one
+        # As transformers does it: what stands around a text is a template, in words.
+        words = " ".join([f"{token}:0" for token in around] + ["$A"])
+        TemplateProcessing(single=words, special_tokens=[(token, 0) for token in around])
+    except ValueError as error:  # a name with a space
         raise vocabulary.error(
             "transformers cannot add these tokens to a text",
             "tokens",
@@ -90,9 +104,7 @@ def load_tokenizer(
             expected="names without spaces",
             hint=_OTHER_TOKENIZER,
         ) from error
-    if around is not None:  # which transformers replaces by its own, of bos and eos
-        backend.post_processor = around
-    return tokenizer
+    return backend, options | {"chat_template": chat_templates(file, check_template)}
 
 
 def stop_token_ids(path: str | os.PathLike) -> frozenset[int]:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from select import select
 from typing import Any
 
+from ascend_gguf.tokenizer.template_language import compiled
+
 #: Limits for a short chat; a real template takes some milliseconds.
 CPU_SECONDS, MEGABYTES = 2, 256
 
@@ -79,11 +81,11 @@ def _limit(kind: int, most: int) -> None:
 
 
 def _render(template: str) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     for chat, tools in ((_CHAT[1:2], None), (_CHAT, _TOOLS)):
         try:
-            render_jinja_template([chat], tools, chat_template=template, add_generation_prompt=True)
+            compiled(template).render(
+                messages=chat, tools=tools, documents=None, add_generation_prompt=True
+            )
         except MemoryError:
             raise
         except Exception:  # templates raise for chats that they do not support

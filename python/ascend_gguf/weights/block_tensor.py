@@ -16,9 +16,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES, dequantize
-from ascend_gguf.ggml_types import BLOCK_TYPES, BlockType, block_type
+from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
 from ascend_gguf.reader.chunked_read import read_rows
 from ascend_gguf.weights import load_stream
+from ascend_gguf.weights.in_blocks import InBlocks
 
 _aten = torch.ops.aten
 
@@ -33,7 +34,7 @@ _PLAIN_TYPES = {
 _WEIGHTS_AT_ONCE = 1 << 22
 
 
-class BlockTensor(load_stream.Streamed):
+class BlockTensor(InBlocks, load_stream.Streamed):
     """A read-only matrix of weights, stored as GGUF blocks on the host.
 
     Shape ``[..., rows, cols]`` in weights; reports dtype float32, the precision blocks are defined
@@ -47,12 +48,7 @@ class BlockTensor(load_stream.Streamed):
         columns: the ``(start, stop)`` range of weights of each row to show; all by default.
         factor: what every weight is multiplied with, beside the scales of its block.
 
-    Attributes: these, with ``block_type`` for the id.
     """
-
-    block_type: BlockType
-    columns: tuple[int, int]
-    factor: float
 
     @staticmethod
     def __new__(
@@ -70,18 +66,6 @@ class BlockTensor(load_stream.Streamed):
         self.blocks, self.block_type, self.columns = blocks, kind, (start, stop)
         self.factor = factor
         return self
-
-    def covering(self, unit: int = 1) -> tuple[torch.Tensor, int]:
-        """The blocks that cover the columns, and how many weights come before the first column.
-
-        Args:
-            unit: the blocks begin and end at a multiple of so many weights; a power of two.
-        """
-        unit = max(unit, self.block_type.block_size)
-        start, stop = self.columns
-        first, last = start // unit * unit, -(-stop // unit) * unit
-        row_bytes = self.block_type.row_bytes
-        return self.blocks[..., row_bytes(first) : row_bytes(last)], start - first
 
     def rows(self, start: int, stop: int) -> BlockTensor:
         """Some rows of each matrix: a view."""

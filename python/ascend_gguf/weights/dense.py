@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE
 from ascend_gguf.weights.layout import Layout, Piece, Weight
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.thread_pool import in_parallel
-from ascend_gguf.weights.block_tensor import BlockTensor
+
+if TYPE_CHECKING:
+    from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: A reason of several layouts, which is not worth a line in the log.
 NOT_QUANTIZED = "a part is not quantized"

@@ -23,6 +23,7 @@ from sglang.srt.utils.hf_transformers.common import check_gguf_file
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.products import ATTENTION, this_product
+from ascend_gguf.servable import reach as reach_of
 from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
@@ -74,12 +75,8 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
 
 
 def _keep_within_reach(server_args: Any, config: Any) -> None:
-    """A model that attends to a part, with a backend that attends to all: no more than that part.
-
-    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses.
-    """
-    chunk = getattr(config, "attention_chunk_size", None)
-    reach = chunk or getattr(config, "sparse_attention_size", None)
+    """A model that attends to a part, on a backend that attends to all: no more than that part."""
+    chunk, reach = getattr(config, "attention_chunk_size", None), reach_of(config)
     model_config = model_config_of(server_args)
     if not reach or model_config.context_len <= reach:
         return

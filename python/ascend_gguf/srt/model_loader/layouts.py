@@ -22,6 +22,9 @@ from ascend_gguf.weights.report import Holding, table
 
 logger = logging.getLogger(__name__)
 
+#: What DeepSeek's attention makes of ``kv_b_proj`` beside it (``post_load_weights``).
+_COPIES = ("w_kc", "w_vc")
+
 
 def serves_few() -> bool:
     """Whether every decoding step has as few inputs as the template for wide planes takes."""
@@ -82,6 +85,9 @@ def holdings(model: nn.Module) -> Iterator[Holding]:
                 yield Holding(layout.name, torch.Size(layout.shape).numel(), layout.nbytes)
             counted |= places
             shared |= {tensor.data_ptr(): tensor for tensor in layout.shared.values()}
+        for name in _COPIES:
+            if isinstance(copy := vars(module).get(name), torch.Tensor):
+                yield Holding("latent copies", 0, copy.nbytes)
     for tensor in shared.values():
         yield Holding("shared offsets", 0, tensor.nbytes)
     for parameter in model.parameters():

@@ -10,13 +10,12 @@ import numpy as np
 from sglang.srt.layers.quantization.gguf import GGUFConfig
 
 from ascend_gguf.config import load_config
-from ascend_gguf.decoders.dequantize import WEIGHTS_PER_PIECE
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.mapping import file_identity
 from ascend_gguf.srt.model_loader.weight_utils import gguf_weight_names
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
-from ascend_gguf.thread_pool import in_parallel
+from ascend_gguf.thread_pool import WEIGHTS_PER_PIECE, in_parallel
 from ascend_gguf.weights.block_tensor import BlockTensor
 
 if TYPE_CHECKING:

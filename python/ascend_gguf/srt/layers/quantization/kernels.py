@@ -12,10 +12,11 @@ from sglang.srt.layers.quantization.gguf import GGUFConfig
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.cpu.linear import BlocksExperts, BlocksLinear
+from ascend_gguf.npu import roles
 from ascend_gguf.npu.channel_int8 import ChannelInt8, NPUChannelLinear
 from ascend_gguf.npu.choice import Choice
 from ascend_gguf.npu.experts import EXPERT_LAYOUTS
-from ascend_gguf.npu.linear import NPUEmbedding, NPUExactLinear, NPULinear
+from ascend_gguf.npu.linear import NPULinear
 from ascend_gguf.npu.products import EXPERTS, LINEAR, TRY, YES, this_product
 from ascend_gguf.npu.self_check import experts_mismatch, linear_mismatch
 from ascend_gguf.npu.trial import try_layout
@@ -34,30 +35,21 @@ def linear_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel 
     """What multiplies with packed weights on this device; None: weights are dense."""
     if not is_npu():
         return BlocksLinear() if _packs(quant_config) else None
-    choice = choice_of(quant_config)
-    if choice.weights == "int8":
-        return _with_taken_layouts(NPUChannelLinear(), quant_config, dtype)
-    kernel = (NPULinear if choice.requantizes else NPUExactLinear)(choice.wide_planes)
-    return _with_taken_layouts(kernel, quant_config, dtype)
+    return _with_taken_layouts(roles.linear_kernel(choice_of(quant_config)), quant_config, dtype)
 
 
 def output_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> LinearKernel | None:
-    """As :func:`linear_kernel`, for the output matrix.
-
-    Its error is all in the logits, and it is one product of many: always exact, and on the host not
-    rounded either.
-    """
+    """As :func:`linear_kernel`, for the output matrix: on the host not rounded either."""
     if not is_npu():
         return embedding_kernel(quant_config, dtype)
-    kernel = NPUExactLinear(choice_of(quant_config).wide_planes)
-    return _with_taken_layouts(kernel, quant_config, dtype)
+    return _with_taken_layouts(roles.output_kernel(choice_of(quant_config)), quant_config, dtype)
 
 
 def embedding_kernel(quant_config: GGUFConfig, dtype: torch.dtype) -> EmbeddingKernel | None:
     """As :func:`output_kernel`, for an embedding, which may be the output matrix too."""
     if not is_npu():
         return BlocksLinear(torch.float32) if _packs(quant_config) else None
-    return _with_taken_layouts(NPUEmbedding(), quant_config, dtype)
+    return _with_taken_layouts(roles.embedding_kernel(choice_of(quant_config)), quant_config, dtype)
 
 
 #: What gives the kernel of a weight, by the weight's role.

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
-from importlib import import_module
+from math import prod
 from typing import Any
 
-import torch
-
+from ascend_gguf.architectures import is_reranker
+from ascend_gguf.architectures.dimensions import experts, first
 from ascend_gguf.desk import text
 from ascend_gguf.desk.chips import CPU, NPUS, Chip
+from ascend_gguf.desk.source import opened
 from ascend_gguf.desk.weights import layout_of, modules_of
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.generation_config import recommended_sampling
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import check_model, refuse_float16, refuse_on_npu
-from ascend_gguf.tokenizer import load_tokenizer, stop_token_ids
+from ascend_gguf.servable import (
+    attends_both_ways,
+    describe_model,
+    reach,
+    refuse_float16,
+    refuse_on_npu,
+)
+from ascend_gguf.tokenizer import check_tokenizer, stop_token_ids
 
 #: ``tokenizer.ggml.KEY_token_id``.
 _SPECIAL = ("bos", "eos", "unknown", "padding")
-_DTYPE = torch.bfloat16
+_DTYPE = "bfloat16"
 
 
-def skip_docstrings() -> None:
-    """Let transformers not write docstrings of its classes: what it looks up takes seconds."""
-    module = import_module("transformers.utils.auto_docstring")
-    if hasattr(module, "auto_class_docstring"):
-        vars(module)["auto_class_docstring"] = lambda cls, **_: cls
+def run(asked: Namespace) -> tuple[dict[str, Any], str, bool]:
+    """The command: what was found, as text too, and whether the model is served somewhere."""
+    with opened(asked.model, asked.revision) as file:
+        facts = inspect(file)
+    return facts, lines(facts), True in facts["served"].values()
 
 
 def inspect(file: GGUFFile) -> dict[str, Any]:
@@ -39,10 +47,10 @@ def inspect(file: GGUFFile) -> dict[str, Any]:
     facts = _facts(file)
     served: dict[str, bool | str] = dict.fromkeys(("cpu", "npu", "310P3"), True)
     try:
-        config = check_model(file.path)
-        load_tokenizer(file.path)
+        config = describe_model(file.path)
+        check_tokenizer(file.path)
     except GGUFError as error:
-        return facts | {"served": dict.fromkeys(served, str(error))}
+        return facts | {"served": dict.fromkeys(served, _reason(error))}
     for device, check in (
         ("npu", lambda: refuse_on_npu(file.path, config)),
         ("310P3", lambda: refuse_on_npu(file.path, config)),
@@ -51,13 +59,21 @@ def inspect(file: GGUFFile) -> dict[str, Any]:
         try:
             check()
         except GGUFError as error:
-            served[device] = str(error)
+            served[device] = _reason(error)
+    gives = "embeddings" if attends_both_ways(file) else "text"
     return facts | {
         "served": served,
+        "gives": "scores of a reranker" if is_reranker(file) else gives,
         "sizes": _sizes(config),
         "sampling": recommended_sampling(file),
         "layouts": _layouts(file, config, NPUS if served["npu"] is True else ()),
     }
+
+
+def _reason(error: GGUFError) -> str:
+    """What serving would end with, without the folder of the file."""
+    error.file = None
+    return str(error)
 
 
 def _facts(file: GGUFFile) -> dict[str, Any]:
@@ -73,7 +89,7 @@ def _facts(file: GGUFFile) -> dict[str, Any]:
         "name": metadata.get("general.name"),
         "architecture": metadata.get("general.architecture"),
         "files": len(file.files),
-        "weights": sum(torch.Size(tensor.shape).numel() for tensor in tensors),
+        "weights": sum(prod(tensor.shape) for tensor in tensors),
         "bytes": sum(nbytes.values()),
         "types": {kind: {"tensors": counts[kind], "bytes": n} for kind, n in nbytes.most_common()},
         "vocabulary": {
@@ -110,14 +126,12 @@ def _sizes(config: Any) -> dict[str, Any]:
         "heads": "num_attention_heads",
         "key_value_heads": "num_key_value_heads",
         "context": "max_position_embeddings",
-        "experts": "num_experts",
-        "experts_of_a_token": "num_experts_per_tok",
+        "experts": "",
+        "experts_of_a_token": "num_experts_per_tok moe_k moe_topk",
         "sliding_window": "sliding_window",
     }
-    sizes = {name: getattr(config, attribute, None) for name, attribute in names.items()}
-    if sizes["experts"] is None:
-        others = ("num_local_experts", "n_routed_experts", "moe_num_experts")
-        sizes["experts"] = next((n for o in others if (n := getattr(config, o, None))), None)
+    sizes = {name: first(config, *attributes.split()) for name, attributes in names.items()}
+    sizes |= {"experts": experts(config), "served_context": reach(config)}
     return {name: value for name, value in sizes.items() if value}
 
 
@@ -146,10 +160,14 @@ def lines(facts: dict[str, Any]) -> str:
         for kind, of in facts["types"].items()
     ]
     parts.append(text.table(("type", "tensors", "bytes", "share"), kinds, (1, 2, 3)))
+    reasons: dict[str, list[str]] = {}
+    for device, said in facts["served"].items():
+        key = f"{device}: served" if said is True else f"not served: {said}"
+        reasons.setdefault(key, []).append(device)
     parts.append(
         "\n".join(
-            f"{device}: {'served' if said is True else f'not served: {said}'}"
-            for device, said in facts["served"].items()
+            f"{', '.join(devices)}: {said}" if said.startswith("not ") else said
+            for said, devices in reasons.items()
         )
     )
     if rows := facts.get("layouts"):
@@ -174,7 +192,7 @@ def _alike(rows: list[dict[str, Any]]) -> list[list[str]]:
 def _summary(facts: dict[str, Any]) -> list[tuple[str, object]]:
     vocabulary, special = facts["vocabulary"], facts["special_tokens"]
     files = "1 file" if facts["files"] == 1 else f"{facts['files']} files"
-    template = facts["chat_template"]
+    template, gives = facts["chat_template"], facts.get("gives", "text")
     summary: list[tuple[str, object]] = [
         ("name", facts["name"] or "not given"),
         ("architecture", facts["architecture"] or "not given"),
@@ -182,12 +200,17 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, object]]:
     ]
     sizes = {name.replace("_", " "): n for name, n in facts.get("sizes", {}).items()}
     if sizes:
-        context = sizes.pop("context")
+        context, served = sizes.pop("context"), sizes.pop("served context", None)
         summary.append(("sizes", ", ".join(f"{n} {name}" for name, n in sizes.items())))
-        summary.append(("context", f"{context:,} tokens"))
+        end = f", of which {served:,} are served" if served and served < context else ""
+        summary.append(("context", f"{context:,} tokens{end}"))
     kind = " ".join(filter(None, (vocabulary["model"], vocabulary["pre"])))
     summary.append(("vocabulary", f"{vocabulary['tokens']:,} tokens ({kind})"))
-    chat = f"{template:,} characters" if template else "none: ask it through /v1/completions"
+    chat = f"{template:,} characters" if template else "none"
+    if gives != "text":
+        summary.append(("gives", f"{gives}: see docs/features.md"))
+    elif not template:
+        chat += ": ask it through /v1/completions"
     summary.append(("chat template", chat))
     for name, token in special.items():
         tokens = token if isinstance(token, list) else [token]
