@@ -162,7 +162,10 @@ def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
     "granite-4-dense": granite4,
+    "granite-4-micro": granite4,
+    "granite-4-bias": granite4,
     "nemotron-h": nemotron,
+    "nemotron-h-bias": nemotron,
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,

@@ -5,54 +5,12 @@ A file says what the converter makes of a configuration: a row is a kind of mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from hf_models import TINY
+from peers.peer import EXPERTS, PIXTRAL, VISION, Peer, rope, sections
 from peers.published import PUBLISHED
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A model for the converter.
-
-    Args:
-        model_type: transformers'.
-        sizes: of its configuration, beside those of :mod:`peers.convert`; of a vision model, of
-            its text model.
-        vision: sizes of the encoder of pictures, if it is a vision model.
-        transposed: ends of the names of matrices that published checkpoints have transposed, and
-            transformers, which takes both, does not write so.
-        fuse_qkv: an option of the converter.  It has one for gate and up of experts too, and no
-            architecture of the table for which it works.
-        drop: keys of the metadata, below the architecture's name, to leave out.
-        add: the same, to write where the converter does not.
-        npu_dtype: in which an NPU computes it.
-        reranker: the converter makes a reranker of it.
-        pooling: it gives embeddings, of all tokens or the first one: ``mean_tokens``,
-            ``cls_token``.
-        dense: rows of a layer behind the pooling, which another follows; 0 for none.
-        refused: the devices that it does not run on.
-    """
-
-    model_type: str
-    sizes: Mapping[str, Any] = field(default_factory=dict)
-    vision: Mapping[str, Any] = field(default_factory=dict)
-    transposed: tuple[str, ...] = ()
-    fuse_qkv: bool = False
-    drop: tuple[str, ...] = ()
-    add: Mapping[str, Any] = field(default_factory=dict)
-    npu_dtype: str = "float16"
-    reranker: bool = False
-    pooling: str = ""
-    dense: int = 0
-    refused: tuple[str, ...] = ()
-
-
-def _rope(theta: float = 40000.0, **scaling: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **scaling}}
-
+from peers.siblings import SIBLINGS
 
 _LINEAR = {"rope_type": "linear", "factor": 4.0}
 _YARN = {
@@ -92,44 +50,35 @@ _LATENT = {
 }
 _ONE_GROUP = {"n_group": 1, "topk_group": 1}
 _MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _GRANITE = TINY["granite"].sizes
 
 #: Which the other tests write by themselves (:mod:`random_model`).
 _QWEN = {
     "qwen2": Peer("qwen2"),
-    "qwen2moe": Peer("qwen2_moe", _EXPERTS | {"shared_expert_intermediate_size": 96}),
+    "qwen2moe": Peer("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 96}),
     "qwen3": Peer("qwen3", {"head_dim": 64}),
-    "qwen3moe": Peer("qwen3_moe", _EXPERTS | {"head_dim": 64, "norm_topk_prob": True}),
+    "qwen3moe": Peer("qwen3_moe", EXPERTS | {"head_dim": 64, "norm_topk_prob": True}),
 }
 
 _deepseek = Peer("deepseek_v3", npu_dtype="bfloat16")
 
-#: Sizes of an encoder of pictures, in the words of several models.
-_VISION = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
-
-
-def _sections(*sections: int) -> dict[str, Any]:
-    return _rope(mrope_section=list(sections))
-
-
 #: The models whose text the rows of :data:`hf_models.TINY` with these names are.
 _OF_PICTURES = {
-    "qwen2-vl": Peer("qwen2_vl", _sections(4, 6, 6), _VISION | {"hidden_size": 128}),
+    "qwen2-vl": Peer("qwen2_vl", sections(4, 6, 6), VISION | {"hidden_size": 128}),
     "qwen2.5-vl": Peer(
         "qwen2_5_vl",
-        {"tie_word_embeddings": True} | _sections(4, 6, 6),
-        _VISION | {"out_hidden_size": 128},
+        {"tie_word_embeddings": True} | sections(4, 6, 6),
+        VISION | {"out_hidden_size": 128},
     ),
     "qwen3-vl": Peer(
         "qwen3_vl",
-        {"head_dim": 64} | _sections(12, 10, 10),
-        _VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
+        {"head_dim": 64} | sections(12, 10, 10),
+        VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
     ),
     "qwen3-vl-moe": Peer(
         "qwen3_vl_moe",
-        _EXPERTS | {"moe_intermediate_size": 96, "head_dim": 64} | _sections(12, 10, 10),
-        _VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
+        EXPERTS | {"moe_intermediate_size": 96, "head_dim": 64} | sections(12, 10, 10),
+        VISION | {"out_hidden_size": 128, "deepstack_visual_indexes": [0]},
         transposed=("experts.gate_up_proj", "experts.down_proj"),
     ),
 }
@@ -141,44 +90,44 @@ ROWS: dict[str, Peer] = {
     # head: its file is one that lacks the keys.
     "mixtral-yarn": Peer(
         "mixtral",
-        _MIXTRAL | {"head_dim": 32} | _rope(**_YARN),
+        _MIXTRAL | {"head_dim": 32} | rope(**_YARN),
         drop=("attention.key_length", "attention.value_length"),
     ),
-    "mixtral-linear": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(**_LINEAR)),
-    "mixtral-wide-heads": Peer("mixtral", _MIXTRAL | {"head_dim": 64} | _rope()),
-    "mixtral-base": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | _rope(3.5)),
-    "starcoder2-linear": Peer("starcoder2", {"sliding_window": None} | _rope(**_LINEAR)),
-    "starcoder2-yarn": Peer("starcoder2", {"sliding_window": None} | _rope(**_YARN)),
-    "granitemoe-yarn": Peer("granitemoe", TINY["granitemoe"].sizes | _rope(**_YARN)),
-    "granitemoe-linear": Peer("granitemoe", TINY["granitemoe"].sizes | _rope(**_LINEAR)),
+    "mixtral-linear": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | rope(**_LINEAR)),
+    "mixtral-wide-heads": Peer("mixtral", _MIXTRAL | {"head_dim": 64} | rope()),
+    "mixtral-base": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | rope(3.5)),
+    "starcoder2-linear": Peer("starcoder2", {"sliding_window": None} | rope(**_LINEAR)),
+    "starcoder2-yarn": Peer("starcoder2", {"sliding_window": None} | rope(**_YARN)),
+    "granitemoe-yarn": Peer("granitemoe", TINY["granitemoe"].sizes | rope(**_YARN)),
+    "granitemoe-linear": Peer("granitemoe", TINY["granitemoe"].sizes | rope(**_LINEAR)),
     # The converter writes nothing of Gemma 2's rotary embedding.
     "gemma2-linear": Peer(
         "gemma2",
         TINY["gemma2"].sizes
         | {"attn_logit_softcapping": 30.0, "final_logit_softcapping": 15.0}
-        | _rope(10000.0, **_LINEAR),
+        | rope(10000.0, **_LINEAR),
         add={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
     ),
-    "llama-linear": Peer("llama", _rope(**_LINEAR)),
-    "llama-yarn": Peer("llama", _rope(**_YARN)),
-    "llama-typeless": Peer("llama", _rope(**_LINEAR), drop=("rope.scaling.type",)),
-    "qwen2-yarn": Peer("qwen2", _rope(**_YARN)),
-    "qwen3moe-yarn": Peer("qwen3_moe", _QWEN["qwen3moe"].sizes | _rope(**_YARN)),
+    "llama-linear": Peer("llama", rope(**_LINEAR)),
+    "llama-yarn": Peer("llama", rope(**_YARN)),
+    "llama-typeless": Peer("llama", rope(**_LINEAR), drop=("rope.scaling.type",)),
+    "qwen2-yarn": Peer("qwen2", rope(**_YARN)),
+    "qwen3moe-yarn": Peer("qwen3_moe", _QWEN["qwen3moe"].sizes | rope(**_YARN)),
     "deepseek-groupless": replace(
         _deepseek,
         sizes=_LATENT
         | _ONE_GROUP
         | {"n_routed_experts": 32, "num_experts_per_tok": 4}
-        | _rope(**_YARN),
+        | rope(**_YARN),
         drop=("expert_group_count", "expert_group_used_count"),
     ),
-    "deepseek-plain-rope": replace(_deepseek, sizes=_LATENT | _rope()),
-    "deepseek-linear": replace(_deepseek, sizes=_LATENT | _rope(**_LINEAR)),
+    "deepseek-plain-rope": replace(_deepseek, sizes=_LATENT | rope()),
+    "deepseek-linear": replace(_deepseek, sizes=_LATENT | rope(**_LINEAR)),
     "glm-4.7-flash-heads": replace(
         _deepseek,
-        sizes=_LATENT | _ONE_GROUP | {"qk_nope_head_dim": 192, "v_head_dim": 256} | _rope(),
+        sizes=_LATENT | _ONE_GROUP | {"qk_nope_head_dim": 192, "v_head_dim": 256} | rope(),
     ),
-    "moonlight": replace(_deepseek, sizes=_LATENT | _ONE_GROUP | {"q_lora_rank": None} | _rope()),
+    "moonlight": replace(_deepseek, sizes=_LATENT | _ONE_GROUP | {"q_lora_rank": None} | rope()),
     "glm-4.7-flash": Peer(
         "glm4_moe_lite",
         _LATENT
@@ -186,13 +135,13 @@ ROWS: dict[str, Peer] = {
         | {"qk_nope_head_dim": 192, "v_head_dim": 256, "num_nextn_predict_layers": 1}
         # transformers has no other for norms of latents.
         | {"rms_norm_eps": 1e-6}
-        | _rope(),
+        | rope(),
         npu_dtype="bfloat16",
     ),
-    "llama-bias": Peer("llama", {"attention_bias": True} | _rope(), fuse_qkv=True),
+    "llama-bias": Peer("llama", {"attention_bias": True} | rope(), fuse_qkv=True),
     # No kernel of Ascend turns heads of 80.
-    "llama-mlp-bias": Peer("llama", {"mlp_bias": True, "head_dim": 80} | _rope()),
-    "granite-mlp-bias": Peer("granite", _GRANITE | {"mlp_bias": True} | _rope()),
+    "llama-mlp-bias": Peer("llama", {"mlp_bias": True, "head_dim": 80} | rope()),
+    "granite-mlp-bias": Peer("granite", _GRANITE | {"mlp_bias": True} | rope()),
     "exaone-3.5": Peer(
         "llama", {"head_dim": 32, "rope_parameters": TINY["llama-3.1"].sizes["rope_parameters"]}
     ),
@@ -213,7 +162,7 @@ ROWS: dict[str, Peer] = {
         | {"ssm_in_multiplier": 2.0, "ssm_out_multiplier": 0.5, "lm_head_multiplier": 0.5},
         refused=("npu",),
     ),
-    "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | _rope()),
+    "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | rope()),
 }
 
 
@@ -240,10 +189,8 @@ def _of_architectures() -> dict[str, Peer]:
         plain["mistral-4"],
         model_type="mistral3",
         # The converter writes nothing of the temperature, which is one within this context.
-        sizes={"model_type": "mistral4"} | TINY["mistral-4"].sizes | _rope(**_YARN, **_TEMPERED),
-        vision=_VISION
-        | {"model_type": "pixtral", "num_hidden_layers": 1, "num_attention_heads": 2}
-        | {"image_size": 32, "patch_size": 16},
+        sizes={"model_type": "mistral4"} | TINY["mistral-4"].sizes | rope(**_YARN, **_TEMPERED),
+        vision=PIXTRAL,
     )
     fused = {
         f"{name}-fused": replace(peer, fuse_qkv=True)
@@ -255,7 +202,7 @@ def _of_architectures() -> dict[str, Peer]:
     return plain | fused
 
 
-PEERS: dict[str, Peer] = _of_architectures() | ROWS
+PEERS: dict[str, Peer] = _of_architectures() | ROWS | SIBLINGS
 
 _EMBEDDING_GEMMA = TINY["gemma3"].sizes | {"use_bidirectional_attention": True}
 
@@ -288,6 +235,8 @@ ENCODERS = {
             pooling="mean_tokens",
         ),
         "bge-m3": Peer("xlm-roberta", _ROBERTA, pooling="cls_token"),
+        "bert-fused": Peer("bert", {"layer_norm_eps": 1e-12}, pooling="cls_token", fuse_qkv=True),
+        "roberta": Peer("roberta", _ROBERTA, pooling="mean_tokens"),
     },
     "gemma-embedding": {
         "embedding-gemma": Peer("gemma3_text", _EMBEDDING_GEMMA, pooling="mean_tokens", dense=96),
@@ -329,4 +278,7 @@ CHOSEN = (
     "granite-4",
     "nemotron-h-moe",
     "falcon-h1-multipliers",
+    "falcon-h1-bias",
+    "glm-4.1v",
+    "youtu",
 )

@@ -46,9 +46,8 @@ NAMES = list(PEERS if ALL else CHOSEN)
 #: Of the files.
 TYPES = ("F32", "Q8_0") if ALL else ("Q8_0",)
 
-ENCODER_NAMES = [name for models in ENCODERS.values() for name in models]
-if not ALL:
-    ENCODER_NAMES = [n for n in ENCODER_NAMES if n not in ("distilbert", "embedding-gemma-alone")]
+CHOSEN_ENCODERS = ("bert", "bert-mean", "bge-m3", "embedding-gemma", "llama-embed")
+ENCODER_NAMES = [n for models in ENCODERS.values() for n in models if ALL or n in CHOSEN_ENCODERS]
 
 #: Largest error of a number of an embedding, whose square sum is one.
 EMBEDDING_LIMITS = {"cpu": ("float32", 5e-6), "npu": ("float16", 2e-3)}

@@ -98,12 +98,16 @@ class Rename:
             return name.replace("{layer}", str(layer))
 
         return replace(
-            self,
+            self.renamed(fill),
             gguf=fill(self.gguf),
-            hf=tuple(map(fill, self.hf)) if isinstance(self.hf, tuple) else fill(self.hf),
             unless=self.unless and fill(self.unless),
             beside=tuple(map(fill, self.beside)),
         )
+
+    def renamed(self, change: Callable[[str], str]) -> Rename:
+        """This rule with other names in the model."""
+        names = change(self.hf) if isinstance(self.hf, str) else tuple(map(change, self.hf))
+        return replace(self, hf=names)
 
     def target(self, config: Any) -> Target:
         """Where the tensor goes in a model of a transformers configuration."""

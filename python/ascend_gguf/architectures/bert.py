@@ -8,22 +8,29 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename
 from ascend_gguf.architectures.heads import ENCODER_HEAD, OUTPUT, is_reranker, labels
 from ascend_gguf.architectures.metadata import Attributes
-from ascend_gguf.architectures.parts import LAYER_NORM_FIELDS, linear, without
+from ascend_gguf.architectures.parts import LAYER_NORM_FIELDS, attention, linear, without
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _TYPES = "token_types.weight"
 
 
-def _of_block(rule: Rename) -> Rename:
-    return replace(rule, hf=str(rule.hf).replace("model.layers.", "encoder.layer."))
+_NAMES = {
+    "model.layers.": "encoder.layer.",
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+}
+
+
+def _name(of_llama: str) -> str:
+    for old, new in _NAMES.items():
+        of_llama = of_llama.replace(old, new)
+    return of_llama
 
 
 _BLOCK = (
-    *linear("attn_q", "hidden", "hidden", "attention.self.query"),
-    *linear("attn_k", "hidden", "hidden", "attention.self.key"),
-    *linear("attn_v", "hidden", "hidden", "attention.self.value"),
-    *linear("attn_output", "hidden", "hidden", "attention.output.dense"),
+    *attention(biased=True, output="attention.output.dense", output_biased=True),
     *linear("ffn_up", "ffn", "hidden", "intermediate.dense"),
     *linear("ffn_down", "hidden", "ffn", "output.dense"),
     *linear("attn_output_norm", "hidden", "", "attention.output.LayerNorm"),
@@ -35,6 +42,10 @@ def _token_types(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Rows of ``token_types.weight``, of which every token gets the first; DistilBERT has none."""
     found = file.tensors.get(_TYPES)
     return {"type_vocab_size": found.shape[0] if found is not None else 0}
+
+
+def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
+    return {"num_key_value_heads": attributes["num_attention_heads"]}
 
 
 def _whole_head(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -68,26 +79,22 @@ _BERT = Architecture(
         Rename(_TYPES, "types hidden", "embeddings.token_type_embeddings.weight", optional=True),
         Rename("token_embd_norm.weight", "hidden", "embeddings.LayerNorm.weight"),
         Rename("token_embd_norm.bias", "hidden", "embeddings.LayerNorm.bias"),
-        *map(_of_block, _BLOCK),
+        *(rule.renamed(_name) for rule in _BLOCK),
     ),
     # The engine's name of what transformers does without saying.
     constants={"position_embedding_type": "absolute"},
     rope=rope.absent,
-    derived=(_token_types,),
+    derived=(_token_types, _heads),
     embeds=True,
 )
-
-
-def _of_encoder(rule: Rename) -> Rename:
-    return replace(rule, hf=f"bert.{rule.hf}")
 
 
 _RERANKER = replace(
     _BERT,
     causal_lm="BertForSequenceClassification",
     mark=is_reranker,
-    tensors=(*map(_of_encoder, _BERT.tensors), *ENCODER_HEAD),
-    derived=(_whole_head, _token_types, labels),
+    tensors=(*(rule.renamed("bert.{}".format) for rule in _BERT.tensors), *ENCODER_HEAD),
+    derived=(_whole_head, _token_types, _heads, labels),
 )
 
 ARCHITECTURES = (_RERANKER, _BERT)

@@ -10,6 +10,7 @@ import torch
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
 from ascend_gguf.architectures.layers import groups
+from ascend_gguf.architectures.llama import has_experts
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     DENSE_OR_SPARSE,
@@ -29,13 +30,8 @@ _LATENT_FIELDS = {
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
 }
-_FIELDS = (
-    FIELDS
-    | ROUTED_FIELDS
-    | _LATENT_FIELDS
-    | GROUPED_ROUTING
-    | {"attention.q_lora_rank": length("q_lora_rank")}
-)
+_DENSE_FIELDS = FIELDS | _LATENT_FIELDS | {"attention.q_lora_rank": length("q_lora_rank")}
+_FIELDS = _DENSE_FIELDS | ROUTED_FIELDS | GROUPED_ROUTING
 _READS = frozenset(
     f"attention.{kind}_length{end}" for kind in ("key", "value") for end in ("", "_mla")
 ) | {
@@ -165,6 +161,13 @@ def _routes_by_sigmoid(file: GGUFFile) -> bool:
     return rows == 154880 and number(file, "block_count") in (47, 48)
 
 
+def _all_dense(file: GGUFFile, attributes: Attributes) -> Attributes:
+    return {"first_k_dense_replace": attributes["num_hidden_layers"]}
+
+
+#: Of models without experts, about which their files speak all the same.
+_OF_EXPERTS = frozenset({"expert_feed_forward_length", "leading_dense_block_count"})
+
 _BY_SOFTMAX = Architecture(
     name="deepseek2",
     model_type="deepseek_v2",
@@ -228,7 +231,24 @@ _SPARSE = replace(
     derived=(_head_sizes, groups),
 )
 
+#: Youtu-LLM.
+_DENSE = Architecture(
+    name="deepseek2",
+    mark=lambda file: not has_experts(file),
+    model_type="deepseek_v3",
+    fields=_DENSE_FIELDS,
+    defaults={"q_lora_rank": None},
+    reads=_READS - {"expert_gating_func"} | _OF_EXPERTS,
+    fixed={"expert_shared_count": (0,), "expert_gating_func": (1, 2)},
+    tensors=_BODY,
+    rope=_rope,
+    # No layer has it, but the engine deals at least one.
+    constants={"n_routed_experts": 1, "n_shared_experts": 0, "moe_layer_freq": 1},
+    derived=(_head_sizes, _all_dense, _temperature),
+)
+
 ARCHITECTURES = (
+    _DENSE,
     _BY_SIGMOID,
     _BY_SOFTMAX,
     replace(_BY_SOFTMAX, name="mistral4", fields=_UNGROUPED),

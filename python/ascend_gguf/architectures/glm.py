@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.layers import groups, has_tensor, shared_count
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
@@ -23,15 +23,16 @@ from ascend_gguf.architectures.parts import (
     QK_NORM,
     ROUTED_FIELDS,
     UNGROUPED_ROUTING,
+    attention,
     qk_norm,
     router_bias,
     without,
 )
+from ascend_gguf.architectures.transforms import pairs_from_halves
 from ascend_gguf.reader import GGUFFile
 
-#: Of vision models, whose RoPE pairs other rows.
-_NO_SECTIONS = {"rope.dimension_sections": (0,)}
-_PARTIAL = frozenset({"rope.dimension_count"})
+#: Text alone has one position in all sections of the rotary embedding of a vision model.
+_PARTIAL = frozenset({"rope.dimension_count", "rope.dimension_sections"})
 
 _ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
@@ -50,34 +51,45 @@ def _dense_at_first(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"first_k_dense_replace": sparse.index(True) if True in sparse else len(sparse)}
 
 
+def _glm4(projections: tuple[Rename, ...]) -> tuple[Rename, ...]:
+    return (
+        *FRAME,
+        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+        per_layer("post_attention_norm.weight", "hidden", "post_self_attn_layernorm.weight"),
+        per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
+        per_layer("post_ffw_norm.weight", "hidden", "post_mlp_layernorm.weight"),
+        *projections,
+        *FUSED_MLP,
+    )
+
+
+GLM4 = Architecture(
+    name="glm4",
+    model_type="glm4",
+    fields=FIELDS | HEAD_SIZE,
+    reads=_PARTIAL,
+    tensors=_glm4(ATTENTION),
+    rope=rope.partial,
+    derived=(rope.partial_factor,),
+    # vLLM refuses it; llama.cpp accumulates in float32 here (build_ffn says why).
+    beyond_float16="GLM-4 is known to be numerically unstable in it",
+)
+
 ARCHITECTURES = (
-    Architecture(
-        name="glm4",
-        model_type="glm4",
-        fields=FIELDS | HEAD_SIZE,
-        reads=_PARTIAL,
-        fixed=_NO_SECTIONS,
-        tensors=(
-            *FRAME,
-            per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
-            per_layer("post_attention_norm.weight", "hidden", "post_self_attn_layernorm.weight"),
-            per_layer("ffn_norm.weight", "hidden", "post_attention_layernorm.weight"),
-            per_layer("post_ffw_norm.weight", "hidden", "post_mlp_layernorm.weight"),
-            *ATTENTION,
-            *FUSED_MLP,
-        ),
-        rope=rope.partial,
-        derived=(rope.partial_factor,),
-        # vLLM refuses it; llama.cpp accumulates in float32 here (build_ffn says why).
-        beyond_float16="GLM-4 is known to be numerically unstable in it",
+    # The converter makes half-split RoPE of a vision model's interleaved one.
+    replace(
+        GLM4,
+        mark=lambda file: "glm4.rope.dimension_sections" in file.metadata,
+        tensors=_glm4(attention(pairs_from_halves("heads"), pairs_from_halves("kv_heads"))),
     ),
+    GLM4,
     Architecture(
         name="glm4moe",
         model_type="glm4_moe",
         fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | GROUPED_ROUTING,
         defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
         reads=_PARTIAL,
-        fixed=_NO_SECTIONS | {"expert_gating_func": (2,)},
+        fixed={"expert_gating_func": (2,)},
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,

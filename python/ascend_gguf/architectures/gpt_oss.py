@@ -12,7 +12,6 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
     OPTIONAL_WIDTH,
-    OUTPUT_BIAS,
     PATTERN,
     WINDOW,
     attention,
@@ -43,8 +42,7 @@ ARCHITECTURES = (
         tensors=(
             *FRAME,
             *NORMS_AROUND_ATTENTION,
-            *attention(biased=True),
-            OUTPUT_BIAS,
+            *attention(biased=True, output_biased=True),
             per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
             *experts(router="router.weight"),
             per_layer("ffn_gate_inp.bias", "experts", "mlp.router.bias"),

@@ -11,7 +11,6 @@ from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
-    MLP_BIAS,
     NORMS,
     SOFTMAX_ROUTER,
     attention,
@@ -75,7 +74,7 @@ ARCHITECTURES = (
         defaults=_DEFAULTS,
         # llama.cpp's switch for no RoPE at all.
         fixed={"rope.scaling.finetuned": (True,)},
-        tensors=BODY + mlp() + MLP_BIAS,
+        tensors=BODY + mlp(),
         derived=(query_scale,),
     ),
     Architecture(
@@ -84,7 +83,7 @@ ARCHITECTURES = (
         model_type="granite",
         fields=_FIELDS,
         defaults=_DEFAULTS,
-        tensors=BODY + mlp() + MLP_BIAS,
+        tensors=BODY + mlp(),
         derived=(query_scale,),
     ),
     Architecture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, fraction, per_layer, scale
+from ascend_gguf.architectures.base import Architecture, Rename, fraction, scale
 from ascend_gguf.architectures.layers import has_tensor, no_grouped_heads
 from ascend_gguf.architectures.llama import ATTENTION as INTERLEAVED_ATTENTION
 from ascend_gguf.architectures.metadata import Attributes
@@ -18,10 +18,10 @@ from ascend_gguf.architectures.parts import (
     LAYER_NORM_EPSILON,
     LAYER_NORM_FIELDS,
     OUTPUT,
-    OUTPUT_BIAS,
     OUTPUT_NORM_BIAS,
     PLAIN_FIELDS,
     SOFTMAX_ROUTER,
+    TIED_FRAME,
     attention,
     experts,
     linear,
@@ -104,8 +104,7 @@ PHI2 = Architecture(
         Rename("output.bias", "vocab", "lm_head.bias"),
         # Attention and the feed-forward network have the same input.
         *linear("attn_norm", "hidden", "", "input_layernorm"),
-        *attention(biased=True, output="self_attn.dense"),
-        per_layer("attn_output.bias", "hidden", "self_attn.dense.bias"),
+        *attention(biased=True, output="self_attn.dense", output_biased=True),
         *linear("ffn_up", "ffn", "hidden", "mlp.fc1"),
         *linear("ffn_down", "hidden", "ffn", "mlp.fc2"),
     ),
@@ -122,12 +121,12 @@ PHIMOE = Architecture(
     fixed=SOFTMAX_ROUTER | {"expert_used_count": (2,)},
     constants={"num_experts_per_tok": 2},
     tensors=(
-        *FRAME,
+        *TIED_FRAME,
+        replace(OUTPUT, optional=False),
         OUTPUT_NORM_BIAS,
         Rename("output.bias", "vocab", "lm_head.bias"),
         *BIASED_NORMS,
         *ATTENTION,
-        replace(OUTPUT_BIAS, optional=True),
         *experts("block_sparse_moe", ("w1", "w3", "w2")),
     ),
     rope=rope.longrope,
@@ -142,7 +141,7 @@ _GPT_TENSORS = (
         for kind in ("weight", "bias")
     ),
     *(
-        replace(rule, hf=str(rule.hf).replace("model.layers", "transformer.h"))
+        rule.renamed(lambda name: name.replace("model.layers", "transformer.h"))
         for gguf, rows, columns, hf in (
             ("attn_norm", "hidden", "", "ln_1"),
             ("attn_qkv", "q+2*kv", "hidden", "attn.c_attn"),

@@ -11,9 +11,7 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     HEAD_SIZE,
-    MLP_BIAS,
     NORMS,
-    OUTPUT_BIAS,
     SOFTMAX_ROUTER,
     attention,
     experts,
@@ -23,10 +21,7 @@ from ascend_gguf.architectures.transforms import halves_from_pairs
 from ascend_gguf.reader import GGUFFile
 
 #: Attention with interleaved RoPE.
-ATTENTION = (
-    *attention(halves_from_pairs("heads"), halves_from_pairs("kv_heads")),
-    replace(OUTPUT_BIAS, optional=True),
-)
+ATTENTION = attention(halves_from_pairs("heads"), halves_from_pairs("kv_heads"))
 
 BODY: tuple[Rename, ...] = FRAME + NORMS + ATTENTION
 
@@ -52,7 +47,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         model_type="llama",
         fields=FIELDS | HEAD_SIZE,
         reads=CAUSAL,
-        tensors=BODY + mlp() + MLP_BIAS,
+        tensors=BODY + mlp(),
     ),
 )
 

@@ -97,11 +97,9 @@ def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
     return found
 
 
-def _of_mixer(rule: Rename) -> Rename:
-    """The rule with the model's names as they are here, where all there is is a mixer."""
-    if isinstance(rule.hf, tuple):
-        return replace(rule, hf=tuple(name.replace("self_attn.", "mixer.") for name in rule.hf))
-    return replace(rule, hf=rule.hf.replace("self_attn.", "mixer."))
+def _of_mixer(name: str) -> str:
+    """The model's name of a projection, where all there is is a mixer."""
+    return name.replace("self_attn.", "mixer.")
 
 
 _BODY = (
@@ -110,7 +108,7 @@ _BODY = (
     OUTPUT,
     per_layer("attn_norm.weight", "hidden", "norm.weight"),
     *mixer("mixer", "linear"),
-    *map(_of_mixer, attention(kind="full")),
+    *(rule.renamed(_of_mixer) for rule in attention(kind="full")),
 )
 _CONSTANTS = {"mlp_hidden_act": "relu2", "use_bias": False, "mlp_bias": False}
 
@@ -123,7 +121,7 @@ def _experts() -> tuple[Rename, ...]:
         router_bias("mixer.gate.e_score_correction_bias", kind),
         per_layer("ffn_up_exps.weight", up, f"{expert}.up_proj.weight", kind=kind),
         per_layer("ffn_down_exps.weight", down, f"{expert}.down_proj.weight", kind=kind),
-        *shared_expert("mixer.shared_experts", kind)[1:],
+        *shared_expert("mixer.shared_experts", kind, gated=False),
     )
 
 
@@ -132,7 +130,7 @@ _DENSE = Architecture(
     model_type="nemotron_h",
     fields=_FIELDS,
     reads=_READS,
-    tensors=_BODY + mlp("network", "mixer")[1:],
+    tensors=_BODY + mlp("network", "mixer", gated=False),
     constants=_CONSTANTS,
     rope=rope.absent,
     derived=(_blocks, _state),

@@ -88,6 +88,21 @@ def offset_norm(gguf: str, hf: str) -> Rename:
     return per_layer(gguf, "hidden", hf, **OFFSET)
 
 
+def linear(
+    gguf: str, rows: str, columns: str, hf: str, kind: str = "", biased: bool = True
+) -> tuple[Rename, ...]:
+    """Weight and bias of a linear layer, in blocks of a kind; those of a norm have no columns.
+
+    Args:
+        biased: this layer always has a bias; else the file says.
+    """
+    weight = f"{rows} {columns}".strip()
+    return (
+        per_layer(f"{gguf}.weight", weight, f"{hf}.weight", kind=kind),
+        per_layer(f"{gguf}.bias", rows, f"{hf}.bias", kind=kind, optional=not biased),
+    )
+
+
 def attention(
     q: Transform | None = None,
     k: Transform | None = None,
@@ -95,6 +110,7 @@ def attention(
     q_rows: str = "q",
     kind: str = "",
     output: str = "self_attn.o_proj",
+    output_biased: bool = False,
 ) -> tuple[Rename, ...]:
     """Projections of attention: q, k and v separate or merged, each with or without bias.
 
@@ -104,12 +120,13 @@ def attention(
         q_rows: the dimension of the query projection's rows, if it has more than queries.
         kind: the kind of layer that has them.
         output: the model's name of the output projection.
+        output_biased: the output projection of this architecture always has a bias.
     """
     parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
         *_qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
         *_qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
-        per_layer("attn_output.weight", "hidden q", f"{output}.weight", kind=kind),
+        *linear("attn_output", "hidden", "q", output, kind, output_biased),
     )
 
 
@@ -151,8 +168,6 @@ def _qkv(
 #: Attention whose rotary embedding turns the first half of a head with the second.
 ATTENTION = attention()
 
-OUTPUT_BIAS = per_layer("attn_output.bias", "hidden", "self_attn.o_proj.bias")
-
 #: A model with such attention, but for its feed-forward networks.
 NEOX_BODY = FRAME + NORMS + ATTENTION
 NEOX_BIASED_BODY = FRAME + NORMS + attention(biased=True)
@@ -183,14 +198,6 @@ HUNYUAN_QK_NORM = qk_norm("self_attn.query_layernorm", "self_attn.key_layernorm"
 JOINT_QK_NORM = qk_norm(shapes=("q", "kv"))
 
 
-def linear(gguf: str, rows: str, columns: str, hf: str) -> tuple[Rename, ...]:
-    """Weight and bias of a linear layer; those of a norm have no columns."""
-    return (
-        per_layer(f"{gguf}.weight", f"{rows} {columns}".strip(), f"{hf}.weight"),
-        per_layer(f"{gguf}.bias", rows, f"{hf}.bias"),
-    )
-
-
 #: The gate, up and down projection of a feed-forward network.
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -201,33 +208,27 @@ def mlp(
     names: tuple[str, str, str] = _PROJECTIONS,
     width: str = "ffn",
     suffix: str = "",
+    gated: bool = True,
 ) -> tuple[Rename, ...]:
-    """A feed-forward network.
+    """A feed-forward network, each projection with or without bias.
 
     Args:
         kind: the kind of layer that has it.
         module: the model's module, with projections of these ``names``.
         width: the dimension between up and down projection.
         suffix: of the tensors' names in the file.
+        gated: it has a gate projection.
     """
-    gate, up, down = (f"{module}.{name}.weight" for name in names)
+    gate, up, down = (f"{module}.{name}" for name in names)
     return (
-        per_layer(f"ffn_gate{suffix}.weight", f"{width} hidden", gate, kind=kind),
-        per_layer(f"ffn_up{suffix}.weight", f"{width} hidden", up, kind=kind),
-        per_layer(f"ffn_down{suffix}.weight", f"hidden {width}", down, kind=kind),
+        *linear(f"ffn_gate{suffix}", width, "hidden", gate, kind, biased=False) * gated,
+        *linear(f"ffn_up{suffix}", width, "hidden", up, kind, biased=False),
+        *linear(f"ffn_down{suffix}", "hidden", width, down, kind, biased=False),
     )
 
 
 #: A dense feed-forward network without a gate.
-UP_DOWN = mlp()[1:]
-
-#: Granite Code's and Bielik's.
-MLP_BIAS = (
-    per_layer("ffn_gate.bias", "ffn", "mlp.gate_proj.bias", optional=True),
-    per_layer("ffn_up.bias", "ffn", "mlp.up_proj.bias", optional=True),
-    per_layer("ffn_down.bias", "hidden", "mlp.down_proj.bias", optional=True),
-)
-
+UP_DOWN = mlp(gated=False)
 
 #: A dense feed-forward network whose gate and up projections are one tensor.
 FUSED_MLP = (
@@ -268,9 +269,11 @@ def router_bias(hf: str, kind: str = "sparse") -> Rename:
     return per_layer("exp_probs_b.bias", "experts", hf, kind=kind)
 
 
-def shared_expert(module: str, kind: str = "", down: str = "down_proj") -> tuple[Rename, ...]:
+def shared_expert(
+    module: str, kind: str = "", down: str = "down_proj", gated: bool = True
+) -> tuple[Rename, ...]:
     """A shared expert, or several merged into one."""
-    return mlp(kind, module, ("gate_proj", "up_proj", down), "shared_ffn", "_shexp")
+    return mlp(kind, module, ("gate_proj", "up_proj", down), "shared_ffn", "_shexp", gated)
 
 
 #: Dense feed-forward networks in some layers, in the others experts and shared ones.

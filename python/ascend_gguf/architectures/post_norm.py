@@ -100,7 +100,7 @@ ARCHITECTURES = (
     Architecture(
         name="exaone4",
         model_type="exaone4",
-        fields=FIELDS | HEAD_SIZE | WINDOW,
+        fields=FIELDS | WINDOW,
         reads=PATTERN,
         tensors=_BODY + QK_NORM,
         derived=(_window_of_32b, sliding_unless(4), _pattern_letters),

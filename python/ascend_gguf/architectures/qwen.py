@@ -78,7 +78,7 @@ _TEXT_MODELS = (
         model_type="qwen2_moe",
         fields=FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
         fixed=SOFTMAX_ROUTER | {"expert_weights_norm": (False,)},
-        tensors=NEOX_BIASED_BODY + experts() + SHARED_EXPERT,
+        tensors=NEOX_BODY + experts() + SHARED_EXPERT,
         # llama.cpp uses the plain softmax as routing weights of this architecture.
         constants=_EVERY_LAYER_IS_MOE | {"norm_topk_prob": False},
         derived=(expert_width, shared_width),

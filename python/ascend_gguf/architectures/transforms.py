@@ -36,6 +36,23 @@ def halves_from_pairs(heads: str) -> Transform:
     return undo
 
 
+def pairs_from_halves(heads: str) -> Transform:
+    """Rows of each head from half-split (NeoX) RoPE to interleaved RoPE, those that it rotates.
+
+    Args:
+        heads: the dimension with the number of heads.
+    """
+
+    def undo(rows: torch.Tensor, config: Any) -> torch.Tensor:
+        of_heads = rows.reshape(size(heads, config), -1, *rows.shape[1:])
+        rotary = int(of_heads.shape[1] * config.rope_parameters["partial_rotary_factor"])
+        halves = of_heads[:, :rotary].unflatten(1, (2, rotary // 2))
+        pairs = halves.transpose(1, 2).flatten(1, 2)
+        return torch.cat([pairs, of_heads[:, rotary:]], dim=1).reshape(rows.shape)
+
+    return undo
+
+
 def of_parts(rows: str, *undos: Transform | None) -> Transform | None:
     """Undo conversion for each part of a merged tensor.
 

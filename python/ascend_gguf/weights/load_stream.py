@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader.mapping import MappedFile, locate
@@ -103,6 +104,8 @@ class Stream(TorchDispatchMode):
         ]
         #: Slices given to the stream, and those of them that are done.
         self.submitted = self.finished = 0
+        #: Where the blocks begin that operators were given.
+        self.addresses: set[int] = set()
 
     def wait(self) -> None:
         """Return when everything is in place.
@@ -140,6 +143,9 @@ class Stream(TorchDispatchMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        for argument in tree_leaves(args):
+            if isinstance(argument, Streamed):
+                self.addresses.add(argument.blocks.data_ptr())
         if self._pending and not func.is_view and not _is_block_copy(func, args):
             self.wait()
         return func(*args, **(kwargs or {}))

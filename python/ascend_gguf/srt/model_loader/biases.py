@@ -56,8 +56,10 @@ def _bias_names(targets: Iterable[Target]) -> Iterable[str]:
 def _layer_of(projection: str, modules: dict[str, LinearBase]) -> str:
     last = projection.rpartition(".")[2]
     merged = projection.removesuffix(last) + _MERGED.get(last, last)
-    # As the engine's BERT renames it.
-    return projection if projection in modules else merged.replace(".self.", ".self_attn.")
+    # As the engine's BERT renames it, and classes whose layers are the attention themselves.
+    names = projection, merged, merged.replace(".self.", ".self_attn.")
+    here = (name for name in (*names, merged.replace(".self_attn.", ".")) if name in modules)
+    return next(here, merged)
 
 
 def _new_bias(layer: LinearBase) -> nn.Parameter:

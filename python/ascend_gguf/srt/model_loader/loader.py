@@ -49,6 +49,7 @@ from ascend_gguf.srt.layers.vocab_parallel_embedding import (
 from ascend_gguf.srt.model_loader import layouts
 from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.model_loader.source import Source
+from ascend_gguf.srt.model_loader.unused import Offered
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.models import pipeline
 from ascend_gguf.srt.models.repairs import repair, repair_config
@@ -283,7 +284,7 @@ def _has_separate_lm_head(model: nn.Module) -> bool:
 def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """``model.load_weights``, with every parameter required."""
     targets = _mark_uninitialised(model)
-    current = ""
+    current, offered = "", Offered()
 
     def named(stream: Stream) -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal current
@@ -293,6 +294,7 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
             # Some models load with threads of their own, which the stream does not see.  A tensor
             # with this mark they load at once.
             setattr(data, RUNAI_STREAMER_TENSOR_ATTR, True)
+            offered.add(name, data)
             yield name, data
 
     try:
@@ -307,6 +309,7 @@ def _load_weights(model: nn.Module, path: str, weights: Iterable[tuple[str, torc
             hint="The file and the model's configuration do not fit together.",
         ) from error
     _check_initialised(targets, path)
+    offered.check(stream, path)
 
 
 def _fits_page_cache(path: str) -> bool:
