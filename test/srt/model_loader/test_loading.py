@@ -53,7 +53,7 @@ class Names(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def one_rank():
-    with get_parallel().override(tp_size=1, tp_rank=0):
+    with get_parallel().override(tp_size=1, tp_rank=0, pp_size=1, moe_ep_size=1):
         yield
 
 
