@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if is_good else 1
     except GGUFError as error:
         command = next((word for word in arguments or sys.argv[1:] if word in COMMANDS), "")
-        print(f"ascend-gguf {command}: {error}".replace(" :", ":"), file=sys.stderr)
+        print(f"{f'ascend-gguf {command}'.rstrip()}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # | head
         sys.stderr.close()
