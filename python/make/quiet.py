@@ -103,5 +103,5 @@ def _ready(url: str, marks: set[str]) -> str:
     return (
         f"\nready at {url}; try:\n\n"
         f"curl {url}/v1/{ask} -H 'Content-Type: application/json' \\\n"
-        f"    -d '{{\"model\": \"default\", {_BODIES[ask]}}}'\n"
+        f'    -d \'{{"model": "default", {_BODIES[ask]}}}\'\n'
     )
