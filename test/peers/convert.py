@@ -128,7 +128,7 @@ def convert(hf: Path, path: Path, model_class: str, peer: Any) -> None:
     # A class of its own, whose settings are nobody else's, nor what it collects in the class.
     known = conversion.get_model_class(model_class)
     own = {name: copy(value) for name, value in vars(known).items() if type(value) in (list, dict)}
-    own |= {"model_arch": known.model_arch, "no_mtp": True}
+    own |= {"model_arch": known.model_arch, "no_mtp": not peer.drafts}
     converter = type(known.__name__, (known,), own)
 
     def set_vocab(self: Any) -> None:

@@ -28,6 +28,7 @@ class Peer:
             ``cls_token``.
         dense: rows of a layer behind the pooling, which another follows; 0 for none.
         refused: the devices that it does not run on.
+        drafts: its last layer is one that predicts a token more.
     """
 
     model_type: str
@@ -42,6 +43,7 @@ class Peer:
     pooling: str = ""
     dense: int = 0
     refused: tuple[str, ...] = ()
+    drafts: bool = False
 
 
 def rope(theta: float = 40000.0, **scaling: Any) -> dict[str, Any]:

@@ -158,6 +158,27 @@ def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
     return _of(config, "LlamaBidirectionalModel"), tensors
 
 
+def glm_drafts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """The last layer predicts one token more, and often the one that is chosen.
+
+    A token follows mostly from the one before it, to which layers add little.
+    """
+    last = config["num_hidden_layers"] - 1
+    small = re.compile(r"(o_proj|down_proj)\.weight$")
+    tensors = {name: t / 8 if small.search(name) else t for name, t in tensors.items()}
+    tensors["model.embed_tokens.weight"] = 16 * tensors["model.embed_tokens.weight"]
+    hidden = config["hidden_size"]
+    torch.manual_seed(1)
+    new = {
+        "eh_proj.weight": torch.eye(hidden, 2 * hidden) + torch.randn(hidden, 2 * hidden) / 40,
+        "enorm.weight": 1 + torch.randn(hidden) / 8,
+        "hnorm.weight": 1 + torch.randn(hidden) / 8,
+        "shared_head.norm.weight": tensors["model.norm.weight"] + torch.randn(hidden) / 16,
+    }
+    tensors |= {f"model.layers.{last}.{name}": tensor for name, tensor in new.items()}
+    return config | {"num_hidden_layers": last, "num_nextn_predict_layers": 1}, tensors
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
@@ -178,4 +199,5 @@ PUBLISHED: dict[str, Published] = {
     "gpt2-output": gpt2,
     "phimoe": phimoe,
     "llama-embed": llama_embed,
+    "glm4moe-drafts": glm_drafts,
 }

@@ -245,7 +245,14 @@ ENCODERS = {
     "llama-embed": {"llama-embed": Peer("llama", pooling="mean_tokens")},
 }
 
-EVERY = PEERS | RERANKERS | CROSS_ENCODERS
+#: Models that draft for themselves.
+DRAFTING = {
+    "glm4moe-drafts": Peer(
+        "glm4_moe", TINY["glm4moe"].sizes | {"num_hidden_layers": 3, "head_dim": 128}, drafts=True
+    ),
+}
+
+EVERY = PEERS | RERANKERS | CROSS_ENCODERS | DRAFTING
 EVERY |= {name: p for models in ENCODERS.values() for name, p in models.items()}
 
 #: A part for every run of the tests: each kind once.

@@ -18,7 +18,12 @@ import pytest
 import requests
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from ascend_gguf import GGUFError, load_config, load_tokenizer
 from ascend_gguf.architectures import ARCHITECTURES
@@ -27,7 +32,7 @@ from fetch import llama_cpp
 from hf_models import TINY, Written
 from needs import fetched
 from peers.convert import RERANKER_WORDS
-from peers.table import CHOSEN, CROSS_ENCODERS, ENCODERS, EVERY, PEERS, RERANKERS
+from peers.table import CHOSEN, CROSS_ENCODERS, DRAFTING, ENCODERS, EVERY, PEERS, RERANKERS
 from random_model import PROMPT
 from rewrite import rewrite
 from serving import CPU, typical_error
@@ -100,6 +105,67 @@ def test_on_the_cpu(cpu_engine, files, record_property, name, kind):
 @pytest.mark.parametrize("name", [name for name in NAMES if "npu" not in PEERS[name].refused])
 def test_on_the_simulated_npu(npu_engine, files, record_property, name, kind):
     _check(npu_engine, files(name, kind), PEERS[name].npu_dtype, record_property)
+
+
+def _drafts(folder: Path, tokens: list[int]) -> list[int]:
+    """What the last layer of the checkpoint says: of each token but the first two, its guess."""
+    tensors = load_file(folder / "published/model.safetensors")
+    config = AutoConfig.from_pretrained(folder / "hf")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "published", config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    *layers, layer = model.model.layers
+    model.model.layers = torch.nn.ModuleList(layers)
+    prefix = f"model.layers.{len(layers)}."
+
+    def normed(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight = tensors[f"{prefix}{name}.weight"]
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, config.rms_norm_eps)
+
+    with torch.no_grad():
+        state = model.model(torch.tensor([tokens])).last_hidden_state[:, :-1]
+        following = model.model.embed_tokens(torch.tensor([tokens[1:]]))
+        joined = torch.cat((normed(following, "enorm"), normed(state, "hnorm")), -1)
+        places = torch.arange(len(tokens) - 1)[None]
+        state = layer(
+            joined @ tensors[f"{prefix}eh_proj.weight"].T,
+            attention_mask=torch.full((len(tokens) - 1,) * 2, -torch.inf).triu(1)[None, None],
+            position_ids=places,
+            position_embeddings=model.model.rotary_emb(joined, places),
+        )
+        state = state[0] if isinstance(state, tuple) else state
+        return model.lm_head(normed(state, "shared_head.norm"))[0, :-1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", DRAFTING)
+def test_drafts(npu_engine, files, name, kind):
+    """Of one token a step: the answer is the same, in as many steps as transformers' guesses say.
+
+    Of three tokens, with graphs, on one rank and on two: the same answer, in fewer steps.
+    """
+    model, new = files(name, kind), 24
+    sampling = {"temperature": 0, "max_new_tokens": new, "ignore_eos": True}
+    asked = {"input_ids": [PROMPT], "sampling_params": sampling}
+    drafts = {"dtype": "bfloat16", "speculative_algorithm": "NEXTN"}
+    one = {"speculative_num_steps": 1, "speculative_eagle_topk": 1}
+    one |= {"speculative_num_draft_tokens": 2, "disable_cuda_graph": True}
+    with npu_engine.load(model.path, dtype="bfloat16") as served:
+        answer = served.generate(**asked)[0]["output_ids"]
+    guesses = _drafts(model.path.parent, [*PROMPT, *answer])[len(PROMPT) - 1 :]
+    steps, known = 0, 1
+    while known < new:
+        known += 1 + (guesses[known - 1] == answer[known])
+        steps += 1
+    for options in (one, {}, {"tp_size": 2}):
+        with npu_engine.load(model.path, **drafts, **options) as served:
+            (found,) = served.generate(**asked)
+        assert found["output_ids"] == answer
+        print(options, found["meta_info"]["spec_verify_ct"], "steps")
+        if options is one:
+            assert found["meta_info"]["spec_verify_ct"] == steps < new - 1
+        else:
+            assert found["meta_info"]["spec_verify_ct"] < steps
 
 
 @pytest.mark.parametrize("kind", TYPES)

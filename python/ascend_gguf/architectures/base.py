@@ -8,7 +8,7 @@ which tensor of the file is which tensor of the Hugging Face model.  Names are t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -283,12 +283,19 @@ class Architecture:
         Raises:
             GGUFError: the file has an unknown tensor or one of the wrong shape, or lacks one.
         """
+        layers = range(config.num_hidden_layers)
+        return self.map_of(file, file.tensors.values(), layers, config)
+
+    def map_of(
+        self, file: GGUFFile, tensors: Iterable[GGUFTensor], layers: Iterable[int], config: Any
+    ) -> dict[str, Target]:
+        """As :meth:`name_map`, of some of its tensors, which are all those of ``layers``."""
         names = {}
-        for tensor in file.tensors.values():
+        for tensor in tensors:
             if is_left_out(tensor, config) or self._is_scale(tensor, file):
                 continue
             names[tensor.name] = self._checked_rule(tensor, config).target(config)
-        for rule in self._rules(config):
+        for rule in self._rules(layers, config):
             if rule.gguf in names and rule.unless in names:
                 raise GGUFError(
                     f"the file holds the same weights twice, here and in {rule.unless}",
@@ -379,13 +386,13 @@ class Architecture:
             )
         return rule
 
-    def _rules(self, config: Any) -> Iterator[Rename]:
+    def _rules(self, layers: Iterable[int], config: Any) -> Iterator[Rename]:
         for rule in self.tensors:
             if "{layer}" not in rule.gguf:
                 if is_kind(rule.kind, config, 0):
                     yield rule
                 continue
-            for layer in range(config.num_hidden_layers):
+            for layer in layers:
                 if is_kind(rule.kind, config, layer):
                     yield rule.of_layer(layer)
 

@@ -377,7 +377,8 @@ def _mask_rules(rule, c, mask, q_lengths, kv, batch):
         if c.sparse == 3:
             for q, (k, _) in zip(q_lengths, kv, strict=False):
                 rule.that(
-                    q <= k.shape[0],
+                    # The engine captures a check of drafted tokens with sequences without keys.
+                    q <= k.shape[0] or not k.shape[0],
                     "actual_seq_lengths",
                     f"with sparse_mode 3 no sequence has more queries than keys (found {q} and "
                     f"{k.shape[0]})",

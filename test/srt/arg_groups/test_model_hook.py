@@ -12,7 +12,7 @@ import torch
 
 from ascend_gguf import GGUFError
 from ascend_gguf.servable import refuse_on_npu
-from ascend_gguf.srt.arg_groups import model_hook
+from ascend_gguf.srt.arg_groups import model_hook, speculative_hook
 from hf_models import TINY, write_model
 from serving import CPU
 
@@ -56,16 +56,35 @@ def test_no_embeddings_of_a_class_that_gives_none(resolver):
 
 @pytest.fixture
 def on_an_npu(monkeypatch) -> None:
-    monkeypatch.setattr(model_hook, "is_npu", lambda: True)
-    monkeypatch.setattr(model_hook, "is_cpu", lambda: False)
-    monkeypatch.setattr(model_hook, "resolving_view", lambda options: options)
+    for module in (model_hook, speculative_hook):
+        monkeypatch.setattr(module, "is_npu", lambda: True)
+        monkeypatch.setattr(module, "is_cpu", lambda: False)
+        monkeypatch.setattr(module, "resolving_view", lambda options: options)
 
 
-def _check(algorithm: str | None = None, cache: str = "auto", **config) -> None:
-    options = SimpleNamespace(
-        model_path="m.gguf", speculative_algorithm=algorithm, kv_cache_dtype=cache
-    )
+def _check(cache: str = "auto", **config) -> None:
+    options = SimpleNamespace(model_path="m.gguf", kv_cache_dtype=cache)
     model_hook._refuse_what_is_left_out(options, SimpleNamespace(**config))
+
+
+@pytest.fixture
+def check_drafts(on_an_npu, monkeypatch):
+    """``check_drafts`` of a model, and of what is asked."""
+
+    def check(algorithm, model, config=None, draft=None):
+        config = SimpleNamespace(**config or {"model_type": "qwen3"})
+        sizes = {"dtype": torch.bfloat16, "head_dim": 128, "attention_arch": "MHA"} | model
+        found = SimpleNamespace(hf_config=config, **sizes)
+        monkeypatch.setattr(speculative_hook, "model_config_of", lambda _: found)
+        options = SimpleNamespace(
+            model_path="m.gguf",
+            speculative_algorithm=algorithm,
+            speculative_draft_model_path=draft,
+        )
+        unsupported = model_hook._caps(config) or model_hook._windows(config)
+        speculative_hook.check_drafts(options, unsupported)
+
+    return check
 
 
 GEMMA2 = {"model_type": "gemma2", "attn_logit_softcapping": 50.0}
@@ -76,11 +95,30 @@ PHI3 = {"model_type": "phi3", "sliding_window": 2047}
 
 
 @pytest.mark.parametrize("config", [GEMMA2, GEMMA3, PHI3], ids=["gemma2", "gemma3", "phi3"])
-def test_drafts_are_refused_on_an_npu(on_an_npu, config):
+def test_drafts_are_refused_on_an_npu(check_drafts, config):
     with pytest.raises(GGUFError, match=r"m\.gguf: .*windows and caps.*--speculative-algorithm"):
-        _check("EAGLE", **config)
-    _check(None, **config)
-    _check("EAGLE", model_type="qwen3", layer_types=["full_attention"])
+        check_drafts("STANDALONE", {}, config, "d.gguf")
+    check_drafts(None, {}, config)
+    check_drafts("STANDALONE", {}, {"model_type": "qwen3", "layer_types": ["full_attention"]}, "d")
+
+
+@pytest.mark.parametrize("model", [{"dtype": torch.float16}, {"head_dim": 64}])
+def test_drafts_of_queries_that_the_operator_does_not_take(check_drafts, model):
+    with pytest.raises(GGUFError, match="expected bfloat16, heads of 128, 192, 256"):
+        check_drafts("STANDALONE", model, draft="d.gguf")
+
+
+def test_a_model_without_a_layer_that_drafts(check_drafts):
+    glm = {"model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"]}
+    for config in (
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+        glm | {"num_nextn_predict_layers": 0},
+        glm | {"num_nextn_predict_layers": 2},
+    ):
+        for draft in (None, "m.gguf"):
+            with pytest.raises(GGUFError, match="does not draft for itself"):
+                check_drafts("NEXTN", {}, config, draft)
+    check_drafts("EAGLE", {}, glm, "d.gguf")
 
 
 def test_sinks_are_refused_in_fused_attention(on_an_npu, monkeypatch):

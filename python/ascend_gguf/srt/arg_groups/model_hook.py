@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from sglang.srt.arg_groups.overrides import (
-    attention_backends_of,
     declare_resolution,
     model_config_of,
     resolving_view,
@@ -26,6 +25,7 @@ from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.servable import reach as reach_of
 from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
+from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
 
@@ -53,6 +53,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     if is_npu() and (reason := _attends_by_torch(server_args)):
         _do_without_graphs(server_args, reason)
     _refuse_what_is_left_out(server_args, config)
+    check_drafts(server_args, unsupported=_caps(config) or _windows(config))
     if is_npu():
         refuse_on_npu(resolving_view(server_args).model_path, config)
     _refuse_embeddings(server_args)
@@ -128,21 +129,6 @@ def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
                 found=f"--kv-cache-dtype {options.kv_cache_dtype}, {dtype}",
                 hint="Leave out --kv-cache-dtype.",
             )
-    if not options.speculative_algorithm:
-        return
-    hint = "Leave out --speculative-algorithm."
-    if is_cpu() and "torch_native" in attention_backends_of(options):
-        raise GGUFError(
-            "SGLang cannot check drafted tokens with --attention-backend torch_native",
-            file=file,
-            hint=hint,
-        )
-    if is_npu() and (_caps(config) or _windows(config)):
-        raise GGUFError(
-            "SGLang checks drafted tokens on Ascend without the windows and caps of this model",
-            file=file,
-            hint=hint,
-        )
 
 
 def _refuse_embeddings(server_args: Any) -> None:

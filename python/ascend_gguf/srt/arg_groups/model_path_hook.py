@@ -30,6 +30,7 @@ from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.reader.joining import how_to_join, whole_name
 from ascend_gguf.reader.locate import is_gguf_name
 from ascend_gguf.servable import refuse_both_ways, refuse_float16
+from ascend_gguf.srt.arg_groups.speculative_hook import drafts_for_itself
 from ascend_gguf.srt.arg_groups.unsupported_options import refuse_options
 from ascend_gguf.srt.layers.pooler import prepare_pooling
 from ascend_gguf.srt.model_loader.loader import checked_options
@@ -69,7 +70,7 @@ def resolve_hf_gguf_model_path(original: Callable, server_args: Any) -> None:
     for field, path in paths.items():
         if path != getattr(asked, field):
             declare_resolution(server_args, "ascend_gguf.find", **{field: path})
-    if asked.speculative_draft_model_path:
+    if asked.speculative_draft_model_path or drafts_for_itself(asked):
         _settle_draft_format(server_args)
     original(server_args)
     found = resolving_view(server_args)
@@ -170,7 +171,9 @@ def _settle_draft_format(server_args: Any) -> None:
     The engine takes over the model's format, but not yet what it finds the model to be.
     """
     found = resolving_view(server_args)
-    model, draft = map(check_gguf_file, (found.model_path, found.speculative_draft_model_path))
+    own = found.model_path  # whose layer drafts for it
+    draft_path = found.speculative_draft_model_path or own
+    model, draft = map(check_gguf_file, (own, draft_path))
     if not model and not draft:
         return
     finalized = {
@@ -206,7 +209,7 @@ def _check_model(path: str, asked: Any) -> None:
         if path == asked.model_path:
             _apply_overrides(config, asked.json_model_override_args)
         architecture_of(file).name_map(file, config)
-        _tell_what_is_left_out(file, config)
+        _tell_what_is_left_out(file, config, drafts_for_itself(asked))
         if not asked.is_embedding:
             refuse_both_ways(file)
     suppressed_tokens(file)
@@ -232,9 +235,9 @@ def _check_reranker(file: GGUFFile) -> None:
         )
 
 
-def _tell_what_is_left_out(file: GGUFFile, config: Any) -> None:
+def _tell_what_is_left_out(file: GGUFFile, config: Any, drafts: bool) -> None:
     further = [t for t in file.tensors.values() if predicts_further_tokens(t, config)]
-    if further:
+    if further and not drafts:
         logger.warning(
             "%s: multi-token prediction is not used. Its layers are left out "
             "(tensors: %d, %.1f MB).",

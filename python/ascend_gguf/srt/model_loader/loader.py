@@ -51,7 +51,7 @@ from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.unused import Offered
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
-from ascend_gguf.srt.models import pipeline
+from ascend_gguf.srt.models import nextn, pipeline
 from ascend_gguf.srt.models.repairs import repair, repair_config
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
@@ -136,6 +136,7 @@ def load_model(
             model = _built(model_config, self.load_config, quant_config)
             pack_embeddings(model, quant_config)
             pack_linears(model, quant_config)
+        nextn.share(model, path)
         pipeline.run_all_layers(model)
         if is_npu():
             choose_routes(model)
@@ -178,7 +179,8 @@ def load_weights(
     checked = layouts.verify(model, path, options.get("on_mismatch", "dense"))
     seconds = {"weights": loaded - start, "self_check": time.perf_counter() - loaded}
     logger.info("Loaded the weights in %.2f s, self-check in %.2f s", *seconds.values())
-    metrics.record(path, layouts.holdings(model), seconds, checked)
+    name = f"{path} (drafts)" if nextn.is_layer(model) else path
+    metrics.record(name, layouts.holdings(model), seconds, checked)
 
 
 def _built(
@@ -199,6 +201,8 @@ def name_map_of(path: str, config: Any) -> dict[str, Target]:
     builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
     if builder is not None:
         return builder(config)
+    if nextn.is_draft(config):
+        return nextn.name_map_of(path)
     if reads_config_from(path):
         # Anew: the engine pads the heads of its own copy to suit the number of ranks.
         config = load_config(path)

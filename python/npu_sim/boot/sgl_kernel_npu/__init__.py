@@ -9,4 +9,5 @@ from npu_sim.boot.missing import missing_in
 missing_in(__name__)
 
 # Operators of torch.ops.npu, which the package registers when it is imported.
+import sgl_kernel_npu.drafts  # noqa: E402, F401
 from sgl_kernel_npu.fla import delta_rule  # noqa: E402, F401

@@ -1,0 +1,89 @@
+"""A model that drafts for itself, by the layer of its file that predicts one token more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_spec
+from torch import nn
+
+from ascend_gguf.architectures import Placement, Target, architecture_of
+from ascend_gguf.architectures.drafts import draft_map
+from ascend_gguf.config import load_config
+from ascend_gguf.reader import open_gguf
+from ascend_gguf.srt.overrides import override_methods
+
+#: The engine's class of a model to that of the layer, which it finds in the same file.
+DRAFTS = {"Glm4MoeForCausalLM": "Glm4MoeForCausalLMNextN"}
+
+#: Of the layer's tensors those that are no part of a block.
+_AROUND = ("eh_proj", "enorm", "hnorm", "shared_head.norm")
+
+
+def is_draft(config: Any) -> bool:
+    """True for the engine's configuration of such a layer."""
+    return (config.architectures or [""])[0] in DRAFTS.values()
+
+
+def is_layer(model: nn.Module) -> bool:
+    """True for the engine's module of such a layer."""
+    return not _names_of(model).isdisjoint(DRAFTS.values())
+
+
+def _names_of(model: nn.Module) -> set[str]:
+    return {cls.__name__ for cls in type(model).__mro__}
+
+
+def name_map_of(path: str) -> dict[str, Target]:
+    """Where the tensors of the layer in the file at ``path`` go in the engine's module of it."""
+    config, file = load_config(path), open_gguf(path)
+    prefix = f"model.layers.{config.num_hidden_layers}."
+
+    def of_module(name: str) -> str:
+        name = name.removeprefix(prefix)
+        return f"model.{name}" if name.startswith(_AROUND) else f"model.decoder.{name}"
+
+    def moved(target: Target) -> Target:
+        if isinstance(target, Placement):
+            return replace(target, names=tuple(map(of_module, target.names)))
+        return of_module(target) if isinstance(target, str) else tuple(map(of_module, target))
+
+    found = draft_map(architecture_of(file), file, config)
+    return {name: moved(target) for name, target in found.items()}
+
+
+def share(model: nn.Module, path: str) -> None:
+    """Let a model and its layer for drafts have one embedding and one output matrix.
+
+    The engine hands over their dense weights; packed layers are handed over whole.
+    """
+    if is_layer(model):
+        model.model.embed_tokens = model.lm_head = None
+        override_methods(model, load_weights=_load_weights, set_embed_and_head=_set_embed_and_head)
+    elif _names_of(model) & DRAFTS.keys() and get_spec().speculative_draft_model_path == path:
+        override_methods(model, get_embed_and_head=_get_embed_and_head)
+
+
+def _get_embed_and_head(original: Callable, self: Any) -> tuple[nn.Module, nn.Module]:
+    return self.model.embed_tokens, self.lm_head
+
+
+def _set_embed_and_head(original: Callable, self: Any, embed: nn.Module, head: nn.Module) -> None:
+    self.model.embed_tokens, self.lm_head = embed, head
+
+
+def _load_weights(
+    original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]], **options: Any
+) -> None:
+    """The engine looks for the names of a checkpoint."""
+    prefix = f"model.layers.{self.config.num_hidden_layers}."
+    names = ("model.decoder.", "model.")
+
+    def named(name: str) -> str:
+        start = next(start for start in names if name.startswith(start))
+        return prefix + name.removeprefix(start)
+
+    original(self, ((named(name), data) for name, data in weights), **options)
