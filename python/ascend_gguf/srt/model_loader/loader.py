@@ -201,13 +201,15 @@ def name_map_of(path: str, config: Any) -> dict[str, Target]:
     builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
     if builder is not None:
         return builder(config)
+    file = open_gguf(path)
+    # Experts of layers that are left out, which have names without a map too.
+    nowhere: dict[str, Target] = {n: () for n in file.tensors if n.endswith("_exps.weight")}
     if nextn.is_draft(config):
-        return nextn.name_map_of(path)
+        return nowhere | nextn.name_map_of(path)
     if reads_config_from(path):
         # Anew: the engine pads the heads of its own copy to suit the number of ranks.
         config = load_config(path)
-    file = open_gguf(path)
-    return architecture_of(file).name_map(file, config)
+    return nowhere | architecture_of(file).name_map(file, config)
 
 
 def _dense_modules(name_map: dict[str, Target]) -> list[str]:

@@ -99,7 +99,9 @@ def gguf_weight_names(gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target])
 
 
 def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement | None:
-    target = name_map.get(tensor.name) or _packed_expert_names(tensor.name)
+    target = name_map.get(tensor.name)
+    if target is None:  # but nothing where the map says so
+        target = _packed_expert_names(tensor.name)
     if target is None or isinstance(target, Placement):
         return target
     return Placement((target,) if isinstance(target, str) else target)
