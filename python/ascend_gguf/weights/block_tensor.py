@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ascend_gguf.decoders.dequantize import OUTPUT_DTYPES, dequantize
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
-from ascend_gguf.reader.chunked_read import read_rows
+from ascend_gguf.reader.chunked_read import read, read_rows
 from ascend_gguf.weights import load_stream
 from ascend_gguf.weights.in_blocks import InBlocks
 
@@ -98,8 +98,14 @@ class BlockTensor(InBlocks, load_stream.Streamed):
             out[place].copy_(values if self.factor == 1 else values * self.factor)
         return out
 
+    def read(self) -> torch.Tensor:
+        """:attr:`blocks`, read into memory."""
+        load_stream.mark_used(self)
+        return read(self.blocks)
+
     def dequantize(self) -> torch.Tensor:
         """The weights, float32 on the host."""
+        load_stream.mark_used(self)
         return self.dequantize_into(torch.empty(self.shape, dtype=torch.float32, device="cpu"))
 
     def _view(self, blocks: torch.Tensor, columns: tuple[int, int] | None = None) -> BlockTensor:

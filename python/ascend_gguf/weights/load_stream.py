@@ -68,6 +68,13 @@ def run(source: Streamed, work: Callable[[], None], out: torch.Tensor | None = N
         stream._add(source, work, out)
 
 
+def mark_used(source: Streamed) -> None:
+    """Let the current :class:`Stream` know of a use that is no operator."""
+    stream = getattr(_current, "stream", None)
+    if stream is not None:
+        stream.addresses.add(source.blocks.data_ptr())
+
+
 @dataclass(eq=False, slots=True)
 class _Slice:
     work: Callable[[], None]
@@ -104,7 +111,7 @@ class Stream(TorchDispatchMode):
         ]
         #: Slices given to the stream, and those of them that are done.
         self.submitted = self.finished = 0
-        #: Where the blocks begin that operators were given.
+        #: Where the blocks begin that were used.
         self.addresses: set[int] = set()
 
     def wait(self) -> None:

@@ -13,7 +13,6 @@ from sglang.srt.utils import is_cpu
 from ascend_gguf.cpu.causal_conv import causal_conv1d_fn, causal_conv1d_update
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
 from ascend_gguf.cpu.state_space import mamba_chunk_scan_combined, selective_state_update
-from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.srt.layers.linear import wrap_loader
 from ascend_gguf.srt.overrides import override_methods, seeing
 from ascend_gguf.weights.block_tensor import BlockTensor
@@ -88,7 +87,7 @@ def _load_group(ranks: int, ends: tuple[int, int], load: Callable) -> Callable:
 def _repeated(weight: torch.Tensor, ranks: int, shared: int, after: int) -> torch.Tensor:
     rows, is_matrix = weight, weight.dim() > 1
     if isinstance(weight, BlockTensor):
-        rows = read(weight.blocks) if is_matrix else weight.dequantize()
+        rows = weight.read() if is_matrix else weight.dequantize()
     first, b, c, last = rows.split([len(rows) - shared - after, *[shared // 2] * 2, after])
     rows = torch.cat([first, *[b] * ranks, *[c] * ranks, last])
     if isinstance(weight, BlockTensor) and is_matrix:

@@ -16,7 +16,6 @@ import torch
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
-from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.srt.layers.linear import wrap_loader
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 
@@ -64,7 +63,7 @@ def _by_rank(weight: torch.Tensor, share: int, ranks: int) -> torch.Tensor:
     rows = weight
     if isinstance(weight, BlockTensor):
         if width % weight.block_type.block_size == 0:
-            rows, factor = read(weight.blocks), weight.factor
+            rows, factor = weight.read(), weight.factor
         else:
             rows = weight.dequantize()
     moved = rows.reshape(len(rows), share, ranks, -1).transpose(1, 2).reshape(rows.shape)
