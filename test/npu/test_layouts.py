@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType
 
 from ascend_gguf import BlockTensor
 from ascend_gguf.ggml_types import BLOCK_TYPES, block_type
+from ascend_gguf.npu import column_groups, conversion
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.npu.experts import GroupedInt4, GroupedNibblePlanes, GroupedWidePlanes
 from ascend_gguf.npu.int4 import Int4, Int4Rows
@@ -379,12 +380,16 @@ def test_the_first_form_that_fits_is_taken():
         allocated(weight([matrix], torch.float16), [Int4, Int8])
 
 
-def test_one_thread_or_many_make_the_same(monkeypatch):
-    from ascend_gguf.npu import conversion
-
-    matrix = golden(block_type(GGMLQuantizationType.Q5_K))
-    many = converted(Int8, one(Int8, matrix, torch.float16))
-    monkeypatch.setattr(conversion, "WEIGHTS_PER_PIECE", 1 << 30)
-    single = converted(Int8, one(Int8, matrix, torch.float16))
-    for name, tensor in many.tensors.items():
-        assert torch.equal(tensor, single.tensors[name])
+@pytest.mark.parametrize(("layout", "module"), [(Int8, column_groups), (Int8Rows, conversion)])
+def test_one_piece_or_many_make_the_same(monkeypatch, layout, module):
+    some = golden(block_type(GGMLQuantizationType.Q5_K))
+    rows = BlockTensor(some.blocks.repeat(32, 1), int(some.block_type.ggml_type))
+    whole = one(layout, rows, torch.float16)
+    found, pieces = [], []
+    for weights in (1, 1 << 30):
+        monkeypatch.setattr(module, "WEIGHTS_PER_PIECE", weights)
+        found.append(converted(layout, whole))
+        pieces.append(len(list(found[-1].tasks(whole.pieces[0]))))
+    assert pieces[0] > pieces[1] == 1
+    for name, tensor in found[0].tensors.items():
+        assert torch.equal(tensor, found[1].tensors[name])
