@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader.mapping import MappedFile, locate
@@ -150,9 +149,10 @@ class Stream(TorchDispatchMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        for argument in tree_leaves(args):
-            if isinstance(argument, Streamed):
-                self.addresses.add(argument.blocks.data_ptr())
+        for argument in args:
+            for source in argument if isinstance(argument, list | tuple) else (argument,):
+                if isinstance(source, Streamed):
+                    self.addresses.add(source.blocks.data_ptr())
         if self._pending and not func.is_view and not _is_block_copy(func, args):
             self.wait()
         return func(*args, **(kwargs or {}))
