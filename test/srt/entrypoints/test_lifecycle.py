@@ -89,10 +89,10 @@ def test_a_server_of_two_ranks_ends_when_told_to(zygote, log, temporary):
         listening = addresses(pids)
         shared = shared_memory(pids)
         streams = [
-            _Stream(f"{server.url}/generate", {"text": "1 + 1", "sampling_params": LONG}),
+            _Stream(f"{server.url}/generate", {"text": ["1 + 1"] * 8, "sampling_params": LONG}),
             _Stream(
                 f"{server.url}/v1/completions",
-                {"model": "m", "prompt": "2 + 2", "max_tokens": 1900, "ignore_eos": True},
+                {"model": "m", "prompt": ["2 + 2"] * 8, "max_tokens": 1900, "ignore_eos": True},
             ),
         ]
         for stream in streams:

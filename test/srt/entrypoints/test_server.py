@@ -87,7 +87,8 @@ def test_stops_when_interrupted(server):
     pids = group_members(server.pid)
     listening, shared = addresses(pids), shared_memory(pids)
     assert listening and set(listening) <= set(LOOPBACK)
-    body = {"text": "a", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+    # More than could end by themselves in the time that they get.
+    body = {"text": ["a"] * 16, "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
     with requests.post(
         f"{server.url}/generate", json=body | {"stream": True}, stream=True
     ) as reply:
