@@ -30,6 +30,7 @@ def hooks() -> int:
     return len(plugin.checked_hooks())
 
 
+@torch.inference_mode()  # as the engine computes, whose buffers they may use
 def operators() -> Iterator[tuple[str, str | None]]:
     """Each kernel that this device is documented to have, and what is wrong with it."""
     if not is_npu():
