@@ -43,6 +43,8 @@ REST = Kind("rest", 64, element=I64)
 #: What memory of a dtype holds.  Arithmetic on all of them is float32.
 FLOATS = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
+_INTEGERS = {torch.int32: I32, torch.int64: I64}
+
 #: Lanes of a vector, as a rule: 64 bytes of float32.
 LANES = 16
 
@@ -50,5 +52,5 @@ LANES = 16
 @functools.cache
 def pointer(element: Kind | torch.dtype) -> Kind:
     """The address of an array."""
-    kind = element if isinstance(element, Kind) else FLOATS[element]
+    kind = element if isinstance(element, Kind) else (FLOATS | _INTEGERS)[element]
     return Kind("pointer", 64, element=kind)

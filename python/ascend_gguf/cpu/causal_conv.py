@@ -12,7 +12,6 @@ import torch
 
 from ascend_gguf.codegen import (
     I8,
-    I32,
     I64,
     LANES,
     Kernel,
@@ -28,7 +27,7 @@ from ascend_gguf.codegen import (
     store,
 )
 from ascend_gguf.codegen.value import collect
-from ascend_gguf.cpu.row_ops import lanes_of
+from ascend_gguf.cpu.row_ops import as_rows, lanes_of
 
 # Channels that a thread takes at a time: some cache lines of a token's.
 _CHANNELS = 128
@@ -96,8 +95,8 @@ def _convolve(
     """
     states, slots = cache
     channels, width = weight.shape
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    weight, slots = weight.contiguous(), slots.contiguous()
+    x, weight, slots = as_rows(x), weight.contiguous(), slots.contiguous()
+    bias = None if bias is None else bias.to(weight.dtype)  # has to live until the kernel has run
     assert states.stride()[1:] == (width - 1, 1)
     out = torch.empty(x.shape, dtype=x.dtype)
     dtypes = x.dtype, weight.dtype, states.dtype, slots.dtype
@@ -110,7 +109,7 @@ def _convolve(
         x.stride(0),
         out.data_ptr(),
         weight.data_ptr(),
-        0 if bias is None else bias.to(weight.dtype).data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         states.data_ptr(),
         states.stride(0),
         slots.data_ptr(),
@@ -196,7 +195,7 @@ def _kernel(
         bias=pointer(weight_dtype),
         states=pointer(state_dtype),
         slot_stride=I64,
-        slots=pointer(I64 if slot_dtype == torch.int64 else I32),
+        slots=pointer(slot_dtype),
         starts=pointer(I64),
         has=pointer(I8),
     )

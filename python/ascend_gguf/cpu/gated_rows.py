@@ -27,7 +27,7 @@ from ascend_gguf.codegen import (
     store,
     sum_of,
 )
-from ascend_gguf.cpu.row_ops import lanes_of
+from ascend_gguf.cpu.row_ops import as_rows, lanes_of
 
 # Elements that are worth a thread's while.
 _TILE = 1 << 13
@@ -53,7 +53,7 @@ def gated_rms_norm(
     Returns:
         A new contiguous tensor of the dtype of ``x``.
     """
-    (rows, n), x, gate = x.shape, _spaced(x), _spaced(gate)
+    (rows, n), x, gate = x.shape, as_rows(x), as_rows(gate)
     out = torch.empty(rows, n, dtype=x.dtype)
     step, count = max(1, _TILE * groups // n), rows * groups
     dtypes = x.dtype, gate.dtype, weight.dtype
@@ -127,7 +127,7 @@ def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
         gate: with as many elements.
     """
     assert x.stride(1) == 1
-    (rows, n), gate = x.shape, _spaced(gate.reshape(x.shape))
+    (rows, n), gate = x.shape, as_rows(gate.reshape(x.shape))
     step = max(1, _TILE // n)
     _multiply(n, x.dtype, gate.dtype).run(
         -(-rows // step), x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, step
@@ -167,7 +167,3 @@ def _multiply(n: int, dtype: torch.dtype, gate_dtype: torch.dtype) -> Kernel:
 
 def _silu(x: Value) -> Value:
     return x * sigmoid(x)
-
-
-def _spaced(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from ascend_gguf.codegen import (
-    I32,
     I64,
     Kernel,
     Kind,
@@ -61,8 +60,7 @@ class States:
     @property
     def parameters(self) -> tuple[tuple[str, Kind], ...]:
         """Of a kernel that takes :attr:`launch`."""
-        wide = self.slots.dtype == torch.int64
-        kinds = pointer(self.cache.dtype), I64, pointer(I64 if wide else I32)
+        kinds = pointer(self.cache.dtype), I64, pointer(self.slots.dtype)
         return tuple(zip(("states", "slot_stride", "slots"), kinds, strict=True))
 
 

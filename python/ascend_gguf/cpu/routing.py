@@ -25,7 +25,7 @@ from ascend_gguf.codegen import (
     store,
     sum_of,
 )
-from ascend_gguf.cpu.row_ops import lanes_of
+from ascend_gguf.cpu.row_ops import as_rows, lanes_of
 
 # What stands for minus infinity, and for an expert that is chosen already.
 _NOTHING, _CHOSEN = -1e30, -2e30
@@ -44,7 +44,7 @@ def softmax_of_best(
         Weights ``[tokens, k]`` float32, and ids ``[tokens, k]`` int32.  Where a logit is NaN
         or infinite, weights are NaN; one of minus infinity has none.
     """
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    logits = as_rows(logits)
     tokens, experts = logits.shape
     weights = torch.empty(tokens, k, dtype=torch.float32)
     ids = torch.empty(tokens, k, dtype=torch.int32)

@@ -66,7 +66,7 @@ def rms_norm(
     Returns:
         A new tensor; with ``residual`` also a new one with the sum.
     """
-    n, rows = x.shape[-1], _rows(x)
+    n, rows = x.shape[-1], as_rows(x)
     out = torch.empty(x.shape, dtype=x.dtype)
     step = max(1, _TILE // n)
     count = rows.shape[0]
@@ -75,7 +75,7 @@ def rms_norm(
     if residual is None:
         kernel.run(-(-count // step), *shape, 0, 0, 0)
         return out
-    added, sums = _rows(residual), torch.empty(x.shape, dtype=x.dtype)
+    added, sums = as_rows(residual), torch.empty(x.shape, dtype=x.dtype)
     kernel.run(-(-count // step), *shape, added.data_ptr(), added.stride(0), sums.data_ptr())
     return out, sums
 
@@ -157,7 +157,7 @@ def _twice_gelu_argument(x: Value) -> Value:
 
 def _gated(gate_up: torch.Tensor, argument: Callable[[Value], Value]) -> torch.Tensor:
     """``gate * sigmoid(argument(gate)) * up``."""
-    rows, n = _rows(gate_up), gate_up.shape[-1] // 2
+    rows, n = as_rows(gate_up), gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], n), dtype=gate_up.dtype)
     step, count = max(1, _TILE // 2 // n), rows.shape[0]
     _gated_rows(n, gate_up.dtype, argument).run(
@@ -361,7 +361,7 @@ def _rotate(
     )
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
+def as_rows(x: torch.Tensor) -> torch.Tensor:
     """``[rows, n]``, without a copy where rows are evenly spaced."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
