@@ -221,6 +221,17 @@ def test_reading_waits(pair, gate, read):
     assert torch.equal(torch.as_tensor(seen), torch.as_tensor(expected))
 
 
+def test_what_is_not_written_is_not_waited_for(pair, gate):
+    copy, other = torch.zeros(pair[0].shape), torch.ones(3)
+    with Stream() as stream:
+        copy.copy_(pair[0])
+        assert other.add(torch.empty(3).fill_(2)).tolist() == [3, 3, 3]
+        copy[:0].fill_(1)  # no rows of padding
+        assert (stream.submitted, stream.finished) == (1, 0)
+        gate.event.set()
+    assert torch.equal(copy, pair[0].dequantize())
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("rows", [slice(0, ROWS), slice(0, 5)], ids=["large", "small"])
 def test_the_last_copy_stands(pair, gate, threads, rows):

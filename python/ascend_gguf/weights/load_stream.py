@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,8 @@ class _Slice:
 class Stream(TorchDispatchMode):
     """A context in which :func:`run` returns early; leaving it waits.
 
-    In the thread that entered it, operators that could see what is still to be written wait for it:
-    all but those that make views, and copies of a :class:`~ascend_gguf.BlockTensor` elsewhere.
+    In the thread that entered it, an operator on a tensor that is still to be written waits for it,
+    unless it makes a view.
 
     Args:
         threads: that work; by default the cores this process may use, 8 at most.
@@ -149,13 +149,16 @@ class Stream(TorchDispatchMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        for argument in args:
-            for source in argument if isinstance(argument, list | tuple) else (argument,):
-                if isinstance(source, Streamed):
-                    self.addresses.add(source.blocks.data_ptr())
+        kwargs = kwargs or {}
+        tensors = list(_tensors((*args, *kwargs.values())))
+        for source in tensors:
+            if isinstance(source, Streamed):
+                self.addresses.add(source.blocks.data_ptr())
         if self._pending and not func.is_view and not _is_block_copy(func, args):
-            self.wait()
-        return func(*args, **(kwargs or {}))
+            spans = [_span(tensor) for tensor in tensors]
+            with self._lock:
+                self._wait_for(lambda: not any(map(self._is_target, spans)))
+        return func(*args, **kwargs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -228,6 +231,15 @@ class Stream(TorchDispatchMode):
             file, offset = piece.place
             file.advise(offset, piece.nbytes, os.POSIX_FADV_DONTNEED)
         return None
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among an operator's arguments, and in its lists."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
 
 
 def _is_block_copy(func: torch._ops.OpOverload, args: tuple) -> bool:
