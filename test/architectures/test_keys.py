@@ -243,6 +243,14 @@ LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
         {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192},
     ),
+    "qwen3next": (
+        ("expert_feed_forward_length", "expert_shared_feed_forward_length", "rope.dimension_count"),
+        {
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 192,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
     "qwen3moe": (("expert_feed_forward_length",), {"moe_intermediate_size": 96}),
 }
 

@@ -59,7 +59,7 @@ def test_dense_weights(npu_engine):
 
 
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(2)], ids=str)
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe"])
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe", "qwen3-next"])
 def test_latent_and_linear_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)
 

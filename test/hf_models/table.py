@@ -32,6 +32,7 @@ from hf_models.conversion import (
     phi3_factors,
     phi3_metadata,
     plus_one,
+    qwen3next,
     qwen35,
     qwen35_metadata,
     sections_metadata,
@@ -379,6 +380,19 @@ TINY: dict[str, Tiny] = (
             | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
             qwen35_metadata,
             qwen35,
+        ),
+        # Two value heads for a key head, and experts as Qwen3.5 has them.
+        "qwen3-next": Tiny(
+            "qwen3next",
+            "qwen3_next",
+            _DELTA_NET
+            | EXPERTS
+            | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
+            | {"shared_expert_intermediate_size": 96}
+            | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+            qwen35_metadata,
+            qwen3next,
+            types={"attn_gate.weight": Type.Q4_0, "ssm_ba.weight": Type.Q5_1},
         ),
     }
     | LATENT

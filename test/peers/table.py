@@ -278,6 +278,7 @@ CHOSEN = (
     "chatglm",
     "qwen3.5",
     "qwen3.5-moe-fused",
+    "qwen3-next",
     "gemma4-e2b",
     "gemma4-26b",
     "lfm2",

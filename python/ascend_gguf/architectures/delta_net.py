@@ -1,4 +1,9 @@
-"""Qwen3.5: a gated delta net in most layers, and full attention in every n-th."""
+"""Qwen3-Next and Qwen3.5: a gated delta net in most layers, and full attention in every n-th.
+
+Both are the engine's model of Qwen3.5, which has the projections of a net part by part, as files
+have them: that of Qwen3-Next wants the rows of all parts mixed, head by head, and files hold the
+parts in types of their own.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +36,8 @@ from ascend_gguf.architectures.qwen import (
     shared_width,
 )
 from ascend_gguf.architectures.transforms import (
+    Transform,
+    apart,
     grouped_heads,
     log_of_minus,
     of_parts,
@@ -117,36 +124,77 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     return rope.partial(file, attributes)
 
 
-_GROUPED = grouped_heads("linear_head")
+def _linear(gguf: str, shape: str, *hf: str, **options: Any) -> Rename:
+    names = (f"linear_attn.{name}" for name in hf)
+    return per_layer(gguf, shape, *names, kind="linear", **options)
+
+
+_QKV = "linear_k linear_k linear_v"
+_QKV_ROWS, _Z_ROWS = _QKV.replace(" ", "+"), "linear_v"
+
+
+def _delta_net(
+    rows: Transform | None = None, numbers: Transform | None = None, merged: str | None = None
+) -> tuple[Rename, ...]:
+    """A net, but for what makes the decay and the gate of its update.
+
+    Args:
+        rows, numbers: undo what conversion did to the order of value heads, of which each has rows,
+            or a number.
+        merged: the tensor that some files have for the projections.
+    """
+    qkv = of_parts(_QKV, None, None, rows)
+    decay = then(numbers, log_of_minus)
+    return (
+        _linear(
+            "attn_qkv.weight", f"{_QKV_ROWS} hidden", "in_proj_qkv.weight", undo=qkv, unless=merged
+        ),
+        _linear(
+            "attn_gate.weight", f"{_Z_ROWS} hidden", "in_proj_z.weight", undo=rows, unless=merged
+        ),
+        _linear(
+            "ssm_conv1d.weight",
+            f"{_QKV_ROWS} conv",
+            "conv1d.weight",
+            undo=then(qkv, with_channel),
+            dense=True,
+        ),
+        _linear("ssm_dt.bias", "linear_heads", "dt_bias", undo=numbers, dense=True),
+        _linear("ssm_a", "linear_heads", "A_log", undo=decay, dense=True),
+        _linear("ssm_norm.weight", "linear_head", "norm.weight"),
+        _linear("ssm_out.weight", "hidden linear_v", "out_proj.weight"),
+    )
+
+
 _GROUPED_NUMBERS = grouped_heads("1")
-_QKV = of_parts("linear_k linear_k linear_v", None, None, _GROUPED)
-_NET = "linear_attn"
-
-
-def _linear(gguf: str, shape: str, hf: str, **options: Any) -> Rename:
-    return per_layer(gguf, shape, f"{_NET}.{hf}", kind="linear", **options)
-
 
 #: The matrix of the output takes heads in the file's order (``srt/models/qwen3_5.py``): its columns
 #: cannot be moved, as a head may be half a block.
-_DELTA_NET = (
-    _linear("attn_qkv.weight", "2*linear_k+linear_v hidden", "in_proj_qkv.weight", undo=_QKV),
-    _linear("attn_gate.weight", "linear_v hidden", "in_proj_z.weight", undo=_GROUPED),
+_QWEN35_NET = (
+    *_delta_net(grouped_heads("linear_head"), _GROUPED_NUMBERS),
     _linear("ssm_beta.weight", "linear_heads hidden", "in_proj_b.weight", undo=_GROUPED_NUMBERS),
     _linear("ssm_alpha.weight", "linear_heads hidden", "in_proj_a.weight", undo=_GROUPED_NUMBERS),
+)
+
+#: Heads are in the model's order.  Older files have the four projections in one tensor.
+_NEXT_NET = (
+    *_delta_net(merged="ssm_in.weight"),
     _linear(
-        "ssm_conv1d.weight",
-        "2*linear_k+linear_v conv",
-        "conv1d.weight",
-        undo=then(_QKV, with_channel),
-        dense=True,
+        "ssm_in.weight",
+        f"{_QKV_ROWS}+{_Z_ROWS} hidden",
+        "in_proj_qkv.weight",
+        "in_proj_z.weight",
+        rows=f"{_QKV_ROWS} {_Z_ROWS}",
+        undo=apart(f"{_QKV} {_Z_ROWS}", "linear_key_heads"),
+        optional=True,
     ),
-    _linear("ssm_dt.bias", "linear_heads", "dt_bias", undo=_GROUPED_NUMBERS, dense=True),
     _linear(
-        "ssm_a", "linear_heads", "A_log", undo=then(_GROUPED_NUMBERS, log_of_minus), dense=True
+        "ssm_ba.weight",
+        "2*linear_heads hidden",
+        "in_proj_b.weight",
+        "in_proj_a.weight",
+        undo=apart("linear_heads linear_heads", "linear_key_heads"),
     ),
-    _linear("ssm_norm.weight", "linear_head", "norm.weight"),
-    _linear("ssm_out.weight", "hidden linear_v", "out_proj.weight"),
 )
 
 _BODY = (
@@ -158,11 +206,28 @@ _BODY = (
     # Beside each query is what its result is gated by.
     *attention(q_rows="2*q", kind="full"),
     *qk_norm(kind="full", **OFFSET),
-    *_DELTA_NET,
 )
 _FIELDS = FIELDS | HEAD_SIZE | _STATE
 # The engine reads the factor from the configuration itself.
 _DERIVED = (_heads, _layer_types, rope.partial_factor)
+#: For the matrix of the output.
+_TILED = {"value_heads_are_tiled": True}
+
+
+def _mixture(name: str, net: tuple[Rename, ...], **constants: Any) -> Architecture:
+    """A model whose layers have experts and a shared one."""
+    return Architecture(
+        name=name,
+        model_type="qwen3_5_moe_text",
+        fields=_FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
+        reads=_STATE_KEYS,
+        fixed=SOFTMAX_ROUTER,
+        tensors=_BODY + net + experts() + SHARED_EXPERT,
+        constants={"norm_topk_prob": True} | constants,
+        rope=_rope,
+        derived=(*_DERIVED, expert_width, shared_width),
+    )
+
 
 ARCHITECTURES = (
     Architecture(
@@ -170,19 +235,11 @@ ARCHITECTURES = (
         model_type="qwen3_5_text",
         fields=_FIELDS,
         reads=_STATE_KEYS,
-        tensors=_BODY + mlp(),
+        tensors=_BODY + _QWEN35_NET + mlp(),
+        constants=_TILED,
         rope=_rope,
         derived=_DERIVED,
     ),
-    Architecture(
-        name="qwen35moe",
-        model_type="qwen3_5_moe_text",
-        fields=_FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
-        reads=_STATE_KEYS,
-        fixed=SOFTMAX_ROUTER,
-        tensors=_BODY + experts() + SHARED_EXPERT,
-        constants={"norm_topk_prob": True},
-        rope=_rope,
-        derived=(*_DERIVED, expert_width, shared_width),
-    ),
+    _mixture("qwen35moe", _QWEN35_NET, **_TILED),
+    _mixture("qwen3next", _NEXT_NET),
 )

@@ -77,6 +77,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "labels": lambda c: len(c.id2label),
     "linear_k": lambda c: c.linear_num_key_heads * c.linear_key_head_dim,
     "linear_v": lambda c: c.linear_num_value_heads * c.linear_value_head_dim,
+    "linear_key_heads": lambda c: c.linear_num_key_heads,
     "linear_heads": lambda c: c.linear_num_value_heads,
     "linear_head": lambda c: c.linear_value_head_dim,
     "conv": lambda c: first(c, "linear_conv_kernel_dim", "conv_L_cache"),

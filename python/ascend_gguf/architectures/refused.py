@@ -37,7 +37,6 @@ REFUSED = {
     "laguna": _everywhere(_BY_LAYER),
     "mimo2": _everywhere(_BY_LAYER),
     "minimax-m3": _SPARSE,
-    "qwen3next": _everywhere(_MERGED),
     "step35": _everywhere(_BY_LAYER),
 }
 

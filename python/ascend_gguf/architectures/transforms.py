@@ -95,6 +95,23 @@ def grouped_heads(width: str) -> Transform:
     return undo
 
 
+def apart(rows: str, groups: str) -> Transform:
+    """Rows of several parts, of which each group of heads has its own, one part after the other.
+
+    Args:
+        rows: the dimensions of the parts' rows.
+        groups: the dimension with the number of groups, each of which has as many of a part.
+    """
+
+    def undo(mixed: torch.Tensor, config: Any) -> torch.Tensor:
+        count = size(groups, config)
+        shares = [size(words, config) // count for words in rows.split()]
+        parts = mixed.reshape(count, sum(shares), *mixed.shape[1:]).split(shares, dim=1)
+        return torch.cat([part.flatten(0, 1) for part in parts])
+
+    return undo
+
+
 def then(*undos: Transform | None) -> Transform:
     """Several transforms, one after the other; None is none."""
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ascend_gguf import open_gguf
 from engine_process import EngineFailed, EngineProcess
 from hf_models import ONE_STAGE, TINY, Written, write_model
+from hf_models.conversion import qwen3next_merged
 from random_model import PROMPT
 from serving import CPU, NPU_ONE, cpu_environment, mean_error, typical_error
 
@@ -112,6 +114,21 @@ def test_one_matrix_on_two_stages(cpu_engine, tmp_path, name):
     sizes = {**TINY[name].sizes, "tie_word_embeddings": True}
     model = write_model(tmp_path, replace(TINY[name], sizes=sizes))
     score_right(cpu_engine, model, "float32", pp_size=2)
+
+
+def test_projections_of_a_net_in_one_tensor(cpu_engine, tmp_path):
+    """As older files of Qwen3-Next have them: rows as in the checkpoint."""
+    tiny = replace(TINY["qwen3-next"], convert=qwen3next_merged, types={})
+    model = write_model(tmp_path, tiny)
+    assert "blk.0.ssm_in.weight" in open_gguf(model.path).tensors
+    score_right(cpu_engine, model, "float32", tp_size=2)
+
+
+def test_class_that_would_be_wrong(cpu_engine, tiny_model):
+    other = {"json_model_override_args": '{"architectures": ["Qwen3NextForCausalLM"]}'}
+    with pytest.raises(EngineFailed) as failure:
+        cpu_engine.score(tiny_model("qwen3-next").path, PROMPT, 1, **other)
+    assert "served by SGLang's class of Qwen3.5" in failure.value.reason
 
 
 @pytest.mark.parametrize("name", _runs_on("npu"))

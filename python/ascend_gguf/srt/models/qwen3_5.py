@@ -1,9 +1,9 @@
 """The gated delta net of Qwen3.5: loading, the order of its heads, and its norm on the CPU.
 
-Value heads that share a key head are side by side in the model, and apart in the file: first one of
-each key head, then the next ones.  Rows are moved when they are loaded
-(:func:`ascend_gguf.architectures.transforms.grouped_heads`).  The columns of the output's matrix
-may not move, as a head may be half a block: its input is moved.
+Value heads that share a key head are side by side in the model, and apart in files of Qwen3.5
+(``value_heads_are_tiled``): first one of each key head, then the next ones.  Rows are moved when
+they are loaded (:func:`ascend_gguf.architectures.transforms.grouped_heads`).  The columns of the
+output's matrix may not move, as a head may be half a block: its input is moved.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.layers.linear import wrap_loader
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 
@@ -27,7 +28,8 @@ def repair_delta_net(net: Any, config: Any) -> None:
     """
     for layer in (net.in_proj_qkvz, net.in_proj_ba):
         wrap_loader(layer, partial(net._make_packed_weight_loader, layer))
-    if net.num_v_heads != net.num_k_heads:
+    is_tiled = getattr(config, "value_heads_are_tiled", False)
+    if is_tiled and net.num_v_heads != net.num_k_heads:
         net.out_proj.register_forward_pre_hook(
             lambda module, inputs: (_in_file_order(inputs[0], net), *inputs[1:])
         )
@@ -36,6 +38,15 @@ def repair_delta_net(net: Any, config: Any) -> None:
     if is_cpu():
         norm = net.norm
         norm.forward = lambda x, z: gated_rms_norm(x, norm.weight, z, norm.eps)
+
+
+def refuse_other_class(net: Any, config: Any) -> None:
+    """``Qwen3GatedDeltaNet``, of Qwen3-Next: raises GGUFError, as it would load and be wrong."""
+    raise GGUFError(
+        "Qwen3-Next is served by SGLang's class of Qwen3.5, and its configuration names another",
+        found=", ".join(config.architectures or ["none"]),
+        hint="Take the config.json beside the file away: the file says all that is needed.",
+    )
 
 
 def _in_file_order(x: torch.Tensor, net: Any) -> torch.Tensor:

@@ -118,6 +118,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "qwen3_5_text.Qwen3_5ForCausalLM": load_output_matrix,
     "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
     "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
+    "qwen3_next.Qwen3GatedDeltaNet": qwen3_5.refuse_other_class,
     "stablelm.StablelmAttention": set_rotary_embedding,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,
 }
