@@ -85,6 +85,11 @@ class Spec:
         """Whether the weights of a token's experts are made to sum to one."""
         return self.arch == "qwen3moe"
 
+    @property
+    def metadata(self) -> dict[str, int | list[int]]:
+        """Keys of its own, without the architecture."""
+        return {}
+
     def type_of(self, name: str) -> str:
         for pattern, type_name in self.types.items():
             if re.search(pattern, name):
@@ -101,23 +106,28 @@ class Spec:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name to shape, outermost dimension first."""
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (self.vocab, self.hidden)}
         if not self.tied:
             shapes["output.weight"] = (self.vocab, self.hidden)
         for layer in range(self.layers):
             block = {
                 "attn_norm.weight": (self.hidden,),
-                "attn_q.weight": (q, self.hidden),
-                "attn_k.weight": (kv, self.hidden),
-                "attn_v.weight": (kv, self.hidden),
-                "attn_output.weight": (self.hidden, q),
-                "ffn_norm.weight": (self.hidden,),
-                **self._attention_extras(q, kv),
+                **self._attention(layer),
                 **(self._experts() if self.is_moe else self._mlp()),
             }
             shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
         return shapes | {"output_norm.weight": (self.hidden,)}
+
+    def _attention(self, layer: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        return {
+            "attn_q.weight": (q, self.hidden),
+            "attn_k.weight": (kv, self.hidden),
+            "attn_v.weight": (kv, self.hidden),
+            "attn_output.weight": (self.hidden, q),
+            "ffn_norm.weight": (self.hidden,),
+            **self._attention_extras(q, kv),
+        }
 
     def _attention_extras(self, q: int, kv: int) -> dict[str, tuple[int, ...]]:
         if self.arch.startswith("qwen3"):
@@ -256,10 +266,12 @@ def write_blocks(path: Path, spec: Spec) -> None:
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(spec.seed)
     drawn: dict[str, np.ndarray] = {}
-    for type_name, shape in tensors.values():
+    for name, (type_name, shape) in tensors.items():
         if type_name == "F32":
             # Norms small enough for what random blocks make of them to be finite in float16.
-            writer.write_tensor_data(np.full(shape, 2**-10, np.float32))
+            # Factors of decay are negative.
+            value = -(2**-10) if name.endswith("ssm_a") else 2**-10
+            writer.write_tensor_data(np.full(shape, value, np.float32))
             continue
         if type_name not in drawn:
             drawn[type_name] = random_blocks(rng, type_name, (_DRAWN,))[0]
@@ -360,6 +372,9 @@ def _write_metadata(writer: gguf.GGUFWriter, spec: Spec) -> None:
         writer.add_expert_feed_forward_length(spec.expert_ffn)
     if spec.arch == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(spec.shared_ffn)
+    for key, value in spec.metadata.items():
+        add = writer.add_array if isinstance(value, list) else writer.add_uint32
+        add(f"{spec.arch}.{key}", value)
     for key, value, kind in tokenizer_fields():
         if kind == gguf.GGUFValueType.ARRAY:
             # No more tokens than rows; the merges of the others do not matter then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,60 @@ MOE = Spec(
     experts_used=4, expert_ffn=512, vocab=8192,
 )  # fmt: skip
 
+
+class Hybrid(Spec):
+    """Qwen3.5: three layers of four are of a gated delta net, heads of 128."""
+
+    @property
+    def metadata(self) -> dict[str, int | list[int]]:
+        ssm = {"conv_kernel": 4, "state_size": 128, "group_count": 16, "time_step_rank": 16}
+        keys = {f"ssm.{name}": size for name, size in ssm.items()} | {"ssm.inner_size": 2048}
+        rope = {"dimension_count": 64, "dimension_sections": [11, 11, 10, 0]}
+        return keys | {f"rope.{name}": size for name, size in rope.items()}
+
+    def type_of(self, name: str) -> str:
+        return "F32" if re.search(r"ssm_(a|conv1d|dt)", name) else super().type_of(name)
+
+    def _attention(self, layer: int) -> dict[str, tuple[int, ...]]:
+        if layer % 4 == 3:
+            gated = {"attn_q.weight": (2 * self.heads * self.head_size, self.hidden)}
+            block = super()._attention(layer) | gated
+            del block["ffn_norm.weight"]
+        else:
+            inner, heads = 2048, 16
+            block = {
+                "attn_qkv.weight": (3 * inner, self.hidden),
+                "attn_gate.weight": (inner, self.hidden),
+                "ssm_alpha.weight": (heads, self.hidden),
+                "ssm_beta.weight": (heads, self.hidden),
+                "ssm_out.weight": (self.hidden, inner),
+                "ssm_conv1d.weight": (3 * inner, 4),
+                "ssm_norm.weight": (128,),
+                "ssm_a": (heads,),
+                "ssm_dt.bias": (heads,),
+            }
+        return block | {"post_attention_norm.weight": (self.hidden,)}
+
+    def _attention_extras(self, q: int, kv: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
+        return {f"attn_{name}_norm.weight": (self.head_size,) for name in "qk"}
+
+
+HYBRID = Hybrid(
+    arch="qwen35", layers=4, hidden=1024, heads=8, kv_heads=2, head_size=256, ffn=3072, vocab=16384
+)
+
 EAGER = ("--disable-cuda-graph", "--skip-tokenizer-init", "--dtype", "bfloat16")
 
 
 def recipe(spec: Spec, name: str) -> Spec:
     """The types that llama.cpp gives the tensors of a model."""
     if name != "Q4_K_M":
-        return Spec(**{**vars(spec), "default": name})
+        return replace(spec, default=name)
     n = spec.layers
     better = [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2]
     layers = "|".join(map(str, better))
-    types = {rf"blk\.({layers})\.(attn_v|ffn_down)": "Q6_K", r"^output\.": "Q6_K"}
-    return Spec(**{**vars(spec), "types": types, "default": "Q4_K"})
+    types = {rf"blk\.({layers})\.(attn_v|attn_qkv|ffn_down)": "Q6_K", r"^output\.": "Q6_K"}
+    return replace(spec, types=types, default="Q4_K")
 
 
 def decoding_step(server: Server, record: Path) -> dict:
@@ -46,6 +89,7 @@ def decoding_step(server: Server, record: Path) -> dict:
     ("spec", "name", "of_the_file", "read_of_dense"),
     [
         pytest.param(DENSE, "Q4_K_M", 1.25, 0.40, id="dense-Q4_K_M"),
+        pytest.param(HYBRID, "Q4_K_M", 1.25, 0.42, id="hybrid-Q4_K_M"),
         pytest.param(MOE, "Q4_K_M", 1.25, 0.40, id="moe-Q4_K_M"),
         pytest.param(MOE, "Q8_0", 1.10, 0.65, id="moe-Q8_0"),
         pytest.param(MOE, "Q4_0", 1.15, 0.35, id="moe-Q4_0"),
