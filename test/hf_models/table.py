@@ -41,6 +41,7 @@ from hf_models.conversion import (
 from hf_models.dense import DENSE
 from hf_models.hybrid import TINY as HYBRID
 from hf_models.latent import TINY as LATENT
+from hf_models.mixtures import MIXTURES
 from hf_models.sizes import EXPERTS, GRANITE, PARTIAL
 from hf_models.tiny import Tiny
 
@@ -398,6 +399,7 @@ TINY: dict[str, Tiny] = (
     | LATENT
     | HYBRID
     | DENSE
+    | MIXTURES
 )
 
 #: Models that the engine runs on one stage of a pipeline only.

@@ -81,6 +81,10 @@ def class_of(config: Any) -> Any:
         return transformers.AutoModelForCausalLM
     if kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText
+    if kind == "deepseek_ocr2_text":  # which takes seconds to import
+        from hf_models.references import DeepseekOcr2TextForCausalLM
+
+        return DeepseekOcr2TextForCausalLM
     # Of text, and by itself in no list.
     name = modeling_auto.MODEL_MAPPING_NAMES[kind].removesuffix("Model")
     return getattr(transformers, f"{name}ForCausalLM")

@@ -154,6 +154,58 @@ def phimoe(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Te
     return _of(config, "PhiMoEForCausalLM"), tensors
 
 
+def _experts_apart(tensors: Tensors) -> Tensors:
+    """Each of the experts that transformers stacks, gate above up, by itself."""
+    found = {}
+    for name, tensor in tensors.items():
+        prefix, _, kind = name.partition(".experts.")
+        if not kind:
+            found[name] = tensor
+            continue
+        for expert, matrix in enumerate(tensor):
+            parts = matrix.chunk(2) if kind == "gate_up_proj" else (matrix,)
+            kinds = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+            for part, rows in zip(kinds, parts, strict=True):
+                found[f"{prefix}.experts.{expert}.{part}.weight"] = rows
+    return found
+
+
+def deepseek(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    dense = config["mlp_layer_types"].count("dense")
+    config = _of(config, "DeepseekForCausalLM", first_k_dense_replace=dense)
+    return config, _experts_apart(tensors)
+
+
+def ling(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    names = {
+        r"block_sparse_moe\.input_linear\.weight": "mlp.experts.gate_up_proj",
+        r"block_sparse_moe\.output_linear\.weight": "mlp.experts.down_proj",
+        r"block_sparse_moe\.router\.layer": "mlp.gate",
+        r"shared_mlp\.input_linear": "mlp.shared_experts.gate_up_proj",
+        r"shared_mlp\.output_linear": "mlp.shared_experts.down_proj",
+        "embed_tokens": "word_embeddings",
+        r"self_attn\.o_proj": "attention.dense",
+    }
+    tensors = _merged(tensors, "attention.query_key_value.weight", _qkv(), _side_by_side)
+    tensors = _experts_apart(_renamed(tensors, names))
+    for name in [name for name in tensors if "shared_experts.gate_up_proj" in name]:
+        for part, rows in zip(("gate", "up"), tensors.pop(name).chunk(2), strict=True):
+            tensors[name.replace("gate_up", part)] = rows
+    experts = config.get("num_local_experts") or config["n_routed_experts"]
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    shared = config.get("shared_intermediate_size", 0) // width or config.get("n_shared_experts")
+    config = _of(
+        config,
+        "BailingMoeForCausalLM",
+        num_experts=experts,
+        num_shared_experts=shared,
+        moe_intermediate_size=width,
+        first_k_dense_replace=0,
+        norm_topk_prob="num_local_experts" in config,
+    )
+    return config, tensors
+
+
 def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     return _of(config, "LlamaBidirectionalModel"), tensors
 
@@ -198,6 +250,9 @@ PUBLISHED: dict[str, Published] = {
     "gpt2": gpt2,
     "gpt2-output": gpt2,
     "phimoe": phimoe,
+    "deepseek-moe": deepseek,
+    "ling": ling,
+    "ling-unnormalized": ling,
     "llama-embed": llama_embed,
     "glm4moe-drafts": glm_drafts,
 }

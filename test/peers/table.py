@@ -181,6 +181,9 @@ def _of_architectures() -> dict[str, Peer]:
     for name in ("deepseek-v3", "deepseek-v3.2", "glm-5", "dots1", "exaone-moe"):
         sizes = {**TINY[name].sizes, "scoring_func": "sigmoid"}
         plain[name] = replace(plain[name], sizes=sizes)
+    # The converter writes one, whatever the configuration says.
+    for name in ("deepseek-moe", "ling-unnormalized"):
+        plain[name] = replace(plain[name], sizes={**TINY[name].sizes, "routed_scaling_factor": 1.0})
     plain |= _OF_PICTURES
     # The converter writes every fourth layer.
     sizes = {**TINY["qwen3.5-moe"].sizes, "num_hidden_layers": 4, "layer_types": None}
@@ -289,4 +292,6 @@ CHOSEN = (
     "falcon-h1-bias",
     "glm-4.1v",
     "youtu",
+    "deepseek-moe",
+    "ling",
 )

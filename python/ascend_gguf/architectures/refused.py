@@ -5,9 +5,6 @@ from __future__ import annotations
 _DENSE_EXPERTS = (
     "the engine copies the experts of this model into one dense matrix before they are loaded"
 )
-_MERGED = (
-    "the engine merges projections of this model that a file holds apart, in types of their own"
-)
 _BY_LAYER = (
     "heads or feed-forward networks of this model have other sizes in each layer, which the tables "
     "here do not describe"
@@ -26,10 +23,8 @@ def _everywhere(reason: str) -> dict[str, str]:
 #: Reasons of their own, on "cpu" and "npu".
 REFUSED = {
     "afmoe": _everywhere(_DENSE_EXPERTS),
-    "bailingmoe": _everywhere(_MERGED),
     "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
     "deci": _everywhere(_BY_LAYER),
-    "deepseek": _everywhere(_DENSE_EXPERTS),
     "kimi-linear": {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
         "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",

@@ -56,8 +56,10 @@ def _bias_names(targets: Iterable[Target]) -> Iterable[str]:
 def _layer_of(projection: str, modules: dict[str, LinearBase]) -> str:
     last = projection.rpartition(".")[2]
     merged = projection.removesuffix(last) + _MERGED.get(last, last)
-    # As the engine's BERT renames it, and classes whose layers are the attention themselves.
+    # As the engine's BERT and Bailing rename it, and classes whose layers are the attention
+    # themselves.
     names = projection, merged, merged.replace(".self.", ".self_attn.")
+    names += (merged.replace("qkv_proj", "query_key_value"),)
     here = (name for name in (*names, merged.replace(".self_attn.", ".")) if name in modules)
     return next(here, merged)
 

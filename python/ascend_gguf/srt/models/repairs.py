@@ -68,6 +68,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
 #: the configuration.
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "apertus.ApertusModel": apertus.set_activations,
+    "bailing_moe.BailingMoEForCausalLM": bailing_moe.repair_loading,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
     "bert.BertEmbedding": bert.repair_embedding,
     "cohere2_moe.Cohere2MoeAttention": commandr.repair_attention,

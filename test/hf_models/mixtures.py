@@ -1,0 +1,67 @@
+"""Small mixtures of experts whose references have other names in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from hf_models.conversion import gate_and_up, granitemoe, llama, llama_metadata
+from hf_models.sizes import EXPERTS
+from hf_models.tiny import Tiny
+
+
+def _deepseek(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if ".experts." in name:
+        name += ".weight"
+    for new, part in gate_and_up(name, tensor):
+        yield from llama(new, part, config)
+
+
+def _deepseek_metadata(config: Any) -> dict[str, Any]:
+    return llama_metadata(config) | {
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+    }
+
+
+def _ling_metadata(config: Any) -> dict[str, Any]:
+    return llama_metadata(config) | {
+        "expert_feed_forward_length": config.intermediate_size,
+        "expert_shared_count": config.shared_intermediate_size // config.intermediate_size,
+        "expert_weights_scale": 1.0,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": 0,
+    }
+
+
+_softmax = partial(Tiny, model_type="deepseek_ocr2_text", convert=_deepseek)
+_UNGATED = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "routed_scaling_factor": 2.5}
+
+MIXTURES: dict[str, Tiny] = {
+    "deepseek-moe": _softmax(
+        "deepseek",
+        sizes=_UNGATED | {"mlp_layer_types": ["dense", "sparse"]},
+        metadata=_deepseek_metadata,
+    ),
+    "ling-unnormalized": _softmax(
+        "bailingmoe",
+        sizes=_UNGATED | {"mlp_layer_types": ["sparse"] * 2},
+        metadata=_deepseek_metadata,
+        twin=True,
+    ),
+    # Its weights are normalized.
+    "ling": Tiny(
+        "bailingmoe",
+        "granitemoeshared",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}
+        | {"shared_intermediate_size": 128, "attention_multiplier": 32**-0.5},
+        _ling_metadata,
+        granitemoe,
+        twin=True,
+    ),
+}
