@@ -115,7 +115,6 @@ def test_linear_scaling_in_terms_of_yarn(engine, factor):
 #: Architectures that are refused for what the engine's class does, and the words that do it.
 UNFIT = {
     "afmoe": ("afmoe.AfmoeMoE", "_flatten_dense_tensors"),
-    "deepseek": ("deepseek.DeepseekMoE", "_flatten_dense_tensors"),
     "dbrx": ("dbrx.DbrxExperts", 'device="cuda"'),
 }
 
