@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ascend_gguf.architectures import Architecture, architecture_of
-from ascend_gguf.architectures.base import as_field
-from ascend_gguf.architectures.dimensions import experts
+from ascend_gguf.architectures.dimensions import experts, heads_of
+from ascend_gguf.architectures.fields import as_field
 from ascend_gguf.architectures.keys import check_keys
-from ascend_gguf.architectures.metadata import number
+from ascend_gguf.architectures.metadata import number, of_each_layer
 from ascend_gguf.errors import CONVERT_AGAIN, DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile, open_gguf
 
@@ -112,16 +112,27 @@ def _checked(file: GGUFFile, make: Callable[[Mapping[str, Any]], _Config]) -> _C
 
 
 def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
+    by_layer: dict[str, list[int]] = {}
     for key, field in architecture.fields.items():
         field = as_field(field)
-        value = number(file, key, field.kind, field.least, field.required)
+        if field.by_layer:
+            value = of_each_layer(file, key, int(field.least), field.required)
+        else:
+            value = number(file, key, field.kind, field.least, field.required)
+        if isinstance(value, list):
+            by_layer[field.attribute], value = value, max(value)
         if value is not None and (field.unset is None or value != field.unset):
             values[field.attribute] = value
     # llama.cpp's defaults, not transformers'.
     values = {**architecture.defaults, **values}
     heads = values["num_attention_heads"]
-    values.setdefault("num_key_value_heads", heads)
+    if "num_key_value_heads" not in values:
+        values["num_key_value_heads"] = heads
+        if "num_attention_heads" in by_layer:
+            by_layer["num_key_value_heads"] = by_layer["num_attention_heads"]
+    if by_layer:
+        values["sizes_by_layer"] = by_layer
     if "attention.key_length" in architecture.fields:
         values.setdefault("head_dim", values["hidden_size"] // heads)
     _check_count(file, "block_count", values["num_hidden_layers"], _MOST_LAYERS)
@@ -136,14 +147,18 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
 
 
 def _check_heads(file: GGUFFile, values: dict[str, Any]) -> None:
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-    if heads % kv_heads:
-        raise file.error(
-            "the number of query heads is not a multiple of the number of KV heads",
-            "attention.head_count",
-            found=heads,
-            expected=f"a multiple of attention.head_count_kv, {kv_heads}",
-        )
+    config = SimpleNamespace(**values)
+    layers = range(config.num_hidden_layers) if "sizes_by_layer" in values else (0,)
+    pairs = {heads_of(config, layer) for layer in layers}
+    for heads, kv_heads in pairs:
+        none_attends = not kv_heads and len(pairs) == 1
+        if none_attends or kv_heads > heads or (kv_heads and heads % kv_heads):
+            raise file.error(
+                "the number of query heads is not a multiple of the number of KV heads",
+                "attention.head_count",
+                found=heads,
+                expected=f"a multiple of attention.head_count_kv, {kv_heads}",
+            )
 
 
 def _check_count(file: GGUFFile, key: str, found: int, limit: int) -> None:

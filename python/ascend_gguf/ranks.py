@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from ascend_gguf.architectures.dimensions import heads_of
 from ascend_gguf.reader import GGUFTensor, open_gguf
 
 # The matrices whose input is cut, by the end of their names in the file.
@@ -49,11 +50,8 @@ def uneven(
     yield from uneven_experts(path, config, shares)
     if shares.tp % (shares.ep * shares.moe_dp):
         return
-    query, kv = heads
-    if not shares.attention or query % shares.attention:
-        yield f"{query} attention heads"
-    elif kv is not None and kv % shares.attention and (pads or shares.attention % kv):
-        yield f"{kv} key-value heads"
+    pairs = _heads_by_layer(config) or {heads}
+    yield from dict.fromkeys(_uneven_heads(sorted(pairs), shares.attention, pads))
     if pads:
         return
     widths = _widths(path)
@@ -84,6 +82,21 @@ def uneven_experts(path: str | os.PathLike, config: Any, shares: Shares) -> Iter
         yield f"{mamba_heads} heads of Mamba-2"
     elif groups > 1 and groups % shares.tp:  # each rank has one that is alone
         yield f"{groups} groups of heads of Mamba-2"
+
+
+def _uneven_heads(pairs: Iterable[tuple[int, int | None]], ranks: int, pads: bool) -> Iterator[str]:
+    for query, kv in pairs:
+        if not ranks or query % ranks:
+            yield f"{query} attention heads"
+        elif kv and kv % ranks and (pads or ranks % kv):
+            yield f"{kv} key-value heads"
+
+
+def _heads_by_layer(config: Any) -> set[tuple[int, int | None]]:
+    """Query heads and key-value heads of layers, if these differ."""
+    if not getattr(config, "sizes_by_layer", None):
+        return set()
+    return {heads_of(config, layer) for layer in range(config.num_hidden_layers)}
 
 
 def _widths(path: str | os.PathLike) -> dict[str, list[GGUFTensor]]:

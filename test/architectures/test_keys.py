@@ -438,7 +438,7 @@ def test_layers_of_two_sizes(tmp_path, keys, expected):
         ({"attention.sliding_window_pattern": [True] * 4}, "cannot attend so"),
         ({"attention.shared_kv_layers": 1}, "cannot attend so"),
         ({"attention.head_count_kv": [3, 2, 3, 2]}, "cannot be shared so"),
-        ({"attention.head_count_kv": [4, 4, 4, 2]}, "cannot be shared so"),
+        ({"attention.head_count_kv": [4, 4, 4, 2]}, "is not a multiple"),
         ({"attention.head_count_kv": [3, 3]}, "invalid values"),
         ({"feed_forward_length": [192, 192, 192, 384]}, "the widths differ"),
         ({"rope.dimension_count_swa": 8}, "does not support this value"),
@@ -450,4 +450,39 @@ def test_layers_of_two_sizes(tmp_path, keys, expected):
 def test_layers_that_the_engine_does_not_have(tmp_path, keys, message):
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", GEMMA4, **keys))
+    assert len(str(error.value).splitlines()) == 1
+
+
+(DECI,) = (a for a in ARCHITECTURES if a.name == "deci")
+
+
+def test_sizes_of_each_layer(tmp_path):
+    own = {
+        "attention.head_count": [6, 0, 6, 6],
+        "attention.head_count_kv": [2, 0, 0, 3],
+        "feed_forward_length": [192, 0, 96, 48],
+    }
+    config = load_config(write(tmp_path / "m.gguf", DECI, **own))
+    found = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    assert found == (6, 3, 192) == tuple(map(max, own.values()))
+    assert sorted(config.sizes_by_layer.values()) == sorted(own.values())
+    assert not hasattr(load_config(write(tmp_path / "m.gguf", DECI)), "sizes_by_layer")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention.head_count_kv": [0] * 4}, "not a multiple"),
+        ({"attention.head_count_kv": [2, 2, 4, 2]}, "not a multiple"),
+        ({"attention.head_count": [6, 6, 0, 6]}, "not a multiple"),
+        ({"attention.head_count": [6, 6, 2, 6]}, "as many query heads"),
+        ({"feed_forward_length": [192, 192]}, "invalid values"),
+        ({"feed_forward_length": [192.0] * 4}, "invalid values"),
+        ({"feed_forward_length": [192, -1, 192, 192]}, "invalid values"),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_layer_can_have(tmp_path, keys, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", DECI, **keys))
     assert len(str(error.value).splitlines()) == 1

@@ -13,6 +13,7 @@ from ascend_gguf import BlockTensor, GGUFError, load_config, open_gguf
 from ascend_gguf.architectures import architecture_of
 from ascend_gguf.architectures.transforms import halves_from_pairs, minus_one
 from hf_models import TINY, pairs_from_halves, write_model
+from hf_models.writing import auto_config
 
 CONFIG = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
 
@@ -58,11 +59,9 @@ def _assert_agree(ours: object, made: object, where: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_configuration_is_the_models(name, tiny_model):
     """What transformers computes with is what the model was made with."""
-    from transformers import AutoConfig
-
     model = tiny_model(name)
     ours = load_config(model.path).to_dict()
-    made = AutoConfig.from_pretrained(model.hf).to_dict()
+    made = auto_config().from_pretrained(model.hf).to_dict()
     if name == "olmo3":  # the engine's model of OLMo 2 knows that windows are not scaled
         made["rope_parameters"] = made["rope_parameters"]["full_attention"]
     if name == "mistral-4":  # in words of DeepSeek's; test_keys.py computes with them

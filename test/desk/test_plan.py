@@ -59,8 +59,10 @@ def test_dense_weights(npu_engine):
 
 
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(2)], ids=str)
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe", "qwen3-next"])
-def test_latent_and_linear_attention(npu_engine, tiny_model, name, ranks):
+@pytest.mark.parametrize(
+    "name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe", "qwen3-next", "nemotron-super"]
+)
+def test_other_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)
 
 
@@ -70,6 +72,9 @@ def test_latent_and_linear_attention(npu_engine, tiny_model, name, ranks):
         *((name, Ranks()) for name in ("lfm2", "granite-4", "nemotron-h-moe", "falcon-h1")),
         ("falcon-h1", Ranks(2)),
         ("deepseek-v3.2", Ranks()),
+        ("gemma4-26b", Ranks()),
+        ("gemma4-e2b", Ranks(2)),
+        ("nemotron-super", Ranks(1, 1, 2)),
     ],
 )
 def test_on_the_cpu(cpu_engine, tiny_model, name, ranks):

@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from ascend_gguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from fuzz.container import Array, Contents, Entry, Tensor, data_size, entry, read
 from hf_models import TINY, Tiny
-from hf_models.writing import _SIZES, _type_of, build, common_metadata, converted
+from hf_models.writing import _SIZES, _type_of, auto_config, build, common_metadata, converted
 from random_model import tokenizer_fields
 from replacement_table import replacement_table
 
@@ -84,10 +84,9 @@ def _architectures() -> Iterator[Contents]:
 
 
 def _model(tiny: Tiny) -> Contents:
-    from transformers import AutoConfig
     from transformers.core_model_loading import revert_weight_conversion
 
-    config = AutoConfig.for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
+    config = auto_config().for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
     with torch.device("meta"):  # shapes are all that counts
         model = build(config)
     checkpoint = revert_weight_conversion(model, model.state_dict())

@@ -11,9 +11,8 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from hf_models.writing import Written, build
+from hf_models.writing import Written, auto_config, build
 
 #: A configuration as a dictionary, changed in place.
 Change = Callable[[dict[str, Any]], None]
@@ -197,7 +196,7 @@ def changed(model: Written, *changes: Change) -> torch.nn.Module:
         attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
     for change in changes:
         change(attributes)
-    config = AutoConfig.for_model(**attributes)
+    config = auto_config().for_model(**attributes)
     other = build(config, attn_implementation="eager")
     other.load_state_dict(base.state_dict())
     return other.eval()

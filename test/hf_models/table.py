@@ -6,6 +6,7 @@ from functools import partial
 
 from gguf import GGMLQuantizationType as Type
 
+from hf_models.by_layer import TINY as BY_LAYER
 from hf_models.conversion import (
     bailing_metadata,
     deepseek,
@@ -396,6 +397,7 @@ TINY: dict[str, Tiny] = (
             types={"attn_gate.weight": Type.Q4_0, "ssm_ba.weight": Type.Q5_1},
         ),
     }
+    | BY_LAYER
     | LATENT
     | HYBRID
     | DENSE

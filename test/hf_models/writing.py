@@ -71,13 +71,21 @@ class Written:
         return logits.gather(1, ids[1:, None])[:, 0].tolist()
 
 
+def auto_config() -> Any:
+    """transformers' ``AutoConfig``, with the models that the tests add to it."""
+    from hf_models import deci
+
+    return deci.AutoConfig
+
+
 def class_of(config: Any) -> Any:
     """transformers' class of a model that gives text: of a vision model, or of text alone."""
     import transformers
     from transformers.models.auto import modeling_auto
 
     kind = config.model_type
-    if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = transformers.AutoModelForCausalLM._model_mapping._extra_content
+    if type(config) in known or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return transformers.AutoModelForCausalLM
     if kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText
@@ -99,20 +107,16 @@ def build(config: Any, **options: Any) -> torch.nn.Module:
 
 @cache
 def _loaded(hf: Path) -> torch.nn.Module:
-    from transformers import AutoConfig
-
-    found = class_of(AutoConfig.from_pretrained(hf))
+    found = class_of(auto_config().from_pretrained(hf))
     return found.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
     """``folder/model.gguf``, and in ``folder/hf`` the checkpoint that has the same numbers."""
-    from transformers import AutoConfig
-
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(seed)
     # A copy: transformers writes into the dictionaries it is given.
-    config = AutoConfig.for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
+    config = auto_config().for_model(tiny.model_type, **deepcopy(_SIZES | tiny.sizes))
     model = build(config)
     randomize(model)
     hf = folder / "hf"

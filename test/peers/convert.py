@@ -42,9 +42,8 @@ RERANKER_WORDS = {"yes": 57, "no": 58, "|": 59}
 def write_checkpoint(folder: Path, peer: Any) -> str:
     """transformers' model with random weights; the name of its class."""
     import torch
-    from transformers import AutoConfig
 
-    from hf_models.writing import randomize
+    from hf_models.writing import auto_config, randomize
 
     torch.manual_seed(0)
     # A copy: transformers writes into the dictionaries it is given.
@@ -52,7 +51,7 @@ def write_checkpoint(folder: Path, peer: Any) -> str:
     if peer.vision:
         tied = {"tie_word_embeddings": sizes["tie_word_embeddings"]}
         sizes = {"text_config": sizes, "vision_config": dict(peer.vision)} | tied
-    config = AutoConfig.for_model(peer.model_type, **sizes)
+    config = auto_config().for_model(peer.model_type, **sizes)
     model = _build(config, peer)
     randomize(model)
     _round_to_blocks(model)

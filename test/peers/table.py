@@ -284,6 +284,7 @@ CHOSEN = (
     "qwen3-next",
     "gemma4-e2b",
     "gemma4-26b",
+    "nemotron-super",
     "lfm2",
     "lfm2-moe",
     "granite-4",

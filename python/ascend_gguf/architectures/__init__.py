@@ -6,7 +6,8 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
 
-from ascend_gguf.architectures.base import Architecture, Field, Placement, Rename, Target
+from ascend_gguf.architectures.base import Architecture, Placement, Rename, Target
+from ascend_gguf.architectures.fields import Field
 from ascend_gguf.architectures.heads import is_reranker
 from ascend_gguf.architectures.kinds import check_kind, check_weights, kind_of
 from ascend_gguf.architectures.refused import REFUSED, why_refused

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, length, required
+from ascend_gguf.architectures.base import Architecture, Rename
+from ascend_gguf.architectures.fields import count, length, required
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.dimensions import is_kind, size
+from ascend_gguf.architectures.dimensions import is_kind, of_layer, size
+from ascend_gguf.architectures.fields import Field, as_field
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.tensor_names import is_left_out, is_of_head, split_layer
 from ascend_gguf.architectures.transforms import Transform
@@ -74,6 +75,7 @@ class Rename:
         undo: undoes what conversion did to the tensor.
         beside: the ``gguf`` names of other tensors that ``undo`` takes, decoded.
         dense: the model's loader computes with it: never packed.
+        layer: the layer whose sizes count, once it is known.
     """
 
     gguf: str
@@ -86,9 +88,11 @@ class Rename:
     undo: Transform | None = None
     beside: tuple[str, ...] = ()
     dense: bool = False
+    layer: int | None = field(default=None, compare=False)
 
     def expected_shape(self, config: Any) -> tuple[int, ...]:
         """:attr:`shape` under a transformers configuration."""
+        config = of_layer(config, self.layer)
         return tuple(size(words, config) for words in self.shape.split())
 
     def of_layer(self, layer: int | str) -> Rename:
@@ -99,6 +103,7 @@ class Rename:
 
         return replace(
             self.renamed(fill),
+            layer=int(layer),
             gguf=fill(self.gguf),
             unless=self.unless and fill(self.unless),
             beside=tuple(map(fill, self.beside)),
@@ -113,6 +118,7 @@ class Rename:
         """Where the tensor goes in a model of a transformers configuration."""
         if not (self.rows or self.undo or self.dense):
             return self.hf
+        config = of_layer(config, self.layer)
         return Placement(
             names=self.hf if isinstance(self.hf, tuple) else (self.hf,),
             rows=None
@@ -142,64 +148,6 @@ def per_layer(
         beside=tuple(f"blk.{{layer}}.{name}" for name in beside),
         **options,
     )
-
-
-@dataclass(frozen=True)
-class Field:
-    """An attribute of the configuration that comes from a metadata key.
-
-    Args:
-        attribute: its name.
-        kind: type of the value: int, float or bool.
-        least: the smallest valid value.
-        unset: a value that means the same as a missing key.
-        required: the file must have the key.
-    """
-
-    attribute: str
-    kind: type = int
-    least: float = 1
-    unset: float | None = None
-    required: bool = False
-
-
-def fraction(attribute: str) -> Field:
-    """A :class:`Field` of a float that every file has."""
-    return Field(attribute, float, 0, required=True)
-
-
-def scale(attribute: str) -> Field:
-    """A :class:`Field` of a factor or divisor; zero means none."""
-    return Field(attribute, float, 0, unset=0)
-
-
-def flag(attribute: str) -> Field:
-    """A :class:`Field` that is true or false."""
-    return Field(attribute, bool)
-
-
-def count(attribute: str) -> Field:
-    """A :class:`Field` of an integer that may be zero."""
-    return Field(attribute, int, 0)
-
-
-def length(attribute: str) -> Field:
-    """A :class:`Field` of an integer; zero means none."""
-    return Field(attribute, int, 0, unset=0)
-
-
-#: Metadata keys and their attributes; a plain name is an integer of at least one, and required.
-Fields = dict[str, str | Field]
-
-
-def as_field(field: str | Field) -> Field:
-    """A value of :data:`Fields`, written out."""
-    return field if isinstance(field, Field) else Field(field, required=True)
-
-
-def required(fields: Fields) -> Fields:
-    """The same fields, which every file must have."""
-    return {key: replace(as_field(field), required=True) for key, field in fields.items()}
 
 
 #: ``(file, attributes so far)`` to more attributes.

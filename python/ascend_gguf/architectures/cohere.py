@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import (
-    Architecture,
-    Fields,
-    count,
-    flag,
-    per_layer,
-    required,
-    scale,
-)
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import Fields, count, flag, required, scale
 from ascend_gguf.architectures.layers import dense_layers, has_tensor, shared_count, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, length, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import length
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.llama import has_experts
 from ascend_gguf.architectures.metadata import Attributes, number

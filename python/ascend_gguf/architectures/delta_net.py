@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Fields, Rename, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import Fields
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (

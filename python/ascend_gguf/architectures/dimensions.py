@@ -91,14 +91,41 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,
     "layers": lambda c: c.num_hidden_layers,
-    # Of layers with a window, where these have other heads.
-    "swa_head": lambda c: c.swa_head_dim,
-    "swa_q": lambda c: c.num_attention_heads * c.swa_head_dim,
-    "swa_kv": lambda c: c.swa_num_key_value_heads * c.swa_head_dim,
     # Of what each layer adds for a token, beside the embedding.
     "per_layer": lambda c: c.hidden_size_per_layer_input,
     "per_layer_vocab": lambda c: c.vocab_size_per_layer_input,
 }
+
+
+class _OfLayer:
+    """A configuration whose sizes are those of one layer."""
+
+    def __init__(self, config: Any, layer: int) -> None:
+        sizes = config.sizes_by_layer
+        own = {name: values[layer] for name, values in sizes.items() if layer < len(values)}
+        vars(self).update(own, _config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_config"], name)
+
+
+def of_layer(config: Any, layer: int | None) -> Any:
+    """The configuration as one layer has it: with its own of the sizes that layers differ in.
+
+    These are in ``sizes_by_layer``: name of an attribute to its value in each layer.
+    """
+    if layer is None or not getattr(config, "sizes_by_layer", None):
+        return config
+    return _OfLayer(config, layer)
+
+
+def cached_heads(config: Any, layer: int) -> tuple[int, int, int]:
+    """Heads of a layer's keys, the size of a key, and that of a value; zeros if it keeps none."""
+    own = of_layer(config, layer)
+    if not own.num_key_value_heads or _shares_kv(config, layer):
+        return 0, 0, 0
+    key = head_size(own)
+    return own.num_key_value_heads, key, first(own, "v_head_dim") or key
 
 
 def size(words: str, config: Any) -> int:
@@ -130,8 +157,10 @@ def _shares_kv(config: Any, layer: int) -> bool:
     return layer >= config.num_hidden_layers - first(config, "num_kv_shared_layers", default=0)
 
 
-def _is_wide(config: Any, layer: int) -> bool:
-    return bool(first(config, "use_double_wide_mlp")) and _shares_kv(config, layer)
+def heads_of(config: Any, layer: int) -> tuple[int, int]:
+    """Query heads and key-value heads of a layer; none of the latter if it does not attend."""
+    own = of_layer(config, layer)
+    return own.num_attention_heads, own.num_key_value_heads
 
 
 def _has_type(*types: str) -> Callable[[Any, int], bool]:
@@ -158,9 +187,15 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "sliding": _has_type("sliding_attention"),
     "own_kv": lambda config, layer: not _shares_kv(config, layer),
     "shared_kv": _shares_kv,
-    "own_v": lambda config, layer: not config.attention_k_eq_v,
-    "wide": _is_wide,
-    "narrow": lambda config, layer: not _is_wide(config, layer),
+    # Gemma 4's layers without a window may have keys for values.
+    "own_v": lambda config, layer: (
+        not config.attention_k_eq_v or config.layer_types[layer] == "sliding_attention"
+    ),
+    # Of layers that differ in their sizes, of which some are none.
+    "mixing": lambda config, layer: heads_of(config, layer)[0] > 0,
+    "attending": lambda config, layer: heads_of(config, layer)[1] > 0,
+    "matrix": lambda config, layer: heads_of(config, layer)[0] > 0 == heads_of(config, layer)[1],
+    "feeding": lambda config, layer: of_layer(config, layer).intermediate_size > 0,
     "per_layer": lambda config, layer: bool(config.hidden_size_per_layer_input),
 }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Derivation, Rename, scale
+from ascend_gguf.architectures.base import Architecture, Derivation, Rename
+from ascend_gguf.architectures.fields import scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (

@@ -8,41 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, count, length, per_layer, scale
-from ascend_gguf.architectures.layers import sliding_unless
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import count, length, scale
+from ascend_gguf.architectures.layers import each_layer, own_sizes, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
+    OWN_KV_HEADS,
+    OWN_WIDTHS,
     PATTERN,
     SOFTMAX_ROUTER,
     TIED_FRAME,
     experts,
     mlp,
-    without,
 )
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_BY_LAYER = frozenset({"attention.head_count_kv", "feed_forward_length"})
 _PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
 
 #: What a frequency is divided by to stand still: anything as large.
 _STILL = 1e20
-
-
-def _of_layers(file: GGUFFile, key: str, layers: int) -> list[int]:
-    """A key's value for each layer."""
-    value = file.arch_field(key)
-    values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
-    if len(values) != layers or not all(type(v) is int and v > 0 for v in values):
-        expected = f"a whole number of at least 1 for each of {layers} layers"
-        raise file.error("invalid values", key, found=f"{values!s:.80}", expected=expected)
-    return values
 
 
 def _attention(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -59,22 +48,24 @@ def _attention(file: GGUFFile, attributes: Attributes) -> Attributes:
             "its type",
         )
     heads: dict[str, int] = {}
-    per_layer_heads = _of_layers(file, "attention.head_count_kv", layers)
+    per_layer_heads = each_layer(attributes, "num_key_value_heads")
     for kind in (_FULL, _SLIDING):
         found = {n for n, type_ in zip(per_layer_heads, types, strict=True) if type_ == kind}
-        if len(found) > 1 or any(attributes["num_attention_heads"] % n for n in found):
+        if len(found) > 1:
             raise file.error(
                 "the heads cannot be shared so",
                 "attention.head_count_kv",
                 found=sorted(found),
-                expected=f"one number for all layers of {kind}, of which the heads are a multiple",
+                expected=f"one number for all layers of {kind}",
             )
         heads[kind] = found.pop() if found else heads[_FULL]
     head = attributes["head_dim"]
     swa_head = attributes.get("swa_head_dim", head)
     full = [layer for layer in range(layers - shared) if types[layer] == _FULL]
     has_v = [{f"blk.{n}.attn_{part}.weight" for part in ("v", "qkv")} for n in full]
+    head_sizes = [head if kind == _FULL else swa_head for kind in types]
     return {
+        **own_sizes(attributes, head_dim=head_sizes, v_head_dim=head_sizes),
         "num_key_value_heads": heads[_FULL],
         "swa_num_key_value_heads": heads[_SLIDING],
         "swa_head_dim": swa_head,
@@ -90,7 +81,7 @@ def _feed_forward(file: GGUFFile, attributes: Attributes) -> Attributes:
     """The width of all layers, or twice as much in those that share keys."""
     layers = attributes["num_hidden_layers"]
     own = layers - attributes["num_kv_shared_layers"]
-    widths = _of_layers(file, "feed_forward_length", layers)
+    widths = each_layer(attributes, "intermediate_size")
     wide = widths == [widths[0]] * own + [2 * widths[0]] * (layers - own) and own < layers
     if not wide and widths != [widths[0]] * layers:
         raise file.error(
@@ -141,25 +132,21 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {_SLIDING: sliding, _FULL: full}
 
 
-def _projections(kind: str, prefix: str) -> Iterator[Rename]:
-    """Attention of layers of a kind, in words with a prefix."""
-    q, kv, head = (f"{prefix}{word}" for word in ("q", "kv", "head"))
-    own, names = f"{kind} own_kv", [f"self_attn.{part}_proj.weight" for part in "qkv"]
-    fused = "attn_qkv.weight"
-    yield per_layer("attn_q.weight", f"{q} hidden", names[0], unless=fused, kind=kind)
-    yield per_layer("attn_k.weight", f"{kv} hidden", names[1], unless=fused, kind=own)
-    own_v = f"{own} own_v" if kind == "full" else own
-    yield per_layer("attn_v.weight", f"{kv} hidden", names[2], unless=fused, kind=own_v)
-    yield per_layer(
-        fused, f"{q}+2*{kv} hidden", *names, rows=f"{q} {kv} {kv}", optional=True, kind=own_v
-    )
-    yield per_layer("attn_output.weight", f"hidden {q}", "self_attn.o_proj.weight", kind=kind)
-    yield per_layer("attn_q_norm.weight", head, "self_attn.q_norm.weight", kind=kind)
-    yield per_layer("attn_k_norm.weight", head, "self_attn.k_norm.weight", kind=own)
-    for part, shape in (("k", f"{kv} hidden"), ("v", f"{kv} hidden"), ("k_norm", head)):
+def _projections() -> Iterator[Rename]:
+    """Attention, whose sizes are those of the layer."""
+    fused, names = "attn_qkv.weight", [f"self_attn.{part}_proj.weight" for part in "qkv"]
+    yield per_layer("attn_q.weight", "q hidden", names[0], unless=fused)
+    yield per_layer("attn_k.weight", "kv hidden", names[1], unless=fused, kind="own_kv")
+    own_v = "own_kv own_v"
+    yield per_layer("attn_v.weight", "kv hidden", names[2], unless=fused, kind=own_v)
+    yield per_layer(fused, "q+2*kv hidden", *names, rows="q kv kv", optional=True, kind=own_v)
+    yield per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight")
+    yield per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight")
+    yield per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", kind="own_kv")
+    for part, shape in (("k", "kv hidden"), ("v", "kv hidden"), ("k_norm", "head")):
         # Some files have them, and nothing takes them.
         name = f"blk.{{layer}}.attn_{part}.weight"
-        yield Rename(name, shape, (), optional=True, kind=f"{kind} shared_kv")
+        yield Rename(name, shape, (), optional=True, kind="shared_kv")
 
 
 _NORMS = {
@@ -202,8 +189,10 @@ ARCHITECTURES = (
     Architecture(
         name="gemma4",
         model_type="gemma4_text",
-        fields=without(FIELDS, *_BY_LAYER)
+        fields=FIELDS
         | HEAD_SIZE
+        | OWN_KV_HEADS
+        | OWN_WIDTHS
         | {
             "attention.sliding_window": "sliding_window",
             "attention.key_length_swa": length("swa_head_dim"),
@@ -219,16 +208,14 @@ ARCHITECTURES = (
             "num_kv_shared_layers": 0,
             "hidden_size_per_layer_input": 0,
         },
-        reads=PATTERN | _BY_LAYER | {"rope.freq_base_swa"},
+        reads=PATTERN | {"rope.freq_base_swa"},
         fixed=SOFTMAX_ROUTER | {"hidden_activation": ("gelu_pytorch_tanh",)},
         tensors=(
             *TIED_FRAME,
             *(per_layer(f"{k}.weight", "hidden", f"{v}.weight") for k, v in _NORMS.items()),
             per_layer("layer_output_scale.weight", "1", "layer_scalar", optional=True),
-            *_projections("full", ""),
-            *_projections("sliding", "swa_"),
-            *mlp("narrow"),
-            *mlp("wide", width="2*ffn"),
+            *_projections(),
+            *mlp(),
             *_experts(),
             *_per_layer_inputs(),
         ),

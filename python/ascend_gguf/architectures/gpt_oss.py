@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, per_layer, required
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import required
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Field, fraction, scale
+from ascend_gguf.architectures.base import Architecture
+from ascend_gguf.architectures.fields import Field, fraction, scale
 from ascend_gguf.architectures.layers import attends_where_heads, query_scale
 from ascend_gguf.architectures.llama import BODY, has_experts
 from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, fraction, scale
+from ascend_gguf.architectures.base import Architecture, Rename
+from ascend_gguf.architectures.fields import fraction, scale
 from ascend_gguf.architectures.layers import has_tensor, no_grouped_heads
 from ascend_gguf.architectures.llama import ATTENTION as INTERLEAVED_ATTENTION
 from ascend_gguf.architectures.metadata import Attributes

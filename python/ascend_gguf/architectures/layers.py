@@ -52,6 +52,20 @@ def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
     return [bool(slides) for slides in pattern[:layers]]
 
 
+def each_layer(attributes: Attributes, name: str) -> list[Any]:
+    """The value of a size in each layer."""
+    own = attributes.get("sizes_by_layer", {}).get(name)
+    layers = attributes["num_hidden_layers"]
+    return own[:layers] if own else [attributes[name]] * layers
+
+
+def own_sizes(attributes: Attributes, **sizes: list[Any]) -> Attributes:
+    """``sizes_by_layer``, with these where layers differ in them."""
+    found = {name: values for name, values in sizes.items() if len(set(values)) > 1}
+    found = attributes.get("sizes_by_layer", {}) | found
+    return {"sizes_by_layer": found} if found else {}
+
+
 def dense_layers(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mlp_layer_types``, of the first layers that are dense."""
     layers, dense = attributes["num_hidden_layers"], attributes["first_k_dense_replace"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, per_layer, scale
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import scale
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, NEOX_BIASED_BODY, NEOX_BODY, mlp

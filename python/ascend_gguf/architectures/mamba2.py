@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.architectures.base import Fields, Rename, per_layer
+from ascend_gguf.architectures.base import Rename, per_layer
+from ascend_gguf.architectures.fields import Fields
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
 from ascend_gguf.reader import GGUFFile

@@ -59,6 +59,24 @@ def number(
     return kind(value)
 
 
+def of_each_layer(
+    file: GGUFFile, key: str, least: int = 1, required: bool = False
+) -> int | list[int] | None:
+    """As :func:`number`, of a whole number that layers may differ in: then that of each.
+
+    Raises:
+        GGUFError: as :func:`number`, but for values that differ.
+    """
+    value = file.metadata.get(file.key(key))
+    if not isinstance(value, np.ndarray):
+        return number(file, key, least=least, required=required)
+    values, layers = value.tolist(), file.metadata.get(file.key("block_count"))
+    if len(values) != layers or not all(type(one) is int and one >= least for one in values):
+        expected = f"a whole number of at least {least} for each of {layers} layers"
+        raise file.error("invalid values", key, found=f"{values!s:.80}", expected=expected)
+    return values if len(set(values)) > 1 else values[0]
+
+
 def _of_all_layers(file: GGUFFile, key: str, values: np.ndarray) -> Any:
     layers = file.metadata.get(file.key("block_count"))
     whole = isinstance(layers, int) and len(values) == layers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Field, count, length
+from ascend_gguf.architectures.base import Architecture
+from ascend_gguf.architectures.fields import Field, count, length
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (

@@ -7,16 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import (
-    Architecture,
-    Field,
-    Fields,
-    Rename,
-    flag,
-    per_layer,
-    required,
-    scale,
-)
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import Field, Fields, flag, required, scale
 from ascend_gguf.architectures.mamba2 import STATE_KEYS, has_conv_bias, inner_size, mixer
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (

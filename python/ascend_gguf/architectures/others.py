@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import fraction
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.metadata import Attributes

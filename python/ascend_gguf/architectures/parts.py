@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.architectures.base import (
+from ascend_gguf.architectures.base import Rename, per_layer
+from ascend_gguf.architectures.fields import (
     Field,
     Fields,
-    Rename,
     count,
     flag,
     fraction,
     length,
-    per_layer,
     required,
     scale,
 )
@@ -29,6 +28,14 @@ FIELDS: Fields = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": Field("num_key_value_heads"),
     RMS_NORM_EPSILON: fraction("rms_norm_eps"),
+}
+#: Of models whose layers may differ in them.
+OWN_KV_HEADS: Fields = {"attention.head_count_kv": Field("num_key_value_heads", by_layer=True)}
+OWN_HEADS: Fields = OWN_KV_HEADS | {
+    "attention.head_count": Field("num_attention_heads", required=True, by_layer=True)
+}
+OWN_WIDTHS: Fields = {
+    "feed_forward_length": Field("intermediate_size", required=True, by_layer=True)
 }
 #: Its width, of models with experts in all layers.
 OPTIONAL_WIDTH: Fields = {"feed_forward_length": Field("intermediate_size")}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Architecture, per_layer, required
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import required
 from ascend_gguf.architectures.layers import dense_layers, shared_count, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (

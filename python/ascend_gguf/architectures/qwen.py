@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ascend_gguf.architectures.base import Architecture, length, per_layer
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import length
 from ascend_gguf.architectures.heads import DECODER_HEAD, is_reranker, labels
 from ascend_gguf.architectures.layers import expert_width
 from ascend_gguf.architectures.metadata import Attributes, number

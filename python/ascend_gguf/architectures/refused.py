@@ -24,7 +24,6 @@ def _everywhere(reason: str) -> dict[str, str]:
 REFUSED = {
     "afmoe": _everywhere(_DENSE_EXPERTS),
     "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
-    "deci": _everywhere(_BY_LAYER),
     "kimi-linear": {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
         "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ascend_gguf.architectures.base import Architecture, Rename, count, fraction, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import count, fraction
 from ascend_gguf.architectures.layers import attends_where_heads
 from ascend_gguf.architectures.parts import (
     EMBEDDING,

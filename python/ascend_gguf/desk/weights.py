@@ -20,7 +20,14 @@ import numpy as np
 import torch
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
-from ascend_gguf.architectures.dimensions import first, head_size, size
+from ascend_gguf.architectures.dimensions import (
+    cached_heads,
+    first,
+    head_size,
+    is_kind,
+    of_layer,
+    size,
+)
 from ascend_gguf.architectures.tensor_names import split_layer
 from ascend_gguf.desk.chips import Chip
 from ascend_gguf.ggml_types import BlockType
@@ -35,9 +42,11 @@ from ascend_gguf.weights.tuned import key
 _ROWS, _COLS = 0, 1
 _ATTENTION, _FFN = "attention input", "feed-forward input"
 _EMBEDDING, _OUTPUT = "embedding", "output"
+_PER_LAYER = "per-layer embedding"
 _EXPERTS = ("experts input", "experts output")
 #: Roles of weights, see ``weights.tuned``; of others ``linear``.
-_ROLES = {_OUTPUT: "output", _EMBEDDING: "embedding", **dict.fromkeys(_EXPERTS, "experts")}
+_ROLES = {_OUTPUT: "output", **dict.fromkeys((_EMBEDDING, _PER_LAYER), "embedding")}
+_ROLES |= dict.fromkeys(_EXPERTS, "experts")
 #: The engine keeps dense copies of them, in another order (``post_load_weights`` of DeepSeek).
 _LATENT = ("latent keys and values", "latent keys", "latent values")
 
@@ -46,6 +55,7 @@ _LATENT = ("latent keys and values", "latent keys", "latent values")
 _MODULES: dict[str, tuple[str, int]] = {
     "token_embd": (_EMBEDDING, _ROWS),
     "output": (_OUTPUT, _ROWS),
+    "per_layer_token_embd": (_PER_LAYER, _ROWS),
     **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"), (_ATTENTION, _ROWS)),
     "attn_q_b": ("latent queries", _ROWS),
     "attn_kv_b": (_LATENT[0], _ROWS),
@@ -138,13 +148,22 @@ def modules_of(file: GGUFFile, config: Any) -> list[tuple[int | None, Module]]:
         dense = not target or isinstance(target, Placement) and target.dense
         found.setdefault((number, module, axis, dense), []).append((file.tensors[name], target))
     return [
-        (layer, Module(name, axis, tuple(_parts(tensors, config)), dense))
+        (layer, Module(name, axis, tuple(_parts(tensors, config, layer)), dense))
         for (layer, name, axis, dense), tensors in found.items()
     ]
 
 
-def _parts(tensors: Sequence[tuple[GGUFTensor, Target]], config: Any) -> Iterator[_Part]:
+def _parts(
+    tensors: Sequence[tuple[GGUFTensor, Target]], config: Any, layer: int | None
+) -> Iterator[_Part]:
+    shares = layer is not None and is_kind("shared_kv", config, layer)
+    config = of_layer(config, layer)
+    if first(config, "attention_k_eq_v") and not any(".attn_v." in t.name for t, _ in tensors):
+        tensors = [*tensors, *(one for one in tensors if ".attn_k." in one[0].name)]  # as values
     for tensor, target in tensors:
+        if shares and ".attn_q." in tensor.name:  # keys and values that nothing fills
+            absent = size("kv", config), tensor.shape[-1]
+            yield from [_Part(tensor.type, absent, head_size(config))] * 2
         shape = tensor.shape or (1,)
         rows = target.rows if isinstance(target, Placement) else None
         is_kv = ".attn_k." in tensor.name or ".attn_v." in tensor.name
@@ -318,7 +337,7 @@ def _weight(module: Module, ranks: Ranks, dtype: Any = None) -> Weight:
         matrix: Any = _Absent(part.kind, rows, cols, columns)
         pieces += [Piece(expert, row, 0, matrix) for expert in range(experts)]
         row, cols = row + matrix.shape[0], matrix.shape[1]
-    if module.name in (_EMBEDDING, _OUTPUT):
+    if module.name in (_EMBEDDING, _OUTPUT, _PER_LAYER):
         whole = module.parts[0].shape[0]
         row = -(-whole // _VOCABULARY_PADDING) * _VOCABULARY_PADDING // width
     return Weight(experts if is_experts else None, row, cols, dtype, tuple(pieces))
@@ -329,14 +348,23 @@ def cache_bytes(config: Any, ranks: Ranks, dtype: str) -> tuple[int, int]:
     kinds = first(config, "hybrid_override_pattern", "layer_types", default=())
     is_both = not kinds and first(config, "mamba_n_heads") is not None  # Falcon-H1
     stages = _layers(config, ranks.pp)
-    cached = max(sum(not kinds or kinds[i] not in _WITHOUT_KEYS for i in one) for one in stages)
     states = max(sum(is_both or bool(kinds) and kinds[i] in _STATES for i in one) for one in stages)
-    if getattr(config, "kv_lora_rank", None):
-        numbers = size("kv_lora+rope", config)
-    else:
-        numbers = 2 * max(1, config.num_key_value_heads // ranks.tp) * head_size(config)
+    numbers = max(
+        sum(
+            _numbers(config, i, ranks.tp) for i in one if not kinds or kinds[i] not in _WITHOUT_KEYS
+        )
+        for one in stages
+    )
     state = _state_bytes(config, ranks.tp, dtype) if states else 0
-    return cached * numbers * itemsize(dtype), states * state
+    return numbers * itemsize(dtype), states * state
+
+
+def _numbers(config: Any, layer: int, tp: int) -> int:
+    """What a layer keeps of a token: numbers of its keys and values."""
+    if getattr(config, "kv_lora_rank", None):
+        return size("kv_lora+rope", config)
+    heads, key, value = cached_heads(config, layer)
+    return max(1, heads // tp) * (key + value)
 
 
 def _state_bytes(config: Any, tp: int, dtype: str) -> int:

@@ -32,6 +32,7 @@ _NOT_PADDED = frozenset(
     + ("Ernie4_5_ForCausalLM", "ExaoneMoeForCausalLM", "MellumForCausalLM")
     + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
+    + ("DeciLMForCausalLM",)
 )
 
 

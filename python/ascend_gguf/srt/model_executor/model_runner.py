@@ -19,6 +19,7 @@ from ascend_gguf.srt.model_executor.cpu_graph_runner import GGUFGraphRunner
 from ascend_gguf.srt.model_executor.layer_sizes import (
     give_layers_their_sizes,
     has_layer_sizes,
+    mean_sizes,
 )
 from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
 from ascend_gguf.srt.overrides import override
@@ -74,10 +75,13 @@ def alloc_memory_pool(original: Callable, self: ModelRunner, *args: Any, **kwarg
     it before the first request: a second for each gigabyte.
     """
     with LazyZeros() if self.device == "cpu" else nullcontext():
-        original(self, *args, **kwargs)
         config = self.model_config.hf_config
-        if has_layer_sizes(config):
-            give_layers_their_sizes(self.token_to_kv_pool, config)
+        if not has_layer_sizes(config):
+            return original(self, *args, **kwargs)
+        layers = range(self.layer_info.start_layer, self.layer_info.end_layer)
+        with mean_sizes(self.model_config, config, layers):
+            original(self, *args, **kwargs)
+        give_layers_their_sizes(self.token_to_kv_pool, config)
 
 
 def sample(

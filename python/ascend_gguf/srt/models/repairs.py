@@ -42,6 +42,7 @@ from ascend_gguf.srt.models import (
     minimax_m2,
     mixtral,
     nemotron_h,
+    nemotron_nas,
     olmoe,
     phi,
     qwen2_moe,
@@ -57,6 +58,7 @@ from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "cohere2_moe": cohere2_moe.count_dense_layers,
+    "deci": nemotron_nas.set_blocks,
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
     "falcon_h1": mamba2.share_group,
@@ -108,6 +110,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "ministral3.Ministral3Attention": set_rotary_embedding,
     "mixtral.MixtralModel": mixtral.replace_attention,
     "nemotron_h.NemotronHMoE": nemotron_h.repair_experts,
+    "nemotron_nas.DeciLMForCausalLM": nemotron_nas.repair_model,
     "olmo.OlmoAttention": set_rotary_embedding,
     "olmoe.OlmoeAttention": olmoe.repair_attention,
     "phi.PhiAttention": set_rotary_embedding,
