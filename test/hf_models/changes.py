@@ -125,7 +125,10 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "expert_used_count": (3, _experts_of_a_token),
     "expert_group_count": (None, lambda c: c.update(n_group=2 * c["n_group"])),
     "expert_group_used_count": (None, lambda c: c.update(topk_group=c["topk_group"] + 1)),
-    "expert_weights_scale": (1.7, _set(routed_scaling_factor=1.7, router_scaling_factor=1.7)),
+    "expert_weights_scale": (
+        1.7,
+        _set(routed_scaling_factor=1.7, router_scaling_factor=1.7, route_scale=1.7),
+    ),
     "expert_weights_norm": (None, lambda c: c.update(norm_topk_prob=not c["norm_topk_prob"])),
     "rope.dimension_count": (8, _turn_less),
     "rope.freq_base": (50.5, _base),

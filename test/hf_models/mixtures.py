@@ -39,6 +39,21 @@ def _ling_metadata(config: Any) -> dict[str, Any]:
     }
 
 
+def _afmoe_metadata(config: Any) -> dict[str, Any]:
+    return llama_metadata(config) | {
+        "attention.sliding_window": config.sliding_window,
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.num_shared_experts,
+        "expert_weights_scale": config.route_scale,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.num_dense_layers,
+    }
+
+
+def _afmoe(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield name.replace("expert_bias", "expert_bias.bias"), tensor
+
+
 _softmax = partial(Tiny, model_type="deepseek_ocr2_text", convert=_deepseek)
 _UNGATED = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "routed_scaling_factor": 2.5}
 
@@ -63,5 +78,14 @@ MIXTURES: dict[str, Tiny] = {
         _ling_metadata,
         granitemoe,
         twin=True,
+    ),
+    "trinity": Tiny(
+        "afmoe",
+        "afmoe",
+        EXPERTS
+        | {"num_experts": 4, "num_shared_experts": 1, "num_dense_layers": 1, "head_dim": 64}
+        | {"num_hidden_layers": 4, "sliding_window": 16, "mup_enabled": True, "route_scale": 2.5},
+        _afmoe_metadata,
+        _afmoe,
     ),
 }

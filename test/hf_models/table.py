@@ -411,5 +411,5 @@ ONE_STAGE = frozenset(
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe")
     + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense", "falcon-h1")
     + ("minicpm", "minicpm4", "stablelm", "orion", "olmo", "ernie4.5")
-    + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe")
+    + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe", "trinity")
 )

@@ -184,6 +184,10 @@ def _of_architectures() -> dict[str, Peer]:
     # The converter writes one, whatever the configuration says.
     for name in ("deepseek-moe", "ling-unnormalized"):
         plain[name] = replace(plain[name], sizes={**TINY[name].sizes, "routed_scaling_factor": 1.0})
+    # Which published configurations say, and transformers takes for granted.
+    plain["trinity"] = replace(
+        plain["trinity"], sizes={**TINY["trinity"].sizes, "route_norm": True}
+    )
     plain |= _OF_PICTURES
     # The converter writes every fourth layer.
     sizes = {**TINY["qwen3.5-moe"].sizes, "num_hidden_layers": 4, "layer_types": None}
@@ -295,4 +299,5 @@ CHOSEN = (
     "youtu",
     "deepseek-moe",
     "ling",
+    "trinity",
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture
-from ascend_gguf.architectures.fields import Field, count, length
+from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.fields import Field, count, flag, length, required, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
+    ATTENTION,
     DENSE_OR_SPARSE,
     FIELDS,
+    FRAME,
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
     JOINT_QK_NORM,
@@ -184,4 +186,59 @@ MELLUM = Architecture(
     derived=(sliding_unless(4),),
 )
 
-ARCHITECTURES = (MELLUM, OLMOE, LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)
+_AFMOE_EXPERTS = MOE_FIELDS | required(
+    {"expert_count": "num_experts", "expert_shared_count": count("num_shared_experts")}
+)
+
+
+def _every_fourth(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """``layer_types``: every fourth layer attends to everything, and has no rotary embedding."""
+    layers = attributes["num_hidden_layers"]
+    types = [("full" if layer % 4 == 3 else "sliding") + "_attention" for layer in range(layers)]
+    found = sliding_unless(4)(file, attributes)
+    if found["sliding_window"] and found["layer_types"] != types:
+        raise file.error(
+            "SGLang's model has windows where it has a rotary embedding",
+            "attention.sliding_window_pattern",
+            found=[kind.partition("_")[0] for kind in found["layer_types"]][:8],
+            expected="full attention in every fourth layer",
+            hint=None,
+        )
+    return {"layer_types": types, "sliding_window": found["sliding_window"]}
+
+
+#: Arcee's Trinity.
+AFMOE = Architecture(
+    name="afmoe",
+    model_type="afmoe",
+    fields=FIELDS
+    | HEAD_SIZE
+    | WINDOW
+    | _AFMOE_EXPERTS
+    | {
+        "expert_weights_scale": scale("route_scale"),
+        "expert_weights_norm": flag("route_norm"),
+        "leading_dense_block_count": count("num_dense_layers"),
+    },
+    defaults={"route_scale": 1.0, "route_norm": False, "num_dense_layers": 0},
+    reads=PATTERN,
+    fixed={"expert_gating_func": (2,)},
+    tensors=(
+        *FRAME,
+        per_layer("attn_norm.weight", "hidden", "input_layernorm.weight"),
+        per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight"),
+        per_layer("ffn_norm.weight", "hidden", "pre_mlp_layernorm.weight"),
+        per_layer("post_ffw_norm.weight", "hidden", "post_mlp_layernorm.weight"),
+        *ATTENTION,
+        *QK_NORM,
+        per_layer("attn_gate.weight", "q hidden", "self_attn.gate_proj.weight"),
+        *mlp("dense"),
+        *experts(kind="sparse"),
+        *shared_expert("mlp.shared_experts", kind="sparse shared"),
+        router_bias("mlp.expert_bias"),
+    ),
+    constants={"hidden_act": "silu", "mup_enabled": True},
+    derived=(_every_fourth,),
+)
+
+ARCHITECTURES = (AFMOE, MELLUM, OLMOE, LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)

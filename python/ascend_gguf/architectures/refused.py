@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-_DENSE_EXPERTS = (
-    "the engine copies the experts of this model into one dense matrix before they are loaded"
-)
 _BY_LAYER = (
     "heads or feed-forward networks of this model have other sizes in each layer, which the tables "
     "here do not describe"
@@ -22,7 +19,6 @@ def _everywhere(reason: str) -> dict[str, str]:
 
 #: Reasons of their own, on "cpu" and "npu".
 REFUSED = {
-    "afmoe": _everywhere(_DENSE_EXPERTS),
     "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
     "kimi-linear": {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",

@@ -55,6 +55,7 @@ LOST = {
     "hy_v3": {"expert_weights_norm"},  # always
     "granitemoeshared": {"expert_weights_norm", "expert_weights_scale"},  # always, and never
     "deepseek_ocr2_text": {"expert_weights_norm"},  # never
+    "afmoe": {"expert_weights_norm"},  # always
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v32": {"attention.layer_norm_rms_epsilon"},

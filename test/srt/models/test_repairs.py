@@ -15,10 +15,10 @@ from ascend_gguf.architectures import REFUSED, Placement, architecture_of
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.model_loader.biases import fit_biases
 from ascend_gguf.srt.models.deepseek_v2 import as_yarn
-from ascend_gguf.srt.models.repairs import REPAIRS, engine_classes
+from ascend_gguf.srt.models.repairs import REPAIRS, REPLACED, engine_classes
 from rewrite import rewrite
 
-CLASSES = pytest.mark.parametrize(("module", "cls"), engine_classes(), ids=REPAIRS)
+CLASSES = pytest.mark.parametrize(("module", "cls"), engine_classes(), ids=[*REPLACED, *REPAIRS])
 
 
 @CLASSES
@@ -114,7 +114,6 @@ def test_linear_scaling_in_terms_of_yarn(engine, factor):
 
 #: Architectures that are refused for what the engine's class does, and the words that do it.
 UNFIT = {
-    "afmoe": ("afmoe.AfmoeMoE", "_flatten_dense_tensors"),
     "dbrx": ("dbrx.DbrxExperts", 'device="cuda"'),
 }
 

@@ -30,7 +30,7 @@ _NOT_PADDED = frozenset(
     # Not tried.
     + ("ArceeForCausalLM", "ApertusForCausalLM", "PhiMoEForCausalLM", "GemmaForCausalLM")
     + ("Ernie4_5_ForCausalLM", "ExaoneMoeForCausalLM", "MellumForCausalLM")
-    + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
+    + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "AfmoeForCausalLM")
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
     + ("DeciLMForCausalLM",)
 )

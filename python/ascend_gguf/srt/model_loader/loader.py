@@ -52,7 +52,7 @@ from ascend_gguf.srt.model_loader.source import Source
 from ascend_gguf.srt.model_loader.unused import Offered
 from ascend_gguf.srt.model_loader.weight_utils import gguf_quant_weights_iterator
 from ascend_gguf.srt.models import nextn, pipeline
-from ascend_gguf.srt.models.repairs import repair, repair_config
+from ascend_gguf.srt.models.repairs import repair, repair_config, replaced
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.utils.hf_transformers.config import reads_config_from
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
@@ -190,7 +190,8 @@ def _built(
     # The engine's class of Mixtral for other kinds of quantization has no packed experts.
     model_config = copy(model_config)
     model_config.quantization = None
-    model = engine._initialize_model(model_config, load_config, quant_config)
+    with replaced(pipeline.model_class_of(model_config)):
+        model = engine._initialize_model(model_config, load_config, quant_config)
     repair(model, model_config.hf_config)
     return model
 

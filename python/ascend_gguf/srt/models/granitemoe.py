@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ascend_gguf.srt.models.single_experts import load_single_experts
+from ascend_gguf.srt.models.single_experts import load_experts_one_by_one
 from ascend_gguf.srt.overrides import override_methods
 
 #: Part of the merged projection, by what a file has of it.
@@ -23,13 +23,7 @@ def repair_hybrid_loading(model: Any, config: Any) -> None:
     """``GraniteMoeHybridForCausalLM``: the same, and experts one by one."""
     model.quant_config = None  # it would be asked for scales of the KV cache
     repair_loading(model, config)
-    override_methods(model, load_weights=_load_experts)
-
-
-def _load_experts(
-    original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Any:
-    return original(self, load_single_experts(self, weights))
+    load_experts_one_by_one(model, config)
 
 
 def _load_weights(

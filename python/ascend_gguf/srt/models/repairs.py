@@ -1,14 +1,16 @@
 """What the engine's models get wrong with GGUF files, repaired where a model is built.
 
-Two tables: of configurations, before a model is built, and of its modules, after.  Models that are
-not GGUF never come here.
+Three tables: of configurations, before a model is built, of classes that others take the place of
+meanwhile, and of its modules, after.  Models that are not GGUF never come here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,7 @@ from torch import nn
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt import fingerprints
 from ascend_gguf.srt.models import (
+    afmoe,
     apertus,
     bailing_moe,
     bert,
@@ -52,6 +55,7 @@ from ascend_gguf.srt.models import (
 )
 from ascend_gguf.srt.models.output_matrix import add_output_bias, load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
+from ascend_gguf.srt.models.single_experts import load_experts_one_by_one
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
 
@@ -66,9 +70,16 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "nemotron_h": nemotron_h.repair_config,
 }
 
+#: A class below ``sglang.srt.models`` that cannot be built for a file, to the one that takes its
+#: place while a model of its module is built.
+REPLACED: dict[str, type[nn.Module]] = {
+    "afmoe.AfmoeMoE": afmoe.StackedExperts,
+}
+
 #: A class below ``sglang.srt.models``, or in ``sglang.srt.layers``, to a function of its module and
 #: the configuration.
 REPAIRS: dict[str, Callable[[Any, Any], None]] = {
+    "afmoe.AfmoeForCausalLM": load_experts_one_by_one,
     "apertus.ApertusModel": apertus.set_activations,
     "bailing_moe.BailingMoEForCausalLM": bailing_moe.repair_loading,
     "bailing_moe.BailingMoESparseMoeBlock": bailing_moe.scale_topk,
@@ -129,8 +140,8 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
 
 
 def engine_classes() -> list[tuple[str, str]]:
-    """Module below ``sglang.srt`` and name of each class of :data:`REPAIRS`."""
-    return [_engine_class(name) for name in REPAIRS]
+    """Module below ``sglang.srt`` and name of each class of the last two tables."""
+    return [_engine_class(name) for name in (*REPLACED, *REPAIRS)]
 
 
 def _engine_class(name: str) -> tuple[str, str]:
@@ -142,6 +153,20 @@ def repair_config(config: Any) -> None:
     """Apply the repair of :data:`CONFIG_REPAIRS` for this kind of model, if any."""
     if config.model_type in CONFIG_REPAIRS:
         CONFIG_REPAIRS[config.model_type](config)
+
+
+@contextlib.contextmanager
+def replaced(model_class: type[nn.Module]) -> Iterator[None]:
+    """While a model of this class is built, classes of its module are those of :data:`REPLACED`."""
+    module = sys.modules[model_class.__module__]
+    with contextlib.ExitStack() as stack:
+        for name, ours in REPLACED.items():
+            where, cls = _engine_class(name)
+            if module.__name__ == f"sglang.srt.{where}":
+                _check_class(name)
+                stack.callback(setattr, module, cls, getattr(module, cls))
+                setattr(module, cls, ours)
+        yield
 
 
 def repair(model: nn.Module, config: Any) -> None:

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 
+from ascend_gguf.srt.overrides import override_methods
+
 #: Projection -> (the parameter it is part of, the engine's name of the part).
 _PARTS = {"gate": ("w13", "w1"), "up": ("w13", "w3"), "down": ("w2", "w2")}
 
 _NAME = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.(\w+)")
+
+
+def load_experts_one_by_one(model: Any, config: Any) -> None:
+    """A repair: the model loads single experts beside what its own ``load_weights`` takes."""
+    override_methods(model, load_weights=_load_weights)
+
+
+def _load_weights(
+    original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Any:
+    return original(self, load_single_experts(self, weights))
+
+
+def bind_runner(topk: Any, experts: FusedMoE) -> None:
+    """Tell a router what runs the experts, from SGLang 0.5.23 on."""
+    if hasattr(topk, "bind_runner_backend"):
+        topk.bind_runner_backend(experts.runner_backend)
 
 
 def load_single_experts(
