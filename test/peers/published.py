@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 Published = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
 
 
-def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
     """Tensors whose names contain a key have its value there; the first that fits counts."""
 
     def new(name: str) -> str:
@@ -67,7 +67,7 @@ def internlm2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any],
         "input_layernorm": "attention_norm",
         "post_attention_layernorm": "ffn_norm",
     }
-    return _of(config, "InternLM2ForCausalLM"), _renamed(tensors, names)
+    return _of(config, "InternLM2ForCausalLM"), renamed(tensors, names)
 
 
 def granite4(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -104,7 +104,7 @@ def _as_gpt(tensors: Tensors, parts: Mapping[str, str]) -> Tensors:
     norms = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
     for old, new in (norms | parts).items():
         names[rf"model\.layers\.(\d+)\.{re.escape(old)}\."] = rf"transformer.h.\1.{new}."
-    return _renamed(tensors, names)
+    return renamed(tensors, names)
 
 
 def exaone(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -187,7 +187,7 @@ def ling(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tens
         r"self_attn\.o_proj": "attention.dense",
     }
     tensors = _merged(tensors, "attention.query_key_value.weight", _qkv(), _side_by_side)
-    tensors = _experts_apart(_renamed(tensors, names))
+    tensors = _experts_apart(renamed(tensors, names))
     for name in [name for name in tensors if "shared_experts.gate_up_proj" in name]:
         for part, rows in zip(("gate", "up"), tensors.pop(name).chunk(2), strict=True):
             tensors[name.replace("gate_up", part)] = rows
@@ -210,25 +210,56 @@ def llama_embed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
     return _of(config, "LlamaBidirectionalModel"), tensors
 
 
-def glm_drafts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+def _drafts(config: dict[str, Any], tensors: Tensors, one: float) -> tuple[Tensors, Tensors]:
     """The last layer predicts one token more, and often the one that is chosen.
 
     A token follows mostly from the one before it, to which layers add little.
+
+    Args:
+        one: weights of norms are around it.
+
+    Returns:
+        The model's tensors, and those around the last layer.
     """
-    last = config["num_hidden_layers"] - 1
-    small = re.compile(r"(o_proj|down_proj)\.weight$")
+    small = re.compile(r"(o_proj|out_proj|down_proj)(\.weight)?$")
     tensors = {name: t / 8 if small.search(name) else t for name, t in tensors.items()}
     tensors["model.embed_tokens.weight"] = 16 * tensors["model.embed_tokens.weight"]
     hidden = config["hidden_size"]
     torch.manual_seed(1)
-    new = {
+    return tensors, {
         "eh_proj.weight": torch.eye(hidden, 2 * hidden) + torch.randn(hidden, 2 * hidden) / 40,
-        "enorm.weight": 1 + torch.randn(hidden) / 8,
-        "hnorm.weight": 1 + torch.randn(hidden) / 8,
+        "enorm.weight": one + torch.randn(hidden) / 8,
+        "hnorm.weight": one + torch.randn(hidden) / 8,
         "shared_head.norm.weight": tensors["model.norm.weight"] + torch.randn(hidden) / 16,
     }
-    tensors |= {f"model.layers.{last}.{name}": tensor for name, tensor in new.items()}
+
+
+def glm_drafts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    last = config["num_hidden_layers"] - 1
+    tensors, around = _drafts(config, tensors, 1.0)
+    tensors |= {f"model.layers.{last}.{name}": tensor for name, tensor in around.items()}
     return config | {"num_hidden_layers": last, "num_nextn_predict_layers": 1}, tensors
+
+
+#: Names of tensors of the layer that drafts, in checkpoints of Qwen and of others.
+QWEN_DRAFTS = {
+    "mtp.fc.": "eh_proj.",
+    "mtp.pre_fc_norm_embedding.": "enorm.",
+    "mtp.pre_fc_norm_hidden.": "hnorm.",
+    "mtp.norm.": "shared_head.norm.",
+    "mtp.layers.0.": "",
+}
+
+
+def qwen_drafts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    last = config["num_hidden_layers"] - 1
+    tensors, around = _drafts(config, tensors, 0.0)
+    prefix = f"model.layers.{last}."
+    tensors |= {prefix + name: tensor for name, tensor in around.items()}
+    names = {re.escape(prefix + old): new for new, old in QWEN_DRAFTS.items()}
+    types = config["layer_types"][:last]
+    sizes = {"num_hidden_layers": last, "mtp_num_hidden_layers": 1, "layer_types": types}
+    return config | sizes, renamed(tensors, names)
 
 
 #: By the name of a test.
@@ -255,4 +286,7 @@ PUBLISHED: dict[str, Published] = {
     "ling-unnormalized": ling,
     "llama-embed": llama_embed,
     "glm4moe-drafts": glm_drafts,
+    "qwen3.5-drafts": qwen_drafts,
+    "qwen3.5-moe-drafts": qwen_drafts,
+    "qwen3-next-drafts": qwen_drafts,
 }

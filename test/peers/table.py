@@ -253,9 +253,22 @@ ENCODERS = {
 }
 
 #: Models that draft for themselves.
+_QWEN_DRAFTS = {
+    **{"num_hidden_layers": 4, "head_dim": 128, "linear_conv_kernel_dim": 4},
+    **{"layer_types": ["linear_attention", "full_attention"] * 2, "full_attention_interval": 2},
+}
 DRAFTING = {
     "glm4moe-drafts": Peer(
         "glm4_moe", TINY["glm4moe"].sizes | {"num_hidden_layers": 3, "head_dim": 128}, drafts=True
+    ),
+    "qwen3.5-drafts": Peer("qwen3_5_text", TINY["qwen3.5"].sizes | _QWEN_DRAFTS, drafts=True),
+    "qwen3.5-moe-drafts": Peer(
+        "qwen3_5_moe_text", TINY["qwen3.5-moe"].sizes | _QWEN_DRAFTS, drafts=True
+    ),
+    "qwen3-next-drafts": Peer(
+        "qwen3_next",
+        TINY["qwen3-next"].sizes | _QWEN_DRAFTS | {"tie_word_embeddings": True},
+        drafts=True,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -67,19 +68,26 @@ def _check(cache: str = "auto", **config) -> None:
     model_hook._refuse_what_is_left_out(options, SimpleNamespace(**config))
 
 
+#: Options that matter where drafted tokens have states.
+STATES = ("speculative_eagle_topk", "speculative_num_draft_tokens", "mamba_ssm_dtype")
+
+
 @pytest.fixture
 def check_drafts(on_an_npu, monkeypatch):
     """``check_drafts`` of a model, and of what is asked."""
 
-    def check(algorithm, model, config=None, draft=None):
+    def check(algorithm, model, config=None, draft=None, **asked):
         config = SimpleNamespace(**config or {"model_type": "qwen3"})
         sizes = {"dtype": torch.bfloat16, "head_dim": 128, "attention_arch": "MHA"} | model
-        found = SimpleNamespace(hf_config=config, **sizes)
+        found = SimpleNamespace(hf_config=config, hf_text_config=config, **sizes)
         monkeypatch.setattr(speculative_hook, "model_config_of", lambda _: found)
+        is_hybrid = hasattr(config, "linear_conv_kernel_dim")
+        monkeypatch.setattr(speculative_hook, "mambaish_config", lambda _: is_hybrid or None)
         options = SimpleNamespace(
             model_path="m.gguf",
             speculative_algorithm=algorithm,
             speculative_draft_model_path=draft,
+            **dict.fromkeys(STATES) | asked,
         )
         unsupported = model_hook._caps(config) or model_hook._windows(config)
         speculative_hook.check_drafts(options, unsupported)
@@ -106,6 +114,26 @@ def test_drafts_are_refused_on_an_npu(check_drafts, config):
 def test_drafts_of_queries_that_the_operator_does_not_take(check_drafts, model):
     with pytest.raises(GGUFError, match="expected bfloat16, heads of 128, 192, 256"):
         check_drafts("STANDALONE", model, draft="d.gguf")
+
+
+@pytest.mark.parametrize(
+    ("width", "asked"),
+    [
+        (3, {}),
+        (4, {"speculative_eagle_topk": 2}),
+        (4, {"speculative_num_draft_tokens": 9}),
+        (4, {"mamba_ssm_dtype": "float32"}),
+    ],
+)
+def test_states_of_drafted_tokens_that_are_not_kept(check_drafts, monkeypatch, width, asked):
+    monkeypatch.setenv("SGLANG_MAMBA_SSM_DTYPE", "float32")  # for what is undone after the test
+    monkeypatch.delenv("SGLANG_MAMBA_SSM_DTYPE")
+    hybrid = {"model_type": "qwen3_5_text", "linear_conv_kernel_dim": width}
+    with pytest.raises(GGUFError, match=r"do not keep the states .*up to 8 drafted tokens"):
+        check_drafts("STANDALONE", {}, hybrid, "d.gguf", **asked)
+    assert "SGLANG_MAMBA_SSM_DTYPE" not in os.environ
+    check_drafts("STANDALONE", {}, hybrid | {"linear_conv_kernel_dim": 4}, "d.gguf")
+    assert os.environ["SGLANG_MAMBA_SSM_DTYPE"] == "bfloat16"
 
 
 def test_a_model_without_a_layer_that_drafts(check_drafts):

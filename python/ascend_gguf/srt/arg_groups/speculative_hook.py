@@ -10,11 +10,16 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
+from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.environ import envs
 from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.models import nextn
+
+#: The most drafted tokens, and the width of a convolution, of which Ascend's operators keep states.
+_MOST_STATES, _CONVOLUTION = 8, 4
 
 #: Widths of heads with which Ascend's fused attention takes several tokens of a request.
 _WIDTHS = (128, 192, 256)
@@ -57,6 +62,8 @@ def check_drafts(server_args: Any, unsupported: bool) -> None:
     model = model_config_of(server_args)
     if is_npu() and model.attention_arch != AttentionArch.MLA:
         _check_fused_attention(model, file)
+    if is_npu() and mambaish_config(model) is not None:
+        _check_states(options, model.hf_text_config, file)
     if drafts_for_itself(options):
         _check_own_layer(model.hf_config, file)
 
@@ -72,6 +79,33 @@ def _check_fused_attention(model: Any, file: str) -> None:
         expected=f"bfloat16, heads of {', '.join(map(str, _WIDTHS))}",
         hint="Use --dtype bfloat16, or leave out --speculative-algorithm.",
     )
+
+
+def _check_states(options: Any, config: Any, file: str) -> None:
+    """States of drafted tokens are kept in bfloat16, until some of them are accepted.
+
+    Raises:
+        GGUFError: Ascend's operators cannot keep these.
+    """
+    limits = {
+        "linear_conv_kernel_dim": getattr(config, "linear_conv_kernel_dim", 0) == _CONVOLUTION,
+        "--speculative-eagle-topk": options.speculative_eagle_topk in (None, 1),
+        "--speculative-num-draft-tokens": (
+            (options.speculative_num_draft_tokens or 0) <= _MOST_STATES
+        ),
+        "--mamba-ssm-dtype": options.mamba_ssm_dtype in (None, "bfloat16"),
+    }
+    broken = [name for name, holds in limits.items() if not holds]
+    if broken:
+        raise GGUFError(
+            "Ascend's operators do not keep the states of such drafted tokens",
+            file=file,
+            found=", ".join(broken),
+            expected=f"convolutions of {_CONVOLUTION} tokens, --speculative-eagle-topk 1, "
+            f"up to {_MOST_STATES} drafted tokens, --mamba-ssm-dtype bfloat16",
+            hint=_HINT,
+        )
+    envs.SGLANG_MAMBA_SSM_DTYPE.set("bfloat16")
 
 
 def _check_own_layer(config: Any, file: str) -> None:

@@ -16,11 +16,29 @@ from ascend_gguf.config import load_config
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.overrides import override_methods
 
-#: The engine's class of a model to that of the layer, which it finds in the same file.
-DRAFTS = {"Glm4MoeForCausalLM": "Glm4MoeForCausalLMNextN"}
+_GLM, _QWEN = "Glm4MoeForCausalLMNextN", "Qwen3_5ForCausalLMMTP"
 
-#: Of the layer's tensors those that are no part of a block.
-_AROUND = ("eh_proj", "enorm", "hnorm", "shared_head.norm")
+#: The engine's class of a model to that of the layer, which it finds in the same file.
+DRAFTS = {
+    "Glm4MoeForCausalLM": _GLM,
+    "Qwen3_5ForCausalLM": _QWEN,
+    "Qwen3_5MoeForCausalLM": _QWEN,
+}
+
+#: What the engine's classes call the layer's tensors; those of the block begin with the last name.
+_NAMES = {
+    _GLM: {
+        **{name: f"model.{name}" for name in ("eh_proj", "enorm", "hnorm", "shared_head.norm")},
+        "": "model.decoder.",
+    },
+    _QWEN: {
+        "eh_proj": "mtp.fc",
+        "enorm": "mtp.pre_fc_norm_embedding",
+        "hnorm": "mtp.pre_fc_norm_hidden",
+        "shared_head.norm": "mtp.norm",
+        "": "mtp.layers.0.",
+    },
+}
 
 
 def is_draft(config: Any) -> bool:
@@ -41,10 +59,12 @@ def name_map_of(path: str) -> dict[str, Target]:
     """Where the tensors of the layer in the file at ``path`` go in the engine's module of it."""
     config, file = load_config(path), open_gguf(path)
     prefix = f"model.layers.{config.num_hidden_layers}."
+    names = _NAMES[DRAFTS[config.architectures[0]]]
 
     def of_module(name: str) -> str:
         name = name.removeprefix(prefix)
-        return f"model.{name}" if name.startswith(_AROUND) else f"model.decoder.{name}"
+        start = next(start for start in names if name.startswith(start))
+        return names[start] + name.removeprefix(start)
 
     def moved(target: Target) -> Target:
         if isinstance(target, Placement):
@@ -62,9 +82,17 @@ def share(model: nn.Module, path: str) -> None:
     """
     if is_layer(model):
         model.model.embed_tokens = model.lm_head = None
-        override_methods(model, load_weights=_load_weights, set_embed_and_head=_set_embed_and_head)
-    elif _names_of(model) & DRAFTS.keys() and get_spec().speculative_draft_model_path == path:
+        override_methods(model, set_embed_and_head=_set_embed_and_head)
+        if _GLM in _names_of(model):
+            override_methods(model, load_weights=_load_weights)
+    elif _names_of(model) & DRAFTS.keys() and _drafts_by(path):
         override_methods(model, get_embed_and_head=_get_embed_and_head)
+
+
+def _drafts_by(path: str) -> bool:
+    """True if the file at ``path`` has the layer that drafts; the engine may leave that out."""
+    spec = get_spec()
+    return bool(spec.speculative_algorithm) and spec.speculative_draft_model_path in (None, path)
 
 
 def _get_embed_and_head(original: Callable, self: Any) -> tuple[nn.Module, nn.Module]:

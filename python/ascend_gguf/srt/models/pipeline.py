@@ -40,7 +40,7 @@ def run_all_layers(model: nn.Module) -> None:
         return
     for module in model.modules():
         layers = getattr(module, "layers", None)
-        if isinstance(layers, nn.ModuleList) and hasattr(module, "start_layer"):
+        if isinstance(layers, nn.ModuleList) and "start_layer" in vars(module):
             module.start_layer, module.end_layer = 0, len(layers)
 
 
