@@ -162,6 +162,17 @@ LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("attention.sliding_window",),
         {"final_logit_softcapping": None, "layer_types": ["full_attention"] * 4},
     ),
+    "gemma3n": (
+        (),
+        {
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 4,
+            "altup_active_idx": 0,
+            "hidden_size_per_layer_input": 256,
+            "final_logit_softcapping": 30.0,
+            "activation_sparsity_pattern": [0.95] * 4,
+        },
+    ),
     "gemma4": (
         ("attention.key_length_swa", "expert_count", "expert_used_count"),
         {

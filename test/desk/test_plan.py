@@ -69,7 +69,10 @@ def test_other_attention(npu_engine, tiny_model, name, ranks):
 @pytest.mark.parametrize(
     "name, ranks",
     [
-        *((name, Ranks()) for name in ("lfm2", "granite-4", "nemotron-h-moe", "falcon-h1")),
+        *(
+            (name, Ranks())
+            for name in ("lfm2", "granite-4", "nemotron-h-moe", "falcon-h1", "gemma3n")
+        ),
         ("falcon-h1", Ranks(2)),
         ("deepseek-v3.2", Ranks()),
         ("gemma4-26b", Ranks()),

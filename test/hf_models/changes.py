@@ -44,6 +44,7 @@ SIZES = frozenset(
         "nextn_predict_layers",
         "attention.key_length_swa",
         "attention.shared_kv_layers",
+        "altup.num_inputs",
         "embedding_length_per_layer_input",
         "ssm.conv_kernel",
         "ssm.state_size",
@@ -94,6 +95,12 @@ def _experts_of_a_token(config: dict[str, Any]) -> None:
         _set(num_experts_per_tok=3, moe_k=3, top_k_experts=3)(config)
 
 
+def _leave_out_more(config: dict[str, Any]) -> None:
+    """As much in each layer: the key has the quantile of 0.8."""
+    layers = config["num_hidden_layers"]
+    config["activation_sparsity_pattern"] = [0.8] * layers
+
+
 def _turn_less(config: dict[str, Any]) -> None:
     if "rotary_dim" in config:  # transformers reads it from here alone
         config["rotary_dim"] = 8
@@ -122,6 +129,8 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
     "attention.clamp_kqv": (0.7, _set(clip_qkv=0.7)),
+    "altup.active_idx": (1, _set(altup_active_idx=1)),
+    "activation_sparsity_scale": (None, _leave_out_more),
     "expert_used_count": (3, _experts_of_a_token),
     "expert_group_count": (None, lambda c: c.update(n_group=2 * c["n_group"])),
     "expert_group_used_count": (None, lambda c: c.update(topk_group=c["topk_group"] + 1)),

@@ -280,39 +280,6 @@ def qwen35(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, 
     yield from gate_and_up(name, tensor)
 
 
-def qwen3next(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """As Qwen3.5, but heads stay in their order, and projections are taken apart."""
-    if not name.endswith("in_proj_qkvz.weight"):
-        yield from qwen3next_merged(name, tensor, config)
-        return
-    layer = name.split(".")[2]
-    keys, size = config.linear_num_key_heads, config.linear_key_head_dim
-    values = config.linear_num_value_heads // keys * config.linear_value_head_dim
-    by_head = tensor.view(keys, -1, tensor.shape[-1])
-    parts = by_head.split([size, size, values, values], dim=1)
-    *qkv, z = (part.reshape(-1, tensor.shape[-1]) for part in parts)
-    yield f"=blk.{layer}.attn_qkv.weight", torch.cat(qkv)
-    yield f"=blk.{layer}.attn_gate.weight", z
-
-
-def qwen3next_merged(
-    name: str, tensor: torch.Tensor, config: Any
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """As the converter of 2025 left them: in one tensor."""
-    if name.endswith("in_proj_qkvz.weight"):
-        name = f"=blk.{name.split('.')[2]}.ssm_in.weight"
-    elif "conv1d" in name:
-        tensor = tensor.squeeze()
-    elif name.endswith("norm.weight") and "linear_attn" not in name:
-        tensor = tensor + 1
-    elif name.endswith("A_log"):
-        tensor = -tensor.exp()
-    name = name.replace("dt_bias", "dt_proj.bias")
-    if re.search(r"experts\.\w+_proj$", name):
-        name += ".weight"
-    yield from gate_and_up(name, tensor)
-
-
 def qwen35_metadata(config: Any) -> dict[str, Any]:
     found = partial_rope_metadata(config) | {
         "ssm.conv_kernel": config.linear_conv_kernel_dim,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType as Type
 
-from hf_models.conversion import granite_metadata, granitemoe
-from hf_models.sizes import EXPERTS, GRANITE
+from hf_models.conversion import (
+    gate_and_up,
+    granite_metadata,
+    granitemoe,
+    qwen35_metadata,
+)
+from hf_models.sizes import DELTA_NET, EXPERTS, GRANITE
 from hf_models.tiny import Tiny
 
 _NO_CONVOLUTION = {"npu": "SGLang has no backend on Ascend for the state of its convolutions"}
@@ -182,7 +189,54 @@ _FALCON_H1 = {
     "mamba_chunk_size": 32,
 }
 
+
+def qwen3next(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """As Qwen3.5, but heads stay in their order, and projections are taken apart."""
+    if not name.endswith("in_proj_qkvz.weight"):
+        yield from qwen3next_merged(name, tensor, config)
+        return
+    layer = name.split(".")[2]
+    keys, size = config.linear_num_key_heads, config.linear_key_head_dim
+    values = config.linear_num_value_heads // keys * config.linear_value_head_dim
+    by_head = tensor.view(keys, -1, tensor.shape[-1])
+    parts = by_head.split([size, size, values, values], dim=1)
+    *qkv, z = (part.reshape(-1, tensor.shape[-1]) for part in parts)
+    yield f"=blk.{layer}.attn_qkv.weight", torch.cat(qkv)
+    yield f"=blk.{layer}.attn_gate.weight", z
+
+
+def qwen3next_merged(
+    name: str, tensor: torch.Tensor, config: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As the converter of 2025 left them: in one tensor."""
+    if name.endswith("in_proj_qkvz.weight"):
+        name = f"=blk.{name.split('.')[2]}.ssm_in.weight"
+    elif "conv1d" in name:
+        tensor = tensor.squeeze()
+    elif name.endswith("norm.weight") and "linear_attn" not in name:
+        tensor = tensor + 1
+    elif name.endswith("A_log"):
+        tensor = -tensor.exp()
+    name = name.replace("dt_bias", "dt_proj.bias")
+    if re.search(r"experts\.\w+_proj$", name):
+        name += ".weight"
+    yield from gate_and_up(name, tensor)
+
+
 TINY: dict[str, Tiny] = {
+    # Two value heads for a key head, and experts as Qwen3.5 has them.
+    "qwen3-next": Tiny(
+        "qwen3next",
+        "qwen3_next",
+        DELTA_NET
+        | EXPERTS
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
+        | {"shared_expert_intermediate_size": 96}
+        | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+        qwen35_metadata,
+        qwen3next,
+        types={"attn_gate.weight": Type.Q4_0, "ssm_ba.weight": Type.Q5_1},
+    ),
     "lfm2": Tiny(
         "lfm2",
         "lfm2",

@@ -33,17 +33,17 @@ from hf_models.conversion import (
     phi3_factors,
     phi3_metadata,
     plus_one,
-    qwen3next,
     qwen35,
     qwen35_metadata,
     sections_metadata,
     window_pattern_metadata,
 )
 from hf_models.dense import DENSE
+from hf_models.gemma3n import TINY as GEMMA_3N
 from hf_models.hybrid import TINY as HYBRID
 from hf_models.latent import TINY as LATENT
 from hf_models.mixtures import MIXTURES
-from hf_models.sizes import EXPERTS, GRANITE, PARTIAL
+from hf_models.sizes import DELTA_NET, EXPERTS, GRANITE, PARTIAL, ROPE_BY_LAYER
 from hf_models.tiny import Tiny
 
 _LLAMA3 = {
@@ -84,11 +84,6 @@ _GPT_OSS_YARN = {
     "truncate": False,
     "original_max_position_embeddings": 512,
 }
-_BY_LAYER = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
-    "full_attention": {"rope_type": "linear", "rope_theta": 400000.0, "factor": 8.0},
-}
-
 _LATENT = EXPERTS | {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
@@ -109,14 +104,6 @@ _MLA_YARN = {
     "beta_slow": 1.0,
     "mscale": 0.707,
     "mscale_all_dim": 0.707,
-}
-
-_DELTA_NET = {
-    "num_hidden_layers": 4,
-    "head_dim": 64,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "rope_parameters": PARTIAL,
 }
 
 _GEMMA4 = {
@@ -166,7 +153,7 @@ TINY: dict[str, Tiny] = (
             | {
                 "query_pre_attn_scalar": 64,
                 "tie_word_embeddings": True,
-                "rope_parameters": _BY_LAYER,
+                "rope_parameters": ROPE_BY_LAYER,
             },
             gemma3_metadata,
             plus_one,
@@ -364,7 +351,7 @@ TINY: dict[str, Tiny] = (
         "qwen3.5": Tiny(
             "qwen35",
             "qwen3_5_text",
-            _DELTA_NET
+            DELTA_NET
             | {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_conv_kernel_dim": 3}
             | {"tie_word_embeddings": True},
             qwen35_metadata,
@@ -373,7 +360,7 @@ TINY: dict[str, Tiny] = (
         "qwen3.5-moe": Tiny(
             "qwen35moe",
             "qwen3_5_moe_text",
-            _DELTA_NET
+            DELTA_NET
             | EXPERTS
             | {"linear_num_key_heads": 4, "linear_num_value_heads": 4, "num_experts": 4}
             | {"shared_expert_intermediate_size": 96}
@@ -383,21 +370,9 @@ TINY: dict[str, Tiny] = (
             qwen35_metadata,
             qwen35,
         ),
-        # Two value heads for a key head, and experts as Qwen3.5 has them.
-        "qwen3-next": Tiny(
-            "qwen3next",
-            "qwen3_next",
-            _DELTA_NET
-            | EXPERTS
-            | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
-            | {"shared_expert_intermediate_size": 96}
-            | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
-            qwen35_metadata,
-            qwen3next,
-            types={"attn_gate.weight": Type.Q4_0, "ssm_ba.weight": Type.Q5_1},
-        ),
     }
     | BY_LAYER
+    | GEMMA_3N
     | LATENT
     | HYBRID
     | DENSE
@@ -406,7 +381,17 @@ TINY: dict[str, Tiny] = (
 
 #: Models that the engine runs on one stage of a pipeline only.
 ONE_STAGE = frozenset(
-    ("gemma2", "gemma3", "gemma4-e2b", "gemma4-26b", "granite", "granitemoe", "olmo2", "olmo3")
+    (
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "gemma4-e2b",
+        "gemma4-26b",
+        "granite",
+        "granitemoe",
+        "olmo2",
+        "olmo3",
+    )
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe")
     + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense", "falcon-h1")

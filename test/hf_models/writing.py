@@ -30,7 +30,7 @@ _TYPES = {
 }
 
 #: Matrices that llama.cpp does not quantize.
-_PLAIN = re.compile(r"ffn_gate_inp|ssm_conv1d|shortconv.conv|_norm\.|rope_f")
+_PLAIN = re.compile(r"ffn_gate_inp|ssm_conv1d|shortconv.conv|_norm\.|rope_f|altup_\w+_coef")
 
 _SIZES = {
     "vocab_size": 512,
@@ -133,6 +133,7 @@ def write_model(folder: Path, tiny: Tiny, seed: int = 0) -> Written:
 
 def randomize(model: torch.nn.Module) -> None:
     """Weights that keep activations of order one, and no two alike."""
+    unscaled = model.config.model_type == "gemma3n_text"  # which queries make up for
     with torch.no_grad():
         for name, weight in (*model.named_parameters(), *model.named_buffers()):
             if not weight.is_floating_point() or "inv_freq" in name:
@@ -143,6 +144,8 @@ def randomize(model: torch.nn.Module) -> None:
                 weight.copy_(noise * weight.shape[-1] ** -0.5)
             elif "norm" in name and weight.mean() > 0.5:
                 weight.copy_(1 + 0.2 * noise)
+                if unscaled and "q_norm" in name:
+                    weight *= len(weight) ** -0.5
             elif "layer_scalar" in name:
                 weight.copy_(1 + 0.2 * noise)
             elif "correction_bias" in name or "expert_bias" in name:

@@ -299,6 +299,7 @@ CHOSEN = (
     "qwen3.5",
     "qwen3.5-moe-fused",
     "qwen3-next",
+    "gemma3n",
     "gemma4-e2b",
     "gemma4-26b",
     "nemotron-super",

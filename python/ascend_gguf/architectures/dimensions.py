@@ -24,6 +24,12 @@ def experts(config: Any) -> int:
     return first(config, *names, default=0)
 
 
+def _ffn(config: Any) -> int:
+    names = ("intermediate_size_mlp", "prefix_dense_intermediate_size", "intermediate_size")
+    found = first(config, *names)
+    return found[0] if isinstance(found, list) else found  # of each layer, all alike
+
+
 def _expert_ffn(config: Any) -> int:
     return first(config, "moe_intermediate_size", "intermediate_size")
 
@@ -55,9 +61,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "vocab": lambda c: c.vocab_size,
     "positions": lambda c: c.max_position_embeddings,
     "hidden": lambda c: c.hidden_size,
-    "ffn": lambda c: first(
-        c, "intermediate_size_mlp", "prefix_dense_intermediate_size", "intermediate_size"
-    ),
+    "ffn": _ffn,
     "head": head_size,
     "heads": lambda c: c.num_attention_heads,
     "kv_heads": lambda c: c.num_key_value_heads,
@@ -94,6 +98,10 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     # Of what each layer adds for a token, beside the embedding.
     "per_layer": lambda c: c.hidden_size_per_layer_input,
     "per_layer_vocab": lambda c: c.vocab_size_per_layer_input,
+    # Of Gemma 3n's streams.
+    "altup": lambda c: c.altup_num_inputs,
+    "altup_others": lambda c: c.altup_num_inputs - 1,
+    "laurel": lambda c: c.laurel_rank,
 }
 
 
@@ -189,7 +197,7 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "shared_kv": _shares_kv,
     # Gemma 4's layers without a window may have keys for values.
     "own_v": lambda config, layer: (
-        not config.attention_k_eq_v or config.layer_types[layer] == "sliding_attention"
+        not first(config, "attention_k_eq_v") or config.layer_types[layer] == "sliding_attention"
     ),
     # Of layers that differ in their sizes, of which some are none.
     "mixing": lambda config, layer: heads_of(config, layer)[0] > 0,

@@ -24,6 +24,7 @@ from ascend_gguf.architectures.parts import (
     experts,
     mlp,
 )
+from ascend_gguf.architectures.transforms import first_rows
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -93,13 +94,17 @@ def _feed_forward(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"intermediate_size": widths[0], "use_double_wide_mlp": wide}
 
 
-def _embeddings(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """The rows of the embedding of what each layer adds, and whether there are experts."""
-    found = {"enable_moe_block": "num_experts" in attributes}
+def embedding_rows(file: GGUFFile) -> Attributes:
+    """``vocab_size_per_layer_input``: rows of the embedding of what each layer adds."""
     embedding = file.tensors.get(_PER_LAYER_EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        return found
-    return found | {"vocab_size_per_layer_input": embedding.shape[0]}
+        return {}
+    return {"vocab_size_per_layer_input": embedding.shape[0]}
+
+
+def _embeddings(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """:func:`embedding_rows`, and whether there are experts."""
+    return embedding_rows(file) | {"enable_moe_block": "num_experts" in attributes}
 
 
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -132,7 +137,7 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {_SLIDING: sliding, _FULL: full}
 
 
-def _projections() -> Iterator[Rename]:
+def attention_by_layer() -> Iterator[Rename]:
     """Attention, whose sizes are those of the layer."""
     fused, names = "attn_qkv.weight", [f"self_attn.{part}_proj.weight" for part in "qkv"]
     yield per_layer("attn_q.weight", "q hidden", names[0], unless=fused)
@@ -143,18 +148,30 @@ def _projections() -> Iterator[Rename]:
     yield per_layer("attn_output.weight", "hidden q", "self_attn.o_proj.weight")
     yield per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight")
     yield per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", kind="own_kv")
+    yield per_layer(
+        fused,
+        "q+2*kv hidden",
+        names[0],
+        undo=first_rows("q"),
+        optional=True,
+        kind="shared_kv",
+    )
     for part, shape in (("k", "kv hidden"), ("v", "kv hidden"), ("k_norm", "head")):
         # Some files have them, and nothing takes them.
         name = f"blk.{{layer}}.attn_{part}.weight"
         yield Rename(name, shape, (), optional=True, kind="shared_kv")
 
 
-_NORMS = {
-    "attn_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+#: Before and behind attention and the feed-forward network.
+BLOCK_NORMS = tuple(
+    per_layer(f"{gguf}.weight", "hidden", f"{hf}.weight")
+    for gguf, hf in {
+        "attn_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }.items()
+)
 _EXPERT_NORMS = {
     "post_ffw_norm_1": "post_feedforward_layernorm_1",
     "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
@@ -170,7 +187,7 @@ def _experts() -> Iterator[Rename]:
         yield per_layer(f"{gguf}.weight", "hidden", f"{hf}.weight", kind="sparse")
 
 
-def _per_layer_inputs() -> Iterator[Rename]:
+def per_layer_inputs() -> Iterator[Rename]:
     """What each layer adds for a token, of an embedding of its own."""
     kind, model = "per_layer", "model."
     table, projection = "per_layer_vocab layers*per_layer", "layers*per_layer hidden"
@@ -212,12 +229,12 @@ ARCHITECTURES = (
         fixed=SOFTMAX_ROUTER | {"hidden_activation": ("gelu_pytorch_tanh",)},
         tensors=(
             *TIED_FRAME,
-            *(per_layer(f"{k}.weight", "hidden", f"{v}.weight") for k, v in _NORMS.items()),
+            *BLOCK_NORMS,
             per_layer("layer_output_scale.weight", "1", "layer_scalar", optional=True),
-            *_projections(),
+            *attention_by_layer(),
             *mlp(),
             *_experts(),
-            *_per_layer_inputs(),
+            *per_layer_inputs(),
         ),
         rope=_rope,
         derived=(sliding_unless(6), _attention, _feed_forward, _embeddings),

@@ -95,6 +95,11 @@ def grouped_heads(width: str) -> Transform:
     return undo
 
 
+def first_rows(rows: str) -> Transform:
+    """The first of several parts, where the model has no others."""
+    return lambda merged, config: merged[: size(rows, config)].clone()
+
+
 def apart(rows: str, groups: str) -> Transform:
     """Rows of several parts, of which each group of heads has its own, one part after the other.
 

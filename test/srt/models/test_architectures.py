@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ascend_gguf import open_gguf
 from engine_process import EngineFailed, EngineProcess
 from hf_models import ONE_STAGE, TINY, Written, write_model
-from hf_models.conversion import qwen3next_merged
+from hf_models.hybrid import qwen3next_merged
 from random_model import PROMPT
+from rewrite import rewrite
 from serving import CPU, NPU_ONE, cpu_environment, mean_error, typical_error
 
 #: Tokens of an answer, which other code computes than those of a prompt.
@@ -122,6 +125,36 @@ def test_projections_of_a_net_in_one_tensor(cpu_engine, tmp_path):
     model = write_model(tmp_path, tiny)
     assert "blk.0.ssm_in.weight" in open_gguf(model.path).tensors
     score_right(cpu_engine, model, "float32", tp_size=2)
+
+
+def _with_zero_row(model: Written, token: int) -> None:
+    """Of a token's embedding, as conversion adds for pictures; and keys that nothing takes."""
+    tensors = load_file(model.hf / "model.safetensors")
+    tensors["model.embed_tokens.weight"][token] = 0
+    save_file(tensors, model.hf / "model.safetensors", {"format": "pt"})
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(model.path).tensors}
+
+    def edit(name: str, data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        if name == "token_embd.weight":
+            data = data.copy()
+            data[token] = 0
+        if name == "blk.4.attn_q.weight":
+            unused = [stored[f"blk.2.attn_{part}.weight"] for part in "kv"]
+            parts = (gguf.dequantize(part.data, part.tensor_type) for part in unused)
+            rows = gguf.quantize(np.concatenate(list(parts)), gguf.GGMLQuantizationType.Q8_0)
+            name, data = "blk.4.attn_qkv.weight", np.concatenate([data, rows])
+        yield name, data
+
+    unused = {f"blk.3.attn_{part}.weight": np.ones((128, 128), np.float32) for part in "kv"}
+    unused["blk.3.attn_k_norm.weight"] = np.ones(64, np.float32)
+    whole = model.path.rename(model.path.with_suffix(".whole"))
+    rewrite(whole, model.path, edit, tensors=unused)
+
+
+def test_tensors_as_published_and_a_token_of_pictures(cpu_engine, tmp_path):
+    model = write_model(tmp_path, TINY["gemma3n"])
+    _with_zero_row(model, PROMPT[3])
+    score_right(cpu_engine, model, "float32")
 
 
 def test_class_that_would_be_wrong(cpu_engine, tiny_model):

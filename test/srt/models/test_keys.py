@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ def other_values(model: Written) -> dict[str, tuple[Any, Change]]:
         "attention.sliding_window_pattern": lambda: [
             kind != "sliding_attention" for kind in config.layer_types
         ],
+        "activation_sparsity_scale": lambda: [NormalDist().inv_cdf(0.8)] * config.num_hidden_layers,
         "expert_group_count": lambda: 2 * config.n_group,
         "expert_group_used_count": lambda: config.topk_group + 1,
         "expert_weights_norm": lambda: not config.norm_topk_prob,

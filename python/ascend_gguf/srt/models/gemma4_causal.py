@@ -15,7 +15,10 @@ from ascend_gguf.srt.models.gemma3_causal import shared_by_ranks
 
 
 def repair_embeddings(model: Any, config: Any) -> None:
-    """``Gemma4ForCausalLM``: as Gemma 3's, and that of what each layer adds for a token."""
+    """``Gemma4ForCausalLM``: as Gemma 3's, and that of what each layer adds for a token.
+
+    Also of ``Gemma3nForCausalLM``.
+    """
     body = model.model
     for name in ("embed_tokens", "embed_tokens_per_layer"):
         whole = getattr(body, name)

@@ -41,7 +41,18 @@ def get_config(
     else:  # a config.json beside the file
         config = original(model, trust_remote_code, revision, {}, model_config_parser, **kwargs)
     apply_overrides(config, model_override_args or {})
+    _say_one_width(config)
     return config
+
+
+def _say_one_width(config: PretrainedConfig) -> None:
+    """Of layers that are all alike: the engine knows no list where it pads widths for ranks.
+
+    A class that wants a list gets one again (``CONFIG_REPAIRS``).
+    """
+    widths = getattr(config, "intermediate_size", None)
+    if isinstance(widths, list) and len(set(widths)) == 1:
+        config.intermediate_size = widths[0]
 
 
 def _with_state(config: PretrainedConfig) -> PretrainedConfig:
