@@ -180,7 +180,7 @@ def test_dealt_experts_in_graphs_give_what_eager_execution_gives(npu_engine, tmp
         for step in _decoding(record):
             assert step["graph_replays"] == (not disable_cuda_graph)
             assert not step["weights_transposed"]
-            _assert_two_reductions_a_layer(step)
+            _assert_reductions(step, _reductions_of_experts() if ep < tp else 1)
     assert found[True] == found[False]
 
 
@@ -203,12 +203,19 @@ def _decoding(record: Path) -> list[dict]:
     return decoding
 
 
-def _assert_two_reductions_a_layer(step: dict) -> None:
-    """After attention and after the experts."""
+def _reductions_of_experts() -> int:
+    """Of a layer whose experts are each on several ranks: SGLang 0.5.20 takes two."""
+    from sglang.srt.models import qwen3_moe
+
+    return 2 if hasattr(qwen3_moe, "moe_expert_parallel_all_reduce") else 1
+
+
+def _assert_reductions(step: dict, of_experts: int = 1) -> None:
+    """One after attention, and those after the experts."""
     layers = 2
     # The embedding is reduced once, and the logits are gathered once.
     names = [name for name, _ in step["collectives"]]
-    assert names == ["HcclAllReduce"] * (1 + 2 * layers) + ["HcclAllGather"]
+    assert names == ["HcclAllReduce"] * (1 + (1 + of_experts) * layers) + ["HcclAllGather"]
 
 
 def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
@@ -223,7 +230,7 @@ def test_one_collective_in_a_layer_of_experts(npu_engine, tmp_path):
         disable_cuda_graph=True,
     )
     for step in _decoding(record):
-        _assert_two_reductions_a_layer(step)
+        _assert_reductions(step)
         # A few bytes of the engine's own, about requests; nothing for layers or weights.
         assert sum(nbytes for _, nbytes in step["copies"].values()) < 64
 
