@@ -18,13 +18,6 @@ from ascend_gguf.tokenizer import stop_token_ids
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
     "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
-    **dict.fromkeys(
-        ("lfm2", "lfm2_moe"), "SGLang has no backend on Ascend for the state of its convolutions"
-    ),
-    **dict.fromkeys(
-        ("falcon_h1", "granitemoehybrid", "nemotron_h"),
-        "SGLang's backend on Ascend for the states of Mamba-2 computes nothing",
-    ),
 }
 
 LATENT_ON_NPU = (

@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ascend_gguf.cpu.state_space import mamba_chunk_scan_combined, selective_state_update
-
-HEADS, GROUPS, SIZE, STATE = 6, 2, 8, 16
-#: Tokens of requests: one, less than a chunk, a chunk, several.
-LENGTHS = (1, 5, 64, 150)
-STARTS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)])
-#: Slots of a cache of ten.
-SLOTS = torch.tensor([7, 2, 9, 0])
+from mamba2 import HEADS, LENGTHS, SIZE, SLOTS, STARTS, STATE, recurrence, some_inputs
 
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    tokens = int(STARTS[-1])
-    return {
-        "x": torch.randn(tokens, HEADS, SIZE),
-        "dt": torch.randn(tokens, HEADS),
-        "A": -torch.rand(HEADS) * 2,
-        "B": torch.randn(tokens, GROUPS, STATE),
-        "C": torch.randn(tokens, GROUPS, STATE),
-        "D": torch.randn(HEADS),
-        "dt_bias": torch.randn(HEADS),
-        "states": torch.randn(10, HEADS, SIZE, STATE),
-    }
-
-
-def recurrence(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and states, by the formula of the paper."""
-    x = {name: tensor.double() for name, tensor in inputs.items()}
-    step = F.softplus(x["dt"] + x["dt_bias"])
-    B, C = (x[name].repeat_interleave(HEADS // GROUPS, 1) for name in "BC")
-    states, out = x["states"].clone(), torch.empty_like(x["x"])
-    for slot, first, last in zip(SLOTS, STARTS, STARTS[1:], strict=False):
-        for token in range(first, last):
-            decay = (step[token] * x["A"]).exp()[:, None, None]
-            taken = (step[token, :, None] * x["x"][token])[:, :, None] * B[token, :, None]
-            states[slot] = decay * states[slot] + taken
-            out[token] = (states[slot] * C[token, :, None]).sum(-1) + x["D"][:, None] * x["x"][
-                token
-            ]
-    return out, states
+    return some_inputs()
 
 
 def prompts(inputs: dict[str, torch.Tensor], before: torch.Tensor | None) -> tuple:

@@ -66,6 +66,11 @@ def test_other_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)
 
 
+@pytest.mark.parametrize("name", ["lfm2", "granite-4", "nemotron-h-moe", "falcon-h1"])
+def test_states(npu_engine, tiny_model, name):
+    check(npu_engine, tiny_model(name).path, "bfloat16", Ranks())
+
+
 @pytest.mark.parametrize(
     "name, ranks",
     [

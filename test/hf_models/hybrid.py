@@ -18,9 +18,6 @@ from hf_models.conversion import (
 from hf_models.sizes import DELTA_NET, EXPERTS, GRANITE
 from hf_models.tiny import Tiny
 
-_NO_CONVOLUTION = {"npu": "SGLang has no backend on Ascend for the state of its convolutions"}
-_NO_MAMBA = {"npu": "SGLang's backend on Ascend for the states of Mamba-2 computes nothing"}
-
 _CONVOLUTION = {
     "num_hidden_layers": 4,
     "layer_types": ["conv", "full_attention", "conv", "full_attention"],
@@ -153,6 +150,8 @@ _NEMOTRON = {
 }
 
 _GRANITE_4 = GRANITE | {
+    # Logits that are doubled double what is lost in float16: 0.009 by transformers itself.
+    "logits_scaling": 2.0,
     "num_hidden_layers": 4,
     "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
     "mamba_n_heads": 8,
@@ -243,7 +242,6 @@ TINY: dict[str, Tiny] = {
         _CONVOLUTION | {"block_auto_adjust_ff_dim": False},
         lfm2_metadata,
         lfm2,
-        refused=_NO_CONVOLUTION,
     ),
     "lfm2-moe": Tiny(
         "lfm2moe",
@@ -253,7 +251,6 @@ TINY: dict[str, Tiny] = {
         | {"num_experts": 4, "num_dense_layers": 1, "tie_word_embeddings": True},
         lfm2_metadata,
         lfm2,
-        refused=_NO_CONVOLUTION,
     ),
     "granite-4": Tiny(
         "granitehybrid",
@@ -261,7 +258,6 @@ TINY: dict[str, Tiny] = {
         _GRANITE_4 | {"num_local_experts": 4, "shared_intermediate_size": 96},
         granite4_metadata,
         granite4,
-        refused=_NO_MAMBA,
     ),
     # Of one matrix for embedding and output, as all of them are.
     "granite-4-dense": Tiny(
@@ -272,7 +268,6 @@ TINY: dict[str, Tiny] = {
         | {"tie_word_embeddings": True},
         granite4_metadata,
         granite4,
-        refused=_NO_MAMBA,
     ),
     "nemotron-h": Tiny(
         "nemotron_h",
@@ -280,7 +275,6 @@ TINY: dict[str, Tiny] = {
         _NEMOTRON | {"hybrid_override_pattern": "M-*-M"},
         nemotron_metadata,
         nemotron,
-        refused=_NO_MAMBA,
     ),
     # As Nemotron 3 Nano.
     "nemotron-h-moe": Tiny(
@@ -294,7 +288,6 @@ TINY: dict[str, Tiny] = {
         | {"moe_shared_expert_intermediate_size": 96},
         nemotron_metadata,
         nemotron,
-        refused=_NO_MAMBA,
     ),
     "falcon-h1": Tiny(
         "falcon-h1",
@@ -302,6 +295,5 @@ TINY: dict[str, Tiny] = {
         _FALCON_H1 | {"tie_word_embeddings": True},
         falcon_h1_metadata,
         falcon_h1,
-        refused=_NO_MAMBA,
     ),
 }

@@ -1,12 +1,7 @@
 """Mamba-2 on the CPU: a state of each request and head, which decays and takes up tokens.
 
-The state ``S`` of a head is a matrix.  A token with input ``x``, step ``dt`` and vectors ``B`` and
-``C``, which the heads of a group share, changes it and reads it::
-
-    S = exp(dt A) S + dt x B^T;    output = S C + D x
-
-Source: Dao and Gu, Transformers are SSMs, arXiv 2405.21060.  Everything is computed in float32.
-Names and arguments are those of SGLang's Triton kernels; those that it does not pass are not here.
+The formula is in :mod:`ascend_gguf.torch_state_space`.  Everything is computed in float32.  Names
+and arguments are those of SGLang's Triton kernels; those that it does not pass are not here.
 """
 
 from __future__ import annotations
@@ -16,9 +11,7 @@ import torch.nn.functional as F
 
 from ascend_gguf.cpu.causal_conv import requests_of
 from ascend_gguf.cpu.recurrent_state import States, state_space
-
-#: Tokens of a prompt that are computed together.
-CHUNK = 64
+from ascend_gguf.torch_state_space import CHUNK, by_group, within_chunk
 
 
 def mamba_chunk_scan_combined(
@@ -54,8 +47,8 @@ def mamba_chunk_scan_combined(
     groups, state = B.shape[-2:]
     heads, size = x.shape[-2:]
     share = heads // groups
-    step = _by_group(_steps(dt[0], dt_bias), groups).unsqueeze(-1)
-    inputs = _by_group(x[0].float(), groups)
+    step = by_group(_steps(dt[0], dt_bias).unsqueeze(-1), groups)
+    inputs = by_group(x[0].float(), groups)
     decay = step * A.float().view(groups, share, 1, 1)
     vectors = (part[0].float().transpose(0, 1) for part in (B, C))
     parts = (inputs, step, decay, *vectors)
@@ -71,11 +64,6 @@ def mamba_chunk_scan_combined(
             found += skipped[..., chunk, :]
             out[0, chunk] = found.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
     return None, states.view(-1, heads, size, state).to(state_dtype), None
-
-
-def _by_group(part: torch.Tensor, groups: int) -> torch.Tensor:
-    """``[tokens, heads, ...]`` as ``[groups, heads of each, tokens, ...]``."""
-    return part.unflatten(1, (groups, -1)).movedim(0, 2)
 
 
 def _chunk(
@@ -94,14 +82,9 @@ def _chunk(
         dt, decay: ``[groups, heads of each, tokens, 1]``; the latter is ``dt A``.
         B, C: ``[groups, tokens, state]``.
     """
-    since = decay.cumsum(-2)
-    between = (since - since.mT).tril().exp().tril()
-    scaled = dt * x
-    out = ((C @ B.mT).unsqueeze(1) * between) @ scaled
-    out += since.exp() * (C.unsqueeze(1) @ state.mT)
-    last = since[..., -1:, :]
-    kept = last.exp() * state
-    return out, kept + ((last - since).exp() * scaled).mT @ B.unsqueeze(1)
+    out, gained, seen = within_chunk(x, dt, decay, B, C)
+    out += seen * (C.unsqueeze(1) @ state.mT)
+    return out, seen[..., -1:, :] * state + gained
 
 
 def selective_state_update(

@@ -63,9 +63,11 @@ _MODULES: dict[str, tuple[str, int]] = {
     "attn_v_b": (_LATENT[2], _ROWS),
     **dict.fromkeys(("ssm_alpha", "ssm_beta"), ("state input", _ROWS)),
     "shortconv.in_proj": ("convolution input", _ROWS),
+    "shortconv.out_proj": ("convolution output", _COLS),
     "ssm_in": ("state input", _ROWS),
+    "ssm_out": ("state output", _COLS),  # beside that of attention in Falcon-H1
     **dict.fromkeys(("ssm_conv1d", "shortconv.conv"), ("convolution", _ROWS)),
-    **dict.fromkeys(("attn_output", "ssm_out", "shortconv.out_proj"), ("attention output", _COLS)),
+    "attn_output": ("attention output", _COLS),
     **dict.fromkeys(("ffn_gate", "ffn_up"), (_FFN, _ROWS)),
     "ffn_down": ("feed-forward output", _COLS),
     **dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), ("shared experts input", _ROWS)),

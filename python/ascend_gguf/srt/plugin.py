@@ -56,6 +56,11 @@ HOOKS: tuple[tuple[str, str, str | None], ...] = (
 #: The same, of modules that import torch_npu.
 NPU_HOOKS: tuple[tuple[str, str, str | None], ...] = (
     ("hardware_backend.npu.attention.ascend_backend", "AscendAttnBackend.__init__", None),
+    (
+        "model_executor.model_runner_components.attention_backend_setup",
+        "_build_backend_from_str",
+        None,
+    ),
 )
 
 #: The same, of what the main process alone imports.

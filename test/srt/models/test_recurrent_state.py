@@ -1,6 +1,7 @@
 """Models that keep a state of each request, not its keys and values: it is nobody else's.
 
-One server with short chunks of prompts; everything is compared with transformers in float32.
+One server with short chunks of prompts, and one on the simulated NPU; everything is compared with
+transformers in float32.
 """
 
 from __future__ import annotations
@@ -78,3 +79,50 @@ def test_sixteen_at_once(server, model):
     for thread in lost:
         thread.join()
     check(server, model, LONG[:77])
+
+
+#: For the simulated NPU, in float16.
+NPU_LIMIT = 0.005
+NPU_OPTIONS = {
+    "dtype": "float16",
+    "chunked_prefill_size": 512,
+    "max_total_tokens": 16384,
+    "max_running_requests": 16,
+    "cuda_graph_bs_decode": 16,
+}
+
+
+@pytest.mark.parametrize("name", ["lfm2", "granite-4-dense"])
+def test_on_the_simulated_npu(npu_engine, tiny_model, name):
+    """States are kept at the ends of pages and chunks, of prompts and of answers."""
+    model = tiny_model(name)
+    draw = np.random.default_rng(3).integers(3, 500, 1200).tolist()
+
+    def check_answers(found: list[tuple[list[int], list[float]]]) -> None:
+        for tokens, logprobs in found:
+            expected = model.logprobs(tokens)[-len(logprobs) :]
+            assert mean_error(logprobs[-ANSWER:], expected[-ANSWER:]) <= NPU_LIMIT
+            assert mean_error(logprobs, expected) <= NPU_LIMIT
+
+    def check_cached(loaded, prompt: list[int], start: int, least: int) -> None:
+        answer = loaded.generate(
+            input_ids=prompt,
+            sampling_params={"max_new_tokens": ANSWER, "ignore_eos": True, "temperature": 0},
+            return_logprob=True,
+            logprob_start_len=start,
+        )
+        meta = answer["meta_info"]
+        assert meta["cached_tokens"] >= least
+        parts = meta["input_token_logprobs"][1:], meta["output_token_logprobs"]
+        logprobs = [value for part in parts for value, *_ in part]
+        check_answers([(prompt + answer["output_ids"], logprobs)])
+
+    with npu_engine.load(model.path, **NPU_OPTIONS) as loaded:
+        check_answers(loaded.continued([draw[:700]], ANSWER))
+        for more in (20, 300):
+            check_cached(loaded, draw[:700] + draw[900 : 900 + more], 700, 512)
+        answered = loaded.continued([draw[500:740]], 30)
+        check_answers(answered)
+        check_cached(loaded, answered[0][0] + draw[:10], 270, 256)
+        prompts = [draw[: 33 * i + 5] + draw[1000 + i : 1040] for i in range(16)]
+        check_answers(loaded.continued(prompts, ANSWER))

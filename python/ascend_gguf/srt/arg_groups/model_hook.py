@@ -59,20 +59,25 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
     _keep_one_cache(server_args, config)
-    kind = getattr(config, "model_type", None)
+    kind, owner = getattr(config, "model_type", None), config
     if kind in ("exaone4", "exaone_moe"):
         hidden, value = "sliding_window_pattern", None
     elif kind in ("gpt_oss", "gemma4_text") and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
+    elif kind in ("lfm2", "lfm2_moe") and is_npu():
+        # The engine keeps states for the prefix cache of these, and not of convolutions.
+        hidden, value = "architectures", ["FalconH1ForCausalLM"]
+    elif kind == "nemotron_h":  # for experts that are not quantized it asks for CUDA
+        owner, hidden, value = model_config_of(server_args), "quantization", "gguf"
     else:
         return original(server_args)
-    kept = getattr(config, hidden)
-    setattr(config, hidden, value)
+    kept = getattr(owner, hidden)
+    setattr(owner, hidden, value)
     try:
         return original(server_args)
     finally:
         # transformers writes zero for a model without windows, where the engine looks for None.
-        setattr(config, hidden, kept or None)
+        setattr(owner, hidden, kept or None)
 
 
 def _keep_within_reach(server_args: Any, config: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sglang.srt.utils import is_cpu
 
 from ascend_gguf.srt.models.bailing_moe import scale_topk
 from ascend_gguf.srt.models.mamba2 import share_group
@@ -24,8 +23,7 @@ def repair_config(config: Any) -> None:
 def repair_experts(block: Any, config: Any) -> None:
     """``NemotronHMoE``: the router is multiplied by an operator for CUDA; experts are scaled."""
     scale_topk(block, config)
-    if is_cpu():
-        override_methods(block, _forward_core_normal=_forward_core_normal)
+    override_methods(block, _forward_core_normal=_forward_core_normal)
 
 
 def _forward_core_normal(

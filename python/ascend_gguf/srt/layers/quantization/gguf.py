@@ -34,7 +34,10 @@ from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
 from ascend_gguf.npu.products import ROUTING, this_product
 from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
-from ascend_gguf.srt.hardware_backend.npu.moe.activation import NPUHalvesSwigluOAI
+from ascend_gguf.srt.hardware_backend.npu.moe.activation import (
+    NPUHalvesSwigluOAI,
+    NPUPlainActivation,
+)
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.parameter import (
     make_pending,
@@ -324,6 +327,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         self.runner = self.dense.runner
         if moe_runner_config.activation == "npu_swiglu_oai":
             self.runner.runner_core.activation = NPUHalvesSwigluOAI(moe_runner_config)
+        elif is_npu() and not moe_runner_config.is_gated:
+            self.runner.runner_core.activation = NPUPlainActivation(_activation(moe_runner_config))
 
     def get_moe_runner_backend(self, layer: torch.nn.Module):
         return self.dense.get_moe_runner_backend(layer)
@@ -388,5 +393,5 @@ def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tenso
         return known[config.activation]
     raise NotImplementedError(
         f"experts with activation {config.activation!r} (gated: {config.is_gated}, alpha: "
-        f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported on the CPU"
+        f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported"
     )

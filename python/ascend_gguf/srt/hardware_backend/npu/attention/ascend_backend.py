@@ -49,6 +49,7 @@ def forward_extend(
         q: ``[tokens, heads * size]``.
         k, v: ``[tokens, kv_heads, size]``.
     """
+    q = q.contiguous()  # of a layer without RoPE a part of a merged projection
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
@@ -91,6 +92,7 @@ def forward_decode(
     Args:
         q, k, v: as of :func:`forward_extend`.
     """
+    q = q.contiguous()  # of a layer without RoPE a part of a merged projection
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
@@ -194,7 +196,7 @@ def _attend_prompt(
             "next_tokens": window if both_ways else 0,
         }
     output, _ = torch_npu.npu_fused_infer_attention_score_v2(
-        query=q.contiguous(),  # of a model without RoPE a part of a merged projection
+        query=q.contiguous(),
         key=k_cache.flatten(2),
         value=v_cache.flatten(2),
         num_query_heads=layer.tp_q_head_num,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from sglang.srt.hardware_backend.npu.moe.activation import NPUSwigluOAI
+from sglang.srt.hardware_backend.npu.moe.activation import BaseActivation, NPUSwigluOAI
 
 
 class NPUHalvesSwigluOAI(NPUSwigluOAI):
@@ -16,3 +18,17 @@ class NPUHalvesSwigluOAI(NPUSwigluOAI):
         """``[rows, 2 * ffn]`` to ``[rows, ffn]``."""
         in_turn = hidden_states.unflatten(-1, (2, -1)).transpose(-2, -1).flatten(-2)
         return super()._apply_activation(in_turn)
+
+
+class NPUPlainActivation(BaseActivation):
+    """An activation without a gate, such as Nemotron's squared ReLU.
+
+    The engine's runner takes whatever is not SwiGLU for GeGLU.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._function = function
+
+    def _apply_activation(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """``[rows, ffn]`` to the same."""
+        return self._function(hidden_states), None

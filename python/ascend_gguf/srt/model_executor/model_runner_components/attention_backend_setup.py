@@ -1,0 +1,31 @@
+"""Attention backends of models that keep a state of each request, on Ascend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.configs.hybrid_arch import mamba2_config
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+
+def _build_backend_from_str(
+    original: Callable, *, model_runner: Any, backend_str: str, init_new_workspace: bool
+) -> AttentionBackend:
+    """AROUND the engine's choice, which has nothing for the states of Mamba-2 and convolutions."""
+    config = mamba2_config(model_runner.model_config)
+    if config is None or model_runner.model_config.quantization != "gguf":
+        return original(
+            model_runner=model_runner,
+            backend_str=backend_str,
+            init_new_workspace=init_new_workspace,
+        )
+    # Not before: it imports kernels of sgl-kernel-npu, which other models do without.
+    from ascend_gguf.srt.hardware_backend.npu.attention import ascend_hybrid_linear_attn_backend
+
+    model_runner.init_new_workspace = init_new_workspace
+    attention = ATTENTION_BACKENDS[backend_str](model_runner)
+    return ascend_hybrid_linear_attn_backend.with_states(attention, model_runner, config)
