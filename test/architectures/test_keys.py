@@ -75,7 +75,9 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
             found[key] = values[0]
     if architecture.name == "llama4":
         found["expert_shared_feed_forward_length"] = None
-    if architecture.name in ("gpt2", "olmo", "phi2", "starcoder"):
+    if architecture.name == "minicpm3":
+        found["attention.q_lora_rank"] = 32
+    if architecture.name in ("gpt2", "olmo", "phi2", "starcoder", "minicpm3"):
         found["attention.head_count_kv"] = VALUES["attention.head_count"]
     if architecture.name in HYBRID:
         found["attention.head_count_kv"] = [0, 2, 0, 2]

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from hf_models.conversion import deepseek, deepseek_metadata, llama, llama_metadata
+from hf_models.conversion import (
+    deepseek,
+    deepseek_metadata,
+    llama,
+    llama_metadata,
+    phi3_factors,
+)
 from hf_models.sizes import EXPERTS
 from hf_models.tiny import Tiny
 
@@ -91,7 +97,48 @@ _sparse_tiny = partial(
     Tiny, metadata=_sparse_metadata, convert=_sparse, names="deepseek2", npu_dtype="bfloat16"
 )
 
+
+def _minicpm3_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "attention.q_lora_rank": config.q_lora_rank,
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": None,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "rope.freq_base": None,
+    }
+
+
+_MINICPM3 = {
+    # Not written: no published model has another.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 48,
+    "qk_rope_head_dim": 32,
+    # transformers has no other for norms of latents.
+    "rms_norm_eps": 1e-6,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "factor": 1.0,
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 2048,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],
+    "long_factor": [1.0 + 0.5 * i for i in range(16)],
+}
+
+_minicpm3 = partial(
+    Tiny, "minicpm3", "minicpm3", metadata=_minicpm3_metadata, refused={"npu": LATENT_ON_NPU}
+)
+
 TINY = {
+    "minicpm3": _minicpm3(sizes=_MINICPM3),
+    "minicpm3-long": _minicpm3(
+        sizes=_MINICPM3 | {"rope_parameters": _LONG}, extra=phi3_factors, twin=True
+    ),
     "deepseek-v3.2": _sparse_tiny(
         "deepseek32",
         "deepseek_v32",

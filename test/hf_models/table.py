@@ -396,5 +396,13 @@ ONE_STAGE = frozenset(
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe")
     + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense", "falcon-h1")
     + ("minicpm", "minicpm4", "stablelm", "orion", "olmo", "ernie4.5")
-    + ("llama4", "ernie4.5-moe", "hunyuan-dense", "hunyuan-moe", "trinity")
+    + (
+        "llama4",
+        "ernie4.5-moe",
+        "hunyuan-dense",
+        "hunyuan-moe",
+        "trinity",
+        "minicpm3",
+        "minicpm3-long",
+    )
 )

@@ -202,7 +202,7 @@ def _of_architectures() -> dict[str, Peer]:
     fused = {
         f"{name}-fused": replace(peer, fuse_qkv=True)
         for name, peer in plain.items()
-        if peer.model_type not in ("deepseek_v2", "deepseek_v3", "mistral3", "phi3")
+        if peer.model_type not in ("deepseek_v2", "deepseek_v3", "mistral3", "phi3", "minicpm3")
         and not peer.model_type.startswith(("deepseek_v", "glm_moe_dsa"))
         and name not in PUBLISHED
     }

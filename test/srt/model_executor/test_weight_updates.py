@@ -14,7 +14,7 @@ from hf_models import TINY
 from hf_models import write_model as write_tiny
 from random_model import PROMPT, Model, write_model
 from rewrite import rewrite
-from serving import CPU, NPU_ONE, Server, cpu_environment
+from serving import CPU, NPU_ONE, Server, cpu_environment, mean_error
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -91,6 +91,16 @@ def test_the_file_that_is_served_may_be_written_anew(server, versions, tmp_path)
         path.write_bytes(versions[name].path.read_bytes())
         assert _update(server, path).status_code == 200
         assert server.mean_error(PROMPT, versions[name].logprobs()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["minicpm3"])  # whose class deletes what it has loaded
+def test_models_that_change_as_they_load(cpu_engine, tiny_model, tmp_path, name):
+    new = write_tiny(tmp_path, TINY[name], seed=1)
+    options = {"dtype": "float32", "environment": {"NEW_FILE": str(new.path)}}
+    with cpu_engine.load(tiny_model(name).path, probe="probes:update", **options) as model:
+        assert model.probes[0][0], model.probes
+        ((tokens, found),) = model.continued([PROMPT], 8)
+    assert mean_error(found, new.logprobs(tokens)) <= 1e-4
 
 
 def _file_of_nan(versions: dict[str, Model], folder: Path) -> Path:

@@ -62,6 +62,7 @@ LOST = {
     "deepseek_v32": {"attention.layer_norm_rms_epsilon"},
     "glm_moe_dsa": {"attention.layer_norm_rms_epsilon"},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
+    "minicpm3": {"attention.layer_norm_rms_epsilon"},
     # Which counts where a file lacks that of RMS norms.
     "nemotron_h": {"attention.layer_norm_epsilon"},
 }
@@ -102,7 +103,7 @@ MODELS: Mapping[str, Tiny] = TINY | {
 
 #: One name for each entry of the project's table.
 _VARIANTS = ("llama-3.1", "llama-bias", "mistral", "phi4-mini", "command-r-plus", "exaone4-1.2b")
-_VARIANTS += ("minicpm4", "nemotron-super")
+_VARIANTS += ("minicpm4", "minicpm3-long", "nemotron-super")
 NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
 #: What runs on the simulated NPU too.
 ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")
