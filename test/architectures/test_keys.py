@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,33 @@ def test_layers_of_two_sizes(tmp_path, keys, expected):
 def test_layers_that_the_engine_does_not_have(tmp_path, keys, message):
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", GEMMA4, **keys))
+    assert len(str(error.value).splitlines()) == 1
+
+
+(GEMMA3N,) = (a for a in ARCHITECTURES if a.name == "gemma3n")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention.shared_kv_layers": 4}, "cannot attend so"),
+        (
+            {"attention.sliding_window_pattern": [True, True, True, False]}
+            | {"attention.shared_kv_layers": 1},
+            "cannot attend so",
+        ),
+        ({"activation_sparsity_scale": [1.0, 1.0]}, "invalid values"),
+        ({"activation_sparsity_scale": [1, 1, 1, 1]}, "invalid values"),
+        ({"activation_sparsity_scale": [math.nan] * 4}, "invalid values"),
+        ({"altup.active_idx": 4}, "out of range"),
+        ({"embedding_length_per_layer_input": 0}, "invalid value"),
+        ({"feed_forward_length": [192, 192, 192, 96]}, "differs between layers"),
+    ],
+    ids=str,
+)
+def test_streams_that_the_engine_does_not_have(tmp_path, keys, message):
+    with pytest.raises(GGUFError, match=message) as error:
+        load_config(write(tmp_path / "m.gguf", GEMMA3N, **keys))
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -74,6 +74,11 @@ def _sparsity(file: GGUFFile, attributes: Attributes) -> Attributes:
 
 def _sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``laurel_rank``, which no key says, and the rows of the embedding of what layers add."""
+    active, streams = attributes["altup_active_idx"], attributes["altup_num_inputs"]
+    if active >= streams:
+        raise file.error(
+            "value out of range", "altup.active_idx", found=active, expected=f"less than {streams}"
+        )
     left = file.tensors.get("blk.0.laurel_l.weight")
     if left is None or len(left.shape) != 2:  # which is told when all tensors are looked at
         return embedding_rows(file)
@@ -111,7 +116,7 @@ ARCHITECTURES = (
         | HEAD_SIZE
         | {
             "attention.sliding_window": "sliding_window",
-            "embedding_length_per_layer_input": count("hidden_size_per_layer_input"),
+            "embedding_length_per_layer_input": Field("hidden_size_per_layer_input"),
             "altup.num_inputs": Field("altup_num_inputs"),
             "altup.active_idx": count("altup_active_idx"),
             "final_logit_softcapping": scale("final_logit_softcapping"),
