@@ -83,6 +83,7 @@ def test_states(npu_engine, tiny_model, name):
         ("gemma4-26b", Ranks()),
         ("gemma4-e2b", Ranks(2)),
         ("nemotron-super", Ranks(1, 1, 2)),
+        ("step-3.5", Ranks(2)),
     ],
 )
 def test_on_the_cpu(cpu_engine, tiny_model, name, ranks):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from hf_models.conversion import llama3_factors, llama_metadata, pairs_from_halves
+from hf_models.conversion import (
+    gate_and_up,
+    llama3_factors,
+    llama_metadata,
+    pairs_from_halves,
+    window_pattern_metadata,
+)
 from hf_models.tiny import Tiny
 
 
@@ -56,6 +64,100 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+
+def step(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if re.search(r"experts\.\w+_proj$", name):
+        name += ".weight"
+    elif name.endswith("norm.weight"):
+        tensor = tensor + 1
+    yield from gate_and_up(name, tensor)
+
+
+def step_metadata(config: Any) -> dict[str, Any]:
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    heads = (config.per_layer_config[i].num_attention_heads for i in range(len(sliding)))
+    return window_pattern_metadata(config) | {
+        "attention.head_count": list(heads),
+        "attention.head_count_kv": [config.num_key_value_heads] * len(sliding),
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base_swa": config.rope_parameters["sliding_attention"]["rope_theta"],
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_feed_forward_length": config.share_expert_dim,
+        "expert_weights_scale": config.moe_router_scaling_factor,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+        "swiglu_clamp_exp": config.swiglu_limits,
+        "swiglu_clamp_shexp": config.swiglu_limits_shared,
+    }
+
+
+def step_factors(config: Any) -> dict[str, torch.Tensor]:
+    """Of the half that is turned in layers without a window; the others are ones."""
+    found = llama3_factors(
+        SimpleNamespace(
+            rope_parameters=config.rope_parameters["full_attention"], head_dim=config.head_dim // 2
+        )
+    )
+    factors = torch.ones(config.head_dim // 2)
+    factors[: config.head_dim // 4] = found["rope_freqs.weight"]
+    return {"rope_freqs.weight": factors}
+
+
+def laguna(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield name.replace("experts.e_score", "gate.e_score"), tensor
+
+
+def laguna_metadata(config: Any) -> dict[str, Any]:
+    turned = {
+        kind: int(config.head_dim * parameters["partial_rotary_factor"])
+        for kind, parameters in config.rope_parameters.items()
+    }
+    return {
+        "attention.head_count": config.num_attention_heads_per_layer,
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [
+            kind == "sliding_attention" for kind in config.layer_types
+        ],
+        "rope.dimension_count": turned["full_attention"],
+        "rope.dimension_count_swa": turned["sliding_attention"],
+        "rope.freq_base_swa": config.rope_parameters["sliding_attention"]["rope_theta"],
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+        "expert_weights_scale": config.moe_routed_scaling_factor,
+        "expert_weights_norm": True,
+        "expert_gating_func": 2,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+    }
+
+
+_LAGUNA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "sliding_window": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 96,
+    "moe_routed_scaling_factor": 1.5,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "rope_theta": 400000.0,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 512,
+            "partial_rotary_factor": 0.5,
+        },
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 20000.0,
+            "partial_rotary_factor": 1.0,
+        },
+    },
+}
+
+
 TINY: dict[str, Tiny] = {
     # As Super 49B, Ultra 253B and 51B: without attention, with a matrix in its place, and nothing.
     "nemotron-super": Tiny(
@@ -85,5 +187,52 @@ TINY: dict[str, Tiny] = {
         | {"num_key_value_heads_per_layer": [4, 2, 4]},
         deci_metadata,
         deci,
+    ),
+    "step-3.5": Tiny(
+        "step35",
+        "step3p5",
+        {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+        | {"layer_types": ["full_attention", "sliding_attention"] * 2}
+        | {"mlp_layer_types": ["dense"] + ["sparse"] * 3, "num_sliding_attention_heads": 8}
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        | {"share_expert_dim": 96, "moe_router_scaling_factor": 1.5}
+        | {"swiglu_limits": [0.0, 0.0, 0.3, 0.2], "swiglu_limits_shared": [0.3, 0.0, 0.0, 0.2]}
+        | {
+            "rope_parameters": {
+                "full_attention": _LLAMA3 | {"partial_rotary_factor": 0.5},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 20000.0,
+                    "partial_rotary_factor": 1.0,
+                },
+            }
+        },
+        step_metadata,
+        step,
+        extra=step_factors,
+    ),
+    "laguna-xs": Tiny(
+        "laguna",
+        "laguna",
+        # The converter takes every fourth layer for one without a window, from the first.
+        _LAGUNA
+        | {"layer_types": ["full_attention"] + ["sliding_attention"] * 3, "num_attention_heads": 8}
+        | {"num_attention_heads_per_layer": [4, 8, 8, 8]},
+        laguna_metadata,
+        laguna,
+        names="step35",
+    ),
+    # As M: gates of numbers.
+    "laguna-m": Tiny(
+        "laguna",
+        "laguna",
+        _LAGUNA
+        # Through more layers float16 chooses other experts.
+        | {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+        | {"gating": "per-element"},
+        laguna_metadata,
+        laguna,
+        names="step35",
+        twin=True,
     ),
 }

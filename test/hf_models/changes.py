@@ -105,7 +105,11 @@ def _turn_less(config: dict[str, Any]) -> None:
     if "rotary_dim" in config:  # transformers reads it from here alone
         config["rotary_dim"] = 8
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    rope(config, partial_rotary_factor=8 / head)
+    turned = 8
+    if config["model_type"] == "step3p5":  # of layers with a window, and half of them without
+        config["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = turned / head
+        turned //= 2
+    rope(config, partial_rotary_factor=turned / head)
 
 
 #: Key -> its other value, and what transformers calls that.
@@ -136,10 +140,25 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "expert_group_used_count": (None, lambda c: c.update(topk_group=c["topk_group"] + 1)),
     "expert_weights_scale": (
         1.7,
-        _set(routed_scaling_factor=1.7, router_scaling_factor=1.7, route_scale=1.7),
+        _set(
+            routed_scaling_factor=1.7,
+            router_scaling_factor=1.7,
+            route_scale=1.7,
+            moe_router_scaling_factor=1.7,
+            moe_routed_scaling_factor=1.7,
+        ),
     ),
     "expert_weights_norm": (None, lambda c: c.update(norm_topk_prob=not c["norm_topk_prob"])),
     "rope.dimension_count": (8, _turn_less),
+    "rope.dimension_count_swa": (
+        16,
+        lambda c: c["rope_parameters"]["sliding_attention"].update(partial_rotary_factor=0.5),
+    ),
+    "swiglu_clamp_exp": ([0.0, 0.3, 0.0, 0.2], _set(swiglu_limits=[0.0, 0.3, 0.0, 0.2])),
+    "swiglu_clamp_shexp": (
+        [0.0, 0.0, 0.3, 0.2],
+        _set(swiglu_limits_shared=[0.0, 0.0, 0.3, 0.2]),
+    ),
     "rope.freq_base": (50.5, _base),
     "rope.freq_base_swa": (
         777.5,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 
@@ -66,7 +66,6 @@ class DeciLMForCausalLM(LlamaForCausalLM):
 
 
 AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig)
-AutoModelForCausalLM.register(DeciLMConfig, DeciLMForCausalLM)
 
 
 def ffn_width(multiple: float, hidden_size: int) -> int:

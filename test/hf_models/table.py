@@ -402,6 +402,7 @@ ONE_STAGE = frozenset(
         "hunyuan-dense",
         "hunyuan-moe",
         "trinity",
+        "step-3.5",
         "minicpm3",
         "minicpm3-long",
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ _SIZES = {
 }
 
 
+#: Classes of the tests' own: ``model_type`` to the module here, and the name.
+_OWN = {
+    "deepseek_ocr2_text": ("references", "DeepseekOcr2TextForCausalLM"),
+    "nemotron-nas": ("deci", "DeciLMForCausalLM"),
+    "step3p5": ("step", "Step3p5ForCausalLM"),
+}
+
+
 @dataclass(frozen=True)
 class Written:
     """A model on the disk: the file, and the checkpoint it was made from in ``hf``."""
@@ -72,10 +81,8 @@ class Written:
 
 
 def auto_config() -> Any:
-    """transformers' ``AutoConfig``, with the models that the tests add to it."""
-    from hf_models import deci
-
-    return deci.AutoConfig
+    """transformers' ``AutoConfig``, with those that the tests add to it."""
+    return import_module("hf_models.deci").AutoConfig
 
 
 def class_of(config: Any) -> Any:
@@ -84,15 +91,13 @@ def class_of(config: Any) -> Any:
     from transformers.models.auto import modeling_auto
 
     kind = config.model_type
-    known = transformers.AutoModelForCausalLM._model_mapping._extra_content
-    if type(config) in known or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in _OWN:  # take seconds to import
+        module, name = _OWN[kind]
+        return getattr(import_module(f"hf_models.{module}"), name)
+    if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return transformers.AutoModelForCausalLM
     if kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText
-    if kind == "deepseek_ocr2_text":  # which takes seconds to import
-        from hf_models.references import DeepseekOcr2TextForCausalLM
-
-        return DeepseekOcr2TextForCausalLM
     # Of text, and by itself in no list.
     name = modeling_auto.MODEL_MAPPING_NAMES[kind].removesuffix("Model")
     return getattr(transformers, f"{name}ForCausalLM")
@@ -276,15 +281,18 @@ def common_metadata(config: Any) -> dict[str, Any]:
     """The keys that llama.cpp's ``TextModel.set_gguf_parameters`` writes."""
     rope = config.rope_parameters or {}
     rope = rope.get("full_attention", rope)
-    head = kv_heads = None
-    if not config.is_heterogeneous:  # or the architecture has more to say
-        head, kv_heads = getattr(config, "head_dim", None), config.num_key_value_heads
+    # Where layers differ, the architecture has more to say.
+    own = config.per_layer_attributes or ()
+    head, heads, kv_heads = (
+        None if name in own else getattr(config, name, None)
+        for name in ("head_dim", "num_attention_heads", "num_key_value_heads")
+    )
     found = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
+        "attention.head_count": heads,
         "attention.head_count_kv": kv_heads,
         "attention.key_length": head,
         "attention.value_length": head,

@@ -262,6 +262,38 @@ def qwen_drafts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any
     return config | sizes, renamed(tensors, names)
 
 
+def step(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    full, sliding = (config["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding"))
+    kinds = config["layer_types"]
+    sparse = [i for i, kind in enumerate(config["mlp_layer_types"]) if kind == "sparse"]
+    groups = config["num_key_value_heads"]
+    heads = config["num_sliding_attention_heads"]
+    new = {
+        "num_attention_groups": groups,
+        "attention_other_setting": {"num_attention_heads": heads, "num_attention_groups": groups},
+        "partial_rotary_factors": [0.5 if kind == "full_attention" else 1.0 for kind in kinds],
+        "rope_theta": [full["rope_theta"], sliding["rope_theta"]],
+        "rope_scaling": full,
+        "moe_num_experts": config["n_routed_experts"],
+        "moe_top_k": config["num_experts_per_tok"],
+        "moe_layers_enum": ",".join(map(str, sparse)),
+        "norm_expert_weight": True,
+    }
+    gone = ("rope_parameters", "n_routed_experts", "num_experts_per_tok", "per_layer_config")
+    config = _of({k: v for k, v in config.items() if k not in gone}, "Step3p5ForCausalLM", **new)
+    for name in [name for name in tensors if name.endswith("gate_up_proj")]:
+        prefix = name.removesuffix("gate_up_proj")
+        for part, half in zip(("gate", "up"), tensors.pop(name).chunk(2, 1), strict=True):
+            tensors[f"{prefix}{part}_proj"] = half
+    names = {
+        r"mlp\.gate\.e_score_correction_bias": "moe.router_bias",
+        r"mlp\.gate\.": "moe.gate.",
+        r"mlp\.experts\.(\w+)$": r"moe.\1.weight",
+        r"mlp\.shared_experts\.": "share_expert.",
+    }
+    return config, renamed(tensors, names)
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
@@ -270,6 +302,7 @@ PUBLISHED: dict[str, Published] = {
     "granite-4-bias": granite4,
     "nemotron-h": nemotron,
     "nemotron-h-bias": nemotron,
+    "step-3.5": step,
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,

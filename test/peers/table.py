@@ -303,6 +303,8 @@ CHOSEN = (
     "gemma4-e2b",
     "gemma4-26b",
     "nemotron-super",
+    "step-3.5",
+    "laguna-xs",
     "lfm2",
     "lfm2-moe",
     "granite-4",

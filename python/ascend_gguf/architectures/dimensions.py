@@ -35,7 +35,7 @@ def _expert_ffn(config: Any) -> int:
 
 
 def _shared_ffn(config: Any) -> int:
-    names = ("shared_expert_intermediate_size", "shared_intermediate_size")
+    names = ("shared_expert_intermediate_size", "shared_intermediate_size", "share_expert_dim")
     whole = first(config, *names, "moe_shared_expert_intermediate_size")
     if whole is not None:
         return whole
@@ -203,6 +203,8 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "mixing": lambda config, layer: heads_of(config, layer)[0] > 0,
     "attending": lambda config, layer: heads_of(config, layer)[1] > 0,
     "matrix": lambda config, layer: heads_of(config, layer)[0] > 0 == heads_of(config, layer)[1],
+    "gated": lambda config, layer: config.gating == "per-element",
+    "gated_heads": lambda config, layer: config.gating == "per-head",
     "feeding": lambda config, layer: of_layer(config, layer).intermediate_size > 0,
     "per_layer": lambda config, layer: bool(config.hidden_size_per_layer_input),
 }

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import count, length, scale
-from ascend_gguf.architectures.layers import each_layer, own_sizes, sliding_unless
+from ascend_gguf.architectures.layers import (
+    FULL,
+    SLIDING,
+    each_layer,
+    of_each_type,
+    own_sizes,
+    sliding_unless,
+)
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     FIELDS,
@@ -28,7 +35,6 @@ from ascend_gguf.architectures.transforms import first_rows
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
 
 #: What a frequency is divided by to stand still: anything as large.
@@ -39,36 +45,25 @@ def _attention(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Heads by the type of layer, and which layers have keys and values of their own."""
     types, layers = attributes["layer_types"], attributes["num_hidden_layers"]
     shared = attributes["num_kv_shared_layers"]
-    if types[-1] != _FULL or not set(types[layers - shared :]) <= set(types[: layers - shared]):
+    if types[-1] != FULL or not set(types[layers - shared :]) <= set(types[: layers - shared]):
         raise file.error(
             "the layers cannot attend so",
             "attention.sliding_window_pattern",
-            found=f"{types.count(_SLIDING)} of {layers} layers with a window, {shared} that share "
+            found=f"{types.count(SLIDING)} of {layers} layers with a window, {shared} that share "
             "keys",
             expected="none in the last layer, and each layer that shares keys behind another of "
             "its type",
         )
-    heads: dict[str, int] = {}
-    per_layer_heads = each_layer(attributes, "num_key_value_heads")
-    for kind in (_FULL, _SLIDING):
-        found = {n for n, type_ in zip(per_layer_heads, types, strict=True) if type_ == kind}
-        if len(found) > 1:
-            raise file.error(
-                "the heads cannot be shared so",
-                "attention.head_count_kv",
-                found=sorted(found),
-                expected=f"one number for all layers of {kind}",
-            )
-        heads[kind] = found.pop() if found else heads[_FULL]
+    heads = of_each_type(file, attributes, "num_key_value_heads", "attention.head_count_kv")
     head = attributes["head_dim"]
     swa_head = attributes.get("swa_head_dim", head)
-    full = [layer for layer in range(layers - shared) if types[layer] == _FULL]
+    full = [layer for layer in range(layers - shared) if types[layer] == FULL]
     has_v = [{f"blk.{n}.attn_{part}.weight" for part in ("v", "qkv")} for n in full]
-    head_sizes = [head if kind == _FULL else swa_head for kind in types]
+    head_sizes = [head if kind == FULL else swa_head for kind in types]
     return {
         **own_sizes(attributes, head_dim=head_sizes, v_head_dim=head_sizes),
-        "num_key_value_heads": heads[_FULL],
-        "swa_num_key_value_heads": heads[_SLIDING],
+        "num_key_value_heads": heads[FULL],
+        "swa_num_key_value_heads": heads[SLIDING],
         "swa_head_dim": swa_head,
         "v_head_dim": head,
         "swa_v_head_dim": swa_head,
@@ -134,7 +129,7 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
                 hint=CONVERT_AGAIN,
             )
         full["partial_rotary_factor"] = turned / len(factors)
-    return {_SLIDING: sliding, _FULL: full}
+    return {SLIDING: sliding, FULL: full}
 
 
 def attention_by_layer() -> Iterator[Rename]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from ascend_gguf.architectures.base import Derivation
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
+
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 _ONE_GROUP = {"n_group": 1, "topk_group": 1}
 
@@ -34,7 +37,7 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
             step = number(file, "attention.sliding_window_pattern", least=0)
             step = (every if step is None else step) or layers + 1
             sliding = [(layer + (not first)) % step != 0 for layer in range(layers)]
-        types = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+        types = [SLIDING if slides else FULL for slides in sliding]
         return {"layer_types": types, "sliding_window": attributes.get("sliding_window") or None}
 
     return derive
@@ -64,6 +67,36 @@ def own_sizes(attributes: Attributes, **sizes: list[Any]) -> Attributes:
     found = {name: values for name, values in sizes.items() if len(set(values)) > 1}
     found = attributes.get("sizes_by_layer", {}) | found
     return {"sizes_by_layer": found} if found else {}
+
+
+def of_each_type(file: GGUFFile, attributes: Attributes, name: str, key: str) -> dict[str, Any]:
+    """The value of a size by the type of layer; that of the other if there are none of a type."""
+    values, types = each_layer(attributes, name), attributes["layer_types"]
+    found = {}
+    for kind in (FULL, SLIDING):
+        own = {value for value, type_ in zip(values, types, strict=True) if type_ == kind}
+        if len(own) > 1:
+            raise file.error(
+                "the heads cannot be shared so",
+                key,
+                found=sorted(own),
+                expected=f"one number for all layers of {kind}",
+            )
+        found[kind] = own.pop() if own else None
+    return {kind: found[kind] or found[other] for kind, other in ((FULL, SLIDING), (SLIDING, FULL))}
+
+
+def numbers_of_layers(file: GGUFFile, key: str, layers: int) -> list[float]:
+    """A number of at least zero for each layer; zeros if the file has none."""
+    value = file.arch_field(key, 0.0)
+    blocks = file.metadata.get(file.key("block_count"))
+    values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
+    if len(values) not in (layers, blocks) or not all(
+        type(one) in (int, float) and 0 <= one < math.inf for one in values
+    ):
+        expected = f"a number of at least 0 for each of {layers} layers"
+        raise file.error("invalid values", key, found=f"{values!s:.80}", expected=expected)
+    return [float(one) for one in values[:layers]]
 
 
 def dense_layers(file: GGUFFile, attributes: Attributes) -> Attributes:

@@ -24,10 +24,8 @@ REFUSED = {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
         "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",
     },
-    "laguna": _everywhere(_BY_LAYER),
     "mimo2": _everywhere(_BY_LAYER),
     "minimax-m3": _SPARSE,
-    "step35": _everywhere(_BY_LAYER),
 }
 
 #: The engine has no class for these (its registry of models, 0.5.23).

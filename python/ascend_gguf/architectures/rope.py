@@ -37,8 +37,11 @@ KEYS = frozenset(
 _LLAMA3 = ((1.0, 4.0, 8192), (1.0, 1.0, 8192))
 
 
-def parameters(file: GGUFFile, attributes: Attributes) -> Attributes:
+def parameters(file: GGUFFile, attributes: Attributes, rotated: int | None = None) -> Attributes:
     """One RoPE for all layers: plain, linear, YaRN, or Llama 3's, known by its factors.
+
+    Args:
+        rotated: dimensions of a head that are turned, if the factors are of more.
 
     Raises:
         GGUFError: another type of scaling, or factors that are not Llama 3's.
@@ -46,7 +49,7 @@ def parameters(file: GGUFFile, attributes: Attributes) -> Attributes:
     plain, scaling = unscaled(file), scaling_of(file)
     if "rope_freqs.weight" not in file.tensors:
         return plain | scaling
-    factors = _llama3(file, plain["rope_theta"])
+    factors = _llama3(file, plain["rope_theta"], rotated)
     if factors and scaling:
         raise file.error(
             "RoPE is scaled twice, by this key and by rope_freqs.weight",
@@ -110,17 +113,18 @@ def longrope_or_other(file: GGUFFile, attributes: Attributes) -> Attributes:
 
 
 def by_layer_type(
-    sliding_theta: float | None,
+    sliding_theta: float | None, rotated: int | None = None
 ) -> Callable[[GGUFFile, Attributes], Attributes]:
     """Separate parameters for sliding-window and full attention.
 
     Args:
         sliding_theta: base for sliding-window attention if the file lacks it; that of full
             attention if None.
+        rotated: as of :func:`parameters`.
     """
 
     def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
-        full = parameters(file, attributes)
+        full = parameters(file, attributes, rotated)
         theta = number(file, "rope.freq_base_swa", float)
         if theta is None:
             theta = full["rope_theta"] if sliding_theta is None else sliding_theta
@@ -205,9 +209,11 @@ def usual_attention(factor: float) -> float:
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _llama3(file: GGUFFile, theta: float) -> dict[str, Any]:
+def _llama3(file: GGUFFile, theta: float, rotated: int | None) -> dict[str, Any]:
     tensor = file.tensors["rope_freqs.weight"]
     factors = tensor.array().ravel()
+    if rotated and (factors[rotated // 2 :] == 1).all():
+        factors = factors[: rotated // 2]
     if (factors == 1).all():
         return {}
     largest = factors.max().item()

@@ -38,6 +38,22 @@ def swiglu_oai(alpha: float, limit: float) -> Callable[[torch.Tensor], torch.Ten
     return activation
 
 
+def swiglu_clamped(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Step 3.5's ``silu(gate) * up``, whose factors are clamped.
+
+    Source: transformers, ``Step3p7Experts``.
+
+    Args:
+        limit: of the gate's from above, and of ``up`` from both sides.
+    """
+
+    def activation(gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
+
+    return activation
+
+
 def relu_squared(up: torch.Tensor) -> torch.Tensor:
     """``relu(up) ** 2``, of experts without a gate."""
     return F.relu(up).square()

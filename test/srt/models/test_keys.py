@@ -67,6 +67,7 @@ LOST = {
     "nemotron_h": {"attention.layer_norm_epsilon"},
 }
 
+_HALF = {"rope_type": "default", "partial_rotary_factor": 0.5}
 _MOE = {"moe_intermediate_size": 64, "num_experts_per_tok": 2, "num_experts": 4}
 
 
@@ -81,6 +82,18 @@ MODELS: Mapping[str, Tiny] = TINY | {
     "glm-5": _with_sizes("glm-5", n_group=2, topk_group=1),
     "deepseek-v2-lite": _with_sizes(
         "deepseek-v2-lite", n_group=2, topk_group=1, topk_method="group_limited_greedy"
+    ),
+    # Without the factors of Llama 3.
+    "step-3.5": replace(
+        TINY["step-3.5"],
+        sizes={**TINY["step-3.5"].sizes}
+        | {
+            "rope_parameters": {
+                "full_attention": _HALF | {"rope_theta": 30000.0},
+                "sliding_attention": _HALF | {"partial_rotary_factor": 1.0, "rope_theta": 20000.0},
+            }
+        },
+        extra=lambda config: {},
     ),
     "qwen2": Tiny("qwen2", "qwen2"),
     "qwen3": Tiny("qwen3", "qwen3", {"head_dim": 64}),
@@ -103,7 +116,7 @@ MODELS: Mapping[str, Tiny] = TINY | {
 
 #: One name for each entry of the project's table.
 _VARIANTS = ("llama-3.1", "llama-bias", "mistral", "phi4-mini", "command-r-plus", "exaone4-1.2b")
-_VARIANTS += ("minicpm4", "minicpm3-long", "nemotron-super")
+_VARIANTS += ("minicpm4", "minicpm3-long", "nemotron-super", "laguna-m")
 NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
 #: What runs on the simulated NPU too.
 ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")

@@ -29,6 +29,9 @@ from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
 
+#: Models of two types of layers whose keys and values have the same sizes.
+_ONE_CACHE = ("laguna_text", "mellum", "step35")
+
 logger = logging.getLogger(__name__)
 
 _SOURCE = "ascend_gguf.model"
@@ -103,7 +106,7 @@ def _keep_one_cache(server_args: Any, config: Any) -> None:
     The engine has two for these, and neither backend reads the one of layers with a window as it
     is written.  See :mod:`ascend_gguf.srt.model_executor.layer_sizes`.
     """
-    if has_layer_sizes(config) or config.model_type == "mellum":
+    if has_layer_sizes(config) or config.model_type in _ONE_CACHE:
         declare_resolution(server_args, _SOURCE, disable_hybrid_swa_memory=True)
         model_config_of(server_args).is_hybrid_swa = False
 

@@ -32,7 +32,7 @@ _NOT_PADDED = frozenset(
     + ("Ernie4_5_ForCausalLM", "ExaoneMoeForCausalLM", "MellumForCausalLM")
     + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "AfmoeForCausalLM")
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
-    + ("DeciLMForCausalLM",)
+    + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
 )
 
 

@@ -60,9 +60,18 @@ def init_lora_manager(original: Callable, self: ModelRunner) -> None:
 def replay_decode_steps(original: Callable, self: ModelRunner, *args: Any, **kwargs: Any) -> None:
     """Overrides ``init_cuda_graphs`` and ``init_decode_cuda_graph``.
 
-    The engine has a graph for the CPU only of what ``torch.compile`` makes.
+    The engine has a graph for the CPU only of what ``torch.compile`` makes.  That for an NPU tells
+    lengths by an argument of another operator to the class of Step 3.5, which on the engine's own
+    backend attends by it; here it attends as others do.
     """
-    original(self, *args, **kwargs)
+    config = self.model_config.hf_config
+    kept = config.architectures
+    if "Step3p5ForCausalLM" in kept:
+        config.architectures = ["LlamaForCausalLM"]
+    try:
+        original(self, *args, **kwargs)
+    finally:
+        config.architectures = kept
     if self.decode_cuda_graph_runner is None and GGUFGraphRunner.serves(self):
         self.decode_cuda_graph_runner = GGUFGraphRunner(self)
         self.decode_cuda_graph_captured = True

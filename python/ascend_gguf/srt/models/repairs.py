@@ -38,6 +38,7 @@ from ascend_gguf.srt.models import (
     gpt_oss,
     granitemoe,
     hunyuan,
+    laguna,
     lfm2,
     llama,
     llama4,
@@ -54,6 +55,7 @@ from ascend_gguf.srt.models import (
     qwen3_5,
     qwen3_classification,
     qwen3_moe,
+    step3p5,
 )
 from ascend_gguf.srt.models.output_matrix import add_output_bias, load_output_matrix
 from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
@@ -70,7 +72,9 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "falcon_h1": mamba2.share_group,
     "gemma3n_text": gemma3n_causal.repair_config,
     "granitemoehybrid": mamba2.share_group,
+    "laguna_text": laguna.name_sizes,
     "nemotron_h": nemotron_h.repair_config,
+    "step35": step3p5.name_sizes,
 }
 
 #: A class below ``sglang.srt.models`` that cannot be built for a file, to the one that takes its
@@ -118,6 +122,8 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "granitemoe.GraniteMoeSharedForCausalLM": granitemoe.repair_loading,
     "granitemoehybrid.GraniteMoeHybridForCausalLM": granitemoe.repair_hybrid_loading,
     "hunyuan.HunYuanAttention": hunyuan.repair_attention,
+    "laguna.LagunaAttention": laguna.repair_attention,
+    "laguna.LagunaForCausalLM": laguna.repair_embedding,
     "layers.attention.mamba.mamba.MambaMixer2": mamba2.repair_mixer,
     "lfm2.Lfm2Attention": lfm2.repair_attention,
     "lfm2.Lfm2ShortConv": lfm2.repair_convolution,
@@ -148,6 +154,8 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "qwen3_next.Qwen3GatedDeltaNet": qwen3_5.refuse_other_class,
     "stablelm.StablelmAttention": set_rotary_embedding,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,
+    "step3p5.Step3p5Attention": step3p5.repair_attention,
+    "step3p5.Step3p5ForCausalLM": step3p5.repair_loading,
 }
 
 

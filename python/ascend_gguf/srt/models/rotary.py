@@ -30,6 +30,21 @@ def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None
     )
 
 
+def set_rotary_of_type(attention: Any, config: Any) -> None:
+    """Replace the RoPE of an attention layer by that of its type, with a window or without."""
+    has_window = attention.attn.sliding_window_size > -1
+    parameters = config.rope_parameters["sliding_attention" if has_window else "full_attention"]
+    attention.rotary_emb = get_rope(
+        attention.head_dim,
+        rotary_dim=attention.head_dim,
+        max_position=config.max_position_embeddings,
+        base=parameters["rope_theta"],
+        rope_scaling=parameters,
+        partial_rotary_factor=parameters.get("partial_rotary_factor", 1.0),
+        dtype=getattr(attention.rotary_emb, "dtype", None),
+    )
+
+
 def _turns_halves(rotary: Any) -> bool:
     return getattr(rotary, "is_neox_style", True)  # LongRoPE's does not say
 

@@ -28,7 +28,13 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabPara
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 from torch.nn import Parameter
 
-from ascend_gguf.cpu.experts import ACTIVATIONS, PLAIN_ACTIVATIONS, apply_experts, swiglu_oai
+from ascend_gguf.cpu.experts import (
+    ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    apply_experts,
+    swiglu_clamped,
+    swiglu_oai,
+)
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
@@ -389,6 +395,8 @@ def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tenso
     known = ACTIVATIONS if config.is_gated else PLAIN_ACTIVATIONS
     if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
         return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
+    if plain and config.activation == "silu" and config.gemm1_clamp_limit:
+        return swiglu_clamped(config.gemm1_clamp_limit)
     if plain and config.activation in known:
         return known[config.activation]
     raise NotImplementedError(

@@ -1,0 +1,38 @@
+"""Laguna: RoPE by the type of a layer, and a packed embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from ascend_gguf.srt.models.rotary import set_rotary_of_type
+
+
+def name_sizes(config: Any) -> None:
+    """What the engine's class asks for beside the configuration; RoPE is repaired afterwards."""
+    config.sliding_window = config.sliding_window or 0
+    for prefix in ("", "swa_"):
+        setattr(config, f"{prefix}rope_theta", 1e4)
+        setattr(config, f"{prefix}partial_rotary_factor", 1.0)
+    config.full_rope_scaling = config.swa_rope_scaling = None
+
+
+def repair_attention(attention: Any, config: Any) -> None:
+    """``LagunaAttention``: RoPE of its type of layer, with a fractional base and any scaling."""
+    set_rotary_of_type(attention, config)
+
+
+def repair_embedding(causal_lm: Any, config: Any) -> None:
+    """``LagunaForCausalLM``: the embedding may be packed, and the output matrix be the same."""
+    model = causal_lm.model
+    if isinstance(model.embed_tokens, VocabParallelEmbedding):
+        layer = model.layers[model.start_layer]
+        model.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=layer.self_attn.qkv_proj.quant_config,
+            prefix="model.embed_tokens",
+        )
+    if config.tie_word_embeddings:
+        causal_lm.lm_head = model.embed_tokens
