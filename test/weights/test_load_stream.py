@@ -444,12 +444,17 @@ def peak():  # VmHWM counts what is mapped from files too
 path, count = sys.argv[1], int(sys.argv[2])
 names = {f"t{i}.weight": f"m{i}.weight" for i in range(count)}
 parameter = torch.ones(1024, 4096, dtype=torch.bfloat16)
+
+def load(names):
+    with Stream(8) as stream:
+        for _, matrix in gguf_quant_weights_iterator(path, names):
+            parameter.copy_(matrix)  # decoded in place
+            parameter[:, 1:-1].copy_(matrix[:, 1:-1])  # decoded, then cut
+    return stream.finished
+
+load({"t0.weight": names["t0.weight"]})  # with the compiler, and what torch imports
 before = peak()
-with Stream(8) as stream:
-    for _, matrix in gguf_quant_weights_iterator(path, names):
-        parameter.copy_(matrix)  # decoded in place
-        parameter[:, 1:-1].copy_(matrix[:, 1:-1])  # decoded, then cut
-print(stream.finished, peak() - before)
+print(load(names), peak() - before)
 """
 
 
@@ -457,8 +462,7 @@ print(stream.finished, peak() - before)
 def test_peak_of_memory(tmp_path):
     """0.75 GB of blocks, twice, through 8 threads; the largest slice is 4.5 MB.
 
-    Twice the largest slice and 300 MB, with the compiler, are allowed.  The data is a hole in the
-    file.
+    300 MB are allowed.  The data is a hole in the file.
     """
     count, path = 170, tmp_path / "m.gguf"
     nbytes = 1024 * 4096 // 32 * 34
@@ -480,4 +484,4 @@ def test_peak_of_memory(tmp_path):
     finished, more = map(int, ended.stdout.split())
     print(f"{count * nbytes / 1e9:.1f} GB loaded; {more / 1e6:.0f} MB more at the peak")
     assert finished == 2 * count
-    assert more < 2 * nbytes + 300e6
+    assert more < 300e6

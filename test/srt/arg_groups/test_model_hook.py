@@ -149,6 +149,19 @@ def test_a_model_without_a_layer_that_drafts(check_drafts):
     check_drafts("EAGLE", {}, glm, "d.gguf")
 
 
+@pytest.mark.parametrize(("version", "taken"), [("2.12.1+cpu", "python"), ("2.13.0+cpu", None)])
+def test_the_compiled_prefix_cache_is_avoided(monkeypatch, version, taken):
+    name = "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"
+    monkeypatch.setenv(name, "rust")
+    monkeypatch.setattr(model_hook, "is_cpu", lambda: True)
+    monkeypatch.setattr(torch, "__version__", version)
+    model_hook._avoid_compiled_prefix_cache()
+    assert os.environ[name] == "rust"  # as somebody asked
+    monkeypatch.delenv(name)
+    model_hook._avoid_compiled_prefix_cache()
+    assert os.environ.get(name) == taken
+
+
 def test_sinks_are_refused_in_fused_attention(on_an_npu, monkeypatch):
     _check(model_type="gpt_oss")
     monkeypatch.setenv("ASCEND_USE_FIA", "1")

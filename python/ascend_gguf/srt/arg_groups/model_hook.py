@@ -19,6 +19,7 @@ from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.utils import get_bool_env_var, is_cpu, is_npu
 from sglang.srt.utils.hf_transformers.common import check_gguf_file
+from torch.torch_version import TorchVersion
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.products import ATTENTION, this_product
@@ -61,6 +62,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         refuse_on_npu(resolving_view(server_args).model_path, config)
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
+    _avoid_compiled_prefix_cache()
     _keep_one_cache(server_args, config)
     kind, owner = getattr(config, "model_type", None), config
     if kind in ("exaone4", "exaone_moe"):
@@ -116,6 +118,16 @@ def _keep_state_in_dtype(server_args: Any) -> None:
     model = model_config_of(server_args)
     if mambaish_config(model) is not None and not envs.SGLANG_MAMBA_CONV_DTYPE.is_set():
         envs.SGLANG_MAMBA_CONV_DTYPE.set(str(model.dtype).removeprefix("torch."))
+
+
+def _avoid_compiled_prefix_cache() -> None:
+    """Take the engine's prefix cache in Python where its wheel's compiled one ends the server.
+
+    It is compiled for torch 2.14, runs with 2.13, and is taken with 2.11 and 2.12 too.
+    """
+    backend = envs.SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND
+    if is_cpu() and TorchVersion(torch.__version__) < "2.13" and not backend.is_set():
+        backend.set("python")
 
 
 def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:
