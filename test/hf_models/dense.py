@@ -62,6 +62,14 @@ DENSE: dict[str, Tiny] = {
     "baichuan": _llama("baichuan", "llama", {"num_key_value_heads": 4}, twin=True),
     # Rows of queries and keys stay as they are.
     "exaone": Tiny("exaone", "llama", {"head_dim": 32}, llama_metadata, twin=True),
+    # Its text, which has the sections of a vision model's rotary embedding.
+    "paddleocr": Tiny(
+        "paddleocr",
+        "llama",
+        {"head_dim": 32},
+        lambda config: {"rope.dimension_sections": [4, 6, 6, 0]},
+        twin=True,
+    ),
     "chatglm": Tiny(
         "chatglm",
         "glm",

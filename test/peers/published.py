@@ -89,6 +89,12 @@ def xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Te
     return _of(config, "XverseForCausalLM"), tensors
 
 
+def paddleocr(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    parameters = config["rope_parameters"] | {"mrope_section": [4, 6, 6]}
+    config = _of(config, "PaddleOCRVLForConditionalGeneration", rope_parameters=parameters)
+    return config, tensors
+
+
 def orion(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     epsilon = config["layer_norm_eps"]
     return _of(config, "OrionForCausalLM", rms_norm_eps=epsilon), tensors
@@ -306,6 +312,7 @@ PUBLISHED: dict[str, Published] = {
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,
+    "paddleocr": paddleocr,
     "exaone": exaone,
     "exaone-3.5": exaone,
     "qwen": qwen,

@@ -42,6 +42,9 @@ BAICHUAN = replace(INTERNLM2, name="baichuan", derived=(_no_alibi,))
 
 EXAONE = replace(INTERNLM2, name="exaone", tensors=NEOX_BODY + mlp())
 
+#: Its text has one position in all sections of the rotary embedding.
+PADDLEOCR = replace(EXAONE, name="paddleocr", reads=frozenset({"rope.dimension_sections"}))
+
 CHATGLM = replace(
     INTERNLM2,
     name="chatglm",
@@ -99,4 +102,4 @@ MINICPM = Architecture(
     derived=(_minicpm_scales,),
 )
 
-ARCHITECTURES = (INTERNLM2, XVERSE, BAICHUAN, EXAONE, CHATGLM, QWEN, MINICPM)
+ARCHITECTURES = (INTERNLM2, XVERSE, BAICHUAN, EXAONE, PADDLEOCR, CHATGLM, QWEN, MINICPM)

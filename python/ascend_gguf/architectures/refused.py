@@ -46,7 +46,7 @@ WITHOUT_TABLE = frozenset(
     (
         *("bailingmoe3", "deepseek2-ocr", "deepseek4", "dots3note", "glm5-next", "gptj"),
         *("granite_swa", "grok", "hrm_text", "hunyuan_vl", "hy_v4", "kimi-k3"),
-        *("muse-glimmer", "nanbeige", "paddleocr", "qwen4exp", "spark2_5"),
+        *("muse-glimmer", "nanbeige", "qwen4exp", "spark2_5"),
     )
 )
 
