@@ -112,6 +112,11 @@ def _turn_less(config: dict[str, Any]) -> None:
     rope(config, partial_rotary_factor=turned / head)
 
 
+def _larger_base(config: dict[str, Any]) -> None:
+    head = config["head_dim"]
+    rope(config, rope_theta=config["rope_parameters"]["rope_theta"] * 3 ** (head / (head - 2)))
+
+
 #: Key -> its other value, and what transformers calls that.
 OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.layer_norm_rms_epsilon": (
@@ -160,6 +165,7 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
         _set(swiglu_limits_shared=[0.0, 0.0, 0.3, 0.2]),
     ),
     "rope.freq_base": (50.5, _base),
+    "rope.scaling.alpha": (3.0, _larger_base),
     "rope.freq_base_swa": (
         777.5,
         lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=777.5),

@@ -20,6 +20,10 @@ def _deepseek(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[st
         yield from llama(new, part, config)
 
 
+def _ocr(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from gate_and_up(f"{name}.weight" if ".experts." in name else name, tensor)
+
+
 def _deepseek_metadata(config: Any) -> dict[str, Any]:
     return llama_metadata(config) | {
         "expert_feed_forward_length": config.moe_intermediate_size,
@@ -62,6 +66,21 @@ MIXTURES: dict[str, Tiny] = {
         "deepseek",
         sizes=_UNGATED | {"mlp_layer_types": ["dense", "sparse"]},
         metadata=_deepseek_metadata,
+    ),
+    # Its text; these keys say nothing of it.
+    "deepseek-ocr": Tiny(
+        "deepseek2-ocr",
+        "deepseek_ocr2_text",
+        # llama.cpp takes no others.
+        _UNGATED
+        | {"mlp_layer_types": ["dense", "sparse"], "num_key_value_heads": 4}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        lambda config: (
+            _deepseek_metadata(config) | {"rope.dimension_count": 8, "attention.sliding_window": 8}
+        ),
+        _ocr,
+        names="deepseek2",
+        twin=True,
     ),
     "ling-unnormalized": _softmax(
         "bailingmoe",

@@ -338,6 +338,13 @@ TINY: dict[str, Tiny] = (
         ),
         "hunyuan-dense": Tiny("hunyuan-dense", "hunyuan_v1_dense", {"head_dim": 64}),
         # Their text, which is that of these models.
+        "hunyuan-vl": Tiny(
+            "hunyuan_vl",
+            "hunyuan_v1_dense",
+            {"head_dim": 64},
+            lambda config: {"rope.dimension_sections": [16, 16, 16, 16]},
+            twin=True,
+        ),
         "qwen2-vl": Tiny("qwen2vl", "qwen2", metadata=sections_metadata, twin=True),
         "qwen3-vl": Tiny("qwen3vl", "qwen3", {"head_dim": 64}, sections_metadata, twin=True),
         "qwen3-vl-moe": Tiny(
@@ -401,6 +408,7 @@ ONE_STAGE = frozenset(
         "ernie4.5-moe",
         "hunyuan-dense",
         "hunyuan-moe",
+        "hunyuan-vl",
         "trinity",
         "step-3.5",
         "minicpm3",

@@ -182,6 +182,20 @@ def deepseek(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     return config, _experts_apart(tensors)
 
 
+def deepseek_ocr(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    config, tensors = deepseek(config, tensors)
+    return _of(config, "DeepseekOCRForCausalLM", qk_rope_head_dim=0), tensors
+
+
+def hunyuan_vl(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Its base is a smaller one, which a factor makes the configuration's."""
+    parameters, head = config["rope_parameters"], config["head_dim"]
+    theta = parameters["rope_theta"] / 3 ** (head / (head - 2))
+    parameters = {"rope_type": "xdrope", "alpha": 3.0, "rope_theta": theta}
+    parameters["xdrope_section"] = [head // 8] * 4
+    return _of(config, "HunYuanVLForConditionalGeneration", rope_parameters=parameters), tensors
+
+
 def ling(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     names = {
         r"block_sparse_moe\.input_linear\.weight": "mlp.experts.gate_up_proj",
@@ -322,6 +336,8 @@ PUBLISHED: dict[str, Published] = {
     "gpt2-output": gpt2,
     "phimoe": phimoe,
     "deepseek-moe": deepseek,
+    "deepseek-ocr": deepseek_ocr,
+    "hunyuan-vl": hunyuan_vl,
     "ling": ling,
     "ling-unnormalized": ling,
     "llama-embed": llama_embed,

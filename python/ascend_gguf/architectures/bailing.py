@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ascend_gguf.architectures import rope
@@ -123,4 +124,17 @@ DEEPSEEK = Architecture(
     constants=BAILING_MOE.constants,
 )
 
-ARCHITECTURES = (BAILING_MOE2, BAILING_MOE, DEEPSEEK)
+#: The text of DeepSeek-OCR, which turns whole heads and has no window, whatever its keys say.
+DEEPSEEK_OCR = replace(
+    DEEPSEEK,
+    name="deepseek2-ocr",
+    fields={
+        **BAILING_MOE.fields,
+        "leading_dense_block_count": count("first_k_dense_replace"),
+    },
+    reads=frozenset({"rope.dimension_count", "attention.sliding_window"}),
+    fixed=BAILING_MOE.fixed,
+    tensors=_body(),
+)
+
+ARCHITECTURES = (BAILING_MOE2, BAILING_MOE, DEEPSEEK, DEEPSEEK_OCR)

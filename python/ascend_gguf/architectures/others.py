@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ascend_gguf.architectures import rope
@@ -9,7 +11,7 @@ from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import fraction
 from ascend_gguf.architectures.layers import has_tensor
 from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.metadata import Attributes
+from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     BIASED_NORMS,
@@ -84,6 +86,24 @@ HUNYUAN_DENSE = Architecture(
     constants={"use_qk_norm": True},
 )
 
+
+def _larger_base(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """NTK-aware scaling, which makes the base larger (``load_arch_hparams`` of llama.cpp)."""
+    found = rope.parameters(file, attributes)
+    alpha, head = number(file, "rope.scaling.alpha", float, least=0), attributes["head_dim"]
+    if alpha:
+        found["rope_theta"] *= alpha ** (head / (head - 2))
+    return found
+
+
+#: The text of HunyuanOCR, which has one position in all sections of the rotary embedding.
+HUNYUAN_VL = replace(
+    HUNYUAN_DENSE,
+    name="hunyuan_vl",
+    reads=frozenset({"rope.dimension_sections", "rope.scaling.alpha"}),
+    rope=_larger_base,
+)
+
 ARCEE = Architecture(
     name="arcee",
     model_type="arcee",
@@ -135,4 +155,14 @@ ERNIE4_5 = Architecture(
     tensors=NEOX_BODY + mlp(),
 )
 
-ARCHITECTURES = (APERTUS, ARCEE, ERNIE4_5, HUNYUAN_DENSE, PHI3, STARCODER2, SMOLLM3, SEED_OSS)
+ARCHITECTURES = (
+    APERTUS,
+    ARCEE,
+    ERNIE4_5,
+    HUNYUAN_DENSE,
+    HUNYUAN_VL,
+    PHI3,
+    STARCODER2,
+    SMOLLM3,
+    SEED_OSS,
+)

@@ -44,8 +44,8 @@ WITHOUT_CLASS = frozenset(
 #: The engine has a class for these, and there is no table here of their tensors yet.
 WITHOUT_TABLE = frozenset(
     (
-        *("bailingmoe3", "deepseek2-ocr", "deepseek4", "dots3note", "glm5-next", "gptj"),
-        *("granite_swa", "grok", "hrm_text", "hunyuan_vl", "hy_v4", "kimi-k3"),
+        *("bailingmoe3", "deepseek4", "dots3note", "glm5-next", "gptj"),
+        *("granite_swa", "grok", "hrm_text", "hy_v4", "kimi-k3"),
         *("muse-glimmer", "nanbeige", "qwen4exp", "spark2_5"),
     )
 )

@@ -55,7 +55,12 @@ LOST = {
     "hunyuan_v1_moe": {"rope.scaling.yarn_attn_factor"},
     "hy_v3": {"expert_weights_norm"},  # always
     "granitemoeshared": {"expert_weights_norm", "expert_weights_scale"},  # always, and never
-    "deepseek_ocr2_text": {"expert_weights_norm"},  # never
+    # Never; and what llama.cpp leaves out.
+    "deepseek_ocr2_text": {
+        "expert_weights_norm",
+        "rope.dimension_count",
+        "attention.sliding_window",
+    },
     "afmoe": {"expert_weights_norm"},  # always
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
