@@ -17,7 +17,9 @@ from ascend_gguf.tokenizer import stop_token_ids
 
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
-    "gemma4_text": "SGLang's attention on Ascend has keys and values of one size",
+    **dict.fromkeys(
+        ("gemma4_text", "mimo2"), "SGLang's attention on Ascend has keys and values of one size"
+    ),
 }
 
 LATENT_ON_NPU = (

@@ -158,6 +158,28 @@ _LAGUNA = {
 }
 
 
+def mimo(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield re.sub(r"(sinks|attention_sink_bias)$", "sinks.weight", name), tensor
+
+
+def mimo_metadata(config: Any) -> dict[str, Any]:
+    own = config.num_key_value_heads
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    rope = config.rope_parameters
+    return window_pattern_metadata(config) | {
+        "attention.head_count_kv": [own * (1 + slides) for slides in sliding],
+        "attention.value_length": config.v_head_dim,
+        "attention.value_scale": config.attention_value_scale,
+        "rope.dimension_count": int(
+            config.head_dim * rope["full_attention"]["partial_rotary_factor"]
+        ),
+        "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"],
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_group_count": None,
+        "expert_group_used_count": None,
+    }
+
+
 TINY: dict[str, Tiny] = {
     # As Super 49B, Ultra 253B and 51B: without attention, with a matrix in its place, and nothing.
     "nemotron-super": Tiny(
@@ -234,5 +256,25 @@ TINY: dict[str, Tiny] = {
         laguna,
         names="step35",
         twin=True,
+    ),
+    "mimo-v2-flash": Tiny(
+        "mimo2",
+        "mimo_v2_flash",
+        {"num_hidden_layers": 3, "head_dim": 48, "v_head_dim": 32, "sliding_window": 16}
+        | {"layer_types": ["full_attention"] + ["sliding_attention"] * 2}
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+        | {
+            "rope_parameters": {
+                f"{kind}_attention": {
+                    "rope_type": "default",
+                    "rope_theta": theta,
+                    "partial_rotary_factor": 1 / 3,
+                }
+                for kind, theta in (("full", 400000.0), ("sliding", 20000.0))
+            }
+        },
+        mimo_metadata,
+        mimo,
+        refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
     ),
 }

@@ -106,6 +106,8 @@ def _turn_less(config: dict[str, Any]) -> None:
         config["rotary_dim"] = 8
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     turned = 8
+    if config["model_type"] == "mimo_v2_flash":  # in all layers
+        config["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = turned / head
     if config["model_type"] == "step3p5":  # of layers with a window, and half of them without
         config["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = turned / head
         turned //= 2
@@ -127,6 +129,7 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
         0.01,
         _set(layer_norm_eps=0.01, norm_epsilon=0.01, layer_norm_epsilon=0.01),
     ),
+    "attention.value_scale": (0.4, _set(attention_value_scale=0.4)),
     "attention.scale": (0.3, _set(attention_multiplier=0.3)),
     "attention.temperature_scale": (0.3, lambda c: rope(c, llama_4_scaling_beta=0.3)),
     "attention.temperature_length": (24, lambda c: rope(c, original_max_position_embeddings=24)),

@@ -411,6 +411,7 @@ ONE_STAGE = frozenset(
         "hunyuan-vl",
         "trinity",
         "step-3.5",
+        "mimo-v2-flash",
         "minicpm3",
         "minicpm3-long",
     )

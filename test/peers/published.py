@@ -314,6 +314,26 @@ def step(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tens
     return config, renamed(tensors, names)
 
 
+def mimo(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    full, sliding = (config["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding"))
+    new = {
+        "hybrid_layer_pattern": [int(k == "sliding_attention") for k in config["layer_types"]],
+        "swa_num_attention_heads": config["num_attention_heads"],
+        "swa_num_key_value_heads": 2 * config["num_key_value_heads"],
+        "swa_head_dim": config["head_dim"],
+        "swa_v_head_dim": config["v_head_dim"],
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "topk_method": "noaux_tc",
+        "rope_theta": full["rope_theta"],
+        "swa_rope_theta": sliding["rope_theta"],
+        "partial_rotary_factor": full["partial_rotary_factor"],
+    }
+    kept = {
+        key: value for key, value in config.items() if key not in ("rope_parameters", "n_group")
+    }
+    return _of(kept, "MiMoV2FlashForCausalLM", **new), tensors
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
@@ -323,6 +343,7 @@ PUBLISHED: dict[str, Published] = {
     "nemotron-h": nemotron,
     "nemotron-h-bias": nemotron,
     "step-3.5": step,
+    "mimo-v2-flash": mimo,
     "internlm2": internlm2,
     "xverse": xverse,
     "orion": orion,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-_BY_LAYER = (
-    "heads or feed-forward networks of this model have other sizes in each layer, which the tables "
-    "here do not describe"
-)
 _NOT_SIMULATED = "are not simulated here, so that nothing of this model could be tested"
 _SPARSE = {
     "cpu": "the engine has no sparse attention on the CPU",
@@ -24,7 +20,6 @@ REFUSED = {
         "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
         "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",
     },
-    "mimo2": _everywhere(_BY_LAYER),
     "minimax-m3": _SPARSE,
 }
 

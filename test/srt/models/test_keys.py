@@ -68,6 +68,8 @@ LOST = {
     "glm_moe_dsa": {"attention.layer_norm_rms_epsilon"},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
     "minicpm3": {"attention.layer_norm_rms_epsilon"},
+    # Layers of another type have other tensors.
+    "mimo_v2_flash": {"attention.sliding_window_pattern"},
     # Which counts where a file lacks that of RMS norms.
     "nemotron_h": {"attention.layer_norm_epsilon"},
 }

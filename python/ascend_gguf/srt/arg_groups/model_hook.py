@@ -31,7 +31,7 @@ from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
 
 #: Models of two types of layers whose keys and values have the same sizes.
-_ONE_CACHE = ("laguna_text", "mellum", "step35")
+_ONE_CACHE = ("laguna_text", "mellum", "mimo2", "step35")
 
 logger = logging.getLogger(__name__)
 

@@ -44,6 +44,7 @@ from ascend_gguf.srt.models import (
     llama4,
     mamba2,
     mellum,
+    mimo_v2,
     minicpm3,
     minimax_m2,
     mixtral,
@@ -73,6 +74,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "gemma3n_text": gemma3n_causal.repair_config,
     "granitemoehybrid": mamba2.share_group,
     "laguna_text": laguna.name_sizes,
+    "mimo2": mimo_v2.name_sizes,
     "nemotron_h": nemotron_h.repair_config,
     "step35": step3p5.name_sizes,
 }
@@ -134,6 +136,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "llama4.Llama4ForCausalLM": llama4.repair_loading,
     "llama4.Llama4MoE": llama4.repair_experts,
     "mellum.MellumAttention": mellum.repair_attention,
+    "mimo_v2.MiMoV2Attention": mimo_v2.repair_attention,
     "minicpm3.MiniCPM3ForCausalLM": minicpm3.keep_projections,
     "minimax_m2.MiniMaxM2Attention": minimax_m2.repair_norm,
     "ministral3.Ministral3Attention": set_rotary_embedding,
