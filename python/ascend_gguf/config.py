@@ -126,8 +126,8 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
             values[field.attribute] = value
     # llama.cpp's defaults, not transformers'.
     values = {**architecture.defaults, **values}
-    heads = values["num_attention_heads"]
-    if "num_key_value_heads" not in values:
+    heads = values.get("num_attention_heads")  # none in a model without attention
+    if heads and "num_key_value_heads" not in values:
         values["num_key_value_heads"] = heads
         if "num_attention_heads" in by_layer:
             by_layer["num_key_value_heads"] = by_layer["num_attention_heads"]
@@ -142,7 +142,8 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
         values["num_hidden_layers"] -= further
         values["num_nextn_predict_layers"] = further
     _check_count(file, "context_length", values["max_position_embeddings"], _MOST_CONTEXT)
-    _check_heads(file, values)
+    if heads:
+        _check_heads(file, values)
     return values
 
 

@@ -68,6 +68,8 @@ EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=
 def sizes(architecture: Architecture) -> dict[str, Any]:
     """What a file of the architecture has to say, and what tells it from others of the name."""
     known = architecture.obeyed | {"attention.value_length", *architecture.fixed}
+    if architecture.name == "mamba2":
+        known -= {"attention.value_length"}
     found = {key: value for key, value in VALUES.items() if key in known}
     if "attention.kv_lora_rank" in known:
         found |= _LATENT
@@ -82,8 +84,8 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
         found["attention.head_count_kv"] = VALUES["attention.head_count"]
     if architecture.name in HYBRID:
         found["attention.head_count_kv"] = [0, 2, 0, 2]
-        if "ssm.inner_size" in found:
-            found["ssm.inner_size"] = 2 * VALUES["embedding_length"]
+    if architecture.name in (*HYBRID, "mamba2") and "ssm.inner_size" in found:
+        found["ssm.inner_size"] = 2 * VALUES["embedding_length"]
     if architecture.name in BLOCKS:
         found["attention.head_count_kv"] = [0, 2, 0, 0]
         found["feed_forward_length"] = [0, 0, 192, 0]

@@ -105,6 +105,21 @@ def nemotron(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str
     yield name, tensor
 
 
+def mamba2_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "attention.head_count": 0,
+        "attention.head_count_kv": None,
+        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+        "feed_forward_length": 0,
+        "rope.freq_base": None,
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.state_size": config.state_size,
+        "ssm.group_count": config.n_groups,
+        "ssm.time_step_rank": config.num_heads,
+        "ssm.inner_size": config.num_heads * config.head_dim,
+    }
+
+
 def nemotron_metadata(config: Any) -> dict[str, Any]:
     kinds = config.hybrid_override_pattern
     moe = "E" in kinds
@@ -268,6 +283,21 @@ TINY: dict[str, Tiny] = {
         | {"tie_word_embeddings": True},
         granite4_metadata,
         granite4,
+    ),
+    # Of one group of heads: transformers' norm knows no others.
+    "mamba2": Tiny(
+        "mamba2",
+        "mamba2",
+        {"num_hidden_layers": 3, "expand": 2, "num_heads": 8, "head_dim": 32, "n_groups": 1}
+        | {"intermediate_size": 256, "state_size": 64, "conv_kernel": 3, "chunk_size": 16}
+        | {"layer_norm_epsilon": 1e-4, "tie_word_embeddings": True}
+        # Of what the engine takes for attention.
+        | {"num_attention_heads": 8, "num_key_value_heads": 8, "rope_parameters": None},
+        mamba2_metadata,
+        nemotron,
+        refused={
+            "npu": "SGLang's backend for Mamba-2 without attention has no operators on Ascend"
+        },
     ),
     "nemotron-h": Tiny(
         "nemotron_h",

@@ -45,11 +45,15 @@ def _shared_ffn(config: Any) -> int:
 
 
 def _ssm_heads(config: Any) -> int:
-    return first(config, "mamba_n_heads", "mamba_num_heads")
+    return first(config, "mamba_n_heads", "mamba_num_heads", "num_heads")
 
 
 def _ssm_inner(config: Any) -> int:
-    return _ssm_heads(config) * first(config, "mamba_d_head", "mamba_head_dim")
+    return _ssm_heads(config) * first(config, "mamba_d_head", "mamba_head_dim", "head_dim")
+
+
+def _ssm_state(config: Any) -> int:
+    return first(config, "mamba_d_state", "ssm_state_size", "state_size")
 
 
 def _ssm_groups(config: Any) -> int:
@@ -90,7 +94,9 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "ssm_inner": _ssm_inner,
     "ssm_groups": _ssm_groups,
     "ssm_group": lambda c: _ssm_inner(c) // _ssm_groups(c),
-    "ssm_bc": lambda c: 2 * _ssm_groups(c) * first(c, "mamba_d_state", "ssm_state_size"),
+    "ssm_bc": lambda c: (
+        2 * _ssm_groups(c) * first(c, "mamba_d_state", "ssm_state_size", "state_size")
+    ),
     "ssm_kernel": lambda c: first(c, "mamba_d_conv", "conv_kernel"),
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,

@@ -1,12 +1,14 @@
-"""The layer of Mamba-2, which several architectures have."""
+"""Mamba-2, and its layer, which several architectures have."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ascend_gguf.architectures.base import Rename, per_layer
-from ascend_gguf.architectures.fields import Fields
+from ascend_gguf.architectures import rope
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.fields import Field, Fields
 from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.parts import OUTPUT, RMS_NORM_EPSILON
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
 from ascend_gguf.reader import GGUFFile
 
@@ -91,3 +93,48 @@ def mixer(module: str, kind: str) -> tuple[Rename, ...]:
         ),
         part("ssm_out.weight", "hidden ssm_inner", "out_proj.weight"),
     )
+
+
+def _alone(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """``head_dim`` and the width of all heads, and whether the convolution has a bias."""
+    heads, hidden = attributes["num_heads"], attributes["hidden_size"]
+    inner = inner_size(file, heads, attributes["n_groups"], hidden)
+    return {
+        "head_dim": inner // heads,
+        "expand": inner // hidden,
+        "intermediate_size": inner,
+        "use_conv_bias": has_conv_bias(file),
+        # Which it has none of, and the engine divides by.
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+    }
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="mamba2",
+        model_type="mamba2",
+        fields={
+            "block_count": "num_hidden_layers",
+            "context_length": "max_position_embeddings",
+            "embedding_length": "hidden_size",
+            RMS_NORM_EPSILON: Field("layer_norm_epsilon", float, 0),
+            "ssm.conv_kernel": "conv_kernel",
+            "ssm.state_size": "state_size",
+            "ssm.group_count": "n_groups",
+            "ssm.time_step_rank": "num_heads",
+        },
+        reads=STATE_KEYS,
+        fixed={"attention.head_count": (0,), "feed_forward_length": (0,)},
+        tensors=(
+            Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight"),
+            Rename("output_norm.weight", "hidden", "model.norm.weight"),
+            OUTPUT,
+            per_layer("attn_norm.weight", "hidden", "norm.weight"),
+            *mixer("mixer", ""),
+        ),
+        constants={"rms_norm": True, "use_bias": False},
+        rope=rope.absent,
+        derived=(_alone,),
+    ),
+)

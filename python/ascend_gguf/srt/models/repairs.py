@@ -74,6 +74,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "gemma3n_text": gemma3n_causal.repair_config,
     "granitemoehybrid": mamba2.share_group,
     "laguna_text": laguna.name_sizes,
+    "mamba2": nemotron_h.repair_config,
     "mimo2": mimo_v2.name_sizes,
     "nemotron_h": nemotron_h.repair_config,
     "step35": step3p5.name_sizes,
