@@ -18,9 +18,7 @@ from ascend_gguf.tokenizer import stop_token_ids
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
     "mamba2": "SGLang's backend for Mamba-2 without attention has no operators on Ascend",
-    **dict.fromkeys(
-        ("gemma4_text", "mimo2"), "SGLang's attention on Ascend has keys and values of one size"
-    ),
+    "mimo2": "SGLang's attention on Ascend has keys and values of one size",
 }
 
 LATENT_ON_NPU = (

@@ -66,8 +66,8 @@ def test_other_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "granite-4", "nemotron-h-moe", "falcon-h1"])
-def test_states(npu_engine, tiny_model, name):
+@pytest.mark.parametrize("name", ["lfm2", "granite-4", "nemotron-h-moe", "falcon-h1", "gemma4-e2b"])
+def test_states_and_sizes_of_layers(npu_engine, tiny_model, name):
     check(npu_engine, tiny_model(name).path, "bfloat16", Ranks())
 
 

@@ -106,6 +106,7 @@ _MLA_YARN = {
     "mscale_all_dim": 0.707,
 }
 
+_LAST_3 = ("full_attention", "sliding_attention", "full_attention")
 _GEMMA4 = {
     "sliding_window": 16,
     "head_dim": 32,
@@ -163,13 +164,14 @@ TINY: dict[str, Tiny] = (
             "gemma4",
             "gemma4_text",
             _GEMMA4
-            | {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
+            | {"num_hidden_layers": 5, "layer_types": [*["sliding_attention"] * 2, *_LAST_3]}
             | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
-            | {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 512},
+            | {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 512}
+            # With six layers, and without, transformers itself is wrong by 0.010 in float16.
+            | {"final_logit_softcapping": 2.0},
             gemma4_metadata,
             gemma4,
             extra=gemma4_factors,
-            refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
         ),
         # As 26B-A4B, whose attention is 31B's too.
         "gemma4-26b": Tiny(
@@ -177,14 +179,13 @@ TINY: dict[str, Tiny] = (
             "gemma4_text",
             _GEMMA4
             | {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-            | {"hidden_size_per_layer_input": 0, "final_logit_softcapping": 3.0}
+            | {"hidden_size_per_layer_input": 0, "final_logit_softcapping": 2.0}
             | {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
             | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
             | {"moe_intermediate_size": 64},
             gemma4_metadata,
             gemma4,
             extra=gemma4_factors,
-            refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
         ),
         "phi3": Tiny(
             "phi3", "phi3", {"rope_parameters": _PHI3, "sliding_window": 16}, phi3_metadata

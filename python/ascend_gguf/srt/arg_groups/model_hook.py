@@ -67,7 +67,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     kind, owner = getattr(config, "model_type", None), config
     if kind in ("exaone4", "exaone_moe"):
         hidden, value = "sliding_window_pattern", None
-    elif kind in ("gpt_oss", "gemma4_text") and is_cpu():
+    elif kind == "gemma4_text" or kind == "gpt_oss" and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
     elif kind in ("lfm2", "lfm2_moe") and is_npu():
         # The engine keeps states for the prefix cache of these, and not of convolutions.
