@@ -134,11 +134,6 @@ def _kernel(
     before = width - 1
     tiles = -(-channels // _CHANNELS)
 
-    def columns(address: Value, count: int) -> list[Value]:
-        """Of ``[channels, count]``, some channels of each column."""
-        both = load(address, lanes * count)
-        return [both[i::count] for i in range(count)]
-
     def convolve(
         tile: Value,
         x: Value,
@@ -159,29 +154,16 @@ def _kernel(
         state = states + load(slots + request).zext(I64) * slot_stride
         first = part * _CHANNELS
         for channel in loop(first, minimum(first + _CHANNELS, channels), lanes):
-            factors = columns(weight + channel * width, width)
+            factors = _columns(weight + channel * width, width, lanes)
             place = state + channel * before
-            kept = columns(place, before)
+            kept = _columns(place, before, lanes)
             if is_prompts:
                 is_kept = load(has + request).differs(0).splat(lanes)
                 kept = [is_kept.select(column, 0.0) for column in kept]
             least = load(bias + channel, lanes) if has_bias else splat(0.0, lanes)
 
-            def token(
-                i: Value,
-                kept: list[Value],
-                channel: Value = channel,
-                factors: list[Value] = factors,
-                least: Value = least,
-            ) -> list[Value]:
-                kept = [*kept, load(x + (i * x_stride + channel), lanes)]
-                total = least
-                for column, factor in zip(kept, factors, strict=True):
-                    total = multiply_add(column, factor, total)
-                total = total * sigmoid(total) if is_silu else total
-                store(out + (i * channels + channel), total)
-                return kept[1:]
-
+            own = x + channel, x_stride, out + channel, channels
+            token = functools.partial(_token, *own, is_silu, factors, least)
             after = fold(start, stop, 1, kept, token)
             store(place, collect([column[i] for i in range(lanes) for column in after]))
 
@@ -199,6 +181,33 @@ def _kernel(
         starts=pointer(I64),
         has=pointer(I8),
     )
+
+
+def _columns(address: Value, count: int, lanes: int) -> list[Value]:
+    """Of ``[channels, count]``, some channels of each column."""
+    both = load(address, lanes * count)
+    return [both[i::count] for i in range(count)]
+
+
+def _token(
+    x: Value,
+    x_stride: Value,
+    out: Value,
+    out_stride: int,
+    is_silu: bool,
+    factors: list[Value],
+    least: Value,
+    i: Value,
+    kept: list[Value],
+) -> list[Value]:
+    """Some channels of a token's result, from those of the tokens before; what the next keeps."""
+    kept = [*kept, load(x + i * x_stride, len(least))]
+    total = least
+    for column, factor in zip(kept, factors, strict=True):
+        total = multiply_add(column, factor, total)
+    total = total * sigmoid(total) if is_silu else total
+    store(out + i * out_stride, total)
+    return kept[1:]
 
 
 def requests_of(starts: torch.Tensor) -> Iterator[slice]:

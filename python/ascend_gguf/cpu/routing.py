@@ -56,32 +56,6 @@ def softmax_of_best(
 @functools.cache
 def _softmax_of_best(experts: int, k: int, dtype: torch.dtype, renormalize: bool) -> Kernel:
     width = lanes_of(experts)
-    lanes = list(range(width)) if width > 1 else 0
-
-    def least(value: Value) -> Value:
-        while len(value) > 1:
-            half = len(value) // 2
-            value = minimum(value[:half], value[half:])
-        return value
-
-    def best(scores: Value) -> tuple[Value, Value]:
-        """The greatest score, and the first place that has it."""
-        (high,) = fold(
-            0,
-            experts,
-            width,
-            [splat(_CHOSEN, width)],
-            lambda j, found: [maximum(load(scores + j, width), found[0])],
-        )
-        greatest = max_of(high)
-
-        def place(j: Value, found: list[Value]) -> list[Value]:
-            has = load(scores + j, width) >= greatest.splat(width)
-            here = j.trunc(I32).splat(width) + lanes
-            return [minimum(has.select(here, found[0]), found[0])]
-
-        (places,) = fold(0, experts, width, [splat(experts - 1, width, I32)], place)
-        return greatest, least(places)
 
     def logit(row: Value, j: Value) -> Value:
         return maximum(load(row + j, width), _NOTHING)  # or NaN
@@ -100,7 +74,7 @@ def _softmax_of_best(experts: int, k: int, dtype: torch.dtype, renormalize: bool
             store(scores + j, logit(row, j))
         found = []
         for i in range(k):
-            greatest, place = best(scores)
+            greatest, place = _best(scores, experts, width)
             found.append(greatest)
             store(ids + (tile * k + i), place)
             store(scores + place.zext(I64), splat(_CHOSEN))
@@ -128,3 +102,31 @@ def _softmax_of_best(experts: int, k: int, dtype: torch.dtype, renormalize: bool
         weights=pointer(F32),
         ids=pointer(I32),
     )
+
+
+def _best(scores: Value, experts: int, width: int) -> tuple[Value, Value]:
+    """The greatest score, and the first place that has it."""
+    lanes = list(range(width)) if width > 1 else 0
+    (high,) = fold(
+        0,
+        experts,
+        width,
+        [splat(_CHOSEN, width)],
+        lambda j, found: [maximum(load(scores + j, width), found[0])],
+    )
+    greatest = max_of(high)
+
+    def place(j: Value, found: list[Value]) -> list[Value]:
+        has = load(scores + j, width) >= greatest.splat(width)
+        here = j.trunc(I32).splat(width) + lanes
+        return [minimum(has.select(here, found[0]), found[0])]
+
+    (places,) = fold(0, experts, width, [splat(experts - 1, width, I32)], place)
+    return greatest, _least(places)
+
+
+def _least(value: Value) -> Value:
+    while len(value) > 1:
+        half = len(value) // 2
+        value = minimum(value[:half], value[half:])
+    return value

@@ -68,11 +68,7 @@ def tune(
     dtype = dtype or ("float16" if "310P" in name else "bfloat16")
     in_torch = getattr(torch, dtype)
     config = _checked(file, ranks, dtype, is_npu)
-    try:
-        tuned.read()
-    except GGUFError as error:
-        error.hint = "It is written anew."
-        tell(str(error))
+    _tell_of_damage(tell)
     device = of_patch.Device(file.path, in_torch)
     deadline = of_patch.clock() + seconds
     tokens = (*_DECODED, chunk or (2048 if is_npu else 512))
@@ -106,6 +102,14 @@ def tune(
     found = {"device": name, "dtype": dtype, **ranks._asdict()}
     path = tuned.write(name, {row["key"]: _entry(row) for row in rows if row["chosen"]})
     return found | {"takes_wider": wider, "weights": rows, "file": str(path)}
+
+
+def _tell_of_damage(tell: Callable[[str], None]) -> None:
+    try:
+        tuned.read()
+    except GGUFError as error:
+        error.hint = "It is written anew."
+        tell(str(error))
 
 
 def _of_patch() -> Any:

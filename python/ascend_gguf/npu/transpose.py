@@ -48,16 +48,6 @@ def transposer(bits: int, planes: int) -> Kernel:
         planes: 0, or of how many columns the high codes come together, and then the low ones.
     """
     halves = 2 if planes else 1
-    rows = ROWS_OF_WORD[bits]
-
-    def words(x: Value, x_stride: Value, col: Value, word: Value) -> list[Value]:
-        """A word of each of 16 columns; of planes those of the high codes first."""
-        first = x + (col + word * rows * x_stride)
-        codes = [load(first + x_stride * i, LANES) for i in range(rows)]
-        if bits == 8:
-            return [_joined(codes)]
-        both = [[(code + 8) >> 4 for code in codes], codes] if planes else [codes]
-        return [_joined(_nibbles(half)) for half in both]
 
     def transpose(
         tile: Value,  # noqa: ARG001
@@ -70,6 +60,7 @@ def transposer(bits: int, planes: int) -> Kernel:
     ) -> None:
         aside = local(I32, LANES * _WORDS * halves)
         whole = words_ & -_WORDS
+        words = functools.partial(_words, bits, planes, x, x_stride)
 
         def lines(col: Value) -> list[Value]:
             """Where the words of a column go, or of planes those of its high and low codes."""
@@ -81,7 +72,7 @@ def transposer(bits: int, planes: int) -> Kernel:
             for word in loop(0, whole, _WORDS):
                 for col in loop(first, last, LANES):
                     for i in loop(0, _WORDS):
-                        for half, value in enumerate(words(x, x_stride, col, word + i)):
+                        for half, value in enumerate(words(col, word + i)):
                             store(aside + (i + half * _WORDS) * LANES, value)
                     for half, target in enumerate(lines(col)):
                         first_word = aside + half * _WORDS * LANES
@@ -90,7 +81,7 @@ def transposer(bits: int, planes: int) -> Kernel:
                             store(target + (y_stride * place + word * I32.nbytes), value)
             for word in loop(whole, words_):
                 for col in loop(first, last, LANES):
-                    both = zip(lines(col), words(x, x_stride, col, word), strict=True)
+                    both = zip(lines(col), words(col, word), strict=True)
                     for target, value in both:
                         for place, lane in enumerate(value.lanes()):
                             store(target + (y_stride * place + word * I32.nbytes), lane)
@@ -105,6 +96,19 @@ def transposer(bits: int, planes: int) -> Kernel:
         words_=I64,
         cols=I64,
     )
+
+
+def _words(
+    bits: int, planes: int, x: Value, x_stride: Value, col: Value, word: Value
+) -> list[Value]:
+    """A word of each of 16 columns; of planes those of the high codes first."""
+    rows = ROWS_OF_WORD[bits]
+    first = x + (col + word * rows * x_stride)
+    codes = [load(first + x_stride * i, LANES) for i in range(rows)]
+    if bits == 8:
+        return [_joined(codes)]
+    both = [[(code + 8) >> 4 for code in codes], codes] if planes else [codes]
+    return [_joined(_nibbles(half)) for half in both]
 
 
 def _nibbles(codes: list[Value]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""Gated activations on the CPU in one pass over memory."""
+"""Activations: gated ones on the CPU in one pass over memory, and those of experts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 
 from ascend_gguf.cpu import row_ops
+from ascend_gguf.cpu.experts import ACTIVATIONS, PLAIN_ACTIVATIONS, swiglu_clamped, swiglu_oai
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
@@ -23,3 +25,23 @@ def gelu_and_mul(original: Callable, self: GeluAndMul, x: torch.Tensor) -> torch
     if x.shape[-1] % 32 or self.approximate != "tanh" or not uses_cpu_kernels(x):
         return original(self, x)
     return row_ops.gelu_tanh_and_mul(x)
+
+
+def of_experts(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What is computed between two products of experts.
+
+    Raises:
+        NotImplementedError: no experts have such an activation.
+    """
+    plain = config.gemm1_alpha is None and not config.swiglu_limit
+    known = ACTIVATIONS if config.is_gated else PLAIN_ACTIVATIONS
+    if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
+        return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
+    if plain and config.activation == "silu" and config.gemm1_clamp_limit:
+        return swiglu_clamped(config.gemm1_clamp_limit)
+    if plain and config.activation in known:
+        return known[config.activation]
+    raise NotImplementedError(
+        f"experts with activation {config.activation!r} (gated: {config.is_gated}, alpha: "
+        f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported"
+    )

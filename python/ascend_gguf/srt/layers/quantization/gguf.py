@@ -28,13 +28,7 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabPara
 from sglang.srt.utils import is_npu, use_intel_amx_backend
 from torch.nn import Parameter
 
-from ascend_gguf.cpu.experts import (
-    ACTIVATIONS,
-    PLAIN_ACTIVATIONS,
-    apply_experts,
-    swiglu_clamped,
-    swiglu_oai,
-)
+from ascend_gguf.cpu.experts import apply_experts
 from ascend_gguf.cpu.graph import host_call
 from ascend_gguf.cpu.linear import BlocksExperts
 from ascend_gguf.decoders.dequantize import dequantize
@@ -45,6 +39,7 @@ from ascend_gguf.srt.hardware_backend.npu.moe.activation import (
     NPUPlainActivation,
 )
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
+from ascend_gguf.srt.layers.activation import of_experts
 from ascend_gguf.srt.layers.parameter import (
     make_pending,
     materialize_gguf_weights,
@@ -334,7 +329,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         if moe_runner_config.activation == "npu_swiglu_oai":
             self.runner.runner_core.activation = NPUHalvesSwigluOAI(moe_runner_config)
         elif is_npu() and not moe_runner_config.is_gated:
-            self.runner.runner_core.activation = NPUPlainActivation(_activation(moe_runner_config))
+            self.runner.runner_core.activation = NPUPlainActivation(of_experts(moe_runner_config))
 
     def get_moe_runner_backend(self, layer: torch.nn.Module):
         return self.dense.get_moe_runner_backend(layer)
@@ -347,7 +342,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         topk_weights, topk_ids, _ = dispatch_output.topk_output
         inputs = dispatch_output.hidden_states, topk_weights, topk_ids
         options = {
-            "activation": _activation(config),
+            "activation": of_experts(config),
             "w13_bias": getattr(layer, "w13_weight_bias", None),
             "w2_bias": getattr(layer, "w2_weight_bias", None),
             "weight_on_input": config.apply_router_weight_on_input,
@@ -388,18 +383,3 @@ def _fit_bias(layer: torch.nn.Module, name: str) -> None:
     bias = getattr(layer, name, None)
     if bias is not None and is_npu() and layer.params_dtype == torch.float16:
         setattr(layer, name, Parameter(bias.half(), requires_grad=False))
-
-
-def _activation(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor]:
-    plain = config.gemm1_alpha is None and not config.swiglu_limit
-    known = ACTIVATIONS if config.is_gated else PLAIN_ACTIVATIONS
-    if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
-        return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
-    if plain and config.activation == "silu" and config.gemm1_clamp_limit:
-        return swiglu_clamped(config.gemm1_clamp_limit)
-    if plain and config.activation in known:
-        return known[config.activation]
-    raise NotImplementedError(
-        f"experts with activation {config.activation!r} (gated: {config.is_gated}, alpha: "
-        f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported"
-    )
