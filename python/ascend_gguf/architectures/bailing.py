@@ -50,10 +50,7 @@ def _body(q: Transform | None = None, k: Transform | None = None) -> tuple[Renam
         Rename("output_norm.weight", "hidden", "model.norm.weight"),
         OUTPUT,
         *NORMS,
-        *(
-            rule.renamed(lambda name: name.replace("self_attn", "attention"))
-            for rule in projections
-        ),
+        *(rule.renamed(_module) for rule in projections),
         *DENSE_OR_SPARSE,
     )
 
@@ -109,19 +106,15 @@ BAILING_MOE = Architecture(
 )
 
 #: DeepSeek-MoE 16B, whose first layers are dense; the weights of its experts are never normalized.
-DEEPSEEK = Architecture(
+DEEPSEEK = replace(
+    BAILING_MOE,
     name="deepseek",
-    model_type="bailing_moe",
-    causal_lm="BailingMoeForCausalLM",
     fields=FIELDS
     | HEAD_SIZE
     | _EXPERT_FIELDS
     | without(UNGROUPED_ROUTING, "expert_weights_norm")
     | {"expert_shared_count": "num_shared_experts"},
-    defaults=GROUPED_DEFAULTS,
     fixed={"expert_gating_func": (1,), "expert_weights_norm": (False,)},
-    tensors=BAILING_MOE.tensors,
-    constants=BAILING_MOE.constants,
 )
 
 #: The text of DeepSeek-OCR, which turns whole heads and has no window, whatever its keys say.

@@ -11,16 +11,18 @@ missing_in(__name__)
 )
 def fused_gdn_gating_npu(A_log, a, b, dt_bias):
     """The logarithm of the decay and the rate of each token and head, float32."""
-    g = -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
-    return g, b.float().sigmoid()
+    return _decay(A_log, a, dt_bias), b.float().sigmoid()
 
 
 @device_kernel(
     "fused_gdn_gating_without_sigmoid", "(Tensor A_log, Tensor a, Tensor dt_bias) -> Tensor"
 )
 def _logarithm_of_decay(A_log, a, dt_bias):
-    g = -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
-    return g.unsqueeze(0)
+    return _decay(A_log, a, dt_bias).unsqueeze(0)
+
+
+def _decay(A_log, a, dt_bias):
+    return -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
 
 
 def fused_gdn_gating_kernel_without_sigmoid(A_log, a, b, dt_bias):
