@@ -71,7 +71,12 @@ def mark_used(source: Streamed) -> None:
     """Let the current :class:`Stream` know of a use that is no operator."""
     stream = getattr(_current, "stream", None)
     if stream is not None:
-        stream.addresses.add(source.blocks.data_ptr())
+        stream.used.add(place_of(source))
+
+
+def place_of(source: Streamed) -> tuple[int, int]:
+    """Which storage the blocks are in, as ``StorageWeakRef.cdata`` has it, and their address."""
+    return source.blocks.untyped_storage()._cdata, source.blocks.data_ptr()
 
 
 @dataclass(eq=False, slots=True)
@@ -110,8 +115,8 @@ class Stream(TorchDispatchMode):
         ]
         #: Slices given to the stream, and those of them that are done.
         self.submitted = self.finished = 0
-        #: Where the blocks begin that were used.
-        self.addresses: set[int] = set()
+        #: The blocks that were used, by :func:`place_of`.
+        self.used: set[tuple[int, int]] = set()
 
     def wait(self) -> None:
         """Return when everything is in place.
@@ -153,7 +158,7 @@ class Stream(TorchDispatchMode):
         tensors = list(_tensors((*args, *kwargs.values())))
         for source in tensors:
             if isinstance(source, Streamed):
-                self.addresses.add(source.blocks.data_ptr())
+                self.used.add(place_of(source))
         if self._pending and not func.is_view and not _is_block_copy(func, args):
             spans = [_span(tensor) for tensor in tensors]
             with self._lock:

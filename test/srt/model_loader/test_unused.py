@@ -43,6 +43,12 @@ def test_what_nothing_takes_is_named(check):
     assert "layers.1" not in str(caught.value)
 
 
+def test_memory_of_what_was_skipped_is_the_next_weights(check):
+    names = [f"layers.{i}.weight" for i in range(64)]
+    with pytest.raises(GGUFError, match=r"layers\.0\.weight, .* and 29 more"):
+        check(dict.fromkeys(names[1::2], (0, 4)), names)
+
+
 @pytest.mark.parametrize("rows", [(0, 4), (0, 1), (3, 4)])
 def test_a_part_is_enough(check, rows):
     check({"a.weight": rows}, ["a.weight"])

@@ -6,10 +6,11 @@ from bisect import bisect_left
 
 import torch
 from sglang.srt.runtime_context import get_parallel
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.weights.block_tensor import BlockTensor
-from ascend_gguf.weights.load_stream import Stream
+from ascend_gguf.weights.load_stream import Stream, place_of
 
 #: What a class may leave out: a matrix that it shares with the embedding.
 _SHARED = ("lm_head.weight",)
@@ -22,13 +23,16 @@ class Offered:
     """
 
     def __init__(self) -> None:
-        self._addresses: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[StorageWeakRef, int, int]] = {}
 
     def add(self, name: str, data: torch.Tensor) -> None:
         """A weight of the model, by the model's name."""
         if isinstance(data, BlockTensor) and data.numel():
-            start = data.blocks.data_ptr()
-            self._addresses[name] = start, start + data.blocks.nbytes
+            # The reference keeps no bytes, but keeps later storages from having the same identity:
+            # the memory of a weight that was skipped may be the next one's.
+            reference = StorageWeakRef(data.blocks.untyped_storage())
+            _, start = place_of(data)
+            self._places[name] = reference, start, start + data.blocks.nbytes
 
     def check(self, stream: Stream, path: str) -> None:
         """Compare with what was used while ``stream`` was current.
@@ -40,12 +44,12 @@ class Offered:
         # A stage has its layers alone, and a rank may have no heads.
         if parallel.pp_size > 1 or parallel.tp_rank > 0:
             return
-        used = sorted(stream.addresses)
+        used = sorted(stream.used)
         unused = []
-        for name, (start, stop) in self._addresses.items():
+        for name, (storage, start, stop) in self._places.items():
             is_elsewhere = parallel.moe_ep_size > 1 and ".experts." in name
-            first = bisect_left(used, start)
-            is_used = first < len(used) and used[first] < stop
+            first = bisect_left(used, (storage.cdata, start))
+            is_used = first < len(used) and used[first] < (storage.cdata, stop)
             if not (is_used or is_elsewhere or name in _SHARED):
                 unused.append(name)
         if unused:
