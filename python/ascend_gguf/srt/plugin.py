@@ -63,11 +63,15 @@ NPU_HOOKS: tuple[tuple[str, str, str | None], ...] = (
     ),
 )
 
-#: The same, of what the main process alone imports.
+#: The same, of processes that answer requests.
 SERVER_HOOKS: tuple[tuple[str, str, str | None], ...] = (
     ("entrypoints.http_server", "launch_server", None),
     ("entrypoints.http_server", "ORJSONRequest.json", "checked_json"),
 )
+
+
+#: The module that a process imports first which answers requests beside others.
+HTTP_WORKER = f"{_PATCH}.entrypoints.http_worker"
 
 
 def register() -> None:
@@ -146,7 +150,7 @@ def checked_hooks() -> list[tuple[str, Callable]]:
     from ascend_gguf.srt import overrides
 
     table = HOOKS + (NPU_HOOKS if is_npu() else ())
-    if multiprocessing.parent_process() is None:
+    if multiprocessing.parent_process() is None or HTTP_WORKER in sys.modules:
         table += SERVER_HOOKS
     hooks = []
     for module, target, name in table:

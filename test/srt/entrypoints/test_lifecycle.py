@@ -115,6 +115,24 @@ def test_a_server_of_two_ranks_ends_when_told_to(zygote, log, temporary):
     assert not list(temporary.iterdir())
 
 
+def test_several_processes_answer_as_one_does(zygote, log, temporary):
+    """uvicorn starts them, and the engine's own would load no plugins: what is wrong is said."""
+    workers = ("--tokenizer-worker-num", "2")
+    environment = cpu_environment() | {"TMPDIR": str(temporary)}
+    with zygote.serve(MODEL, log, *CPU, *workers, environment=environment) as server:
+        url, body = f"{server.url}/v1/completions", {"model": "m", "prompt": "1 + 1"}
+        bad = [requests.post(url, json=body | {"max_tokens": "x"}) for _ in range(6)]
+        good = [requests.post(url, json=body | {"max_tokens": 3}) for _ in range(6)]
+        os.kill(server.pid, signal.SIGTERM)
+        rest = wait_for_group_to_end(server.pid, patience=30)
+    assert log.read_text(errors="replace").count("Start multi-tokenizer worker") == 2
+    for reply in bad:
+        message = reply.json()["message"]
+        assert reply.status_code == 400 and "max_tokens" in message and "\n" not in message
+    assert all(reply.status_code == 200 for reply in good)
+    assert not rest and not list(temporary.iterdir())
+
+
 @pytest.mark.parametrize(
     "host, port, message",
     [

@@ -29,6 +29,7 @@ from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
 from ascend_gguf.srt.models.pipeline import model_class_of
+from ascend_gguf.srt.plugin import HTTP_WORKER
 
 #: Models of two types of layers whose keys and values have the same sizes.
 _ONE_CACHE = ("laguna_text", "mellum", "mimo2", "step35")
@@ -36,6 +37,8 @@ _ONE_CACHE = ("laguna_text", "mellum", "mimo2", "step35")
 logger = logging.getLogger(__name__)
 
 _SOURCE = "ascend_gguf.model"
+#: A process that answers requests has to begin within them.
+_SECONDS_TO_IMPORT = 60
 
 #: What the widths of heads are multiples of in CANN's attention operators.
 HEAD_MULTIPLE = 16
@@ -63,6 +66,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
     _avoid_compiled_prefix_cache()
+    _load_in_http_workers(server_args)
     _keep_one_cache(server_args, config)
     kind, owner = getattr(config, "model_type", None), config
     if kind in ("exaone4", "exaone_moe"):
@@ -128,6 +132,29 @@ def _avoid_compiled_prefix_cache() -> None:
     backend = envs.SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND
     if is_cpu() and TorchVersion(torch.__version__) < "2.13" and not backend.is_set():
         backend.set("python")
+
+
+def _load_in_http_workers(server_args: Any) -> None:
+    """Processes that answer requests beside each other begin with our application.
+
+    Raises:
+        GGUFError: this engine's begin with its own, which loads no plugin.
+    """
+    options = resolving_view(server_args)
+    if options.tokenizer_worker_num == 1:
+        return
+    path = getattr(envs, "SGLANG_HTTP_SERVER_APP_PATH", None)
+    if path is None:
+        raise GGUFError(
+            "this SGLang loads no plugins in several tokenizer processes, 0.5.23 does",
+            file=options.model_path,
+            hint="Leave out --tokenizer-worker-num, or install SGLang 0.5.23.",
+        )
+    if not path.is_set():
+        path.set(f"{HTTP_WORKER}:app")
+    if not envs.SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT.is_set():
+        # One that imports does not answer yet, and would be ended again and again on a slow host.
+        envs.SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT.set(_SECONDS_TO_IMPORT)
 
 
 def _refuse_what_is_left_out(server_args: Any, config: Any) -> None:

@@ -93,8 +93,7 @@ def launch_server(
         left.add(Path(shm_path_for(port_args.instance_id)))
         from sglang.srt.entrypoints.http_server import app
 
-        answer_in_one_line(app)
-        app.router.lifespan_context = _with_our_handlers(app.router.lifespan_context)
+        answer_as_ours(app)
         manager, *others = init_tokenizer_manager_func(server_args, port_args)
         manager.signal_handler_class = _StopsOnInterrupt
         manager.sigterm_watchdog = lambda: _stop(manager, left)
@@ -110,6 +109,12 @@ def launch_server(
         finally:
             for path in left | _queues_of_children():
                 path.unlink(missing_ok=True)
+
+
+def answer_as_ours(app: FastAPI) -> None:
+    """Let the engine's application answer as the patch does, before it starts."""
+    answer_in_one_line(app)
+    app.router.lifespan_context = _with_our_handlers(app.router.lifespan_context)
 
 
 def _with_our_handlers(lifespan: Callable) -> Callable:
