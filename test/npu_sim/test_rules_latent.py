@@ -160,6 +160,16 @@ def tnd_call(size=128, kv_heads=4):
     return _with_parts(attention.call("TND", n=4, nk=kv_heads, d=size))
 
 
+def several_call(queries=(2, 4), sparse=3, size=512):
+    """As drafted tokens are checked: the last tokens of each sequence, over pages by head."""
+    return _with_parts(
+        attention.call(
+            "TND", n=4, nk=1, d=size, paged=16, heads_first=True, kv=18, q_lengths=list(queries),
+            sparse=sparse, mask=attention.CAUSAL if sparse else None,
+        )
+    )  # fmt: skip
+
+
 def with_rope(sequences=None, queries=None, **arguments):
     fused_attention(Call(attention.NAME, **arguments))
 
@@ -194,6 +204,13 @@ ROPE_TND = [
     Case({}, "query", "D with rope parts in layout TND", dict(size=256)),
     Case({}, "num_key_value_heads", "in layout TND", dict(kv_heads=2)),
 ]
+ROPE_SEVERAL = [
+    Case({}, "query", "1 to 16 queries a sequence", dict(queries=(17, 1))),
+    Case({}, "query", "1 to 16 queries a sequence", dict(queries=(0, 1))),
+    Case({}, "sparse_mode", "several queries over latent vectors", dict(sparse=0)),
+    Case({}, "query", "D with rope parts over pages", dict(size=128)),
+    Case({"want_lse": True}, "softmax_lse_flag", "over latent vectors"),
+]
 
 
 OPERATORS = (
@@ -201,6 +218,7 @@ OPERATORS = (
     Operator("npu_transpose_batchmatmul", transpose_batchmatmul, product_call, PRODUCT),
     Operator(attention.NAME, with_rope, pages_call, ROPE + ROPE_PAGES),
     Operator(attention.NAME, with_rope, tnd_call, ROPE_TND),
+    Operator(attention.NAME, with_rope, several_call, ROPE_SEVERAL),
 )
 
 
@@ -225,6 +243,24 @@ def test_rope_values(build):
         k = torch.cat((keys, rope), -1)
         expected, _ = attention.reference(q, k, values, c["scale"], lambda i, j: True)
         assert (found.double() - expected).abs().max() <= 2e-2
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_rope_values_of_several_queries(dtype):
+    c = several_call()
+    for name in ("query", "out", "q_rope", "k_rope"):
+        c[name] = c[name].to(dtype)
+    c["keys"], c["values"] = ([t.to(dtype) for t in c[name]] for name in ("keys", "values"))
+    with_rope(**c)
+    q = torch.cat((c["query"], c["q_rope"]), -1).split([2, 4])
+    found = c["out"].split([2, 4])
+    for i, (keys, values) in enumerate(c["sequences"]):
+        rope = c["k_rope"][c["block_table"][i].long()].flatten(0, 2)[: len(keys), None]
+        k, behind = torch.cat((keys, rope), -1), len(keys) - len(q[i])
+        expected, _ = attention.reference(
+            q[i], k, values, c["scale"], lambda a, b, behind=behind: b <= a + behind
+        )
+        assert (found[i].double() - expected).abs().max() <= 2e-2
 
 
 def test_rope_what_is_missing():

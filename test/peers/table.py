@@ -261,6 +261,13 @@ DRAFTING = {
     "glm4moe-drafts": Peer(
         "glm4_moe", TINY["glm4moe"].sizes | {"num_hidden_layers": 3, "head_dim": 128}, drafts=True
     ),
+    **{
+        f"{name}-drafts": replace(
+            peer, sizes=peer.sizes | {"num_hidden_layers": 3}, npu_dtype="bfloat16", drafts=True
+        )
+        for name, peer in PEERS.items()
+        if name in ("glm-4.7-flash", "deepseek-v3.2", "glm-5")
+    },
     "qwen3.5-drafts": Peer("qwen3_5_text", TINY["qwen3.5"].sizes | _QWEN_DRAFTS, drafts=True),
     "qwen3.5-moe-drafts": Peer(
         "qwen3_5_moe_text", TINY["qwen3.5-moe"].sizes | _QWEN_DRAFTS, drafts=True

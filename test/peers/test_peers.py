@@ -55,7 +55,7 @@ NAMES = list(PEERS if ALL else CHOSEN)
 TYPES = ("F32", "Q8_0") if ALL else ("Q8_0",)
 
 CHOSEN_ENCODERS = ("bert", "bert-mean", "bge-m3", "embedding-gemma", "llama-embed")
-CHOSEN_DRAFTING = ("glm4moe-drafts", "qwen3.5-moe-drafts")
+CHOSEN_DRAFTING = ("glm-4.7-flash-drafts", "qwen3.5-moe-drafts")
 ENCODER_NAMES = [n for models in ENCODERS.values() for n in models if ALL or n in CHOSEN_ENCODERS]
 
 #: Largest error of a number of an embedding, whose square sum is one.

@@ -24,10 +24,12 @@ cumulated, those of keys in pages are not.
 2 to 4 need the 2048 x 2048 mask of ones above the diagonal.  Where S is 1 the mode has no effect.
 
 Not simulated, and refused by name: int8 and int4 keys, output quantisation, pse_shift, left
-padding, shared prefixes, NTD layouts, tree masks, rope parts of several queries over pages.
+padding, shared prefixes, NTD layouts, tree masks, rope parts of several queries over pages but in
+layout TND.
 
 Rope parts (MLA) are the last 64 numbers of queries and keys, given apart from the first 512 (over
-pages, of one head) or 128 (layout TND).  The rules are in attention_rules.py.
+pages, of one head) or 128 (layout TND without pages).  The rules are in attention_rules.py, those
+of rope parts in latent.py.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from .attend import attend
 from .attention_rules import (
     CANN,
     DOC,
+    LATENT,
     Call,
     Sizes,
     check_mask,
@@ -45,10 +48,10 @@ from .attention_rules import (
     check_value_width,
     paged,
     query_lengths,
-    rope_parts,
     sequence,
     sizes_of,
 )
+from .latent import rope_parts
 from .registry import aclnn
 from .rules import OperatorMissing, Rules
 from .view import View, tensor, view, views
@@ -106,7 +109,7 @@ def fused_attention(c: Call) -> None:
         dv = pages[1].shape[3]
     else:
         dv = value.t.shape[-1] // (sizes.nk if c.layout == "BSH" else 1)
-    if sizes.tnd:
+    if sizes.tnd and not (c.q_rope is not None and sizes.d == LATENT):
         check_value_width(rule, sizes, dv, table)
     kv = [sequence(rule, c, key, value, pages, table, i, sizes) for i in range(sizes.batch)]
     q = query.t

@@ -9,13 +9,15 @@ import torch
 from .attend import gather_pages
 from .products import A5, product
 from .rules import BF16, BOOL, F16, I8, I32, U8, OperatorMissing, Rules
-from .view import View, view
+from .view import View
 
 DOC = "torch_npu 2.13.0 documentation of npu_fused_infer_attention_score"
 CANN = "CANN aclnnFusedInferAttentionScoreV4.md"
 CANN_950 = "CANN aclnnFusedInferAttentionScoreV5.md"
 ENGINE = "SGLang 0.5.23 hardware_backend/npu/attention/ascend_backend.py"
 MASK = 2048
+#: D of queries over latent vectors.
+LATENT = 512
 
 
 @dataclass
@@ -66,10 +68,12 @@ class Sizes:
 
 def check_tensors(rule: Rules, c: Call, query: View, key: View, value: View, out: View) -> None:
     tnd = c.layout == "TND"
+    latent = c.q_rope is not None and query.t.shape[-1] == LATENT
     if query.t.dtype == I8 or key.t.dtype in (I8, I32):
         raise OperatorMissing(c.name, f"query {query.t.dtype} with key {key.t.dtype}")
     rule.dtype("query", query.t, F16, BF16)
-    rule.that(not tnd or query.t.dtype == BF16, "query", "is bfloat16 in layout TND", CANN)
+    if tnd and not latent:
+        rule.that(query.t.dtype == BF16, "query", "is bfloat16 in layout TND", CANN)
     for argument, v in (("key", key), ("value", value), ("attention_out", out)):
         rule.same_dtype(argument, v.t, "query", query.t)
     for argument, v in (("query", query), ("key", key), ("value", value)):
@@ -298,38 +302,6 @@ def _length(rule: Rules, lengths, i: int, batch: int) -> int:
         f"has 1 or at least {batch} values (found {len(lengths)})",
     )
     return lengths[min(i, len(lengths) - 1)]
-
-
-def rope_parts(rule: Rules, c: Call, query: View, key: View, table, sizes: Sizes):
-    """The queries' rope parts, shaped like them, and of each sequence the keys', (L, nk, 64)."""
-    batch, n, nk, d = sizes.batch, sizes.n, sizes.nk, sizes.d
-    rule.present("query_rope", c.q_rope, "is given with key_rope")
-    rule.present("key_rope", c.k_rope, "is given with query_rope")
-    q_rope, k_rope = view(c.q_rope), view(c.k_rope)
-    for argument, v, of in (("query_rope", q_rope, query), ("key_rope", k_rope, key)):
-        rule.same_dtype(argument, v.t, "query", query.t)
-        rule.contiguous(argument, None if v is q_rope and c.layout == "TND" else v.t)
-        rule.ndim(argument, v.t, of.t.dim())
-    rule.shape("query_rope", q_rope.t, (*query.t.shape[:-1], 64))
-    if c.layout == "TND" and table is None:
-        rule.equal("query", "D with rope parts in layout TND", d, 128)
-        rule.equal("num_key_value_heads", "it with rope parts in layout TND", nk, n)
-        rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
-        starts = [0, *c.kv_lengths]
-        parts = [k_rope.t[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-        return q_rope.t, parts
-    if not (c.layout == "BSND" and sizes.decode and c.sparse == 0 and c.mask is None):
-        raise OperatorMissing(c.name, f"rope parts in layout {c.layout}, S {query.t.shape[1]}")
-    rule.present("block_table", table, "is required with rope parts of latent vectors")
-    rule.equal("query", "D with rope parts over pages", d, 512)
-    rule.equal("num_key_value_heads", "it with rope parts over pages", nk, 1)
-    # The wheel's text names 32, 64 and 128; the engine pads to any power of two.
-    rule.one_of("num_heads", n, 1, 2, 4, 8, 16, 32, 64, 128)
-    rule.one_of("block_size", c.block_size, 16, 128)
-    rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
-    pages = k_rope.t.unsqueeze(2)
-    lengths = c.kv_lengths if len(c.kv_lengths) >= batch else list(c.kv_lengths) * batch
-    return q_rope.t, [gather_pages(pages, table[i], lengths[i]) for i in range(batch)]
 
 
 def check_mask(rule: Rules, c: Call, mask, q_lengths, kv, table, sizes: Sizes) -> None:

@@ -1,4 +1,5 @@
-"""Around attention over latent vectors (MLA): npu_kv_rmsnorm_rope_cache, npu_transpose_batchmatmul.
+"""Around attention over latent vectors (MLA): npu_kv_rmsnorm_rope_cache, npu_transpose_batchmatmul,
+and the rules of rope parts of attention.py.
 
 Sources: CANN's aclnnKvRmsNormRopeCache.md and aclnnTransposeBatchMatMul.md (ops-nn), torch_npu
 2.13.0's documentation, and SGLang 0.5.23's hardware_backend/npu/modules/
@@ -18,11 +19,16 @@ from __future__ import annotations
 
 import torch
 
+from .attend import gather_pages
+from .attention_rules import CANN, LATENT, Call, Sizes
 from .registry import aclnn
 from .rope import rotate
 from .rules import BF16, F16, F32, I64, OperatorMissing, Rules
+from .view import View, view
 
 NORM, TURNED = 512, 64
+#: The most queries over latent vectors that a sequence may have.
+LATENT_QUERIES = 16
 
 
 @aclnn("aclnnKvRmsNormRopeCache", "ttttttt" + "tttt" + "dSb" + "tt")
@@ -112,3 +118,45 @@ def transpose_batchmatmul(x1, x2, bias, scale, perm_x1, perm_x2, perm_y, _math, 
     rule.range("weight", "N", b.shape[2], 1, 65535)
     rule.range("input", "K", a.shape[2], 1, 65535)
     out.t.copy_((a.float() @ b.float()).transpose(0, 1))
+
+
+def rope_parts(rule: Rules, c: Call, query: View, key: View, table, sizes: Sizes):
+    """The queries' rope parts, shaped like them, and of each sequence the keys', (L, nk, 64)."""
+    batch, n, nk, d = sizes.batch, sizes.n, sizes.nk, sizes.d
+    rule.present("query_rope", c.q_rope, "is given with key_rope")
+    rule.present("key_rope", c.k_rope, "is given with query_rope")
+    q_rope, k_rope = view(c.q_rope), view(c.k_rope)
+    for argument, v, of in (("query_rope", q_rope, query), ("key_rope", k_rope, key)):
+        rule.same_dtype(argument, v.t, "query", query.t)
+        rule.contiguous(argument, None if v is q_rope and c.layout == "TND" else v.t)
+        rule.ndim(argument, v.t, of.t.dim())
+    rule.shape("query_rope", q_rope.t, (*query.t.shape[:-1], 64))
+    if c.layout == "TND" and table is None:
+        rule.equal("query", "D with rope parts in layout TND", d, 128)
+        rule.equal("num_key_value_heads", "it with rope parts in layout TND", nk, n)
+        rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
+        starts = [0, *c.kv_lengths]
+        parts = [k_rope.t[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+        return q_rope.t, parts
+    if c.layout == "TND":
+        s = [b - a for a, b in zip([0, *c.q_lengths], c.q_lengths, strict=False)]
+        rule.that(
+            all(1 <= length <= LATENT_QUERIES for length in s),
+            "query",
+            f"has 1 to {LATENT_QUERIES} queries a sequence over latent vectors (found {s})",
+            CANN,
+        )
+        rule.equal("sparse_mode", "it with several queries over latent vectors", c.sparse, 3)
+        rule.absent("softmax_lse_flag", c.want_lse or None, "over latent vectors")
+    elif not (c.layout == "BSND" and sizes.decode and c.sparse == 0 and c.mask is None):
+        raise OperatorMissing(c.name, f"rope parts in layout {c.layout}, S {query.t.shape[1]}")
+    rule.present("block_table", table, "is required with rope parts of latent vectors")
+    rule.equal("query", "D with rope parts over pages", d, LATENT)
+    rule.equal("num_key_value_heads", "it with rope parts over pages", nk, 1)
+    # The wheel's text names 32, 64 and 128; the engine pads to any power of two.
+    rule.one_of("num_heads", n, 1, 2, 4, 8, 16, 32, 64, 128)
+    rule.one_of("block_size", c.block_size, 16, 128)
+    rule.shape("key_rope", k_rope.t, (*key.t.shape[:-1], 64))
+    pages = k_rope.t.unsqueeze(2) if k_rope.t.dim() == 3 else k_rope.t.transpose(1, 2)
+    lengths = c.kv_lengths if len(c.kv_lengths) >= batch else list(c.kv_lengths) * batch
+    return q_rope.t, [gather_pages(pages, table[i], lengths[i]) for i in range(batch)]

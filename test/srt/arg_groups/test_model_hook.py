@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.configs.model_config import AttentionArch
 
 from ascend_gguf import GGUFError
 from ascend_gguf.servable import refuse_on_npu
@@ -114,6 +115,13 @@ def test_drafts_are_refused_on_an_npu(check_drafts, config):
 def test_drafts_of_queries_that_the_operator_does_not_take(check_drafts, model):
     with pytest.raises(GGUFError, match="expected bfloat16, heads of 128, 192, 256"):
         check_drafts("STANDALONE", model, draft="d.gguf")
+
+
+def test_more_drafted_tokens_than_the_operator_takes_over_latent_vectors(check_drafts):
+    latent = {"attention_arch": AttentionArch.MLA, "dtype": torch.float16, "head_dim": 256}
+    with pytest.raises(GGUFError, match=r"-draft-tokens 17, expected at most 16"):
+        check_drafts("STANDALONE", latent, draft="d.gguf", speculative_num_draft_tokens=17)
+    check_drafts("STANDALONE", latent, draft="d.gguf", speculative_num_draft_tokens=16)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from ascend_gguf.srt.models import nextn
 #: The most drafted tokens, and the width of a convolution, of which Ascend's operators keep states.
 _MOST_STATES, _CONVOLUTION = 8, 4
 
+#: The most drafted tokens that Ascend's fused attention takes over latent vectors.
+_MOST_OVER_LATENT = 16
+
 #: Widths of heads with which Ascend's fused attention takes several tokens of a request.
 _WIDTHS = (128, 192, 256)
 
@@ -60,7 +63,9 @@ def check_drafts(server_args: Any, unsupported: bool) -> None:
             hint=_HINT,
         )
     model = model_config_of(server_args)
-    if is_npu() and model.attention_arch != AttentionArch.MLA:
+    if is_npu() and model.attention_arch == AttentionArch.MLA:
+        _check_latent_attention(options, file)
+    elif is_npu():
         _check_fused_attention(model, file)
     if is_npu() and mambaish_config(model) is not None:
         _check_states(options, model.hf_text_config, file)
@@ -79,6 +84,19 @@ def _check_fused_attention(model: Any, file: str) -> None:
         expected=f"bfloat16, heads of {', '.join(map(str, _WIDTHS))}",
         hint="Use --dtype bfloat16, or leave out --speculative-algorithm.",
     )
+
+
+def _check_latent_attention(options: Any, file: str) -> None:
+    """Raises GGUFError: more tokens are drafted than the operator takes of a request."""
+    drafted = options.speculative_num_draft_tokens or 0
+    if drafted > _MOST_OVER_LATENT:
+        raise GGUFError(
+            "Ascend's attention over latent vectors does not check so many drafted tokens",
+            file=file,
+            found=f"--speculative-num-draft-tokens {drafted}",
+            expected=f"at most {_MOST_OVER_LATENT}",
+            hint="Ask for fewer (--speculative-num-steps).",
+        )
 
 
 def _check_states(options: Any, config: Any, file: str) -> None:

@@ -216,7 +216,8 @@ def name_map_of(path: str, config: Any) -> dict[str, Target]:
 def _dense_modules(name_map: dict[str, Target]) -> list[str]:
     """The modules whose weights the model computes with while it loads: they stay dense."""
     return [
-        name.removesuffix(".weight")
+        # A layer that drafts has another name where the engine looks this up on an NPU.
+        name.removesuffix(".weight").removeprefix(nextn.BLOCK)
         for target in name_map.values()
         if isinstance(target, Placement) and target.dense
         for name in target.names

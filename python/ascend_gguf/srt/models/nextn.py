@@ -16,21 +16,29 @@ from ascend_gguf.config import load_config
 from ascend_gguf.reader import open_gguf
 from ascend_gguf.srt.overrides import override_methods
 
-_GLM, _QWEN = "Glm4MoeForCausalLMNextN", "Qwen3_5ForCausalLMMTP"
+_DEEPSEEK, _GLM = "DeepseekV3ForCausalLMNextN", "Glm4MoeForCausalLMNextN"
+_QWEN = "Qwen3_5ForCausalLMMTP"
 
 #: The engine's class of a model to that of the layer, which it finds in the same file.
 DRAFTS = {
+    "DeepseekV3ForCausalLM": _DEEPSEEK,
     "Glm4MoeForCausalLM": _GLM,
     "Qwen3_5ForCausalLM": _QWEN,
     "Qwen3_5MoeForCausalLM": _QWEN,
 }
 
+#: What the names of tensors of the block begin with, in the engine's classes but Qwen's.
+BLOCK = "model.decoder."
+
+_DECODER = {
+    **{name: f"model.{name}" for name in ("eh_proj", "enorm", "hnorm", "shared_head.norm")},
+    "": BLOCK,
+}
+
 #: What the engine's classes call the layer's tensors; those of the block begin with the last name.
 _NAMES = {
-    _GLM: {
-        **{name: f"model.{name}" for name in ("eh_proj", "enorm", "hnorm", "shared_head.norm")},
-        "": "model.decoder.",
-    },
+    _DEEPSEEK: _DECODER,
+    _GLM: _DECODER,
     _QWEN: {
         "eh_proj": "mtp.fc",
         "enorm": "mtp.pre_fc_norm_embedding",
@@ -83,7 +91,7 @@ def share(model: nn.Module, path: str) -> None:
     if is_layer(model):
         model.model.embed_tokens = model.lm_head = None
         override_methods(model, set_embed_and_head=_set_embed_and_head)
-        if _GLM in _names_of(model):
+        if not _names_of(model).isdisjoint((_DEEPSEEK, _GLM)):
             override_methods(model, load_weights=_load_weights)
     elif _names_of(model) & DRAFTS.keys() and _drafts_by(path):
         override_methods(model, get_embed_and_head=_get_embed_and_head)
@@ -108,7 +116,7 @@ def _load_weights(
 ) -> None:
     """The engine looks for the names of a checkpoint."""
     prefix = f"model.layers.{self.config.num_hidden_layers}."
-    names = ("model.decoder.", "model.")
+    names = (BLOCK, "model.")
 
     def named(name: str) -> str:
         start = next(start for start in names if name.startswith(start))
