@@ -35,6 +35,7 @@ VALUES: dict[str, Any] = {
     "logit_scale": 0.5,
     "attention.key_length_swa": 16,
     "shortconv.l_cache": 3,
+    "kda.head_dim": 16,
     "ssm.conv_kernel": 4,
     "ssm.state_size": 16,
     "ssm.group_count": 2,
@@ -51,7 +52,7 @@ VALUES: dict[str, Any] = {
     "leading_dense_block_count": 1,
 }
 #: Whose layers without attention have no KV heads.
-HYBRID = ("granitehybrid", "lfm2", "lfm2moe")
+HYBRID = ("granitehybrid", "kimi-linear", "lfm2", "lfm2moe")
 #: Whose blocks are of one thing each.
 BLOCKS = ("nemotron_h", "nemotron_h_moe")
 _LATENT = {"attention.key_length": 24}  # more than the rotary embedding turns

@@ -288,6 +288,7 @@ def test_gated_rows(dtype: torch.dtype) -> None:
     x, gate, weight = *torch.randn(2, 3, 96).to(dtype), torch.rand(96)
     for first in (False, True):
         assert_near(lambda f=first: gated_rms_norm(x, weight, gate, 1e-6, groups=2, gate_first=f))
+    assert_near(lambda: gated_rms_norm(x, weight, gate, 1e-6, activation="sigmoid"))
 
     def multiplied() -> torch.Tensor:
         out = x.clone()
@@ -318,6 +319,8 @@ def test_recurrent_states(dtype: torch.dtype) -> None:
     a, b, A_log, dt_bias = *per_head[:2], *per_head[2]
     q, k, v = vectors[0][:, :2], vectors[1][:, :2], vectors[2]
     assert_near(lambda: done(lambda states: delta_rule(q, k, v, a, b, A_log, dt_bias, states)))
+    steps, biases = torch.randn(3, 96).split([2, 1])
+    assert_near(lambda: done(lambda states: delta_rule(q, k, v, steps, b, A_log, biases, states)))
     assert_near(lambda: done(state_space_step))
 
 

@@ -16,18 +16,18 @@ STARTS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)])
 SLOTS = torch.tensor([7, 2, 9, 0])
 
 
-@pytest.fixture
-def inputs() -> dict[str, torch.Tensor]:
+@pytest.fixture(params=[(), (KEY_SIZE,)], ids=["decay of a head", "decay of each channel"])
+def inputs(request) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    tokens = int(STARTS[-1])
+    tokens, channels = int(STARTS[-1]), request.param
     return {
         "q": torch.randn(1, tokens, KEYS, KEY_SIZE),
         "k": torch.randn(1, tokens, KEYS, KEY_SIZE),
         "v": torch.randn(1, tokens, VALUES, VALUE_SIZE),
-        "a": torch.randn(tokens, VALUES),
+        "a": torch.randn(tokens, VALUES, *channels),
         "b": torch.randn(tokens, VALUES),
-        "A_log": torch.randn(VALUES),
-        "dt_bias": torch.randn(VALUES),
+        "A_log": 2 * torch.randn(VALUES),
+        "dt_bias": torch.randn(VALUES, *channels),
         "states": torch.randn(10, VALUES, VALUE_SIZE, KEY_SIZE),
     }
 
@@ -37,11 +37,13 @@ def recurrence(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     x = {name: tensor.double() for name, tensor in inputs.items()}
     q, k = (F.normalize(x[name][0], dim=-1, eps=0) for name in "qk")
     q, k = (heads.repeat_interleave(VALUES // KEYS, 1) for heads in (q * KEY_SIZE**-0.5, k))
-    decay = (-x["A_log"].exp() * F.softplus(x["a"] + x["dt_bias"])).exp()
+    a, dt_bias = (x[name].view(*x[name].shape[:n], -1) for name, n in (("a", 2), ("dt_bias", 1)))
+    # Some forget at once: nothing may overflow.
+    decay = (-x["A_log"].exp()[:, None] * F.softplus(a + dt_bias)).exp()
     rate, states, out = x["b"].sigmoid(), x["states"].clone(), torch.empty_like(x["v"][0])
     for slot, first, last in zip(SLOTS, STARTS, STARTS[1:], strict=False):
         for token in range(first, last):
-            state = states[slot] * decay[token, :, None, None]
+            state = states[slot] * decay[token, :, None]
             missing = x["v"][0, token] - (state @ k[token, :, :, None])[..., 0]
             update = (rate[token, :, None] * missing)[:, :, None] * k[token, :, None]
             states[slot] = state + update
@@ -73,9 +75,9 @@ def test_decoding(inputs):
         rows = (STARTS[:-1] + step)[lives]
         found = delta_net.fused_sigmoid_gating_delta_rule_update(
             inputs["A_log"],
-            inputs["dt_bias"],
+            inputs["dt_bias"].flatten(),
             *(inputs[name][:, rows] for name in "qkv"),
-            *(inputs[name][rows] for name in "ab"),
+            *(inputs[name][rows].flatten(1) for name in "ab"),
             initial_state_source=inputs["states"],
             initial_state_indices=SLOTS[lives].int(),
             cu_seqlens=torch.arange(len(rows) + 1),
@@ -86,12 +88,14 @@ def test_decoding(inputs):
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_convolution(width):
+@pytest.mark.parametrize("by_token", [False, True])
+def test_convolution(width, by_token):
     """Prompts with and without something before, then a token of each."""
     torch.manual_seed(1)
     channels, tokens = 12, int(STARTS[-1])
     x, weight, bias = torch.randn(channels, tokens), torch.randn(channels, width), torch.randn(12)
     cache, has = torch.randn(10, channels, width - 1), torch.tensor([True, False, True, False])
+    cache = cache.mT.contiguous().mT if by_token else cache
     further = torch.randn(4, channels)
     expected, expected_further = torch.empty_like(x), torch.empty_like(further)
     for i, slot in enumerate(SLOTS):

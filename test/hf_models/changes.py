@@ -52,6 +52,7 @@ SIZES = frozenset(
         "ssm.time_step_rank",
         "ssm.inner_size",
         "shortconv.l_cache",
+        "kda.head_dim",
         # Which layers have which tensors.
         "full_attention_interval",
         "attention.recurrent_layers",
@@ -232,6 +233,10 @@ def changed(model: Written, *changes: Change) -> torch.nn.Module:
     """transformers' model of the same numbers under another configuration."""
     base = model.reference
     attributes = deepcopy(base.config.to_dict())
+    fields = type(base.config).__dataclass_fields__
+    for name, written in base.config.attribute_map.items():
+        if name in fields and written in attributes:
+            attributes[name] = attributes.pop(written)
     if "head_dim" in attributes and attributes["head_dim"] is None:  # YaRN would multiply it
         attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
     for change in changes:

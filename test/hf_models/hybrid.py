@@ -10,6 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from hf_models.conversion import (
+    deepseek,
     gate_and_up,
     granite_metadata,
     granitemoe,
@@ -237,7 +238,66 @@ def qwen3next_merged(
     yield from gate_and_up(name, tensor)
 
 
+def kimi(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    # So transformers calls the networks of dense layers too.
+    name = re.sub(r"block_sparse_moe\.(\w+_proj)", r"mlp.\1", name)
+    if name.endswith("conv1d.weight"):
+        tensor = tensor.view(1, len(tensor), 1, -1)
+    elif name.endswith("A_log"):
+        tensor = -tensor.exp()
+    if match := re.search(r"block_sparse_moe\.experts\.w(\d)", name):
+        part = {"1": "gate", "2": "down", "3": "up"}[match[1]]
+        yield f"=blk.{name.split('.')[2]}.ffn_{part}_exps.weight", tensor
+    else:
+        yield from deepseek(name.replace("dt_bias", "dt_proj.bias"), tensor, config)
+
+
+def kimi_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "attention.head_count_kv": [int(kind == "full_attention") for kind in config.layer_types],
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+        "attention.value_length": None,
+        "attention.key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length_mla": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "kda.head_dim": config.linear_head_dim,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_gating_func": 2,
+    }
+
+
 TINY: dict[str, Tiny] = {
+    "kimi-linear": Tiny(
+        "kimi-linear",
+        "kimi_linear",
+        {"num_hidden_layers": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1}
+        | {"moe_intermediate_size": 64, "num_experts_per_token": 2, "num_experts": 8}
+        # Ascend's operators take these alone.
+        | {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+        | {"v_head_dim": 128}
+        | {
+            "linear_attn_config": {
+                "head_dim": 32,
+                "num_heads": 4,
+                "short_conv_kernel_size": 3,
+                "kda_layers": [1, 2, 4],
+                "full_attn_layers": [3],
+            }
+        }
+        # transformers has no other for norms of latents.
+        | {"rms_norm_eps": 1e-6, "rope_parameters": None},
+        kimi_metadata,
+        kimi,
+        refused={
+            "npu": "SGLang's operators of Kimi Delta Attention on Ascend are not simulated here"
+        },
+    ),
     # Two value heads for a key head, and experts as Qwen3.5 has them.
     "qwen3-next": Tiny(
         "qwen3next",

@@ -85,6 +85,12 @@ def nemotron(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     return config | {"hybrid_override_pattern": pattern}, tensors
 
 
+def kimi(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    names = {r"block_sparse_moe\.(\w+_proj)": r"mlp.\1"}  # of a dense layer
+    config = _of(config, "KimiLinearForCausalLM", moe_router_activation_func="sigmoid")
+    return config, renamed(tensors, names)
+
+
 def xverse(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     return _of(config, "XverseForCausalLM"), tensors
 
@@ -345,6 +351,8 @@ PUBLISHED: dict[str, Published] = {
     "step-3.5": step,
     "mimo-v2-flash": mimo,
     "internlm2": internlm2,
+    "kimi-linear": kimi,
+    "kimi-linear-fused": kimi,
     "xverse": xverse,
     "orion": orion,
     "paddleocr": paddleocr,

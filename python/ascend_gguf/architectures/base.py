@@ -321,8 +321,9 @@ class Architecture:
         # A vector may be written as a matrix of one row, unless it is transformed or split.
         is_whole = rule.undo is None and isinstance(rule.hf, str)
         one_row = (1, *expected) if is_whole and len(expected) == 1 else None
-        # llama-quantize leaves out an outer dimension of one.
-        vector = expected[1:] if rule.undo and expected[:1] == (1,) else None
+        # llama-quantize leaves out outer dimensions of one.
+        outer = next((i for i, number in enumerate(expected) if number != 1), 0)
+        vector = expected[outer:] if rule.undo else None
         if tensor.shape not in (expected, one_row, vector):
             raise GGUFError(
                 "the shape does not fit the model's configuration",

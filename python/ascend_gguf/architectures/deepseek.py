@@ -9,7 +9,7 @@ import torch
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.fields import length
+from ascend_gguf.architectures.fields import Fields, length
 from ascend_gguf.architectures.layers import groups
 from ascend_gguf.architectures.llama import has_experts
 from ascend_gguf.architectures.metadata import Attributes, number
@@ -27,15 +27,17 @@ from ascend_gguf.reader import GGUFFile
 
 _SIGMOID = 2  # of gguf.ExpertGatingFuncType
 
-_LATENT_FIELDS = {
+LATENT_FIELDS: Fields = {
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
 }
-_DENSE_FIELDS = FIELDS | _LATENT_FIELDS | {"attention.q_lora_rank": length("q_lora_rank")}
+_DENSE_FIELDS = FIELDS | LATENT_FIELDS | {"attention.q_lora_rank": length("q_lora_rank")}
 _FIELDS = _DENSE_FIELDS | ROUTED_FIELDS | GROUPED_ROUTING
-_READS = frozenset(
+#: Keys that :func:`head_sizes` reads.
+HEAD_SIZES = frozenset(
     f"attention.{kind}_length{end}" for kind in ("key", "value") for end in ("", "_mla")
-) | {
+)
+_READS = HEAD_SIZES | {
     "rope.scaling.yarn_log_multiplier",
     "expert_gating_func",
     "attention.temperature_scale",
@@ -57,10 +59,8 @@ def _join_kv_b(k_b: torch.Tensor, v_b: torch.Tensor, config: Any) -> torch.Tenso
     return torch.cat([k_b.transpose(1, 2), v_b], dim=1).flatten(0, 1)
 
 
-# Decoded where the engine's loader joins or splits matrices.
-_BODY: tuple[Rename, ...] = (
-    *FRAME,
-    *NORMS,
+#: Decoded where the engine's loader joins or splits matrices.
+LATENT_ATTENTION: tuple[Rename, ...] = (
     per_layer(
         "attn_q.weight", "heads*qk hidden", "self_attn.q_proj.weight", unless="attn_q_a.weight"
     ),
@@ -95,15 +95,20 @@ _BODY: tuple[Rename, ...] = (
         optional=True,
     ),
     per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight"),
-    *DENSE_OR_SPARSE,
 )
+
+_BODY = FRAME + NORMS + LATENT_ATTENTION + DENSE_OR_SPARSE
 
 _ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
 
-def _head_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
-    # Files with the halves of kv_b describe attention over latent vectors, with one head, and have
-    # separate keys for the sizes of the model's own heads.
+def head_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """Sizes of the heads of latent attention.
+
+    Files with the halves of kv_b describe attention over latent vectors, with one head, and have
+    separate keys for the sizes of the model's own heads.
+    """
+
     def size(name: str) -> int:
         found = number(file, f"attention.{name}_mla")
         return found or number(file, f"attention.{name}", required=True)
@@ -179,7 +184,7 @@ _BY_SOFTMAX = Architecture(
     tensors=_BODY,
     rope=_rope,
     constants={"scoring_func": "softmax", "moe_layer_freq": 1},
-    derived=(_head_sizes, _groups, _greedy, _temperature),
+    derived=(head_sizes, _groups, _greedy, _temperature),
 )
 
 #: Without groups: llama.cpp and transformers rank those of Mistral 4 in another way.
@@ -195,7 +200,7 @@ _BY_SIGMOID = Architecture(
     tensors=(*_BODY, _ROUTER_BIAS),
     rope=_rope,
     constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
-    derived=(_head_sizes, _groups, _temperature),
+    derived=(head_sizes, _groups, _temperature),
 )
 
 _TEMPERATURE = frozenset(key for key in _READS if "temperature" in key)
@@ -229,7 +234,7 @@ _SPARSE = replace(
         _indexer("attn_k.weight", "indexer_head hidden"),
         _indexer("attn_q_b.weight", "indexer_heads*indexer_head q_lora"),
     ),
-    derived=(_head_sizes, groups),
+    derived=(head_sizes, groups),
 )
 
 #: Youtu-LLM.
@@ -245,7 +250,7 @@ _DENSE = Architecture(
     rope=_rope,
     # No layer has it, but the engine deals at least one.
     constants={"n_routed_experts": 1, "n_shared_experts": 0, "moe_layer_freq": 1},
-    derived=(_head_sizes, _all_dense, _temperature),
+    derived=(head_sizes, _all_dense, _temperature),
 )
 
 ARCHITECTURES = (

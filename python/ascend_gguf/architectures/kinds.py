@@ -39,7 +39,7 @@ _KINDS = {
     "an encoder, which gives embeddings, not text": "modern-bert nomic-bert nomic-bert-moe "
     "neo-bert eurobert jina-bert-v2 jina-bert-v3 t5encoder",
     "an encoder-decoder model": "t5",
-    "a recurrent or hybrid model": "mamba jamba plamo2 rwkv6 rwkv6qwen2 rwkv7 arwkv7 kimi-linear",
+    "a recurrent or hybrid model": "mamba jamba plamo2 rwkv6 rwkv6qwen2 rwkv7 arwkv7",
     "a diffusion language model": "dream llada llada-moe rnd1",
 }
 _OTHER_MODELS = {name: kind for kind, names in _KINDS.items() for name in names.split()}

@@ -131,19 +131,29 @@ def attention(
     """
     parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
-        *_qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
-        *_qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
+        *qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
+        *qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
         *linear("attn_output", "hidden", "q", output, kind, output_biased),
     )
 
 
-def _qkv(
+def qkv(
     which: str,
     parts: dict[str, str],
     of_rows: tuple[str, Transform | None, Transform | None],
     optional: bool,
     kind: str,
 ) -> tuple[Rename, ...]:
+    """Queries, keys and values, apart or in one tensor.
+
+    Args:
+        which: ``weight`` or ``bias``.
+        parts: ``q``, ``k`` and ``v`` to the dimensions of their rows.
+        of_rows: the dimension of columns, after a space, and what undoes conversion of the rows of
+            queries and of keys.
+        optional: a file may have none.
+        kind: the kind of layer that has them.
+    """
     columns, *undos = of_rows
     names = {part: f"self_attn.{part}_proj.{which}" for part in parts}
     fused, rows = f"attn_qkv.{which}", " ".join(parts.values())

@@ -16,10 +16,6 @@ def _everywhere(reason: str) -> dict[str, str]:
 #: Reasons of their own, on "cpu" and "npu".
 REFUSED = {
     "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
-    "kimi-linear": {
-        "cpu": "the engine computes its linear attention (KDA) by Triton kernels, for GPUs",
-        "npu": f"the kernels of its linear attention (KDA) {_NOT_SIMULATED}",
-    },
     "minimax-m3": _SPARSE,
 }
 

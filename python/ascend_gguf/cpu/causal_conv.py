@@ -52,7 +52,7 @@ def causal_conv1d_fn(
         weight: ``[channels, width]``, contiguous.
         activation: ``silu``, ``swish`` or None.
         conv_states: ``[slots, channels, width - 1]``, the inputs before; those of these requests
-            are replaced.  Slots are evenly spaced, each contiguous.
+            are replaced.  Slots are evenly spaced, each contiguous, as it is or transposed.
         has_initial_state: ``[requests]``; without one, nothing came before.
         cache_indices: ``[requests]``, their slots.
         query_start_loc: ``[requests + 1]``, where their tokens begin.
@@ -97,11 +97,12 @@ def _convolve(
     channels, width = weight.shape
     x, weight, slots = as_rows(x), weight.contiguous(), slots.contiguous()
     bias = None if bias is None else bias.to(weight.dtype)  # has to live until the kernel has run
-    assert states.stride()[1:] == (width - 1, 1)
+    by_token = states.stride()[1:] == (1, channels)
+    assert by_token or states.stride()[1:] == (width - 1, 1)
     out = torch.empty(x.shape, dtype=x.dtype)
     dtypes = x.dtype, weight.dtype, states.dtype, slots.dtype
-    has_bias, is_silu = bias is not None, activation in ("silu", "swish")
-    kernel = _kernel(channels, width, dtypes, has_bias, is_silu, prompts is not None)
+    kinds = bias is not None, activation in ("silu", "swish"), prompts is not None, by_token
+    kernel = _kernel(channels, width, dtypes, *kinds)
     starts, has = (part.data_ptr() for part in prompts) if prompts else (0, 0)
     kernel.run(
         len(slots) * -(-channels // _CHANNELS),
@@ -127,8 +128,13 @@ def _kernel(
     has_bias: bool,
     is_silu: bool,
     is_prompts: bool,
+    by_token: bool,
 ) -> Kernel:
-    """A tile is a request, with some of the channels."""
+    """A tile is a request, with some of the channels.
+
+    Args:
+        by_token: the channels of a state's token are neighbours.
+    """
     dtype, weight_dtype, state_dtype, slot_dtype = dtypes
     lanes = lanes_of(channels, 2 * LANES)
     before = width - 1
@@ -155,8 +161,12 @@ def _kernel(
         first = part * _CHANNELS
         for channel in loop(first, minimum(first + _CHANNELS, channels), lanes):
             factors = _columns(weight + channel * width, width, lanes)
-            place = state + channel * before
-            kept = _columns(place, before, lanes)
+            if by_token:
+                place = [state + (channel + i * channels) for i in range(before)]
+                kept = [load(row, lanes) for row in place]
+            else:
+                place = [state + channel * before]
+                kept = _columns(place[0], before, lanes)
             if is_prompts:
                 is_kept = load(has + request).differs(0).splat(lanes)
                 kept = [is_kept.select(column, 0.0) for column in kept]
@@ -165,7 +175,10 @@ def _kernel(
             own = x + channel, x_stride, out + channel, channels
             token = functools.partial(_token, *own, is_silu, factors, least)
             after = fold(start, stop, 1, kept, token)
-            store(place, collect([column[i] for i in range(lanes) for column in after]))
+            if not by_token:
+                after = [collect([column[i] for i in range(lanes) for column in after])]
+            for where, column in zip(place, after, strict=True):
+                store(where, column)
 
     return Kernel(
         f"convolve_{channels}_{width}_{dtype}",

@@ -3,9 +3,12 @@
 The state ``S`` of a head is a matrix that maps keys to values.  A token with key ``k``, value
 ``v``, decay ``exp(g)`` and rate ``beta`` changes it, and its query ``q`` reads it::
 
-    S = exp(g) S;    S = S + beta (v - S k) k^T;    output = S q
+    S = S exp(g);    S = S + beta (v - S k) k^T;    output = S q
 
-Source: Yang et al., Gated Delta Networks, arXiv 2412.06464.  Everything is computed in float32.
+``g`` is a number, or with Kimi Delta Attention one for each channel of a key, a column of ``S``.
+
+Sources: Yang et al., Gated Delta Networks, arXiv 2412.06464; Kimi Team, Kimi Linear, arXiv
+2510.26692.  Everything is computed in float32.
 Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_kernel`` for AMX alone.
 """
 
@@ -18,15 +21,20 @@ from ascend_gguf.cpu.causal_conv import requests_of
 from ascend_gguf.cpu.recurrent_state import EPS, States, delta_rule
 from ascend_gguf.cpu.row_ops import rms_norm
 
-#: Tokens of a prompt that are solved together.
+#: Tokens of a prompt that are solved together; fewer where each channel decays by itself.
 CHUNK = 64
+CHUNK_BY_CHANNEL = 16
 
 
 def gates(
     A_log: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dt_bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``g`` and ``beta`` ``[1, tokens, heads]`` float32, of ``a`` and ``b`` ``[tokens, heads]``."""
-    g = -A_log.float().exp() * F.softplus(a.float() + dt_bias.float())
+    """``g`` and ``beta`` ``[1, tokens, heads]`` float32, of ``a`` and ``b`` ``[tokens, heads]``.
+
+    With ``a`` ``[tokens, heads, size]`` and ``dt_bias`` ``[heads, size]``, ``g`` has a size too.
+    """
+    rate = A_log.float().exp().view(-1, *[1] * (a.dim() - 2))
+    g = -rate * F.softplus(a.float() + dt_bias.float())
     return g.unsqueeze(0), b.float().sigmoid().unsqueeze(0)
 
 
@@ -52,7 +60,8 @@ def chunk_gated_delta_rule(
         q, k: ``[1, tokens, key_heads, key_size]``, the tokens of all requests.
         v: ``[1, tokens, value_heads, value_size]``; as many value heads side by side share a key
             head.
-        g, beta: ``[1, tokens, value_heads]``, of :func:`gates`.
+        g, beta: ``[1, tokens, value_heads]``, of :func:`gates`; ``g`` may have a fourth dimension,
+            the channels of keys.
         initial_state: ``[slots, value_heads, value_size, key_size]``; changed in place.
         initial_state_indices: ``[requests]``, their slots.
         cu_seqlens: ``[requests + 1]``, where their tokens begin.
@@ -65,12 +74,14 @@ def chunk_gated_delta_rule(
     slots = initial_state_indices.long()
     states = initial_state[slots].float()
     parts = _by_head(q, k, v)
-    rates = (g[0].float().T, beta[0].float().T)
+    g = g.unsqueeze(-1) if g.dim() == 3 else g
+    rates = (g[0].float().transpose(0, 1), beta[0].float().T)
+    size = CHUNK if g.shape[-1] == 1 else CHUNK_BY_CHANNEL
     out = torch.empty(v.shape[1:], dtype=v.dtype)
     for request, tokens in enumerate(requests_of(cu_seqlens)):
         state = states[request]
-        for start in range(tokens.start, tokens.stop, CHUNK):
-            chunk = slice(start, min(start + CHUNK, tokens.stop))
+        for start in range(tokens.start, tokens.stop, size):
+            chunk = slice(start, min(start + size, tokens.stop))
             found, state = _chunk(state, *(part[:, chunk] for part in (*parts, *rates)))
             out[chunk] = found.transpose(0, 1).to(v.dtype)
         states[request] = state
@@ -86,17 +97,36 @@ def _chunk(
     g: torch.Tensor,
     beta: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs ``[heads, tokens, value_size]`` and the state after some tokens of one request."""
-    since = g.cumsum(-1)
-    between = (since.unsqueeze(-1) - since.unsqueeze(-2)).tril().exp().tril()
-    decayed = since.exp().unsqueeze(-1)
+    """Outputs ``[heads, tokens, value_size]`` and the state after some tokens of one request.
+
+    Args:
+        g: ``[heads, tokens, channels]``; one channel stands for all.
+    """
+    since = g.cumsum(1)
+    decayed = since.exp()
     # What each token adds, were it alone; then less what those before it have added by then.
-    alone = beta.unsqueeze(-1) * (v - decayed * (k @ state.mT))
-    system = beta.unsqueeze(-1) * (k @ k.mT) * between
+    alone = beta.unsqueeze(-1) * (v - (decayed * k) @ state.mT)
+    to_keys, to_queries = _between(since, k, k), _between(since, q, k)
+    system = beta.unsqueeze(-1) * to_keys
     added = torch.linalg.solve_triangular(system, alone, upper=False, unitriangular=True)
-    out = decayed * (q @ state.mT) + ((q @ k.mT) * between) @ added
-    left = (since[:, -1:] - since).exp().unsqueeze(-1)
-    return out, decayed[:, -1:] * state + (left * added).mT @ k
+    out = (decayed * q) @ state.mT + to_queries @ added
+    left = (since[:, -1:] - since).exp()
+    return out, decayed[:, -1:] * state + added.mT @ (left * k)
+
+
+def _between(since: torch.Tensor, x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """``[heads, tokens, tokens]``: ``x`` of each times ``k`` of those up to it, less the decay.
+
+    The decay from one to another is computed as such: apart it would overflow.
+    """
+    if since.shape[-1] == 1:
+        since = since.squeeze(-1)
+        decay = (since.unsqueeze(-1) - since.unsqueeze(-2)).tril().exp().tril()
+        return (x @ k.mT) * decay
+    later = since.unsqueeze(2)
+    decay = (later - since.unsqueeze(1)).clamp(max=0).exp()
+    products = (decay * k.unsqueeze(1)) @ x.unsqueeze(-1)
+    return products.squeeze(-1).tril()
 
 
 def fused_sigmoid_gating_delta_rule_update(
@@ -116,7 +146,8 @@ def fused_sigmoid_gating_delta_rule_update(
 ) -> torch.Tensor:
     """The delta rule for one token of each request, with :func:`gates` of ``a`` and ``b``.
 
-    As :func:`chunk_gated_delta_rule`; the states are ``initial_state_source``.
+    As :func:`chunk_gated_delta_rule`; the states are ``initial_state_source``.  What says how each
+    channel decays has the channels of a head side by side, in one dimension.
     """
     assert use_qk_l2norm_in_kernel and softplus_beta == 1
     states = States(initial_state_source, initial_state_indices.contiguous())

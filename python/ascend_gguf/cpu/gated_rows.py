@@ -41,6 +41,7 @@ def gated_rms_norm(
     *,
     groups: int = 1,
     gate_first: bool = False,
+    activation: str = "silu",
 ) -> torch.Tensor:
     """Each row over the root of its mean square, times ``weight``, times ``silu(gate)``.
 
@@ -49,6 +50,7 @@ def gated_rms_norm(
         weight: ``[n]``, contiguous.
         groups: parts of a row that are normed by themselves, each ``n / groups`` neighbours.
         gate_first: the norm is that of ``x silu(gate)``.
+        activation: ``sigmoid`` for that function of the gate in place of ``silu``.
 
     Returns:
         A new contiguous tensor of the dtype of ``x``.
@@ -57,7 +59,7 @@ def gated_rms_norm(
     out = torch.empty(rows, n, dtype=x.dtype)
     step, count = max(1, _TILE * groups // n), rows * groups
     dtypes = x.dtype, gate.dtype, weight.dtype
-    _norm(n, groups, dtypes, gate_first).run(
+    _norm(n, groups, dtypes, gate_first, activation).run(
         -(-count // step),
         *(x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0)),
         *(weight.data_ptr(), out.data_ptr(), eps, count, step),
@@ -66,8 +68,11 @@ def gated_rms_norm(
 
 
 @functools.cache
-def _norm(n: int, groups: int, dtypes: tuple[torch.dtype, ...], gate_first: bool) -> Kernel:
+def _norm(
+    n: int, groups: int, dtypes: tuple[torch.dtype, ...], gate_first: bool, activation: str
+) -> Kernel:
     size = n // groups
+    act = {"silu": _silu, "sigmoid": sigmoid}[activation]
     width = lanes_of(size, 2 * LANES)
 
     def norm(
@@ -89,7 +94,7 @@ def _norm(n: int, groups: int, dtypes: tuple[torch.dtype, ...], gate_first: bool
 
             def element(j: Value, source: Value = source, gates: Value = gates) -> Value:
                 value = load(source + j, width)
-                return value * _silu(load(gates + j, width)) if gate_first else value
+                return value * act(load(gates + j, width)) if gate_first else value
 
             def square(j: Value, totals: list[Value]) -> list[Value]:
                 value = element(j)
@@ -100,7 +105,7 @@ def _norm(n: int, groups: int, dtypes: tuple[torch.dtype, ...], gate_first: bool
             for j in loop(0, size, width):
                 value = element(j) * scale * load(weight + part + j, width)
                 if not gate_first:
-                    value = value * _silu(load(gates + j, width))
+                    value = value * act(load(gates + j, width))
                 store(out + (i * size + j), value)
 
     dtype, gate_dtype, weight_dtype = dtypes

@@ -1,8 +1,9 @@
 """One token of each request and its recurrent state, on the CPU: a matrix for each head.
 
-A token makes the state ``S`` of a head ``decay S + taken key^T``, and reads ``S query`` of it.
-What is taken is a vector; with the delta rule it depends on what the state has for the key.  Rows
-of ``S`` are independent.  Arithmetic is float32; a kernel reads and writes a state once.
+A token makes the state ``S`` of a head ``S decay + taken key^T``, and reads ``S query`` of it.
+What is taken is a vector; with the delta rule it depends on what the state has for the key.  The
+decay is a number, or one for each column.  Rows of ``S`` are independent.  Arithmetic is float32; a
+kernel reads and writes a state once.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ def delta_rule(
     Args:
         q, k: ``[requests, key_heads, key_size]``; requests are evenly spaced, each contiguous.
         v: ``[requests, heads, value_size]``, the same; heads share key heads in order, evenly.
-        a, b: ``[requests, heads]``, contiguous.
-        A_log, dt_bias: ``[heads]``.
+        a: ``[requests, heads]``, contiguous; or ``[requests, heads * key_size]``, if each channel
+            of a key decays by itself.
+        b: ``[requests, heads]``, contiguous.
+        A_log: ``[heads]``.
+        dt_bias: as many as one request has in ``a``.
 
     Returns:
         ``[requests, heads, value_size]`` of the dtype of ``v``.
@@ -88,7 +92,8 @@ def delta_rule(
     (requests, heads, rows), (key_heads, columns) = v.shape, k.shape[1:]
     out = torch.empty(v.shape, dtype=v.dtype)
     dtypes = v.dtype, a.dtype, A_log.dtype, dt_bias.dtype
-    kernel = _delta_rule(heads, heads // key_heads, rows, columns, dtypes, states.parameters)
+    shape = heads, heads // key_heads, rows, columns
+    kernel = _delta_rule(*shape, dt_bias.numel() > heads, dtypes, states.parameters)
     spaced = [number for x in (q, k, v) for number in (x.data_ptr(), x.stride(0))]
     others = (a, b, A_log, dt_bias, out)
     kernel.run(requests * heads, *spaced, *(x.data_ptr() for x in others), *states.launch)
@@ -101,9 +106,13 @@ def _delta_rule(
     share: int,
     rows: int,
     columns: int,
+    by_channel: bool,
     dtypes: tuple[torch.dtype, ...],
     of_states: tuple[tuple[str, Kind], ...],
 ) -> Kernel:
+    channels = columns if by_channel else 1
+    width = lanes_of(channels)
+
     def update(
         tile: Value,
         q: Value,
@@ -123,8 +132,14 @@ def _delta_rule(
         key_head = head // share * columns
         query = _of_length(q + (request * q_stride + key_head), columns, columns**-0.5)
         key = _of_length(k + (request * k_stride + key_head), columns, 1.0)
-        step = softplus(load(a + tile) + load(dt_bias + head))
-        decay, rate = exp(-exp(load(A_log + head)) * step), sigmoid(load(b + tile))
+        speed = -exp(load(A_log + head))
+        steps = _vectors(a + tile * channels, channels, width)
+        biases = _vectors(dt_bias + head * channels, channels, width)
+        pairs = zip(steps, biases, strict=True)
+        decay = [exp(speed.splat(width) * softplus(step + bias)) for step, bias in pairs]
+        if not by_channel:
+            decay = [decay[0].splat(len(key[0]))] * len(key)
+        rate = sigmoid(load(b + tile))
         values = v + (request * v_stride + head * rows)
 
         def taken(row: Value, kept: list[Value]) -> Value:
@@ -214,7 +229,7 @@ def _state_space(
         key = _vectors(B + (request * B_stride + group), columns, width)
         query = _vectors(C + (request * C_stride + group), columns, width)
         step = softplus(load(dt + (request * dt_stride + head)) + load(dt_bias + head))
-        decay, skipped = exp(step * load(A + head)), load(D + head)
+        decay, skipped = exp(step * load(A + head)).splat(width), load(D + head)
         inputs = x + (request * x_stride + head * rows)
         target = out + (request * out_stride + head * rows)
 
@@ -222,7 +237,7 @@ def _state_space(
             return step * load(inputs + row)
 
         state = _state(request, head * (rows * columns), **of_states)
-        for row, read in _rows(state, rows, decay, taken, key, query):
+        for row, read in _rows(state, rows, [decay] * len(key), taken, key, query):
             store(target + row, multiply_add(skipped, load(inputs + row), read))
 
     dtype, step_dtype, decay_dtype, skip_dtype, bias_dtype = dtypes
@@ -249,7 +264,7 @@ def _state(request: Value, place: Value, states: Value, slot_stride: Value, slot
 def _rows(
     state: Value,
     rows: int,
-    decay: Value,
+    decay: list[Value],
     taken: Callable[[Value, list[Value]], Value],
     key: list[Value],
     query: list[Value],
@@ -257,13 +272,14 @@ def _rows(
     """Write the new state, row by row: each row's number, and what the query reads there.
 
     Args:
+        decay: of each column, as ``key`` is.
         taken: what a row takes of the key, from its number and what is left of the old state.
     """
     width = len(key[0])
-    fading = decay.splat(width)
     for row in loop(0, rows):
         place = state + row * (len(key) * width)
-        kept = [part * fading for part in _vectors(place, len(key) * width, width)]
+        old = _vectors(place, len(key) * width, width)
+        kept = [part * left for part, left in zip(old, decay, strict=True)]
         factor = taken(row, kept).splat(width)
         found = [multiply_add(factor, part, old) for part, old in zip(key, kept, strict=True)]
         for i, part in enumerate(found):

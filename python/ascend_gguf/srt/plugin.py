@@ -45,6 +45,11 @@ HOOKS: tuple[tuple[str, str, str | None], ...] = (
     ("managers.tokenizer_manager", "TokenizerManager.__init__", None),
     ("managers.utils", "GenerationBatchResult.copy_to_cpu", None),
     ("model_executor.model_runner", "ModelRunner.__init__", None),
+    (
+        "model_executor.model_runner_components.attention_backend_setup",
+        "_build_backend_from_str",
+        None,
+    ),
     ("model_loader.loader", "GGUFModelLoader.__init__", None),
     ("sampling.sampling_batch_info", "SamplingBatchInfo.from_schedule_batch", None),
     ("speculative.eagle_utils", "eagle_sample", None),
@@ -56,11 +61,6 @@ HOOKS: tuple[tuple[str, str, str | None], ...] = (
 #: The same, of modules that import torch_npu.
 NPU_HOOKS: tuple[tuple[str, str, str | None], ...] = (
     ("hardware_backend.npu.attention.ascend_backend", "AscendAttnBackend.__init__", None),
-    (
-        "model_executor.model_runner_components.attention_backend_setup",
-        "_build_backend_from_str",
-        None,
-    ),
 )
 
 #: The same, of processes that answer requests.

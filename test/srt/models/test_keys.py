@@ -68,6 +68,7 @@ LOST = {
     "glm_moe_dsa": {"attention.layer_norm_rms_epsilon"},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
     "minicpm3": {"attention.layer_norm_rms_epsilon"},
+    "kimi_linear": {"attention.layer_norm_rms_epsilon"},
     # Layers of another type have other tensors.
     "mimo_v2_flash": {"attention.sliding_window_pattern"},
     # Which counts where a file lacks that of RMS norms.
@@ -87,6 +88,7 @@ MODELS: Mapping[str, Tiny] = TINY | {
     # Experts in groups, as no published model of these has them.
     "glm4moe": _with_sizes("glm4moe", n_routed_experts=8, n_group=2, topk_group=1),
     "glm-5": _with_sizes("glm-5", n_group=2, topk_group=1),
+    "kimi-linear": _with_sizes("kimi-linear", n_group=2, topk_group=1),
     "deepseek-v2-lite": _with_sizes(
         "deepseek-v2-lite", n_group=2, topk_group=1, topk_method="group_limited_greedy"
     ),
@@ -283,7 +285,9 @@ def test_other_sizes_are_refused(written, tmp_path, name):
     file = open_gguf(model.path)
     architecture = architecture_of(file)
     unused = set(NO_SIZE_OF_A_TENSOR)
-    if "blk.0.attn_k_b.weight" in file.tensors:  # attention over latent vectors, in other keys
+    if any(
+        ".attn_k_b.weight" in tensor for tensor in file.tensors
+    ):  # attention over latent vectors, in other keys
         unused |= {"attention.key_length", "attention.value_length", "attention.head_count_kv"}
     if not any(".ffn_down.weight" in tensor for tensor in file.tensors):
         unused.add("feed_forward_length")

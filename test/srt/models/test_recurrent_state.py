@@ -26,7 +26,7 @@ TOKENS = np.random.default_rng(3).integers(3, 500, 400).tolist()
 LONG = TOKENS[:150]
 
 
-@pytest.fixture(scope="module", params=["qwen3.5", "lfm2", "granite-4-dense"])
+@pytest.fixture(scope="module", params=["qwen3.5", "lfm2", "granite-4-dense", "kimi-linear"])
 def model(request, tiny_model):
     return tiny_model(request.param)
 

@@ -20,7 +20,8 @@ def pack_linears(model: nn.Module, quant_config: GGUFConfig) -> None:
     """
     kinds = (ColumnParallelLinear, RowParallelLinear)
     for module in layers_without_method(model, quant_config, kinds, UnquantizedLinearMethod):
-        _use_gguf_method(module, quant_config)
+        if module.weight.dim() == 2:  # no convolution
+            _use_gguf_method(module, quant_config)
 
 
 def layers_without_method(

@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.hybrid_linear_attn_backend import (
     ShortConvHybridAttnBackend,
 )
 from sglang.srt.layers.attention.linear.gdn_backend import GDNAttnBackend
+from sglang.srt.layers.attention.linear.kda_backend import KDAAttnBackend
 from sglang.srt.layers.attention.linear.short_conv_backend import ShortConvAttnBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -36,7 +37,10 @@ from ascend_gguf.cpu.graph import Graph, NotCapturable, capture
 
 logger = logging.getLogger(__name__)
 
-_KNOWN = (TorchNativeAttnBackend, GDNAttnBackend, Mamba2AttnBackend, ShortConvAttnBackend)
+_KNOWN = (
+    *(TorchNativeAttnBackend, GDNAttnBackend, KDAAttnBackend),
+    *(Mamba2AttnBackend, ShortConvAttnBackend),
+)
 
 #: Memory that the graphs of a model may take; steps of further batch sizes are the engine's.
 MOST_BYTES = 1 << 29

@@ -61,6 +61,8 @@ def _with_state(config: PretrainedConfig) -> PretrainedConfig:
     if not hasattr(kind, "mamba2_cache_params"):
         return config
     attributes = config.to_dict()
+    if hasattr(config, "max_position_embeddings"):  # which transformers may call differently
+        attributes |= {"max_position_embeddings": config.max_position_embeddings}
     if pattern := getattr(config, "hybrid_override_pattern", None):
         # The words of transformers' list are not the engine's.
         attributes |= {"layers_block_type": None, "hybrid_override_pattern": pattern}
