@@ -90,10 +90,16 @@ def _invert_layers(config: dict[str, Any]) -> None:
 
 
 def _experts_of_a_token(config: dict[str, Any]) -> None:
-    if "moe_topk" in config:
+    if "ffn_config" in config:
+        config["ffn_config"]["moe_top_k"] = 3
+    elif "moe_topk" in config:
         config["moe_topk"] = [3] * len(config["moe_topk"])
     else:
         _set(num_experts_per_tok=3, moe_k=3, top_k_experts=3)(config)
+
+
+def _clip(config: dict[str, Any]) -> None:
+    _set(clip_qkv=0.7)(config.get("attn_config", config))
 
 
 def _leave_out_more(config: dict[str, Any]) -> None:
@@ -141,7 +147,7 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8)),
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
-    "attention.clamp_kqv": (0.7, _set(clip_qkv=0.7)),
+    "attention.clamp_kqv": (0.7, _clip),
     "altup.active_idx": (1, _set(altup_active_idx=1)),
     "activation_sparsity_scale": (None, _leave_out_more),
     "expert_used_count": (3, _experts_of_a_token),
@@ -220,7 +226,9 @@ def without(key: str, config: dict[str, Any]) -> None:
         plain = {"factor": 1.0} if config["model_type"] == "mistral4" else {"rope_type": "default"}
         found.update(plain)
     elif key == "rope.scaling.original_context_length":
-        found.update(original_max_position_embeddings=config["max_position_embeddings"])
+        names = ("max_position_embeddings", "max_seq_len")
+        context = next(config[name] for name in names if name in config)
+        found.update(original_max_position_embeddings=context)
     elif key == "rope.scaling.yarn_attn_factor":
         found.pop("attention_factor")
     elif key == "rope.scaling.yarn_log_multiplier":
@@ -239,6 +247,9 @@ def changed(model: Written, *changes: Change) -> torch.nn.Module:
             attributes[name] = attributes.pop(written)
     if "head_dim" in attributes and attributes["head_dim"] is None:  # YaRN would multiply it
         attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
+    if experts := attributes.get("ffn_config"):  # DBRX's refuses what all configurations have
+        sizes = ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
+        attributes["ffn_config"] = {name: experts[name] for name in sizes}
     for change in changes:
         change(attributes)
     config = auto_config().for_model(**attributes)

@@ -17,6 +17,8 @@ from hf_models.dense_conversion import (
     apertus_numbers,
     chatglm_metadata,
     cohere2_moe_metadata,
+    dbrx,
+    dbrx_metadata,
     dots_metadata,
     exaone_moe_metadata,
     gpt2,
@@ -161,6 +163,15 @@ DENSE: dict[str, Tiny] = {
         "phimoe",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "lm_head_bias": True}
         | {"attention_bias": True},
+    ),
+    "dbrx": Tiny(
+        "dbrx",
+        "dbrx",
+        {"d_model": 128, "intermediate_size": 96}
+        | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 30000.0}}
+        | {"ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2}},
+        dbrx_metadata,
+        dbrx,
     ),
     "dots1": Tiny(
         "dots1",

@@ -133,3 +133,23 @@ def cohere2_moe_metadata(config: Any) -> dict[str, Any]:
         "rope.dimension_count": config.head_dim,
         "rope.scaling.type": "none",
     }
+
+
+def dbrx(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    parts = {"w1": "gate", "v1": "up", "w2": "down"}
+    if ".experts." in name:
+        layer, part = name.split(".")[2], parts[name.rpartition(".")[2]]
+        matrices = tensor.view(config.ffn_config.moe_num_experts, -1, config.d_model)
+        matrices = matrices.transpose(1, 2) if part == "down" else matrices
+        name, tensor = f"=blk.{layer}.ffn_{part}_exps.weight", matrices
+    yield name, tensor
+
+
+def dbrx_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "feed_forward_length": config.ffn_config.ffn_hidden_size,
+        "attention.clamp_kqv": config.attn_config.clip_qkv,
+        "attention.layer_norm_epsilon": 1e-5,
+        "expert_count": config.ffn_config.moe_num_experts,
+        "expert_used_count": config.ffn_config.moe_top_k,
+    }

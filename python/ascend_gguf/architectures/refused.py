@@ -15,7 +15,7 @@ def _everywhere(reason: str) -> dict[str, str]:
 
 #: Reasons of their own, on "cpu" and "npu".
 REFUSED = {
-    "dbrx": _everywhere("the engine makes the experts of this model as dense matrices on CUDA"),
+    "gptj": _everywhere("llama.cpp has its name, and can neither convert nor run it"),
     "minimax-m3": _SPARSE,
 }
 
@@ -35,7 +35,7 @@ WITHOUT_CLASS = frozenset(
 #: The engine has a class for these, and there is no table here of their tensors yet.
 WITHOUT_TABLE = frozenset(
     (
-        *("bailingmoe3", "deepseek4", "dots3note", "glm5-next", "gptj"),
+        *("bailingmoe3", "deepseek4", "dots3note", "glm5-next"),
         *("granite_swa", "grok", "hrm_text", "hy_v4", "kimi-k3"),
         *("muse-glimmer", "nanbeige", "qwen4exp", "spark2_5"),
     )

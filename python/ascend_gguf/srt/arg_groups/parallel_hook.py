@@ -33,7 +33,7 @@ _NOT_PADDED = frozenset(
     + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "AfmoeForCausalLM")
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
     + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
-    + ("MiMoV2FlashForCausalLM",)
+    + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM")
 )
 
 

@@ -24,6 +24,7 @@ from ascend_gguf.srt.models import (
     bert,
     cohere2_moe,
     commandr,
+    dbrx,
     deepseek_v2,
     exaone4,
     exaone_moe,
@@ -68,6 +69,7 @@ from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
 #: ``model_type`` to a function of the configuration.
 CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "cohere2_moe": cohere2_moe.count_dense_layers,
+    "dbrx": dbrx.name_base,
     "deci": nemotron_nas.set_blocks,
     "deepseek_v2": deepseek_v2.as_yarn,
     "deepseek_v3": deepseek_v2.as_yarn,
@@ -85,6 +87,7 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
 #: place while a model of its module is built.
 REPLACED: dict[str, type[nn.Module]] = {
     "afmoe.AfmoeMoE": afmoe.StackedExperts,
+    "dbrx.DbrxExperts": dbrx.StackedExperts,
 }
 
 #: A class below ``sglang.srt.models``, or in ``sglang.srt.layers``, to a function of its module and
@@ -97,6 +100,8 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "bert.BertEmbedding": bert.repair_embedding,
     "cohere2_moe.Cohere2MoeAttention": commandr.repair_attention,
     "commandr.CohereAttention": commandr.repair_attention,
+    "dbrx.DbrxAttention": set_rotary_embedding,
+    "dbrx.DbrxForCausalLM": load_experts_one_by_one,
     "deepseek_v2.DeepseekV2AttentionMLA": deepseek_v2.repair_attention,
     "exaone4.Exaone4Attention": exaone4.repair_attention,
     "exaone_moe.ExaoneMoEAttention": exaone_moe.repair_attention,
