@@ -22,9 +22,8 @@ _NOT_ON_NPU = {
     "mimo2": "SGLang's attention on Ascend has keys and values of one size",
 }
 
-LATENT_ON_NPU = (
-    "its operators for latent attention have vectors of 512 and keys of 64, and no temperature"
-)
+#: What CANN's operators for latent attention take: sizes of a vector, and of the key beside it.
+_LATENT, _KEY = 512, 64
 
 
 def describe_model(path: str | os.PathLike) -> Any:
@@ -73,20 +72,27 @@ def reach(config: Any) -> int | None:
     return first(config, "attention_chunk_size", "sparse_attention_size")
 
 
+def joined_latent(config: Any) -> int | None:
+    """Numbers of a latent vector and its key together, if an NPU attends to both as one.
+
+    CANN's operators for latent attention have sizes of their own, and no temperature.  Others are
+    attended to by those for one head of keys: vector and key are a key, and a value whose first
+    numbers count.
+    """
+    latent = getattr(config, "kv_lora_rank", None)
+    if not latent:
+        return None
+    key = config.qk_rope_head_dim
+    grows = getattr(config, "llama_4_scaling", None)
+    return None if (latent, key) == (_LATENT, _KEY) and not grows else latent + key
+
+
 def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
     """Raises GGUFError for a model of a configuration that is right on the CPU alone."""
     if config.model_type in _NOT_ON_NPU:
         raise GGUFError(
             f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
             file=path,
-            hint="On the CPU it is served.",
-        )
-    latent = getattr(config, "kv_lora_rank", 512), getattr(config, "qk_rope_head_dim", 64)
-    if latent != (512, 64) or getattr(config, "llama_4_scaling", None):
-        raise GGUFError(
-            f"this model is not served on an NPU: {LATENT_ON_NPU}",
-            file=path,
-            found=f"{latent[0]} and {latent[1]}",
             hint="On the CPU it is served.",
         )
     if config.model_type == "llama4_text" and config.num_experts_per_tok != 1:

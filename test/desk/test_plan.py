@@ -60,7 +60,8 @@ def test_dense_weights(npu_engine):
 
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(2)], ids=str)
 @pytest.mark.parametrize(
-    "name", ["deepseek-v2-lite", "qwen3.5", "qwen3.5-moe", "qwen3-next", "nemotron-super"]
+    "name",
+    ["deepseek-v2-lite", "mistral-4", "qwen3.5", "qwen3.5-moe", "qwen3-next", "nemotron-super"],
 )
 def test_other_attention(npu_engine, tiny_model, name, ranks):
     check(npu_engine, tiny_model(name).path, "bfloat16", ranks)

@@ -18,10 +18,6 @@ from hf_models.conversion import (
 from hf_models.sizes import EXPERTS
 from hf_models.tiny import Tiny
 
-LATENT_ON_NPU = (
-    "its operators for latent attention have vectors of 512 and keys of 64, and no temperature"
-)
-
 _PLAIN_YARN = {
     "rope_type": "yarn",
     "rope_theta": 30000.0,
@@ -130,9 +126,7 @@ _LONG = {
     "long_factor": [1.0 + 0.5 * i for i in range(16)],
 }
 
-_minicpm3 = partial(
-    Tiny, "minicpm3", "minicpm3", metadata=_minicpm3_metadata, refused={"npu": LATENT_ON_NPU}
-)
+_minicpm3 = partial(Tiny, "minicpm3", "minicpm3", metadata=_minicpm3_metadata)
 
 TINY = {
     "minicpm3": _minicpm3(sizes=_MINICPM3),
@@ -162,6 +156,5 @@ TINY = {
         | {"rope_parameters": _YARN | {"mscale_all_dim": 1.0}},
         _mistral4_metadata,
         _mistral4,
-        refused={"npu": LATENT_ON_NPU},
     ),
 }

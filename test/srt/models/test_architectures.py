@@ -186,7 +186,15 @@ def test_on_two_ranks_on_the_simulated_npu(npu_engine, tiny_model, name):
     score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, tp_size=2)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3"])  # capped scores, windows alone
+def test_latent_vectors_that_no_operator_takes(npu_engine, tmp_path):
+    """Of Mistral Large 3's sizes, whose queries grow with their position: by torch's operators."""
+    tiny = TINY["mistral-4"]
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    model = write_model(tmp_path, replace(tiny, sizes=tiny.sizes | sizes))
+    assert "heads are 576 wide" in score_right(npu_engine, model, "float16")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral-4"])  # caps, windows, latent
 def test_long_prompts_together_on_the_simulated_npu(npu_engine, tiny_model, name):
     """Prompts of several chunks, one of which is a single token, and answers of a batch."""
     tokens = np.random.default_rng(1).integers(3, 500, 257 + 150).tolist()

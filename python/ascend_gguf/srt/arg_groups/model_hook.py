@@ -23,8 +23,8 @@ from torch.torch_version import TorchVersion
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.products import ATTENTION, this_product
+from ascend_gguf.servable import joined_latent, refuse_on_npu
 from ascend_gguf.servable import reach as reach_of
-from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
@@ -40,8 +40,13 @@ _SOURCE = "ascend_gguf.model"
 #: A process that answers requests has to begin within them.
 _SECONDS_TO_IMPORT = 60
 
-#: What the widths of heads are multiples of in CANN's attention operators.
-HEAD_MULTIPLE = 16
+#: What the widths of heads are multiples of in CANN's attention operators, and at most.
+_HEAD_MULTIPLE, _WIDEST_HEAD = 16, 512
+
+
+def has_odd_width(size: int) -> bool:
+    """True for a width of heads that CANN's attention operators do not take."""
+    return size % _HEAD_MULTIPLE != 0 or size > _WIDEST_HEAD
 
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
@@ -207,8 +212,13 @@ def _attends_by_torch(server_args: Any) -> str:
     model = model_config_of(server_args)
     if _caps(model.hf_config):
         return "This model caps the scores of attention"
-    if model.attention_arch != AttentionArch.MLA and model.head_dim % HEAD_MULTIPLE:
-        return f"This model's heads are {model.head_dim} wide, not a multiple of {HEAD_MULTIPLE}"
+    is_latent = model.attention_arch == AttentionArch.MLA
+    width = joined_latent(model.hf_config) if is_latent else model.head_dim
+    if width and has_odd_width(width):
+        return (
+            f"This model's heads are {width} wide, not a multiple of {_HEAD_MULTIPLE} up to "
+            f"{_WIDEST_HEAD}"
+        )
     if ATTENTION in this_product().lacks:
         return "This chip's attention is computed by torch's operators"
     return ""

@@ -16,6 +16,7 @@ from sglang.srt.environ import envs
 from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.errors import GGUFError
+from ascend_gguf.servable import joined_latent
 from ascend_gguf.srt.models import nextn
 
 #: The most drafted tokens, and the width of a convolution, of which Ascend's operators keep states.
@@ -64,7 +65,7 @@ def check_drafts(server_args: Any, unsupported: bool) -> None:
         )
     model = model_config_of(server_args)
     if is_npu() and model.attention_arch == AttentionArch.MLA:
-        _check_latent_attention(options, file)
+        _check_latent_attention(options, model.hf_config, file)
     elif is_npu():
         _check_fused_attention(model, file)
     if is_npu() and mambaish_config(model) is not None:
@@ -86,16 +87,19 @@ def _check_fused_attention(model: Any, file: str) -> None:
     )
 
 
-def _check_latent_attention(options: Any, file: str) -> None:
-    """Raises GGUFError: more tokens are drafted than the operator takes of a request."""
+def _check_latent_attention(options: Any, config: Any, file: str) -> None:
+    """Raises GGUFError: the operator does not check so many tokens, or over such vectors."""
     drafted = options.speculative_num_draft_tokens or 0
-    if drafted > _MOST_OVER_LATENT:
+    joined = joined_latent(config)
+    if drafted > _MOST_OVER_LATENT or joined is not None:
+        sizes = f"{config.kv_lora_rank} and {config.qk_rope_head_dim}, " if joined else ""
         raise GGUFError(
-            "Ascend's attention over latent vectors does not check so many drafted tokens",
+            "Ascend's attention over latent vectors does not check these drafted tokens",
             file=file,
-            found=f"--speculative-num-draft-tokens {drafted}",
-            expected=f"at most {_MOST_OVER_LATENT}",
-            hint="Ask for fewer (--speculative-num-steps).",
+            found=f"{sizes}--speculative-num-draft-tokens {drafted}",
+            expected=f"vectors of 512 and keys of 64, no temperature, at most {_MOST_OVER_LATENT} "
+            "tokens",
+            hint="Ask for fewer (--speculative-num-steps), or leave out --speculative-algorithm.",
         )
 
 

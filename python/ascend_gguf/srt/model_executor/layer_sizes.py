@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.architectures.dimensions import cached_heads, first
+from ascend_gguf.servable import joined_latent
 from ascend_gguf.srt.overrides import override_methods
 
 
@@ -21,6 +22,13 @@ def has_layer_sizes(config: Any) -> bool:
     if first(config, "sizes_by_layer", "num_kv_shared_layers") is None:
         return False
     return len({cached_heads(config, i) for i in range(config.num_hidden_layers)}) > 1
+
+
+def join_latents(model_config: ModelConfig) -> None:
+    """Let a cache on an NPU have latent vectors and their keys as one, if it attends to them so."""
+    joined = joined_latent(model_config.hf_config)
+    if is_npu() and joined is not None:
+        model_config.kv_lora_rank, model_config.qk_rope_head_dim = joined, 0
 
 
 def _shapes(config: Any, layers: range) -> list[tuple[int, int, int]]:

@@ -19,6 +19,7 @@ from ascend_gguf.srt.model_executor.cpu_graph_runner import GGUFGraphRunner
 from ascend_gguf.srt.model_executor.layer_sizes import (
     give_layers_their_sizes,
     has_layer_sizes,
+    join_latents,
     mean_sizes,
 )
 from ascend_gguf.srt.not_finite import NO_TOKEN, computes_in
@@ -35,6 +36,7 @@ def __init__(
     """AROUND ``ModelRunner.__init__``: the runner of a GGUF model and its parts are ours."""
     is_gguf = model_config.quantization == "gguf"
     if is_gguf:
+        join_latents(model_config)
         override(self)
     original(self, model_config, *args, **kwargs)
     if is_gguf:

@@ -1,4 +1,4 @@
-"""DeepSeek's attention: RoPE without YaRN, and prefill on the CPU."""
+"""DeepSeek's attention: RoPE without YaRN, and prefill over latent vectors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods import (
     AttnForwardMethod,
 )
+from sglang.srt.utils import is_npu
 
+from ascend_gguf.servable import joined_latent
 from ascend_gguf.srt.overrides import override_methods
+
+#: The one size of keys that npu_interleave_rope turns.
+_TURNED = 64
 
 
 def as_yarn(config: Any) -> None:
@@ -36,17 +42,45 @@ def as_yarn(config: Any) -> None:
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``DeepseekV2AttentionMLA``: on the CPU, attend over latent vectors, always.
+    """``DeepseekV2AttentionMLA``: attend over latent vectors, always, where the device has to.
 
     For prompts the engine would expand them to keys and values, which its attention backend for
-    the CPU does not read: it reads the cache, where the latent vectors are.
+    the CPU does not read: it reads the cache, where the latent vectors are.  On an NPU it is those
+    that are attended to as one with their keys; there the engine leaves the temperature out.
     """
-    override_methods(attention, dispatch_attn_forward_method=_dispatch_attn_forward_method)
+    if is_npu() and joined_latent(config) is None:
+        return
+    if is_npu() and attention.rotary_emb is not None and config.qk_rope_head_dim != _TURNED:
+        attention.rotary_emb._forward_method = attention.rotary_emb.forward_native
+    override_methods(
+        attention,
+        dispatch_attn_forward_method=_dispatch_attn_forward_method,
+        forward_absorb_prepare=_forward_absorb_prepare,
+    )
 
 
 def _dispatch_attn_forward_method(
     original: Callable, self: Any, forward_batch: Any
 ) -> AttnForwardMethod:
     method = original(self, forward_batch)
-    is_of_cpu = self.current_attention_backend == "torch_native"
-    return AttnForwardMethod.MLA if is_of_cpu else method
+    is_ours = self.current_attention_backend in ("torch_native", "ascend")
+    return AttnForwardMethod.MLA if is_ours else method
+
+
+def _forward_absorb_prepare(
+    original: Callable,
+    self: Any,
+    positions: torch.Tensor,
+    hidden_states: torch.Tensor,
+    forward_batch: Any,
+    zero_allocator: Any,
+    temperature: torch.Tensor | None,
+    *args: Any,
+) -> tuple[Any, ...]:
+    """Queries come in two parts, the first and the third."""
+    before = positions, hidden_states, forward_batch, zero_allocator
+    q_pe, k_pe, q_nope_out, *others = original(self, *before, temperature, *args)
+    if temperature is not None and self.current_attention_backend == "ascend":
+        parts = (q_pe, q_nope_out)
+        q_pe, q_nope_out = ((part * temperature).to(part.dtype) for part in parts)
+    return q_pe, k_pe, q_nope_out, *others

@@ -1,8 +1,8 @@
-"""Attention on Ascend: sliding windows, logit soft-caps, odd head sizes, bidirectional.
+"""Attention on Ascend: sliding windows, logit soft-caps, odd head sizes, bidirectional, latent.
 
 The engine's own calls know a window only where sliding layers have a cache of their own
 (``is_hybrid_swa``), no cap while it replays a graph, and the other direction only with some
-settings.
+settings; and of latent attention one size (:func:`ascend_gguf.servable.joined_latent`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from ascend_gguf.npu.products import ATTENTION, this_product
-from ascend_gguf.srt.arg_groups.model_hook import HEAD_MULTIPLE
+from ascend_gguf.srt.arg_groups.model_hook import has_odd_width
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.torch_attention import attend_requests
 
@@ -52,6 +52,8 @@ def forward_extend(
     q = q.contiguous()  # of a layer without RoPE a part of a merged projection
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    if _is_joined(self):
+        q, k = _joined(layer, q, k, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
     q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
     new_lens = forward_batch.extend_seq_lens_cpu
@@ -73,7 +75,7 @@ def forward_extend(
             length,
         )
         start += new
-    return output.flatten(1)
+    return _values(layer, output)
 
 
 def forward_decode(
@@ -95,6 +97,8 @@ def forward_decode(
     q = q.contiguous()  # of a layer without RoPE a part of a merged projection
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    if _is_joined(self):
+        q, k = _joined(layer, q, k, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
     if _is_by_torch(layer):
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
@@ -104,25 +108,51 @@ def forward_decode(
     lengths = metadata.seq_lens_cpu_list
     if metadata.seq_lens_cpu_int is not None:
         lengths = metadata.seq_lens_cpu_int.tolist()
-    mask = _mask_of_step(self, layer)
+    mask = _mask_of_step(self, layer) if layer.sliding_window_size > -1 else None
     query = q.reshape(-1, 1, layer.tp_q_head_num * layer.qk_head_dim)
-    return _attend_one(layer, query, *caches, metadata.block_tables, lengths, mask).flatten(1)
+    output = _attend_one(layer, query, *caches, metadata.block_tables, lengths, mask)
+    return _values(layer, output)
 
 
 def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
-    if backend.use_mla or backend.is_hybrid_swa or layer.is_cross_attention:
+    if backend.use_mla:
+        return _is_joined(backend)
+    if backend.is_hybrid_swa or layer.is_cross_attention:
         return False
     return _is_by_torch(layer) or layer.sliding_window_size > -1 or _is_both_ways(layer)
 
 
 def _is_by_torch(layer: RadixAttention) -> bool:
     """No operator of the device has a logit soft-cap, or a head size that is no multiple of 16."""
-    is_odd = bool(layer.logit_cap) or layer.qk_head_dim % HEAD_MULTIPLE != 0
+    is_odd = bool(layer.logit_cap) or has_odd_width(layer.qk_head_dim)
     return is_odd or ATTENTION in this_product().lacks
 
 
 def _is_both_ways(layer: RadixAttention) -> bool:
     return layer.attn_type == AttentionType.ENCODER_ONLY
+
+
+def _is_joined(backend: AscendAttnBackend) -> bool:
+    """Latent vectors and their keys are one in the cache."""
+    return backend.use_mla and not backend.qk_rope_head_dim
+
+
+def _joined(
+    layer: RadixAttention,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_rope: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys with the parts that are turned, which some models hand over apart."""
+    if q_rope is not None and k_rope is not None:
+        q, k = torch.cat((q.view(*q_rope.shape[:-1], -1), q_rope), -1), torch.cat((k, k_rope), -1)
+    return q, k
+
+
+def _values(layer: RadixAttention, output: torch.Tensor) -> torch.Tensor:
+    """``[tokens, heads, size]`` as ``[tokens, heads * v_head_dim]``: values may be padded."""
+    return output[..., : layer.v_head_dim].flatten(1)
 
 
 def _save(
@@ -135,6 +165,15 @@ def _save(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both caches, ``[pages, page_size, kv_heads, size]``, with the new tokens in them."""
     pool = backend.token_to_kv_pool
+    if _is_joined(backend):
+        cache = pool.get_key_buffer(layer.layer_id)
+        if save_kv_cache:
+            slots = forward_batch.out_cache_loc.view(-1, 1)
+            width = layer.qk_head_dim
+            torch_npu.npu_scatter_nd_update_(
+                cache.view(-1, 1, width), slots, k.reshape(-1, 1, width)
+            )
+        return cache, cache
     if save_kv_cache:
         pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
     caches = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
@@ -153,7 +192,7 @@ def _attend_by_torch(
     new_lens: list[int],
 ) -> torch.Tensor:
     """Attention by several operators of torch: eager, as lengths are read on the host."""
-    return attend_requests(
+    output = attend_requests(
         q,
         torch.empty_like(q),
         k_cache.flatten(0, 1),
@@ -166,7 +205,8 @@ def _attend_by_torch(
         cap=layer.logit_cap,
         window=layer.sliding_window_size if layer.sliding_window_size > -1 else None,
         both_ways=_is_both_ways(layer),
-    ).flatten(1)
+    )
+    return _values(layer, output)
 
 
 def _attend_prompt(
@@ -178,7 +218,7 @@ def _attend_prompt(
     block_table: torch.Tensor,
     length: int,
 ) -> torch.Tensor:
-    """The last tokens of one request, which look in a window, or all, also in both directions.
+    """The last tokens of one request, which look in a window or at all, also in both directions.
 
     ``[1, tokens, heads, size]`` to ``[tokens, heads, size]``.
     """
@@ -186,15 +226,15 @@ def _attend_prompt(
     both_ways, window = _is_both_ways(layer), layer.sliding_window_size
     if window > -1 or not both_ways:
         if q.shape[1] == 1 and not both_ways:  # where the operator's modes have no effect
-            lengths = torch.tensor([length], device=q.device)
-            mask = _mask(lengths, layer, block_table, k_cache.shape[1])
+            mask = None
+            if window > -1:
+                lengths = torch.tensor([length], device=q.device)
+                mask = _mask(lengths, layer, block_table, k_cache.shape[1])
             return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
-        band = {
-            "atten_mask": backend.fia_mask.unsqueeze(0),
-            "sparse_mode": 4,  # a band that ends at the last query and the last key
-            "pre_tokens": window,
-            "next_tokens": window if both_ways else 0,
-        }
+        band = {"atten_mask": backend.fia_mask.unsqueeze(0), "sparse_mode": 3}
+        if window > -1:  # a band that ends at the last query and the last key
+            after = window if both_ways else 0
+            band |= {"sparse_mode": 4, "pre_tokens": window, "next_tokens": after}
     output, _ = torch_npu.npu_fused_infer_attention_score_v2(
         query=q.contiguous(),
         key=k_cache.flatten(2),
@@ -219,7 +259,7 @@ def _attend_one(
     v_cache: torch.Tensor,
     block_table: torch.Tensor,
     lengths: list[int],
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """One token of each request: ``[requests, 1, heads * size]`` to ``[requests, heads, size]``."""
     arguments = {
@@ -241,7 +281,7 @@ def _attend_one(
     torch_npu.npu_fused_infer_attention_score.out(
         *tensors, **arguments, workspace=workspace, out=[output, sums]
     )
-    return output.view(len(q), layer.tp_q_head_num, layer.v_head_dim)
+    return output.view(len(q), layer.tp_q_head_num, layer.qk_head_dim)
 
 
 def _mask_of_step(backend: AscendAttnBackend, layer: RadixAttention) -> torch.Tensor:
