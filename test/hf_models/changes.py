@@ -71,6 +71,8 @@ def rope(config: dict[str, Any], **parameters: Any) -> None:
 
 def _base(config: dict[str, Any]) -> None:
     rope(config, rope_theta=50.5)
+    if "layer_rope_theta" in config:
+        config["layer_rope_theta"] = [50.5 if own else 0 for own in config["layer_rope_theta"]]
     if config["model_type"] == "olmo3":  # one key for all of its layers
         config["rope_parameters"]["sliding_attention"].update(rope_theta=50.5)
 
@@ -87,6 +89,11 @@ def _set(**attributes: Any) -> Change:
 def _invert_layers(config: dict[str, Any]) -> None:
     other = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
     config["layer_types"] = [other[kind] for kind in config["layer_types"]]
+
+
+def _rotate_others(config: dict[str, Any]) -> None:
+    theta = max(config["layer_rope_theta"])
+    config["layer_rope_theta"] = [0, theta, theta, theta]
 
 
 def _experts_of_a_token(config: dict[str, Any]) -> None:
@@ -142,6 +149,7 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.temperature_length": (24, lambda c: rope(c, original_max_position_embeddings=24)),
     "attention.sliding_window": (10, _set(sliding_window=10)),
     "attention.sliding_window_pattern": (None, _invert_layers),
+    "attention.rope_pattern": ([False, True, True, True], _rotate_others),
     "embedding_scale": (2.0, _set(embedding_multiplier=2.0)),
     "residual_scale": (0.7, _set(residual_multiplier=0.7)),
     "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8)),

@@ -8,8 +8,15 @@ from typing import Any
 
 import torch
 
-from hf_models.conversion import gate_and_up, granitemoe, llama, llama_metadata
-from hf_models.sizes import EXPERTS
+from hf_models.conversion import (
+    gate_and_up,
+    granite_metadata,
+    granitemoe,
+    llama,
+    llama_metadata,
+    window_pattern_metadata,
+)
+from hf_models.sizes import EXPERTS, GRANITE
 from hf_models.tiny import Tiny
 
 
@@ -58,6 +65,38 @@ def _afmoe(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, 
     yield name.replace("expert_bias", "expert_bias.bias"), tensor
 
 
+def _swa_metadata(config: Any) -> dict[str, Any]:
+    found = granite_metadata(config) | window_pattern_metadata(config)
+    found["attention.rope_pattern"] = [bool(theta) for theta in config.layer_rope_theta]
+    shared = getattr(config, "shared_intermediate_size", 0)
+    return found | ({"expert_shared_feed_forward_length": shared} if shared else {})
+
+
+def _swa(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    layer, _, part = name.partition("layers.")[2].partition(".")
+    names = {
+        "self_attn.sinks": "attn_sinks",
+        "block_sparse_moe.router.weight": "ffn_gate_inp",
+        "block_sparse_moe.experts.gate_up_proj": "ffn_gate_up_exps",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+        "block_sparse_moe.input_linear.weight": "ffn_gate_up_exps",
+        "block_sparse_moe.output_linear.weight": "ffn_down_exps",
+        "shared_mlp.input_linear.weight": "ffn_up_shexp",
+        "shared_mlp.output_linear.weight": "ffn_down_shexp",
+    }
+    if part in names:
+        yield f"=blk.{layer}.{names[part]}.weight", tensor
+    else:
+        yield from llama(name, tensor, config)
+
+
+#: The second layer has no rotary embedding.
+_SWA = GRANITE | {
+    "num_hidden_layers": 4,
+    "sliding_window": 16,
+    "layer_rope_theta": [30000.0, 0, 30000.0, 30000.0],
+}
+
 _softmax = partial(Tiny, model_type="deepseek_ocr2_text", convert=_deepseek)
 _UNGATED = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "routed_scaling_factor": 2.5}
 
@@ -96,6 +135,16 @@ MIXTURES: dict[str, Tiny] = {
         | {"shared_intermediate_size": 128, "attention_multiplier": 32**-0.5},
         _ling_metadata,
         granitemoe,
+        twin=True,
+    ),
+    "granite-swa": Tiny("granite_swa", "granite_swa", _SWA, _swa_metadata, _swa, names="granite"),
+    "granite-swa-moe": Tiny(
+        "granite_swa",
+        "granitemoe_swa",
+        _SWA | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
+        _swa_metadata,
+        _swa,
+        names="granitemoe",
         twin=True,
     ),
     "trinity": Tiny(

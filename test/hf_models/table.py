@@ -402,6 +402,7 @@ ONE_STAGE = frozenset(
     )
     + ("command-r", "command-r-plus", "cohere2", "starcoder2")
     + ("granitemoe-shared", "gemma", "phi2", "phimoe", "gpt2", "starcoder", "olmoe", "dbrx")
+    + ("granite-swa", "granite-swa-moe")
     + ("cohere2moe", "lfm2", "lfm2-moe", "granite-4", "granite-4-dense", "falcon-h1", "mamba2")
     + ("minicpm", "minicpm4", "stablelm", "orion", "olmo", "ernie4.5")
     + (

@@ -189,6 +189,10 @@ def _of_architectures() -> dict[str, Peer]:
     plain["trinity"] = replace(
         plain["trinity"], sizes={**TINY["trinity"].sizes, "route_norm": True}
     )
+    # By which the converter knows layers without a rotary embedding.
+    for name in ("granite-swa", "granite-swa-moe"):
+        sizes = {**TINY[name].sizes, "no_rope_layers": [1, 0, 1, 1]}
+        plain[name] = replace(plain[name], sizes=sizes)
     plain |= _OF_PICTURES
     # The converter writes every fourth layer.
     sizes = {**TINY["qwen3.5-moe"].sizes, "num_hidden_layers": 4, "layer_types": None}

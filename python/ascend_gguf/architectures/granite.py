@@ -1,11 +1,18 @@
-"""IBM's Granite, its mixture of experts, and Granite 4 with Mamba-2 in most layers."""
+"""IBM's Granite, its mixtures of experts, and Granite 4 with Mamba-2 in most layers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture
+from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import Field, fraction, scale
-from ascend_gguf.architectures.layers import attends_where_heads, query_scale
+from ascend_gguf.architectures.layers import (
+    attends_where_heads,
+    flags_of_layers,
+    query_scale,
+    sliding_unless,
+)
 from ascend_gguf.architectures.llama import BODY, has_experts
 from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state
 from ascend_gguf.architectures.metadata import Attributes, number
@@ -13,7 +20,9 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     NORMS,
+    PATTERN,
     SOFTMAX_ROUTER,
+    WINDOW,
     attention,
     experts,
     mlp,
@@ -67,7 +76,54 @@ _SHARED_MLP = mlp(
     module="shared_mlp", names=("gate_proj", "up_proj", "output_linear"), width="shared_ffn"
 )
 
+
+def _rotated(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """``layer_rope_theta``: the base in each layer, zero in one without a rotary embedding."""
+    theta = rope.unscaled(file)["rope_theta"]
+    rotated = flags_of_layers(file, "attention.rope_pattern", attributes["num_hidden_layers"])
+    return {"layer_rope_theta": [theta * turned for turned in rotated]}
+
+
+#: Some layers have a window, and all of them sinks.
+_SWA = Architecture(
+    name="granite_swa",
+    model_type="granite_swa",
+    fields=_FIELDS | WINDOW,
+    defaults=_DEFAULTS,
+    reads=PATTERN | {"attention.rope_pattern"},
+    tensors=BODY + mlp() + (per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),),
+    derived=(query_scale, sliding_unless(4, first=True), _rotated),
+)
+_SWA_MOE = replace(
+    _SWA,
+    mark=has_experts,
+    model_type="granitemoe_swa",
+    fields=_FIELDS | WINDOW | _EXPERT_FIELDS | _SHARED_WIDTH,
+    defaults=_DEFAULTS | {"shared_intermediate_size": 0},
+    fixed=SOFTMAX_ROUTER,
+    tensors=(
+        *BODY,
+        per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
+        *experts("block_sparse_moe"),
+        per_layer(
+            "ffn_up_shexp.weight",
+            "2*shared_ffn hidden",
+            "shared_mlp.gate_proj.weight",
+            "shared_mlp.up_proj.weight",
+            kind="shared",
+        ),
+        per_layer(
+            "ffn_down_shexp.weight",
+            "hidden shared_ffn",
+            "shared_mlp.output_linear.weight",
+            kind="shared",
+        ),
+    ),
+)
+
 ARCHITECTURES = (
+    _SWA_MOE,
+    _SWA,
     Architecture(
         name="granite",
         model_type="granite",

@@ -31,7 +31,7 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
         if not attributes.get("sliding_window"):
             sliding = [False] * layers
         elif isinstance(pattern, np.ndarray):
-            sliding = _slides(file, pattern, layers)
+            sliding = flags_of_layers(file, "attention.sliding_window_pattern", layers)
         else:
             # Zero means no full attention at all, as in llama.cpp.
             step = number(file, "attention.sliding_window_pattern", least=0)
@@ -43,16 +43,18 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
     return derive
 
 
-def _slides(file: GGUFFile, pattern: np.ndarray, layers: int) -> list[bool]:
+def flags_of_layers(file: GGUFFile, key: str, layers: int) -> list[bool]:
+    """True or false for each layer; all true if the file does not say."""
+    pattern = np.atleast_1d(file.arch_field(key, [True] * layers))
     blocks = file.metadata.get(f"{file.architecture}.block_count")
     if len(pattern) not in (layers, blocks) or not np.isin(pattern, (0, 1)).all():
         raise file.error(
-            "invalid pattern of sliding-window layers",
-            "attention.sliding_window_pattern",
+            "invalid pattern of layers",
+            key,
             found=f"{len(pattern)} values: {pattern.tolist()[:8]}",
             expected=f"true or false for each of {layers} layers",
         )
-    return [bool(slides) for slides in pattern[:layers]]
+    return [bool(flag) for flag in pattern[:layers]]
 
 
 def each_layer(attributes: Attributes, name: str) -> list[Any]:

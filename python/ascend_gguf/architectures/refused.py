@@ -36,7 +36,7 @@ WITHOUT_CLASS = frozenset(
 WITHOUT_TABLE = frozenset(
     (
         *("bailingmoe3", "deepseek4", "dots3note", "glm5-next"),
-        *("granite_swa", "grok", "hrm_text", "hy_v4", "kimi-k3"),
+        *("grok", "hrm_text", "hy_v4", "kimi-k3"),
         *("muse-glimmer", "nanbeige", "qwen4exp", "spark2_5"),
     )
 )

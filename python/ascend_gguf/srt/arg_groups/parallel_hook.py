@@ -33,7 +33,8 @@ _NOT_PADDED = frozenset(
     + ("Cohere2MoeForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "AfmoeForCausalLM")
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
     + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
-    + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM")
+    + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM", "GraniteSWAForCausalLM")
+    + ("GraniteMoeSWAForCausalLM",)
 )
 
 

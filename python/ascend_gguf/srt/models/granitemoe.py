@@ -15,7 +15,7 @@ _PARTS = {"shared_mlp.gate_proj.": 0, "shared_mlp.up_proj.": 1}
 
 
 def repair_loading(model: Any, config: Any) -> None:
-    """``GraniteMoeSharedForCausalLM``: gate and up of the shared expert are apart in a file."""
+    """A repair: gate and up of the shared expert are apart in a file."""
     override_methods(model, load_weights=_load_weights)
 
 

@@ -9,7 +9,9 @@ from sglang.srt.utils import is_npu
 from torch import nn
 
 
-def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None = None) -> None:
+def set_rotary_embedding(
+    attention: Any, config: Any, is_neox_style: bool | None = None, base: float | None = None
+) -> None:
     """Replace the RoPE of an attention layer by one with the configuration's own parameters.
 
     Some of the engine's models take the base alone, rounded down, and no scaling.
@@ -17,13 +19,14 @@ def set_rotary_embedding(attention: Any, config: Any, is_neox_style: bool | None
     Args:
         is_neox_style: rotate row ``i`` with row ``i + half``; else interleaved RoPE.  As before
             if None.
+        base: of the frequencies; the configuration's if None.
     """
     old, parameters = attention.rotary_emb, config.rope_parameters
     attention.rotary_emb = get_rope(
         old.head_size,
         rotary_dim=old.rotary_dim,
         max_position=config.max_position_embeddings,
-        base=parameters["rope_theta"],
+        base=parameters["rope_theta"] if base is None else base,
         rope_scaling=parameters,
         is_neox_style=_turns_halves(old) if is_neox_style is None else is_neox_style,
         dtype=getattr(old, "dtype", None),
