@@ -20,7 +20,7 @@ LEVELS = (
     ("decoders",),
     ("reader",),
     ("architectures", "tokenizer", "hub", "requests"),
-    ("torch_attention", "torch_state_space"),
+    ("torch_attention", "torch_delta_rule", "torch_state_space"),
     ("config", "generation_config", "overrides", "ranks"),
     ("servable",),
     ("weights",),

@@ -17,7 +17,6 @@ from ascend_gguf.tokenizer import stop_token_ids
 
 #: What is not served on an NPU, by ``model_type``.
 _NOT_ON_NPU = {
-    "kimi_linear": "SGLang's operators of Kimi Delta Attention on Ascend are not simulated here",
     "mamba2": "SGLang's backend for Mamba-2 without attention has no operators on Ascend",
     "mimo2": "SGLang's attention on Ascend has keys and values of one size",
 }

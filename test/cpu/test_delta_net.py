@@ -6,55 +6,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ascend_gguf import torch_delta_rule
 from ascend_gguf.cpu import causal_conv, delta_net
-
-KEYS, VALUES, KEY_SIZE, VALUE_SIZE = 2, 6, 16, 8
-#: Tokens of requests: none of a chunk, one, less than a chunk, several.
-LENGTHS = (1, 5, 64, 150)
-STARTS = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)])
-#: Slots of a cache of ten.
-SLOTS = torch.tensor([7, 2, 9, 0])
+from delta_rule import (
+    KEY_SIZE,
+    KEYS,
+    LENGTHS,
+    SLOTS,
+    STARTS,
+    VALUE_SIZE,
+    VALUES,
+    recurrence,
+    some_inputs,
+)
 
 
 @pytest.fixture(params=[(), (KEY_SIZE,)], ids=["decay of a head", "decay of each channel"])
 def inputs(request) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    tokens, channels = int(STARTS[-1]), request.param
-    return {
-        "q": torch.randn(1, tokens, KEYS, KEY_SIZE),
-        "k": torch.randn(1, tokens, KEYS, KEY_SIZE),
-        "v": torch.randn(1, tokens, VALUES, VALUE_SIZE),
-        "a": torch.randn(tokens, VALUES, *channels),
-        "b": torch.randn(tokens, VALUES),
-        "A_log": 2 * torch.randn(VALUES),
-        "dt_bias": torch.randn(VALUES, *channels),
-        "states": torch.randn(10, VALUES, VALUE_SIZE, KEY_SIZE),
-    }
-
-
-def recurrence(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and states, by the formula of the paper."""
-    x = {name: tensor.double() for name, tensor in inputs.items()}
-    q, k = (F.normalize(x[name][0], dim=-1, eps=0) for name in "qk")
-    q, k = (heads.repeat_interleave(VALUES // KEYS, 1) for heads in (q * KEY_SIZE**-0.5, k))
-    a, dt_bias = (x[name].view(*x[name].shape[:n], -1) for name, n in (("a", 2), ("dt_bias", 1)))
-    # Some forget at once: nothing may overflow.
-    decay = (-x["A_log"].exp()[:, None] * F.softplus(a + dt_bias)).exp()
-    rate, states, out = x["b"].sigmoid(), x["states"].clone(), torch.empty_like(x["v"][0])
-    for slot, first, last in zip(SLOTS, STARTS, STARTS[1:], strict=False):
-        for token in range(first, last):
-            state = states[slot] * decay[token, :, None]
-            missing = x["v"][0, token] - (state @ k[token, :, :, None])[..., 0]
-            update = (rate[token, :, None] * missing)[:, :, None] * k[token, :, None]
-            states[slot] = state + update
-            out[token] = (states[slot] @ q[token, :, :, None])[..., 0]
-    return out, states
+    return some_inputs(request.param)
 
 
 def test_prompts(inputs):
     expected, states = recurrence(inputs)
     gates = (inputs[name] for name in ("A_log", "a", "b", "dt_bias"))
-    g, beta = delta_net.gates(*gates)
+    g, beta = torch_delta_rule.gates(*gates)
     found, *_ = delta_net.chunk_gated_delta_rule(
         *(inputs[name] for name in "qkv"),
         g,

@@ -276,8 +276,9 @@ TINY: dict[str, Tiny] = {
     "kimi-linear": Tiny(
         "kimi-linear",
         "kimi_linear",
-        {"num_hidden_layers": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1}
+        {"num_hidden_layers": 3, "num_key_value_heads": 4, "first_k_dense_replace": 2}
         | {"moe_intermediate_size": 64, "num_experts_per_token": 2, "num_experts": 8}
+        | {"routed_scaling_factor": 1.5}
         # Ascend's operators take these alone.
         | {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
         | {"v_head_dim": 128}
@@ -286,17 +287,15 @@ TINY: dict[str, Tiny] = {
                 "head_dim": 32,
                 "num_heads": 4,
                 "short_conv_kernel_size": 3,
-                "kda_layers": [1, 2, 4],
-                "full_attn_layers": [3],
+                "kda_layers": [1, 3],
+                "full_attn_layers": [2],
             }
         }
         # transformers has no other for norms of latents.
         | {"rms_norm_eps": 1e-6, "rope_parameters": None},
         kimi_metadata,
         kimi,
-        refused={
-            "npu": "SGLang's operators of Kimi Delta Attention on Ascend are not simulated here"
-        },
+        npu_dtype="bfloat16",
     ),
     # Two value heads for a key head, and experts as Qwen3.5 has them.
     "qwen3-next": Tiny(

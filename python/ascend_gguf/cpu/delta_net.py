@@ -15,27 +15,14 @@ Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_ker
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ascend_gguf.cpu.causal_conv import requests_of
-from ascend_gguf.cpu.recurrent_state import EPS, States, delta_rule
+from ascend_gguf.cpu.recurrent_state import States, delta_rule
 from ascend_gguf.cpu.row_ops import rms_norm
+from ascend_gguf.torch_delta_rule import CHUNK_BY_CHANNEL, between, of_length_one
 
-#: Tokens of a prompt that are solved together; fewer where each channel decays by itself.
+#: Tokens of a prompt that are solved together, where a head has one decay.
 CHUNK = 64
-CHUNK_BY_CHANNEL = 16
-
-
-def gates(
-    A_log: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dt_bias: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``g`` and ``beta`` ``[1, tokens, heads]`` float32, of ``a`` and ``b`` ``[tokens, heads]``.
-
-    With ``a`` ``[tokens, heads, size]`` and ``dt_bias`` ``[heads, size]``, ``g`` has a size too.
-    """
-    rate = A_log.float().exp().view(-1, *[1] * (a.dim() - 2))
-    g = -rate * F.softplus(a.float() + dt_bias.float())
-    return g.unsqueeze(0), b.float().sigmoid().unsqueeze(0)
 
 
 def chunk_gated_delta_rule(
@@ -60,7 +47,7 @@ def chunk_gated_delta_rule(
         q, k: ``[1, tokens, key_heads, key_size]``, the tokens of all requests.
         v: ``[1, tokens, value_heads, value_size]``; as many value heads side by side share a key
             head.
-        g, beta: ``[1, tokens, value_heads]``, of :func:`gates`; ``g`` may have a fourth dimension,
+        g, beta: ``[1, tokens, value_heads]``, of :func:`.gates`; ``g`` may have a fourth dimension,
             the channels of keys.
         initial_state: ``[slots, value_heads, value_size, key_size]``; changed in place.
         initial_state_indices: ``[requests]``, their slots.
@@ -106,27 +93,12 @@ def _chunk(
     decayed = since.exp()
     # What each token adds, were it alone; then less what those before it have added by then.
     alone = beta.unsqueeze(-1) * (v - (decayed * k) @ state.mT)
-    to_keys, to_queries = _between(since, k, k), _between(since, q, k)
+    to_keys, to_queries = between(since, k, k), between(since, q, k)
     system = beta.unsqueeze(-1) * to_keys
     added = torch.linalg.solve_triangular(system, alone, upper=False, unitriangular=True)
     out = (decayed * q) @ state.mT + to_queries @ added
     left = (since[:, -1:] - since).exp()
     return out, decayed[:, -1:] * state + added.mT @ (left * k)
-
-
-def _between(since: torch.Tensor, x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """``[heads, tokens, tokens]``: ``x`` of each times ``k`` of those up to it, less the decay.
-
-    The decay from one to another is computed as such: apart it would overflow.
-    """
-    if since.shape[-1] == 1:
-        since = since.squeeze(-1)
-        decay = (since.unsqueeze(-1) - since.unsqueeze(-2)).tril().exp().tril()
-        return (x @ k.mT) * decay
-    later = since.unsqueeze(2)
-    decay = (later - since.unsqueeze(1)).clamp(max=0).exp()
-    products = (decay * k.unsqueeze(1)) @ x.unsqueeze(-1)
-    return products.squeeze(-1).tril()
 
 
 def fused_sigmoid_gating_delta_rule_update(
@@ -144,7 +116,7 @@ def fused_sigmoid_gating_delta_rule_update(
     softplus_beta: float = 1.0,
     softplus_threshold: float = 20.0,
 ) -> torch.Tensor:
-    """The delta rule for one token of each request, with :func:`gates` of ``a`` and ``b``.
+    """The delta rule for one token of each request, with :func:`.gates` of ``a`` and ``b``.
 
     As :func:`chunk_gated_delta_rule`; the states are ``initial_state_source``.  What says how each
     channel decays has the channels of a head side by side, in one dimension.
@@ -161,7 +133,7 @@ def _by_head(
     """Each ``[value_heads, tokens, size]`` in float32; queries and keys of length one, scaled."""
     share = v.shape[2] // k.shape[2]
     q, k, v = (x[0].transpose(0, 1).float() for x in (q, k, v))
-    q, k = (x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt() for x in (q, k))
+    q, k = of_length_one(q), of_length_one(k)
     q = q * q.shape[-1] ** -0.5
     return q.repeat_interleave(share, 0), k.repeat_interleave(share, 0), v.contiguous()
 

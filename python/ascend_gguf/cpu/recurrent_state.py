@@ -31,9 +31,7 @@ from ascend_gguf.codegen import (
     sum_of,
 )
 from ascend_gguf.cpu.row_ops import lanes_of
-
-#: Added to the square of the length of queries and keys.
-EPS = 1e-6
+from ascend_gguf.torch_delta_rule import EPS
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,6 @@ def _delta_rule(
     of_states: tuple[tuple[str, Kind], ...],
 ) -> Kernel:
     channels = columns if by_channel else 1
-    width = lanes_of(channels)
 
     def update(
         tile: Value,
@@ -133,10 +130,7 @@ def _delta_rule(
         query = _of_length(q + (request * q_stride + key_head), columns, columns**-0.5)
         key = _of_length(k + (request * k_stride + key_head), columns, 1.0)
         speed = -exp(load(A_log + head))
-        steps = _vectors(a + tile * channels, channels, width)
-        biases = _vectors(dt_bias + head * channels, channels, width)
-        pairs = zip(steps, biases, strict=True)
-        decay = [exp(speed.splat(width) * softplus(step + bias)) for step, bias in pairs]
+        decay = _decays(speed, a + tile * channels, dt_bias + head * channels, channels)
         if not by_channel:
             decay = [decay[0].splat(len(key[0]))] * len(key)
         rate = sigmoid(load(b + tile))
@@ -166,6 +160,13 @@ def _delta_rule(
         out=pointer(dtype),
         **dict(of_states),
     )
+
+
+def _decays(speed: Value, steps: Value, biases: Value, channels: int) -> list[Value]:
+    """Of each channel, as vectors."""
+    width = lanes_of(channels)
+    pairs = zip(*(_vectors(part, channels, width) for part in (steps, biases)), strict=True)
+    return [exp(speed.splat(width) * softplus(step + bias)) for step, bias in pairs]
 
 
 def state_space(

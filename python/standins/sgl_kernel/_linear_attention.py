@@ -3,9 +3,10 @@
 import torch
 
 from ascend_gguf.cpu import delta_net, gated_rows
+from ascend_gguf.torch_delta_rule import gates
 
 _OPERATORS = {
-    "fused_gdn_gating_cpu": delta_net.gates,
+    "fused_gdn_gating_cpu": gates,
     "fused_sigmoid_gating_delta_rule_update_cpu": delta_net.fused_sigmoid_gating_delta_rule_update,
     "fused_sigmoid_mul_cpu": gated_rows.multiply_by_sigmoid,
     "fused_qk_gemma_rmsnorm_cpu": delta_net.norm_queries_and_keys,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import requests
 
-from serving import CPU, Server, mean_error
+from hf_models import TINY
+from serving import CPU, Server, mean_error, typical_error
 
 #: Mean error of log-probabilities.
 LIMIT = 1e-5
@@ -81,10 +82,9 @@ def test_sixteen_at_once(server, model):
     check(server, model, LONG[:77])
 
 
-#: For the simulated NPU, in float16.
-NPU_LIMIT = 0.005
+#: For the simulated NPU, as :func:`typical_error` has it.
+NPU_LIMITS = {"float16": 0.005, "bfloat16": 0.03}
 NPU_OPTIONS = {
-    "dtype": "float16",
     "chunked_prefill_size": 512,
     "max_total_tokens": 16384,
     "max_running_requests": 16,
@@ -95,14 +95,15 @@ NPU_OPTIONS = {
 @pytest.mark.parametrize("name", ["lfm2", "granite-4-dense"])
 def test_on_the_simulated_npu(npu_engine, tiny_model, name):
     """States are kept at the ends of pages and chunks, of prompts and of answers."""
-    model = tiny_model(name)
+    model, dtype = tiny_model(name), TINY[name].npu_dtype
     draw = np.random.default_rng(3).integers(3, 500, 1200).tolist()
 
     def check_answers(found: list[tuple[list[int], list[float]]]) -> None:
         for tokens, logprobs in found:
             expected = model.logprobs(tokens)[-len(logprobs) :]
-            assert mean_error(logprobs[-ANSWER:], expected[-ANSWER:]) <= NPU_LIMIT
-            assert mean_error(logprobs, expected) <= NPU_LIMIT
+            errors = np.abs(np.subtract(logprobs, expected))
+            assert typical_error(errors[-ANSWER:], dtype) <= NPU_LIMITS[dtype]
+            assert typical_error(errors, dtype) <= NPU_LIMITS[dtype]
 
     def check_cached(loaded, prompt: list[int], start: int, least: int) -> None:
         answer = loaded.generate(
@@ -117,7 +118,7 @@ def test_on_the_simulated_npu(npu_engine, tiny_model, name):
         logprobs = [value for part in parts for value, *_ in part]
         check_answers([(prompt + answer["output_ids"], logprobs)])
 
-    with npu_engine.load(model.path, **NPU_OPTIONS) as loaded:
+    with npu_engine.load(model.path, dtype=dtype, **NPU_OPTIONS) as loaded:
         check_answers(loaded.continued([draw[:700]], ANSWER))
         for more in (20, 300):
             check_cached(loaded, draw[:700] + draw[900 : 900 + more], 700, 512)

@@ -46,17 +46,30 @@ def repair_attention(attention: Any, config: Any) -> None:
 
     For prompts the engine would expand them to keys and values, which its attention backend for
     the CPU does not read: it reads the cache, where the latent vectors are.  On an NPU it is those
-    that are attended to as one with their keys; there the engine leaves the temperature out.
+    that are attended to as one with their keys; there the engine leaves the temperature out.  What
+    RoPE would turn of queries is contiguous there without RoPE, too, as operators ask.
     """
+    if is_npu() and attention.rotary_emb is None:
+        attention.rotary_emb = _turn_nothing
     if is_npu() and joined_latent(config) is None:
         return
-    if is_npu() and attention.rotary_emb is not None and config.qk_rope_head_dim != _TURNED:
+    if (
+        is_npu()
+        and attention.rotary_emb is not _turn_nothing
+        and config.qk_rope_head_dim != _TURNED
+    ):
         attention.rotary_emb._forward_method = attention.rotary_emb.forward_native
     override_methods(
         attention,
         dispatch_attn_forward_method=_dispatch_attn_forward_method,
         forward_absorb_prepare=_forward_absorb_prepare,
     )
+
+
+def _turn_nothing(
+    positions: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return queries.contiguous(), keys.contiguous()
 
 
 def _dispatch_attn_forward_method(

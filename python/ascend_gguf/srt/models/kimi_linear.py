@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
@@ -12,18 +14,23 @@ from ascend_gguf.srt.models.bailing_moe import scale_topk
 
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``KimiDeltaAttention``: the model's epsilon, and on the CPU a norm without Triton."""
+    """``KimiDeltaAttention``: the model's epsilon, and a norm without Triton."""
     norm = attention.o_norm
     norm.eps = config.rms_norm_eps
-    if is_cpu():
+    norm.forward = partial(_norm if is_cpu() else _norm_by_torch, norm)
 
-        def forward(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-            rows = (part.reshape(-1, norm.hidden_size) for part in (x, gate))
-            x_rows, gates = rows
-            normed = gated_rms_norm(x_rows, norm.weight, gates, norm.eps, activation="sigmoid")
-            return normed.view(x.shape)
 
-        norm.forward = forward
+def _norm(norm: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Overrides ``FusedRMSNormGated.forward``."""
+    rows, gates = (part.reshape(-1, norm.hidden_size) for part in (x, gate))
+    normed = gated_rms_norm(rows, norm.weight, gates, norm.eps, activation="sigmoid")
+    return normed.view(x.shape)
+
+
+def _norm_by_torch(norm: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """The same; ``x`` may be float32 where the gate is not."""
+    normed = F.rms_norm(x.float(), (norm.hidden_size,), norm.weight.float(), norm.eps)
+    return (normed * gate.float().sigmoid()).to(gate.dtype)
 
 
 def repair_experts(block: Any, config: Any) -> None:

@@ -18,11 +18,11 @@ def _build_backend_from_str(
 ) -> AttentionBackend:
     """AROUND the engine's choice.
 
-    On Ascend it has nothing for the states of Mamba-2 and convolutions, and for those of Kimi Delta
-    Attention on the CPU a backend that calls Triton kernels.
+    On Ascend it has nothing for the states of Mamba-2 and convolutions, for those of Kimi Delta
+    Attention operators that are not documented, and on the CPU Triton kernels.
     """
     model_config = model_runner.model_config
-    config = mamba2_config(model_config)
+    config = mamba2_config(model_config) or kimi_linear_config(model_config)
     if config is None or not is_npu() or model_config.quantization != "gguf":
         backend = original(
             model_runner=model_runner,

@@ -1,7 +1,8 @@
-"""States of requests on Ascend: of Mamba-2, and of short convolutions.
+"""States of requests on Ascend: of Mamba-2, Kimi Delta Attention and short convolutions.
 
-The engine's backend for Mamba-2 on Ascend has no operators, and it has none for convolutions.
-These have the engine's own bookkeeping, and compute by torch's operators.
+The engine's backend for Mamba-2 on Ascend has no operators, that for Kimi Delta Attention some that
+are not documented, and it has none for convolutions.  These have the engine's own bookkeeping, and
+compute by torch's operators.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from sglang.srt.layers.attention.hybrid_linear_attn_backend import (
 from sglang.srt.layers.attention.linear.short_conv_backend import ShortConvAttnBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+from ascend_gguf.npu import delta_rule
 from ascend_gguf.npu.causal_conv import Windows, convolve_prompts, convolve_step, silu
 from ascend_gguf.npu.state_space import Chunks, Heads, scan, step
+from ascend_gguf.torch_delta_rule import CHUNK_BY_CHANNEL, gates
 from ascend_gguf.torch_state_space import CHUNK
 
 
@@ -32,11 +35,12 @@ def with_states(attention: Any, model_runner: Any, config: Any) -> HybridLinearA
     layers = config.full_attention_layer_ids
     if config.model_type in ("lfm2", "lfm2_moe"):
         return ShortConvHybridAttnBackend(attention, GGUFShortConvBackend(model_runner), layers)
-    return AscendHybridLinearAttnBackend(attention, GGUFMamba2Backend(model_runner), layers)
+    kind = GGUFKDABackend if config.model_type == "kimi_linear" else GGUFMamba2Backend
+    return AscendHybridLinearAttnBackend(attention, kind(model_runner), layers)
 
 
 class _Convolutions(AscendMambaAttnBackendBase):
-    """What both have: the last inputs of a convolution, and how they are kept for the prefix cache.
+    """What all have: the last inputs of a convolution, and how they are kept for the prefix cache.
 
     Attributes:
         windows: of the prompts of this step; None where it is a step of single tokens.
@@ -155,6 +159,72 @@ class GGUFMamba2Backend(_Convolutions, Mamba2AttnBackend):
                 states[to] = torch.stack([kept[i] for i in self.wanted]).to(states.dtype)
             states[metadata.track_ssm_final_dst] = states[metadata.track_ssm_final_src]
         return found
+
+
+class GGUFKDABackend(_Convolutions):
+    """Kimi Delta Attention, without the engine's operators for it."""
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__(model_runner)
+        self._know_states()
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        super().init_forward_metadata(forward_batch)
+        lengths = self._plan(forward_batch)
+        if lengths is None:
+            return
+        # The engine keeps states of whole chunks, as long as it thinks they are.
+        size = math.gcd(CHUNK_BY_CHANNEL, self.mamba_chunk_size)
+        self.chunks, self.wanted = Chunks(lengths, size, self.device), []
+        if self.forward_metadata.has_mamba_track_mask:
+            kept = Chunks(lengths, self.mamba_chunk_size, "cpu").starts
+            numbers = self.forward_metadata.track_ssm_h_src.tolist()
+            self.wanted = [self.chunks.starts.index(kept[number]) for number in numbers]
+
+    def init_forward_metadata_out_graph(self, *args: Any, **kwargs: Any) -> None:
+        super().init_forward_metadata_out_graph(*args, **kwargs)
+        self.windows = None
+
+    def forward_extend(
+        self,
+        layer: Any,
+        forward_batch: ForwardBatch,
+        mixed_qkv: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """``[1, tokens, heads, value_size]``, float32.
+
+        Args:
+            mixed_qkv: ``[tokens, channels]``.
+            a: as many numbers as keys have, in one dimension or several; ``b``: as many as heads.
+        """
+        cache = self.req_to_token_pool.mamba2_layer_cache(layer.layer_id)
+        mixed = self.convolve(mixed_qkv, layer.conv_weights, layer.bias, cache.conv[0])
+        parts = silu(mixed, "silu").split([layer.q_dim, layer.k_dim, layer.v_dim], -1)
+        q, k, v = (part.unflatten(-1, (layer.num_v_heads, -1)) for part in parts)
+        steps = a.reshape(k.shape), b.reshape(k.shape[:2]), layer.dt_bias.view(k.shape[1:])
+        (g,), (beta,) = gates(layer.A_log.flatten(), *steps)
+        tokens = delta_rule.Tokens(q, k, v, g, beta)
+        metadata, states = self.forward_metadata, cache.temporal
+        slots = metadata.mamba_cache_indices
+        if self.windows is None:
+            found = delta_rule.step(tokens, states, slots.long())
+            self._track_mamba_state_decode(forward_batch, cache.conv[0], states, slots)
+            return found.unsqueeze(0)
+        slots = slots.long()
+        before = torch.where(self.has_state[:, None, None, None], states[slots], 0).float()
+        found, after, kept = delta_rule.scan(tokens, before, self.chunks, self.wanted)
+        states[slots] = after.to(states.dtype)
+        if metadata.has_mamba_track_mask:
+            if self.wanted:
+                kept_states = torch.stack([kept[number] for number in self.wanted])
+                states[metadata.track_ssm_h_dst] = kept_states.to(states.dtype)
+            states[metadata.track_ssm_final_dst] = states[metadata.track_ssm_final_src]
+        return found.unsqueeze(0)
+
+    forward_decode = forward_extend
 
 
 class GGUFShortConvBackend(ShortConvAttnBackend, _Convolutions):

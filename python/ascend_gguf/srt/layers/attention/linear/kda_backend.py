@@ -13,9 +13,9 @@ from ascend_gguf.cpu.causal_conv import causal_conv1d_fn
 from ascend_gguf.cpu.delta_net import (
     chunk_gated_delta_rule,
     fused_sigmoid_gating_delta_rule_update,
-    gates,
 )
 from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.torch_delta_rule import gates
 
 
 def use_cpu_kernels(backend: KDAAttnBackend) -> None:
