@@ -162,7 +162,9 @@ ROWS: dict[str, Peer] = {
         | {"ssm_in_multiplier": 2.0, "ssm_out_multiplier": 0.5, "lm_head_multiplier": 0.5},
         refused=("npu",),
     ),
-    "kimi-linear-fused": Peer("kimi_linear", TINY["kimi-linear"].sizes, fuse_qkv=True),
+    "kimi-linear-fused": Peer(
+        "kimi_linear", TINY["kimi-linear"].sizes, fuse_qkv=True, npu_dtype="bfloat16"
+    ),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | rope()),
 }
 
