@@ -20,9 +20,10 @@ from ascend_gguf.weights.layout import Layout
 #: The operators that multiply with packed weights: of linear layers, and of experts.
 LINEAR, EXPERTS = "npu_weight_quant_batchmatmul", "npu_grouped_matmul"
 
-#: Operators that the engine calls, and that not every product has: attention over the KV cache, and
-#: rows for the experts.
+#: Operators that the engine calls, and that not every product has: attention over the KV cache,
+#: rows for the experts, and RoPE (CANN, aclnnRopeWithSinCosCacheV2.md).
 ATTENTION, ROUTING = "npu_fused_infer_attention_score", "npu_moe_init_routing_v2"
+ROPE = "npu_mrope"
 
 #: What the operators are given.  Nibble planes are int4 to them.
 INT4, INT8, CHANNEL = "int4 per group", "int8 per group", "int8 per channel"
@@ -130,6 +131,7 @@ PRODUCTS = (
             Answer(NO, _GROUPED_INT8),
         ),
         scatters_cache=True,
+        lacks=frozenset((ROPE,)),
     ),
     Product(
         "Atlas inference series (310P)",
@@ -141,7 +143,7 @@ PRODUCTS = (
             Answer(NO, f"{_WHEEL} {EXPERTS}: float16 alone"),
         ),
         scatters_cache=True,
-        lacks=frozenset((ATTENTION, ROUTING)),
+        lacks=frozenset((ATTENTION, ROUTING, ROPE)),
         has_bfloat16=False,
     ),
     Product(

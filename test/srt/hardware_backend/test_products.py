@@ -14,6 +14,8 @@ from serving import NPU_ONE, Zygote, npu_simulation
 
 DATA = Path(__file__).parents[2] / "data"
 DENSE, MOE = "qwen3-dense-Q4_K_M", "qwen3-moe-Q4_K_M"
+#: With RoPE by an operator of its own, which the A2 and A3 alone have.
+PLAIN = "qwen2-dense-Q4_K_M"
 
 #: Mean absolute error of log-probabilities in float16.
 LIMIT = 0.01
@@ -65,6 +67,7 @@ def zygote_of(soc: str) -> Iterator[Zygote]:
 def test_ascend_950(log):
     with zygote_of("950") as zygote:
         assert layouts(served(zygote, log, DENSE)) == {"int4", "int8, requantized", "planes, rows"}
+        served(zygote, log, PLAIN)
         text = served(zygote, log, MOE)
     # Its operators for experts may not have groups: tried before loading, and then left alone.
     for name in ("int4, experts", "planes, experts"):
@@ -86,6 +89,7 @@ def test_310p(log):
             assert "attention is computed by torch's operators" in text
             assert re.search("int8 weights, which Ascend310P3 may not take, are not used: ", text)
             assert not layouts(text) and "falling back" not in text
+        served(zygote, log, PLAIN)
         # On demand: each weight is rounded once more.
         options = ("--model-loader-extra-config", json.dumps({"weights": "int8"}))
         text = served(zygote, log, DENSE, *options, limit=0.05)

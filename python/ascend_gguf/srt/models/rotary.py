@@ -8,6 +8,8 @@ from sglang.srt.layers.rotary_embedding import RotaryEmbedding, get_rope
 from sglang.srt.utils import is_npu
 from torch import nn
 
+from ascend_gguf.npu.products import ROPE, this_product
+
 
 def set_rotary_embedding(
     attention: Any, config: Any, is_neox_style: bool | None = None, base: float | None = None
@@ -53,11 +55,13 @@ def _turns_halves(rotary: Any) -> bool:
 
 
 def avoid_rotary_kernel(model: nn.Module) -> None:
-    """On an NPU, compute RoPE by torch operators where its own refuses the sizes.
+    """On an NPU, compute RoPE by torch operators where its own refuses the sizes, or is missing.
 
     ``npu_mrope`` takes multiples of 32, for the head size and for the rotary part of it.
     """
+    is_missing = is_npu() and ROPE in this_product().lacks
     for module in model.modules() if is_npu() else ():
         takes_kernel = getattr(type(module), "forward_npu", None) is RotaryEmbedding.forward_npu
-        if takes_kernel and (module.head_size % 32 or module.rotary_dim % 32):
+        odd = takes_kernel and (module.head_size % 32 or module.rotary_dim % 32)
+        if odd or (takes_kernel and is_missing):
             module._forward_method = module.forward_native
