@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ascend_gguf.config import describe
+from ascend_gguf.desk.cache import cache_bytes
 from ascend_gguf.desk.chips import CPU, chip_named
 from ascend_gguf.desk.cli import main
-from ascend_gguf.desk.weights import Ranks, cache_bytes, holdings, modules_of
+from ascend_gguf.desk.weights import Ranks, holdings, modules_of
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.reader import open_gguf
 
@@ -85,6 +86,7 @@ def test_states_and_sizes_of_layers(npu_engine, tiny_model, name):
         ("gemma4-e2b", Ranks(2)),
         ("nemotron-super", Ranks(1, 1, 2)),
         ("step-3.5", Ranks(2)),
+        ("laguna-xs", Ranks(2)),
     ],
 )
 def test_on_the_cpu(cpu_engine, tiny_model, name, ranks):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ascend_gguf.desk import text
+from ascend_gguf.desk.cache import cache_bytes
 from ascend_gguf.desk.chips import Chip, chip_named
 from ascend_gguf.desk.source import opened
-from ascend_gguf.desk.weights import Ranks, cache_bytes, holdings, modules_of
+from ascend_gguf.desk.weights import Ranks, holdings, modules_of
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.ranks import Shares, uneven

@@ -11,6 +11,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -21,7 +22,6 @@ import torch
 
 from ascend_gguf.architectures import Placement, Target, architecture_of
 from ascend_gguf.architectures.dimensions import (
-    cached_heads,
     first,
     head_size,
     is_kind,
@@ -75,9 +75,14 @@ _MODULES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"), (_EXPERTS[0], _ROWS)),
     "ffn_down_exps": (_EXPERTS[1], _COLS),
 }
-#: Types of layers with a state for each request, and those with nothing for each token.
-_STATES = ("linear_attention", "mamba", "conv", "M")
-_WITHOUT_KEYS = (*_STATES, "-", "E")
+#: What lies between them: the dimension that ranks share.
+_WIDTHS = {_FFN: "ffn", "feed-forward output": "ffn"} | dict.fromkeys(_EXPERTS, "expert_ffn")
+_WIDTHS |= {f"shared experts {end}": "shared_ffn" for end in ("input", "output")}
+#: On the CPU the engine pads these to a multiple of so much for each rank
+#: (``adjust_config_with_unaligned_cpu_tp``).
+_PADDED = ("intermediate_size", "intermediate_size_mlp", "moe_intermediate_size")
+_PADDED = (*_PADDED, "shared_expert_intermediate_size")
+_PADDING = 32
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
 
@@ -116,12 +121,14 @@ class Module:
         name: what it is, in words.
         axis: what ranks share: rows, columns, or None.
         dense: never packed, because the model's loader computes with it.
+        width: what ranks share with the padding, if there is any.
     """
 
     name: str
     axis: int | None
     parts: tuple[_Part, ...]
     dense: bool = False
+    width: int | None = None
 
     @property
     def types(self) -> str:
@@ -185,6 +192,9 @@ def holdings(
     choice: Choice,
 ) -> list[Holding]:
     """What the fullest rank holds."""
+    if not chip.is_npu and ranks.tp > 1:
+        padded = _padded(config, ranks.tp)
+        modules = [(layer, _shared_as(module, config, padded)) for layer, module in modules]
     held: list[list[Holding]] = []
     for stage in range(ranks.pp):
         counts = Counter(_stage(modules, config, ranks.pp, stage))
@@ -195,7 +205,25 @@ def holdings(
     return max(held, key=lambda one: sum(holding.nbytes for holding in one))
 
 
-def _layers(config: Any, stages: int) -> list[range]:
+def _padded(config: Any, tp: int) -> Any:
+    """The configuration as the engine changes it for ranks of the CPU."""
+    found, multiple = copy(config), tp * _PADDING
+    for name in _PADDED:
+        if isinstance(value := getattr(config, name, None), int):
+            setattr(found, name, -(-value // multiple) * multiple)
+    return found
+
+
+def _shared_as(module: Module, config: Any, padded: Any) -> Module:
+    """The module with the width that ranks share, if that is one which is padded."""
+    if module.name not in _WIDTHS:
+        return module
+    width, whole = (size(_WIDTHS[module.name], one) for one in (config, padded))
+    found = module.parts[0].shape[-1 if module.axis == _COLS else -2]
+    return replace(module, width=whole) if found == width != whole else module
+
+
+def layers_of_stages(config: Any, stages: int) -> list[range]:
     """Those of each stage of a pipeline: the last ones have one more where they are uneven."""
     layers = config.num_hidden_layers
     ends = [0]
@@ -208,7 +236,7 @@ def _stage(
     modules: Sequence[tuple[int | None, Module]], config: Any, stages: int, stage: int
 ) -> list[Module]:
     """The weights of a pipeline's stage."""
-    mine = _layers(config, stages)[stage]
+    mine = layers_of_stages(config, stages)[stage]
     ends = [module for layer, module in modules if layer is None]
     embedding = [module for module in ends if module.name == _EMBEDDING]
     found = [module for layer, module in modules if layer in mine]
@@ -334,8 +362,8 @@ def _weight(module: Module, ranks: Ranks, dtype: Any = None) -> Weight:
         if stacked and not is_experts:  # heads one by one
             rows *= stacked[0]
         if module.axis == _ROWS:
-            rows = min(rows, max(rows // width, part.least))
-        columns = (0, cols // width if module.axis == _COLS else cols)
+            rows = min(rows, max((module.width or rows) // width, part.least))
+        columns = (0, min(cols, (module.width or cols) // width) if module.axis == _COLS else cols)
         matrix: Any = _Absent(part.kind, rows, cols, columns)
         pieces += [Piece(expert, row, 0, matrix) for expert in range(experts)]
         row, cols = row + matrix.shape[0], matrix.shape[1]
@@ -343,45 +371,3 @@ def _weight(module: Module, ranks: Ranks, dtype: Any = None) -> Weight:
         whole = module.parts[0].shape[0]
         row = -(-whole // _VOCABULARY_PADDING) * _VOCABULARY_PADDING // width
     return Weight(experts if is_experts else None, row, cols, dtype, tuple(pieces))
-
-
-def cache_bytes(config: Any, ranks: Ranks, dtype: str) -> tuple[int, int]:
-    """Bytes of the KV cache for a token, and of the states of a request, on the fullest rank."""
-    kinds = first(config, "hybrid_override_pattern", "layer_types", default=())
-    is_both = not kinds and first(config, "mamba_n_heads") is not None  # Falcon-H1
-    stages = _layers(config, ranks.pp)
-    states = max(sum(is_both or bool(kinds) and kinds[i] in _STATES for i in one) for one in stages)
-    numbers = max(
-        sum(
-            _numbers(config, i, ranks.tp) for i in one if not kinds or kinds[i] not in _WITHOUT_KEYS
-        )
-        for one in stages
-    )
-    state = _state_bytes(config, ranks.tp, dtype) if states else 0
-    return numbers * itemsize(dtype), states * state
-
-
-def _numbers(config: Any, layer: int, tp: int) -> int:
-    """What a layer keeps of a token: numbers of its keys and values."""
-    if getattr(config, "kv_lora_rank", None):
-        return size("kv_lora+rope", config)
-    heads, key, value = cached_heads(config, layer)
-    return max(1, heads // tp) * (key + value)
-
-
-def _state_bytes(config: Any, tp: int, dtype: str) -> int:
-    """Of one layer of a request: the last inputs of the convolution, and a float32 state.
-
-    Source: the engine's ``Mamba2StateShape.create``.
-    """
-    if first(config, "linear_num_key_heads"):
-        sizes = ("linear_v", config.linear_num_key_heads, config.linear_key_head_dim, "conv")
-    elif first(config, "conv_L_cache"):
-        sizes = ("hidden", 1, 0, "conv")
-    else:
-        state = first(config, "mamba_d_state", "ssm_state_size")
-        sizes = ("ssm_inner", size("ssm_groups", config), state, "ssm_kernel")
-    inner, groups, state, kernel = (size(str(one), config) for one in sizes)
-    groups = groups if groups % tp == 0 else tp
-    convolution = (inner + 2 * groups * state) // tp * (kernel - 1)
-    return convolution * itemsize(dtype) + inner // tp * state * 4
