@@ -44,7 +44,7 @@ def test_layers_with_a_state(tmp_path, keys, expected):
         ("attention.recurrent_layers", [2, 2, 2, 0], "every n-th layer"),
         ("rope.dimension_sections", [4, 2, 1, 1], "without positions"),
         ("rope.dimension_sections", [4, 2], "without positions"),
-        ("ssm.inner_size", 128, "of such sizes"),
+        ("ssm.inner_size", 130, "of such sizes"),
         ("ssm.group_count", 3, "of such sizes"),
     ],
     ids=str,

@@ -298,13 +298,14 @@ TINY: dict[str, Tiny] = {
         npu_dtype="bfloat16",
     ),
     # Two value heads for a key head, and experts as Qwen3.5 has them.
+    # Two value heads for a key head, larger ones, and experts as Qwen3.5 has them.
     "qwen3-next": Tiny(
         "qwen3next",
         "qwen3_next",
         DELTA_NET
         | EXPERTS
         | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
-        | {"shared_expert_intermediate_size": 96}
+        | {"shared_expert_intermediate_size": 96, "linear_value_head_dim": 64}
         | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
         qwen35_metadata,
         qwen3next,
@@ -329,7 +330,8 @@ TINY: dict[str, Tiny] = {
     "granite-4": Tiny(
         "granitehybrid",
         "granitemoehybrid",
-        _GRANITE_4 | {"num_local_experts": 4, "shared_intermediate_size": 96},
+        _GRANITE_4
+        | {"num_local_experts": 4, "shared_intermediate_size": 96, "mamba_proj_bias": True},
         granite4_metadata,
         granite4,
     ),
@@ -338,7 +340,7 @@ TINY: dict[str, Tiny] = {
         "granitehybrid",
         "granitemoehybrid",
         _GRANITE_4
-        | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 192}
+        | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 160}
         | {"tie_word_embeddings": True},
         granite4_metadata,
         granite4,

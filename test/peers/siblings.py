@@ -62,8 +62,13 @@ SIBLINGS: dict[str, Peer] = {
         TINY["granite-4-dense"].sizes | _ALL_ATTEND | {"position_embedding_type": "rope"},
     ),
     "granite-4-bias": Peer("granitemoehybrid", TINY["granite-4"].sizes | {"attention_bias": True}),
-    "falcon-h1-bias": Peer("falcon_h1", TINY["falcon-h1"].sizes | _ALL_BIASED),
-    "nemotron-h-bias": Peer("nemotron_h", TINY["nemotron-h"].sizes | _ALL_BIASED),
+    # One projection of its Mamba-2, and both.
+    "falcon-h1-bias": Peer(
+        "falcon_h1", TINY["falcon-h1"].sizes | _ALL_BIASED | {"projectors_bias": True}
+    ),
+    "nemotron-h-bias": Peer(
+        "nemotron_h", TINY["nemotron-h"].sizes | _ALL_BIASED | {"use_bias": True}
+    ),
     "apertus-bias": Peer("apertus", TINY["apertus"].sizes | _ALL_BIASED),
     "hunyuan-bias": Peer("hunyuan_v1_dense", {"head_dim": 32} | _ALL_BIASED),
     "qwen3-bias": Peer("qwen3", {"head_dim": 64, "attention_bias": True}),

@@ -65,18 +65,20 @@ _STATE_KEYS = frozenset(
 
 
 def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``linear_value_head_dim``, and that every key head has as many value heads."""
+    """``linear_value_head_dim``, and that every key head has as many value heads.
+
+    llama.cpp computes no values of another size than keys, but converts them.
+    """
     inner = number(file, "ssm.inner_size", required=True)
     keys, values = attributes["linear_num_key_heads"], attributes["linear_num_value_heads"]
-    size = attributes["linear_key_head_dim"]
-    if values % keys or inner != values * size:
+    if values % keys or inner % values:
         raise file.error(
             "the heads of linear attention cannot be of such sizes",
             "ssm.inner_size",
             found=f"{inner}, {keys} key heads, {values} value heads",
-            expected=f"value heads times ssm.state_size, {size}, and a multiple of the key heads",
+            expected="a multiple of the value heads, which are one of the key heads",
         )
-    return {"linear_value_head_dim": size}
+    return {"linear_value_head_dim": inner // values}
 
 
 def _layer_types(file: GGUFFile, attributes: Attributes) -> Attributes:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, has_conv_bias, inner_size, mixer
+from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, biases, inner_size, mixer
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import ATTENTION, EMBEDDING, FIELDS, HEAD_SIZE, OUTPUT, mlp
 from ascend_gguf.reader import GGUFFile
 
 
 def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """Sizes of the state, and whether what leaves it is normalised."""
+    """Sizes of the state, which parts have a bias, and whether what leaves it is normalised."""
     heads = attributes["mamba_n_heads"]
     inner = inner_size(file, heads, attributes["mamba_n_groups"])
     return {
         "mamba_d_ssm": inner,
         "mamba_d_head": inner // heads,
-        "mamba_conv_bias": has_conv_bias(file),
+        **biases(file, "mamba_conv_bias", "mamba_proj_bias"),
         "mamba_rms_norm": any(name.endswith(".ssm_norm.weight") for name in file.tensors),
     }
 

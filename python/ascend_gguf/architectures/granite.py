@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
@@ -39,6 +40,7 @@ _FIELDS = FIELDS | {
     "logit_scale": fraction("logits_scaling"),
 }
 _DEFAULTS = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
+_SHARED_KEY = frozenset({"expert_shared_feed_forward_length"})
 _SHARED_WIDTH = {"expert_shared_feed_forward_length": Field("shared_intermediate_size")}
 _EXPERT_FIELDS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
@@ -58,9 +60,14 @@ def _without_positions(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"position_embedding_type": "nope"}
 
 
-def _same_width(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``intermediate_size``, which no layer has."""
-    return {"intermediate_size": attributes["shared_intermediate_size"]}
+def _dense_width(attribute: str) -> Callable[[GGUFFile, Attributes], Attributes]:
+    """The width of what every layer has; where two keys say one, it is that of a shared expert."""
+
+    def width(file: GGUFFile, attributes: Attributes) -> Attributes:
+        shared = number(file, "expert_shared_feed_forward_length", least=0)
+        return {attribute: shared or attributes["intermediate_size"]}
+
+    return width
 
 
 _HYBRID_DERIVED = (
@@ -129,10 +136,11 @@ ARCHITECTURES = (
         model_type="granite",
         fields=_FIELDS,
         defaults=_DEFAULTS,
+        reads=_SHARED_KEY,
         # llama.cpp's switch for no RoPE at all.
         fixed={"rope.scaling.finetuned": (True,)},
         tensors=BODY + mlp(),
-        derived=(query_scale,),
+        derived=(query_scale, _dense_width("intermediate_size")),
     ),
     Architecture(
         name="granitemoe",
@@ -140,8 +148,9 @@ ARCHITECTURES = (
         model_type="granite",
         fields=_FIELDS,
         defaults=_DEFAULTS,
+        reads=_SHARED_KEY,
         tensors=BODY + mlp(),
-        derived=(query_scale,),
+        derived=(query_scale, _dense_width("intermediate_size")),
     ),
     Architecture(
         name="granitemoe",
@@ -182,13 +191,13 @@ ARCHITECTURES = (
     Architecture(
         name="granitehybrid",
         model_type="granitemoehybrid",
-        fields=_HYBRID_FIELDS | {"feed_forward_length": "shared_intermediate_size"},
+        fields=_HYBRID_FIELDS,
         defaults=_DEFAULTS | {"logits_scaling": 1.0},
-        reads=_HEADS | STATE_KEYS,
+        reads=_HEADS | STATE_KEYS | _SHARED_KEY,
         fixed=_NO_ROPE,
         tensors=_HYBRID_BODY + _SHARED_MLP,
         constants={"num_local_experts": 0, "num_experts_per_tok": 0},
         rope=rope.absent,
-        derived=(*_HYBRID_DERIVED, _same_width),
+        derived=(*_HYBRID_DERIVED, _dense_width("shared_intermediate_size")),
     ),
 )

@@ -8,7 +8,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import Field, Fields
 from ascend_gguf.architectures.metadata import Attributes, number
-from ascend_gguf.architectures.parts import OUTPUT, RMS_NORM_EPSILON
+from ascend_gguf.architectures.parts import OUTPUT, RMS_NORM_EPSILON, linear
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
 from ascend_gguf.reader import GGUFFile
 
@@ -18,6 +18,8 @@ STATE: Fields = {
     "ssm.group_count": "mamba_n_groups",
     "ssm.time_step_rank": "mamba_n_heads",
 }
+#: A layer's linear layers: the file's name to the model's.
+_PROJECTIONS = {"ssm_in": "in_proj", "ssm_out": "out_proj"}
 #: Read by :func:`state`.
 STATE_KEYS = frozenset({"ssm.inner_size"})
 
@@ -43,19 +45,24 @@ def inner_size(file: GGUFFile, heads: int, groups: int, hidden: int = 1) -> int:
     return inner
 
 
-def has_conv_bias(file: GGUFFile) -> bool:
-    """Whether the convolution has a bias."""
-    return any(name.endswith(".ssm_conv1d.bias") for name in file.tensors)
+def biases(file: GGUFFile, convolution: str, projections: str) -> Attributes:
+    """Whether the convolution has a bias, and any projection; and which projections have one."""
+
+    def has(part: str) -> bool:
+        return any(name.endswith(f".{part}.bias") for name in file.tensors)
+
+    biased = [hf for gguf, hf in _PROJECTIONS.items() if has(gguf)]
+    return {convolution: has("ssm_conv1d"), projections: bool(biased), "biased": biased}
 
 
 def state(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``mamba_d_head`` and ``mamba_expand``, and whether the convolution has a bias."""
+    """``mamba_d_head`` and ``mamba_expand``, and which parts have a bias."""
     heads, hidden = attributes["mamba_n_heads"], attributes["hidden_size"]
     inner = inner_size(file, heads, attributes["mamba_n_groups"], hidden)
     return {
         "mamba_d_head": inner // heads,
         "mamba_expand": inner // hidden,
-        "mamba_conv_bias": has_conv_bias(file),
+        **biases(file, "mamba_conv_bias", "mamba_proj_bias"),
     }
 
 
@@ -69,9 +76,13 @@ def mixer(module: str, kind: str) -> tuple[Rename, ...]:
     def part(gguf: str, shape: str, hf: str, **options: Any) -> Rename:
         return per_layer(gguf, shape, f"{module}.{hf}", kind=kind, **options)
 
+    def projection(gguf: str, rows: str, columns: str) -> tuple[Rename, ...]:
+        name = f"{module}.{_PROJECTIONS[gguf]}"
+        return linear(gguf, rows, columns, name, kind, biased=False)
+
     mixed = "ssm_inner+ssm_bc"
     return (
-        part("ssm_in.weight", "2*ssm_inner+ssm_bc+ssm_heads hidden", "in_proj.weight"),
+        *projection("ssm_in", "2*ssm_inner+ssm_bc+ssm_heads", "hidden"),
         part(
             "ssm_conv1d.weight",
             f"{mixed} ssm_kernel",
@@ -91,19 +102,19 @@ def mixer(module: str, kind: str) -> tuple[Rename, ...]:
             dense=True,
             kind=f"{kind} normed_state",
         ),
-        part("ssm_out.weight", "hidden ssm_inner", "out_proj.weight"),
+        *projection("ssm_out", "hidden", "ssm_inner"),
     )
 
 
 def _alone(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``head_dim`` and the width of all heads, and whether the convolution has a bias."""
+    """``head_dim`` and the width of all heads, and which parts have a bias."""
     heads, hidden = attributes["num_heads"], attributes["hidden_size"]
     inner = inner_size(file, heads, attributes["n_groups"], hidden)
     return {
         "head_dim": inner // heads,
         "expand": inner // hidden,
         "intermediate_size": inner,
-        "use_conv_bias": has_conv_bias(file),
+        **biases(file, "use_conv_bias", "use_bias"),
         # Which it has none of, and the engine divides by.
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
@@ -133,7 +144,7 @@ ARCHITECTURES = (
             per_layer("attn_norm.weight", "hidden", "norm.weight"),
             *mixer("mixer", ""),
         ),
-        constants={"rms_norm": True, "use_bias": False},
+        constants={"rms_norm": True},
         rope=rope.absent,
         derived=(_alone,),
     ),

@@ -9,7 +9,7 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import Field, Fields, flag, required, scale
-from ascend_gguf.architectures.mamba2 import STATE_KEYS, has_conv_bias, inner_size, mixer
+from ascend_gguf.architectures.mamba2 import STATE_KEYS, biases, inner_size, mixer
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
@@ -77,11 +77,11 @@ def _blocks(file: GGUFFile, attributes: Attributes) -> Attributes:
 
 
 def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``mamba_head_dim``, whether the convolution has a bias, and the epsilon of norms."""
+    """``mamba_head_dim``, which parts have a bias, and the epsilon of norms."""
     heads = attributes["mamba_num_heads"]
     found = {
         "mamba_head_dim": inner_size(file, heads, attributes["n_groups"]) // heads,
-        "use_conv_bias": has_conv_bias(file),
+        **biases(file, "use_conv_bias", "use_bias"),
     }
     if "layer_norm_epsilon" not in attributes:
         epsilon = number(file, LAYER_NORM_EPSILON, float, 0, required=True)
@@ -102,7 +102,7 @@ _BODY = (
     *mixer("mixer", "linear"),
     *(rule.renamed(_of_mixer) for rule in attention(kind="full")),
 )
-_CONSTANTS = {"mlp_hidden_act": "relu2", "use_bias": False, "mlp_bias": False}
+_CONSTANTS = {"mlp_hidden_act": "relu2", "mlp_bias": False}
 
 
 def _experts() -> tuple[Rename, ...]:

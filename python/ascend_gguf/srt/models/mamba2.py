@@ -40,7 +40,12 @@ def share_group(config: Any) -> None:
 
 
 def repair_mixer(mixer: Any, config: Any) -> None:
-    """``MambaMixer2``: operators of torch on the CPU; each rank has the group that they share."""
+    """``MambaMixer2``: operators of torch on the CPU; each rank has the group that they share.
+
+    The engine has one switch for the biases of both projections.
+    """
+    for name in {"in_proj", "out_proj"} - {*config.biased}:
+        getattr(mixer, name).register_parameter("bias", None)
     if is_cpu():
         override_methods(mixer, forward=_forward)
         override_methods(mixer.norm, forward_native=_norm)
