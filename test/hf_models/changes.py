@@ -40,6 +40,7 @@ SIZES = frozenset(
         "expert_shared_count",
         "expert_shared_feed_forward_length",
         "leading_dense_block_count",
+        "moe_latent_size",
         "interleave_moe_layer_step",
         "nextn_predict_layers",
         "attention.key_length_swa",

@@ -136,7 +136,6 @@ def nemotron_metadata(config: Any) -> dict[str, Any]:
         "ssm.group_count": config.n_groups,
         "ssm.time_step_rank": config.mamba_num_heads,
         "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
-        "expert_group_used_count": None,
     }
     if moe:
         found |= {
@@ -145,9 +144,11 @@ def nemotron_metadata(config: Any) -> dict[str, Any]:
             "expert_shared_count": config.n_shared_experts,
             "expert_weights_norm": config.norm_topk_prob,
             "expert_weights_scale": config.routed_scaling_factor,
+            "moe_latent_size": config.moe_latent_size,
         }
     else:
-        found |= dict.fromkeys(("expert_count", "expert_used_count", "expert_group_count"))
+        experts = "count", "used_count", "group_count", "group_used_count"
+        found |= {f"expert_{key}": None for key in experts}
     return found
 
 
@@ -367,16 +368,17 @@ TINY: dict[str, Tiny] = {
         nemotron_metadata,
         nemotron,
     ),
-    # As Nemotron 3 Nano.
+    # As Nemotron 3 Super; Nano has no latent vectors.
     "nemotron-h-moe": Tiny(
         "nemotron_h_moe",
         "nemotron_h",
         _NEMOTRON
         | EXPERTS
-        | {"hybrid_override_pattern": "ME*EM", "n_routed_experts": 4, "routed_scaling_factor": 2.5}
+        | {"hybrid_override_pattern": "ME*EM", "n_routed_experts": 8, "routed_scaling_factor": 2.5}
         # Of no layer, and in a file that of experts.
         | {"intermediate_size": 64}
-        | {"moe_shared_expert_intermediate_size": 96},
+        | {"moe_shared_expert_intermediate_size": 96, "moe_latent_size": 64}
+        | {"n_group": 2, "topk_group": 1},
         nemotron_metadata,
         nemotron,
     ),

@@ -69,6 +69,7 @@ SIBLINGS: dict[str, Peer] = {
     "nemotron-h-bias": Peer(
         "nemotron_h", TINY["nemotron-h"].sizes | _ALL_BIASED | {"use_bias": True}
     ),
+    "lfm2-moe-unbiased": Peer("lfm2_moe", TINY["lfm2-moe"].sizes | {"use_expert_bias": False}),
     "apertus-bias": Peer("apertus", TINY["apertus"].sizes | _ALL_BIASED),
     "hunyuan-bias": Peer("hunyuan_v1_dense", {"head_dim": 32} | _ALL_BIASED),
     "qwen3-bias": Peer("qwen3", {"head_dim": 64, "attention_bias": True}),

@@ -262,6 +262,7 @@ ENCODERS = {
 #: Models that draft for themselves.
 _QWEN_DRAFTS = {
     **{"num_hidden_layers": 4, "head_dim": 128, "linear_conv_kernel_dim": 4},
+    **{"linear_value_head_dim": 32},
     **{"layer_types": ["linear_attention", "full_attention"] * 2, "full_attention_interval": 2},
 }
 DRAFTING = {
@@ -320,7 +321,7 @@ CHOSEN = (
     "step-3.5",
     "laguna-xs",
     "lfm2",
-    "lfm2-moe",
+    "lfm2-moe-unbiased",
     "granite-4",
     "nemotron-h-moe",
     "falcon-h1-multipliers",

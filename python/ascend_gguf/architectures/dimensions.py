@@ -81,6 +81,8 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "indexer_head": lambda c: c.indexer_head_size,
     "experts": experts,
     "expert_ffn": _expert_ffn,
+    # What experts work on, where that is not the hidden state itself.
+    "latent": lambda c: first(c, "moe_latent_size") or c.hidden_size,
     "shared_ffn": _shared_ffn,
     "labels": lambda c: len(c.id2label),
     "linear_k": lambda c: c.linear_num_key_heads * c.linear_key_head_dim,
@@ -197,6 +199,8 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "normed_state": lambda config, layer: first(config, "mamba_rms_norm", default=True),
     "network": _has_type("-"),
     "experts": _has_type("E"),
+    "latent": lambda config, layer: bool(first(config, "moe_latent_size")),
+    "biased_router": lambda config, layer: config.use_expert_bias,
     "conv": _has_type("conv"),
     "sliding": _has_type("sliding_attention"),
     "own_kv": lambda config, layer: not _shares_kv(config, layer),

@@ -8,7 +8,7 @@ import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.fields import Field, Fields, flag, required, scale
+from ascend_gguf.architectures.fields import Field, Fields, flag, length, required, scale
 from ascend_gguf.architectures.mamba2 import STATE_KEYS, biases, inner_size, mixer
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
@@ -19,6 +19,7 @@ from ascend_gguf.architectures.parts import (
     OUTPUT,
     RMS_NORM_EPSILON,
     attention,
+    linear,
     mlp,
     router_bias,
     shared_expert,
@@ -107,12 +108,15 @@ _CONSTANTS = {"mlp_hidden_act": "relu2", "mlp_bias": False}
 
 def _experts() -> tuple[Rename, ...]:
     expert, kind = "mixer.experts.{expert}", "experts"
-    up, down = "experts expert_ffn hidden", "experts hidden expert_ffn"
+    up, down = "experts expert_ffn latent", "experts latent expert_ffn"
+    latent = f"{kind} latent"
     return (
         per_layer("ffn_gate_inp.weight", "experts hidden", "mixer.gate.weight", kind=kind),
         router_bias("mixer.gate.e_score_correction_bias", kind),
         per_layer("ffn_up_exps.weight", up, f"{expert}.up_proj.weight", kind=kind),
         per_layer("ffn_down_exps.weight", down, f"{expert}.down_proj.weight", kind=kind),
+        *linear("ffn_latent_down", "latent", "hidden", "mixer.fc1_latent_proj", latent, False),
+        *linear("ffn_latent_up", "hidden", "latent", "mixer.fc2_latent_proj", latent, False),
         *shared_expert("mixer.shared_experts", kind, gated=False),
     )
 
@@ -141,10 +145,19 @@ ARCHITECTURES = (
             "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
             "expert_weights_scale": scale("routed_scaling_factor"),
             "expert_weights_norm": flag("norm_topk_prob"),
+            "expert_group_count": length("n_group"),
+            "expert_group_used_count": length("topk_group"),
+            # Of Nemotron 3 Super: experts work on a smaller vector.
+            "moe_latent_size": length("moe_latent_size"),
         },
-        defaults={"routed_scaling_factor": 1.0, "norm_topk_prob": False},
+        defaults={
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+        },
         fixed={"expert_gating_func": (2,), "expert_shared_count": (1,)},
         tensors=_BODY + _experts(),
-        constants=_CONSTANTS | {"n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+        constants=_CONSTANTS | {"n_shared_experts": 1},
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import count, fraction
 from ascend_gguf.architectures.layers import attends_where_heads
+from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -19,6 +20,7 @@ from ascend_gguf.architectures.parts import (
     without,
 )
 from ascend_gguf.architectures.transforms import with_channel
+from ascend_gguf.reader import GGUFFile
 
 _HEADS = frozenset({"attention.head_count_kv"})
 _FIELDS = without(FIELDS, *_HEADS) | {
@@ -49,6 +51,11 @@ _BODY = (
 )
 _DERIVED = (attends_where_heads("full_attention", "conv"),)
 
+
+def _router(file: GGUFFile, attributes: Attributes) -> Attributes:
+    return {"use_expert_bias": any(name.endswith("exp_probs_b.bias") for name in file.tensors)}
+
+
 ARCHITECTURES = (
     Architecture(
         name="lfm2",
@@ -72,14 +79,13 @@ ARCHITECTURES = (
             *_BODY,
             *mlp("dense", "feed_forward", _NAMES),
             *experts("feed_forward", _NAMES, kind="sparse"),
-            router_bias("feed_forward.expert_bias"),
+            router_bias("feed_forward.expert_bias", "sparse biased_router"),
         ),
         constants={
             "conv_bias": False,
-            "use_expert_bias": True,
             "norm_topk_prob": True,
             "routed_scaling_factor": 1.0,
         },
-        derived=_DERIVED,
+        derived=(*_DERIVED, _router),
     ),
 )

@@ -31,4 +31,7 @@ def _forward_core_normal(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = F.linear(hidden_states.float(), self.gate.weight.float())
     shared = self.shared_experts(hidden_states) if self.shared_experts is not None else None
-    return self.experts(hidden_states, self.topk(hidden_states, logits)), shared
+    chosen = self.topk(hidden_states, logits)
+    if self.use_latent_moe:
+        hidden_states, _ = self.fc1_latent_proj(hidden_states)
+    return self.experts(hidden_states, chosen), shared
