@@ -298,7 +298,6 @@ TINY: dict[str, Tiny] = {
         kimi,
         npu_dtype="bfloat16",
     ),
-    # Two value heads for a key head, and experts as Qwen3.5 has them.
     # Two value heads for a key head, larger ones, and experts as Qwen3.5 has them.
     "qwen3-next": Tiny(
         "qwen3next",

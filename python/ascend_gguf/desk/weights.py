@@ -80,8 +80,12 @@ _WIDTHS = {_FFN: "ffn", "feed-forward output": "ffn"} | dict.fromkeys(_EXPERTS, 
 _WIDTHS |= {f"shared experts {end}": "shared_ffn" for end in ("input", "output")}
 #: On the CPU the engine pads these to a multiple of so much for each rank
 #: (``adjust_config_with_unaligned_cpu_tp``).
-_PADDED = ("intermediate_size", "intermediate_size_mlp", "moe_intermediate_size")
-_PADDED = (*_PADDED, "shared_expert_intermediate_size")
+_PADDED = (
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
 _PADDING = 32
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
