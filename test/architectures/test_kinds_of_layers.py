@@ -60,7 +60,9 @@ def test_linear_attention_that_the_engine_does_not_have(tmp_path, key, value, me
 )
 def test_layers_without_keys(architecture, tmp_path):
     config = load_config(write(tmp_path / "m.gguf", architecture))
-    assert config.num_key_value_heads == 2
+    # Latent vectors are those of all heads.
+    is_latent = hasattr(config, "kv_lora_rank")
+    assert config.num_key_value_heads == (config.num_attention_heads if is_latent else 2)
     assert [kind in ("full_attention", "attention") for kind in config.layer_types] == [
         False,
         True,

@@ -137,7 +137,6 @@ def _kernel(
     """
     dtype, weight_dtype, state_dtype, slot_dtype = dtypes
     lanes = lanes_of(channels, 2 * LANES)
-    before = width - 1
     tiles = -(-channels // _CHANNELS)
 
     def convolve(
@@ -153,32 +152,21 @@ def _kernel(
         starts: Value,
         has: Value,
     ) -> None:
-        request, part = tile // tiles, tile % tiles
+        request, first = tile // tiles, tile % tiles * _CHANNELS
         start, stop = request, request + 1
         if is_prompts:
             start, stop = load(starts + request), load(starts + request + 1)
         state = states + load(slots + request).zext(I64) * slot_stride
-        first = part * _CHANNELS
         for channel in loop(first, minimum(first + _CHANNELS, channels), lanes):
             factors = _columns(weight + channel * width, width, lanes)
-            if by_token:
-                place = [state + (channel + i * channels) for i in range(before)]
-                kept = [load(row, lanes) for row in place]
-            else:
-                place = [state + channel * before]
-                kept = _columns(place[0], before, lanes)
-            if is_prompts:
-                is_kept = load(has + request).differs(0).splat(lanes)
-                kept = [is_kept.select(column, 0.0) for column in kept]
+            place = _places(state, channel, width - 1, channels if by_token else None)
+            is_there = load(has + request).differs(0) if is_prompts else None
+            kept = _kept(place, width - 1, lanes, is_there)
             least = load(bias + channel, lanes) if has_bias else splat(0.0, lanes)
 
             own = x + channel, x_stride, out + channel, channels
             token = functools.partial(_token, *own, is_silu, factors, least)
-            after = fold(start, stop, 1, kept, token)
-            if not by_token:
-                after = [collect([column[i] for i in range(lanes) for column in after])]
-            for where, column in zip(place, after, strict=True):
-                store(where, column)
+            _keep(place, fold(start, stop, 1, kept, token), lanes)
 
     return Kernel(
         f"convolve_{channels}_{width}_{dtype}",
@@ -194,6 +182,35 @@ def _kernel(
         starts=pointer(I64),
         has=pointer(I8),
     )
+
+
+def _places(state: Value, channel: Value, count: int, spaced: int | None) -> list[Value]:
+    """Where some channels of a state of ``count`` tokens are: of each token, or all together.
+
+    Args:
+        spaced: from a token to the next one; None where a channel's tokens are neighbours.
+    """
+    if spaced is None:
+        return [state + channel * count]
+    return [state + (channel + i * spaced) for i in range(count)]
+
+
+def _kept(places: list[Value], count: int, lanes: int, is_there: Value | None) -> list[Value]:
+    """A column of channels for each token of a state; zeros if it is not there."""
+    if len(places) < count:
+        columns = _columns(places[0], count, lanes)
+    else:
+        columns = [load(place, lanes) for place in places]
+    if is_there is None:
+        return columns
+    return [is_there.splat(lanes).select(column, 0.0) for column in columns]
+
+
+def _keep(places: list[Value], columns: list[Value], lanes: int) -> None:
+    if len(places) < len(columns):
+        columns = [collect([column[i] for i in range(lanes) for column in columns])]
+    for place, column in zip(places, columns, strict=True):
+        store(place, column)
 
 
 def _columns(address: Value, count: int, lanes: int) -> list[Value]:

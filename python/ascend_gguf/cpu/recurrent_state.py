@@ -130,9 +130,7 @@ def _delta_rule(
         query = _of_length(q + (request * q_stride + key_head), columns, columns**-0.5)
         key = _of_length(k + (request * k_stride + key_head), columns, 1.0)
         speed = -exp(load(A_log + head))
-        decay = _decays(speed, a + tile * channels, dt_bias + head * channels, channels)
-        if not by_channel:
-            decay = [decay[0].splat(len(key[0]))] * len(key)
+        decay = _decays(speed, a + tile * channels, dt_bias + head * channels, channels, key)
         rate = sigmoid(load(b + tile))
         values = v + (request * v_stride + head * rows)
 
@@ -162,11 +160,14 @@ def _delta_rule(
     )
 
 
-def _decays(speed: Value, steps: Value, biases: Value, channels: int) -> list[Value]:
-    """Of each channel, as vectors."""
+def _decays(
+    speed: Value, steps: Value, biases: Value, channels: int, key: list[Value]
+) -> list[Value]:
+    """Of each channel of a key, as vectors; one channel has that of all."""
     width = lanes_of(channels)
     pairs = zip(*(_vectors(part, channels, width) for part in (steps, biases)), strict=True)
-    return [exp(speed.splat(width) * softplus(step + bias)) for step, bias in pairs]
+    decays = [exp(speed.splat(width) * softplus(step + bias)) for step, bias in pairs]
+    return decays if channels > 1 else [decays[0].splat(len(key[0]))] * len(key)
 
 
 def state_space(

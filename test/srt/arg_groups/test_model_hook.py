@@ -117,6 +117,13 @@ def test_drafts_of_queries_that_the_operator_does_not_take(check_drafts, model):
         check_drafts("STANDALONE", model, draft="d.gguf")
 
 
+def test_drafted_tokens_have_one_branch(check_drafts):
+    """Ascend's backend of the engine makes no mask of a tree."""
+    with pytest.raises(GGUFError, match="of one branch.*--speculative-eagle-topk 2"):
+        check_drafts("STANDALONE", {}, draft="d.gguf", speculative_eagle_topk=2)
+    check_drafts("STANDALONE", {}, draft="d.gguf", speculative_eagle_topk=1)
+
+
 def test_more_drafted_tokens_than_the_operator_takes_over_latent_vectors(check_drafts):
     latent = {"attention_arch": AttentionArch.MLA, "dtype": torch.float16, "head_dim": 256}
     with pytest.raises(GGUFError, match=r"-draft-tokens 17, .*at most 16"):
@@ -137,7 +144,6 @@ def test_drafts_over_latent_vectors_that_the_operator_does_not_take(check_drafts
     ("width", "asked"),
     [
         (3, {}),
-        (4, {"speculative_eagle_topk": 2}),
         (4, {"speculative_num_draft_tokens": 9}),
         (4, {"mamba_ssm_dtype": "float32"}),
     ],

@@ -63,6 +63,13 @@ def check_drafts(server_args: Any, unsupported: bool) -> None:
             file=file,
             hint=_HINT,
         )
+    if is_npu() and options.speculative_eagle_topk not in (None, 1):
+        raise GGUFError(
+            "SGLang's attention on Ascend does not know which drafted tokens are of one branch",
+            file=file,
+            found=f"--speculative-eagle-topk {options.speculative_eagle_topk}",
+            hint="Leave out --speculative-eagle-topk.",
+        )
     model = model_config_of(server_args)
     if is_npu() and model.attention_arch == AttentionArch.MLA:
         _check_latent_attention(options, model.hf_config, file)
@@ -111,7 +118,6 @@ def _check_states(options: Any, config: Any, file: str) -> None:
     """
     limits = {
         "linear_conv_kernel_dim": getattr(config, "linear_conv_kernel_dim", 0) == _CONVOLUTION,
-        "--speculative-eagle-topk": options.speculative_eagle_topk in (None, 1),
         "--speculative-num-draft-tokens": (
             (options.speculative_num_draft_tokens or 0) <= _MOST_STATES
         ),
@@ -123,8 +129,8 @@ def _check_states(options: Any, config: Any, file: str) -> None:
             "Ascend's operators do not keep the states of such drafted tokens",
             file=file,
             found=", ".join(broken),
-            expected=f"convolutions of {_CONVOLUTION} tokens, --speculative-eagle-topk 1, "
-            f"up to {_MOST_STATES} drafted tokens, --mamba-ssm-dtype bfloat16",
+            expected=f"convolutions of {_CONVOLUTION} tokens, up to {_MOST_STATES} drafted tokens, "
+            "--mamba-ssm-dtype bfloat16",
             hint=_HINT,
         )
     envs.SGLANG_MAMBA_SSM_DTYPE.set("bfloat16")
