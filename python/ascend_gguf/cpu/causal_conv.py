@@ -163,7 +163,6 @@ def _kernel(
             is_there = load(has + request).differs(0) if is_prompts else None
             kept = _kept(place, width - 1, lanes, is_there)
             least = load(bias + channel, lanes) if has_bias else splat(0.0, lanes)
-
             own = x + channel, x_stride, out + channel, channels
             token = functools.partial(_token, *own, is_silu, factors, least)
             _keep(place, fold(start, stop, 1, kept, token), lanes)
