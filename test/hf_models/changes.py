@@ -252,7 +252,7 @@ def changed(model: Written, *changes: Change) -> torch.nn.Module:
     attributes = deepcopy(base.config.to_dict())
     fields = type(base.config).__dataclass_fields__
     for name, written in base.config.attribute_map.items():
-        if name in fields and written in attributes:
+        if name in fields and written not in fields and written in attributes:
             attributes[name] = attributes.pop(written)
     if "head_dim" in attributes and attributes["head_dim"] is None:  # YaRN would multiply it
         attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
