@@ -231,3 +231,12 @@ def test_sizes_that_no_layer_can_have(tmp_path, keys, message):
     with pytest.raises(GGUFError, match=message) as error:
         load_config(write(tmp_path / "m.gguf", DECI, **keys))
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("architecture", ["glm4", "laguna", "mimo2", "phi2", "qwen35"])
+@pytest.mark.parametrize("rotated", [21, 1024])
+def test_numbers_of_a_head_that_rope_cannot_rotate(tmp_path, architecture, rotated):
+    found = next(a for a in ARCHITECTURES if a.name == architecture)
+    path = write(tmp_path / "m.gguf", found, **{"rope.dimension_count": rotated})
+    with pytest.raises(GGUFError, match=r"rope\.dimension_count.*an even number up to"):
+        load_config(path)

@@ -36,8 +36,8 @@ _GATE = "self_attn.g_proj.weight"
 
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     head = attributes["head_dim"]
-    turned = number(file, "rope.dimension_count") or head
-    with_window = number(file, "rope.dimension_count_swa") or turned
+    turned = rope.rotated(file, head)
+    with_window = rope.rotated(file, head, "rope.dimension_count_swa", turned)
     found = rope.by_layer_type(None)(file, attributes)
     for kind, dimensions in ((FULL, turned), (SLIDING, with_window)):
         found[kind]["partial_rotary_factor"] = dimensions / head

@@ -136,10 +136,28 @@ def by_layer_type(
 
 def partial_factor(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``partial_rotary_factor``: the share of each head that RoPE covers; all by default."""
-    rotated = number(file, "rope.dimension_count")
     heads = attributes["num_attention_heads"]
     head = attributes.get("head_dim") or attributes["hidden_size"] // heads
-    return {"partial_rotary_factor": 1.0 if rotated is None else rotated / head}
+    return {"partial_rotary_factor": rotated(file, head) / head}
+
+
+def rotated(
+    file: GGUFFile, head: int, key: str = "rope.dimension_count", default: int | None = None
+) -> int:
+    """How many numbers of a head are rotated, in pairs; all by default.
+
+    Raises:
+        GGUFError: there are not so many pairs.
+    """
+    found = number(file, key) or default or head
+    if found % 2 or found > head:
+        raise file.error(
+            "RoPE cannot rotate so many numbers of a head",
+            key,
+            found=found,
+            expected=f"an even number up to {head}",
+        )
+    return found
 
 
 def scaling_of(file: GGUFFile) -> dict[str, Any]:
