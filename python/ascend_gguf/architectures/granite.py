@@ -91,6 +91,8 @@ def _rotated(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"layer_rope_theta": [theta * turned for turned in rotated]}
 
 
+_SINKS = per_layer("attn_sinks.weight", "heads", "self_attn.sinks")
+
 #: Some layers have a window, and all of them sinks.
 _SWA = Architecture(
     name="granite_swa",
@@ -98,7 +100,7 @@ _SWA = Architecture(
     fields=_FIELDS | WINDOW,
     defaults=_DEFAULTS,
     reads=PATTERN | {"attention.rope_pattern"},
-    tensors=BODY + mlp() + (per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),),
+    tensors=(*BODY, *mlp(), _SINKS),
     derived=(query_scale, sliding_unless(4, first=True), _rotated),
 )
 _SWA_MOE = replace(
@@ -110,7 +112,7 @@ _SWA_MOE = replace(
     fixed=SOFTMAX_ROUTER,
     tensors=(
         *BODY,
-        per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
+        _SINKS,
         *experts("block_sparse_moe"),
         per_layer(
             "ffn_up_shexp.weight",

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_gguf.npu.state_space import Chunks
+from ascend_gguf.npu.state_space import CHUNKS_AT_ONCE, Chunks
 from ascend_gguf.torch_delta_rule import between, of_length_one
-
-#: Chunks at once: what tokens do to each other would take too much memory for all.
-_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ def scan(
     """
     after, before, found = list(states.unbind(0)), {}, []
     parts = *tokens.queries_and_keys(), tokens.v, tokens.g, tokens.beta.unsqueeze(-1)
-    for first in range(0, len(chunks.starts), _CHUNKS):
-        some = slice(first, first + _CHUNKS)
+    for first in range(0, len(chunks.starts), CHUNKS_AT_ONCE):
+        some = slice(first, first + CHUNKS_AT_ONCE)
         rows = chunks.rows[some]
         q, k, v, g, beta = (part[rows].transpose(1, 2) for part in parts)
         is_token = chunks.is_token[some, None, :, None]

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from ascend_gguf.torch_state_space import by_group, within_chunk
 
-#: Chunks at once: what tokens do to each other would take too much memory for all.
-_CHUNKS = 16
+#: Chunks together: what tokens do to each other would take too much memory for all.
+CHUNKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def scan(
     """
     dt = F.softplus(dt.float() + heads.dt_bias.float())
     after, before, found = list(states.unbind(0)), {}, []
-    for first in range(0, len(chunks.starts), _CHUNKS):
-        some = slice(first, first + _CHUNKS)
+    for first in range(0, len(chunks.starts), CHUNKS_AT_ONCE):
+        some = slice(first, first + CHUNKS_AT_ONCE)
         rows, is_token = chunks.rows[some], chunks.is_token[some]
         taken = [part[rows].float() for part in (x, B, C)]
         steps = dt[rows] * is_token.unsqueeze(-1)

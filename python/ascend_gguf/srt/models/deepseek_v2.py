@@ -49,21 +49,16 @@ def repair_attention(attention: Any, config: Any) -> None:
     that are attended to as one with their keys; there the engine leaves the temperature out.  What
     RoPE would turn of queries is contiguous there without RoPE, too, as operators ask.
     """
-    if is_npu() and attention.rotary_emb is None:
-        attention.rotary_emb = _turn_nothing
-    if is_npu() and joined_latent(config) is None:
-        return
-    if (
-        is_npu()
-        and attention.rotary_emb is not _turn_nothing
-        and config.qk_rope_head_dim != _TURNED
-    ):
-        attention.rotary_emb._forward_method = attention.rotary_emb.forward_native
-    override_methods(
-        attention,
-        dispatch_attn_forward_method=_dispatch_attn_forward_method,
-        forward_absorb_prepare=_forward_absorb_prepare,
-    )
+    if is_npu():
+        rotary = attention.rotary_emb
+        if rotary is None:
+            attention.rotary_emb = _turn_nothing
+        if joined_latent(config) is None:
+            return
+        if rotary is not None and config.qk_rope_head_dim != _TURNED:
+            rotary._forward_method = rotary.forward_native
+        override_methods(attention, forward_absorb_prepare=_forward_absorb_prepare)
+    override_methods(attention, dispatch_attn_forward_method=_dispatch_attn_forward_method)
 
 
 def _turn_nothing(
@@ -93,7 +88,7 @@ def _forward_absorb_prepare(
     """Queries come in two parts, the first and the third."""
     before = positions, hidden_states, forward_batch, zero_allocator
     q_pe, k_pe, q_nope_out, *others = original(self, *before, temperature, *args)
-    if temperature is not None and self.current_attention_backend == "ascend":
+    if temperature is not None:
         parts = (q_pe, q_nope_out)
         q_pe, q_nope_out = ((part * temperature).to(part.dtype) for part in parts)
     return q_pe, k_pe, q_nope_out, *others

@@ -59,9 +59,10 @@ def avoid_rotary_kernel(model: nn.Module) -> None:
 
     ``npu_mrope`` takes multiples of 32, for the head size and for the rotary part of it.
     """
-    is_missing = is_npu() and ROPE in this_product().lacks
-    for module in model.modules() if is_npu() else ():
+    if not is_npu():
+        return
+    is_missing = ROPE in this_product().lacks
+    for module in model.modules():
         takes_kernel = getattr(type(module), "forward_npu", None) is RotaryEmbedding.forward_npu
-        odd = takes_kernel and (module.head_size % 32 or module.rotary_dim % 32)
-        if odd or (takes_kernel and is_missing):
+        if takes_kernel and (is_missing or module.head_size % 32 or module.rotary_dim % 32):
             module._forward_method = module.forward_native

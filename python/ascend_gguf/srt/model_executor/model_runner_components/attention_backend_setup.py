@@ -22,14 +22,15 @@ def _build_backend_from_str(
     Attention operators that are not documented, and on the CPU Triton kernels.
     """
     model_config = model_runner.model_config
-    config = mamba2_config(model_config) or kimi_linear_config(model_config)
-    if config is None or not is_npu() or model_config.quantization != "gguf":
+    is_gguf, kimi = model_config.quantization == "gguf", kimi_linear_config(model_config)
+    config = mamba2_config(model_config) or kimi
+    if config is None or not is_npu() or not is_gguf:
         backend = original(
             model_runner=model_runner,
             backend_str=backend_str,
             init_new_workspace=init_new_workspace,
         )
-        if is_cpu() and model_config.quantization == "gguf" and kimi_linear_config(model_config):
+        if is_cpu() and is_gguf and kimi is not None:
             from ascend_gguf.srt.layers.attention.linear.kda_backend import use_cpu_kernels
 
             use_cpu_kernels(backend.linear_attn_backend)

@@ -8,6 +8,8 @@ compute by torch's operators.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +68,10 @@ class _Convolutions(AscendMambaAttnBackendBase):
             self.tracked = forward_batch.mamba_track_indices[rows]
         return lengths
 
+    def init_forward_metadata_out_graph(self, *args: Any, **kwargs: Any) -> None:
+        super().init_forward_metadata_out_graph(*args, **kwargs)
+        self.windows = None
+
     def convolve(
         self,
         x: torch.Tensor,
@@ -82,7 +88,39 @@ class _Convolutions(AscendMambaAttnBackendBase):
         return convolve_prompts(x, weight, bias, states, slots, self.has_state, self.windows)
 
 
-class GGUFMamba2Backend(_Convolutions, Mamba2AttnBackend):
+class _Recurrent(_Convolutions):
+    """What those have whose states a prompt changes a chunk at a time.
+
+    Attributes:
+        chunks: of the prompts of this step.
+        wanted: numbers of chunks whose states before them are kept, and ``kept_at``: the slots.
+    """
+
+    def _plan_chunks(self, lengths: list[int], size: int) -> None:
+        """The engine keeps states of whole chunks, as long as it thinks they are."""
+        size = math.gcd(size, self.mamba_chunk_size)
+        self.chunks, self.wanted = Chunks(lengths, size, self.device), []
+
+    def _change(self, states: torch.Tensor, scan: Callable[..., tuple]) -> torch.Tensor:
+        """Prompts change ``states``, of the layer.
+
+        Args:
+            scan: of the states before, float32, chunks and ``wanted``: outputs, the states after,
+                and those that are wanted.
+        """
+        metadata, slots = self.forward_metadata, self.forward_metadata.mamba_cache_indices.long()
+        before = torch.where(self.has_state[:, None, None, None], states[slots], 0).float()
+        found, after, kept = scan(before, self.chunks, self.wanted)
+        states[slots] = after.to(states.dtype)
+        if metadata.has_mamba_track_mask:
+            if self.wanted:
+                of_wanted = torch.stack([kept[number] for number in self.wanted])
+                states[self.kept_at] = of_wanted.to(states.dtype)
+            states[metadata.track_ssm_final_dst] = states[metadata.track_ssm_final_src]
+        return found
+
+
+class GGUFMamba2Backend(_Recurrent, Mamba2AttnBackend):
     """The engine's backend for Mamba-2, with operators."""
 
     def __init__(self, model_runner: Any) -> None:
@@ -96,17 +134,12 @@ class GGUFMamba2Backend(_Convolutions, Mamba2AttnBackend):
         lengths = self._plan(forward_batch)
         if lengths is None:
             return
-        # The engine keeps states of whole chunks, as long as the model says.
-        size = math.gcd(CHUNK, self.mamba_chunk_size)
-        self.chunks, self.wanted = Chunks(lengths, size, self.device), []
+        self._plan_chunks(lengths, CHUNK)
         metadata = self.forward_metadata
         if metadata.has_mamba_track_mask:
             places = metadata.track_ssm_h_src * self.mamba_chunk_size, metadata.track_ssm_end_locs
             self.wanted = [self.chunks.starts.index(i) for i in torch.cat(places).tolist()]
-
-    def init_forward_metadata_out_graph(self, *args: Any, **kwargs: Any) -> None:
-        super().init_forward_metadata_out_graph(*args, **kwargs)
-        self.windows = None
+            self.kept_at = torch.cat([metadata.track_ssm_h_dst, metadata.track_ssm_recompute_dst])
 
     def forward(
         self,
@@ -147,21 +180,13 @@ class GGUFMamba2Backend(_Convolutions, Mamba2AttnBackend):
         x = x.unflatten(-1, (-1, mixer.head_dim))
         B, C = (part.unflatten(-1, (-1, mixer.ssm_state_size)) for part in (B, C))
         heads = Heads(mixer.A, mixer.D, mixer.dt_bias)
-        metadata, slots = self.forward_metadata, self.forward_metadata.mamba_cache_indices.long()
         if self.windows is None:
+            slots = self.forward_metadata.mamba_cache_indices.long()
             return step(x, dt, B, C, heads, states, slots)
-        before = torch.where(self.has_state[:, None, None, None], states[slots], 0).float()
-        found, after, kept = scan(x, dt, B, C, heads, before, self.chunks, self.wanted)
-        states[slots] = after.to(states.dtype)
-        if metadata.has_mamba_track_mask:
-            if self.wanted:
-                to = torch.cat([metadata.track_ssm_h_dst, metadata.track_ssm_recompute_dst])
-                states[to] = torch.stack([kept[i] for i in self.wanted]).to(states.dtype)
-            states[metadata.track_ssm_final_dst] = states[metadata.track_ssm_final_src]
-        return found
+        return self._change(states, partial(scan, x, dt, B, C, heads))
 
 
-class GGUFKDABackend(_Convolutions):
+class GGUFKDABackend(_Recurrent):
     """Kimi Delta Attention, without the engine's operators for it."""
 
     def __init__(self, model_runner: Any) -> None:
@@ -173,17 +198,13 @@ class GGUFKDABackend(_Convolutions):
         lengths = self._plan(forward_batch)
         if lengths is None:
             return
-        # The engine keeps states of whole chunks, as long as it thinks they are.
-        size = math.gcd(CHUNK_BY_CHANNEL, self.mamba_chunk_size)
-        self.chunks, self.wanted = Chunks(lengths, size, self.device), []
-        if self.forward_metadata.has_mamba_track_mask:
+        self._plan_chunks(lengths, CHUNK_BY_CHANNEL)
+        metadata = self.forward_metadata
+        if metadata.has_mamba_track_mask:
             kept = Chunks(lengths, self.mamba_chunk_size, "cpu").starts
-            numbers = self.forward_metadata.track_ssm_h_src.tolist()
+            numbers = metadata.track_ssm_h_src.tolist()
             self.wanted = [self.chunks.starts.index(kept[number]) for number in numbers]
-
-    def init_forward_metadata_out_graph(self, *args: Any, **kwargs: Any) -> None:
-        super().init_forward_metadata_out_graph(*args, **kwargs)
-        self.windows = None
+            self.kept_at = metadata.track_ssm_h_dst
 
     def forward_extend(
         self,
@@ -207,21 +228,13 @@ class GGUFKDABackend(_Convolutions):
         steps = a.reshape(k.shape), b.reshape(k.shape[:2]), layer.dt_bias.view(k.shape[1:])
         (g,), (beta,) = gates(layer.A_log.flatten(), *steps)
         tokens = delta_rule.Tokens(q, k, v, g, beta)
-        metadata, states = self.forward_metadata, cache.temporal
-        slots = metadata.mamba_cache_indices
+        states = cache.temporal
         if self.windows is None:
+            slots = self.forward_metadata.mamba_cache_indices
             found = delta_rule.step(tokens, states, slots.long())
             self._track_mamba_state_decode(forward_batch, cache.conv[0], states, slots)
-            return found.unsqueeze(0)
-        slots = slots.long()
-        before = torch.where(self.has_state[:, None, None, None], states[slots], 0).float()
-        found, after, kept = delta_rule.scan(tokens, before, self.chunks, self.wanted)
-        states[slots] = after.to(states.dtype)
-        if metadata.has_mamba_track_mask:
-            if self.wanted:
-                kept_states = torch.stack([kept[number] for number in self.wanted])
-                states[metadata.track_ssm_h_dst] = kept_states.to(states.dtype)
-            states[metadata.track_ssm_final_dst] = states[metadata.track_ssm_final_src]
+        else:
+            found = self._change(states, partial(delta_rule.scan, tokens))
         return found.unsqueeze(0)
 
     forward_decode = forward_extend
@@ -239,10 +252,6 @@ class GGUFShortConvBackend(ShortConvAttnBackend, _Convolutions):
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         super().init_forward_metadata(forward_batch)
         self._plan(forward_batch)
-
-    def init_forward_metadata_out_graph(self, *args: Any, **kwargs: Any) -> None:
-        super().init_forward_metadata_out_graph(*args, **kwargs)
-        self.windows = None
 
     def convolve_layer(
         self,
