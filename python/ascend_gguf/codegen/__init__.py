@@ -7,7 +7,7 @@ compiled by LLVM, and interpreted by NumPy, which says what it means.  docs/code
 # ruff: noqa: F401
 
 from ascend_gguf.codegen import processor
-from ascend_gguf.codegen.control import fold, loop, minimum, switch, when
+from ascend_gguf.codegen.control import fold, loop, minimum, switch, tile_loop, when
 from ascend_gguf.codegen.kernel import Kernel
 from ascend_gguf.codegen.kinds import (
     BF16,
@@ -23,6 +23,7 @@ from ascend_gguf.codegen.kinds import (
     REST,
     Kind,
     pointer,
+    rows,
 )
 from ascend_gguf.codegen.lookup import lookup_words
 from ascend_gguf.codegen.math import (
@@ -38,6 +39,7 @@ from ascend_gguf.codegen.math import (
     sum_of,
 )
 from ascend_gguf.codegen.memory import (
+    Rows,
     canonical_half,
     load,
     local,

@@ -35,6 +35,12 @@ def loop(start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value
         yield Value(raw, I64)
 
 
+def tile_loop(tile: Value, size: Value | int, count: Value | int, step: int = 1) -> Iterator[Value]:
+    """Of ``range(0, count, step)`` the numbers that are a tile's, of ``size`` each."""
+    first = tile * size
+    return loop(first, minimum(first + size, count), step)
+
+
 def when(
     condition: Value, then: Callable[[], None], otherwise: Callable[[], None] | None = None
 ) -> None:

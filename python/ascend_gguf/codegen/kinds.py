@@ -50,6 +50,17 @@ LANES = 16
 
 
 @functools.cache
+def rows(element: Kind | torch.dtype) -> Kind:
+    """Of a kernel's parameter: rows of memory, evenly spaced, as a :class:`~.memory.Rows`."""
+    return Kind("rows", 128, element=pointer(element).element)
+
+
+def is_rows(kind: Kind) -> bool:
+    """Whether it is of :func:`rows`."""
+    return kind.name == "rows"
+
+
+@functools.cache
 def pointer(element: Kind | torch.dtype) -> Kind:
     """The address of an array."""
     kind = element if isinstance(element, Kind) else (FLOATS | _INTEGERS)[element]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 import ascend_gguf.codegen.processor as processor
@@ -10,6 +12,23 @@ from ascend_gguf.codegen.kinds import BF16, F16, F32, I8, I16, I32, Kind, pointe
 from ascend_gguf.codegen.value import Value, whole
 
 _CACHE_LINE = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of memory, evenly spaced.
+
+    Attributes:
+        start: the address of the first.
+        stride: elements from one to the next.
+    """
+
+    start: Value
+    stride: Value
+
+    def __getitem__(self, i: Value | int) -> Value:
+        """The address of a row."""
+        return self.start + self.stride * i
 
 
 def load(address: Value, count: int = 1, kind: Kind | None = None) -> Value:

@@ -15,6 +15,7 @@ from ascend_gguf.codegen import (
     I64,
     LANES,
     Kernel,
+    Rows,
     Value,
     fold,
     load,
@@ -22,6 +23,7 @@ from ascend_gguf.codegen import (
     minimum,
     multiply_add,
     pointer,
+    rows,
     sigmoid,
     splat,
     store,
@@ -103,20 +105,8 @@ def _convolve(
     dtypes = x.dtype, weight.dtype, states.dtype, slots.dtype
     kinds = bias is not None, activation in ("silu", "swish"), prompts is not None, by_token
     kernel = _kernel(channels, width, dtypes, *kinds)
-    starts, has = (part.data_ptr() for part in prompts) if prompts else (0, 0)
-    kernel.run(
-        len(slots) * -(-channels // _CHANNELS),
-        x.data_ptr(),
-        x.stride(0),
-        out.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        states.data_ptr(),
-        states.stride(0),
-        slots.data_ptr(),
-        starts,
-        has,
-    )
+    tiles = len(slots) * -(-channels // _CHANNELS)
+    kernel.run(tiles, x, out, weight, bias, states, slots, *(prompts or (None, None)))
     return out
 
 
@@ -141,13 +131,11 @@ def _kernel(
 
     def convolve(
         tile: Value,
-        x: Value,
-        x_stride: Value,
-        out: Value,
+        x: Rows,
+        out: Rows,
         weight: Value,
         bias: Value,
-        states: Value,
-        slot_stride: Value,
+        states: Rows,
         slots: Value,
         starts: Value,
         has: Value,
@@ -156,27 +144,24 @@ def _kernel(
         start, stop = request, request + 1
         if is_prompts:
             start, stop = load(starts + request), load(starts + request + 1)
-        state = states + load(slots + request).zext(I64) * slot_stride
+        state = states[load(slots + request).zext(I64)]
         for channel in loop(first, minimum(first + _CHANNELS, channels), lanes):
             factors = _columns(weight + channel * width, width, lanes)
             place = _places(state, channel, width - 1, channels if by_token else None)
             is_there = load(has + request).differs(0) if is_prompts else None
             kept = _kept(place, width - 1, lanes, is_there)
             least = load(bias + channel, lanes) if has_bias else splat(0.0, lanes)
-            own = x + channel, x_stride, out + channel, channels
-            token = functools.partial(_token, *own, is_silu, factors, least)
+            token = functools.partial(_token, x, out, channel, is_silu, factors, least)
             _keep(place, fold(start, stop, 1, kept, token), lanes)
 
     return Kernel(
         f"convolve_{channels}_{width}_{dtype}",
         convolve,
-        x=pointer(dtype),
-        x_stride=I64,
-        out=pointer(dtype),
+        x=rows(dtype),
+        out=rows(dtype),
         weight=pointer(weight_dtype),
         bias=pointer(weight_dtype),
-        states=pointer(state_dtype),
-        slot_stride=I64,
+        states=rows(state_dtype),
         slots=pointer(slot_dtype),
         starts=pointer(I64),
         has=pointer(I8),
@@ -219,10 +204,9 @@ def _columns(address: Value, count: int, lanes: int) -> list[Value]:
 
 
 def _token(
-    x: Value,
-    x_stride: Value,
-    out: Value,
-    out_stride: int,
+    x: Rows,
+    out: Rows,
+    channel: Value,
     is_silu: bool,
     factors: list[Value],
     least: Value,
@@ -230,12 +214,12 @@ def _token(
     kept: list[Value],
 ) -> list[Value]:
     """Some channels of a token's result, from those of the tokens before; what the next keeps."""
-    kept = [*kept, load(x + i * x_stride, len(least))]
+    kept = [*kept, load(x[i] + channel, len(least))]
     total = least
     for column, factor in zip(kept, factors, strict=True):
         total = multiply_add(column, factor, total)
     total = total * sigmoid(total) if is_silu else total
-    store(out + i * out_stride, total)
+    store(out[i] + channel, total)
     return kept[1:]
 
 

@@ -12,12 +12,14 @@ from ascend_gguf.codegen import (
     I64,
     LANES,
     Kernel,
+    Rows,
     Value,
     load,
     loop,
-    minimum,
     pointer,
+    rows,
     store,
+    tile_loop,
 )
 
 # Bytes, and elements, that are worth a thread's while.
@@ -33,21 +35,15 @@ def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor | None = 
     """
     parts = 1 if x[0].is_contiguous() and out[0].is_contiguous() else x.shape[1]
     count, nbytes = x.shape[0], x[0].nbytes // parts
-    rows = max(1, _TILE_BYTES // x[0].nbytes)
+    at_once = max(1, _TILE_BYTES // x[0].nbytes)
     step = next(step for step in (64, 16, 4, 2, 1) if nbytes % step == 0)
-    # Of rows, and of a row's parts.
-    strides = (t.stride(dim) * t.itemsize for t in (x, out) for dim in (0, min(1, parts - 1)))
-    _copy_rows(step, places is not None).run(
-        -(-count // rows),
-        x.data_ptr(),
-        out.data_ptr(),
-        *strides,
-        0 if places is None else places.data_ptr(),
-        count,
-        parts,
-        nbytes,
-        rows,
-    )
+    # In bytes: an address, from row to row, and from part to part of a row.
+    given: list[tuple[int, int] | int] = []
+    for t in (x, out):
+        given += [(t.data_ptr(), t.stride(0) * t.itemsize)]
+        given += [t.stride(min(1, parts - 1)) * t.itemsize]
+    kernel = _copy_rows(step, places is not None)
+    kernel.run(-(-count // at_once), *given, places, count, parts, nbytes, at_once)
 
 
 def has_rows(x: torch.Tensor) -> bool:
@@ -61,41 +57,35 @@ def has_rows(x: torch.Tensor) -> bool:
 def _copy_rows(step: int, is_placed: bool) -> Kernel:
     def copy(
         tile: Value,
-        x: Value,
-        out: Value,
-        x_stride: Value,
+        x: Rows,
         x_part: Value,
-        out_stride: Value,
+        out: Rows,
         out_part: Value,
         places: Value,
-        rows: Value,
+        count: Value,
         parts: Value,
         nbytes: Value,
-        rows_per_tile: Value,
+        at_once: Value,
     ) -> None:
-        first = tile * rows_per_tile
-        for i in loop(first, minimum(first + rows_per_tile, rows)):
+        for i in tile_loop(tile, at_once, count):
             place = load(places + i) if is_placed else i
             for part in loop(0, parts):
-                source = x + (i * x_stride + part * x_part)
-                target = out + (place * out_stride + part * out_part)
+                source, target = x[i] + part * x_part, out[place] + part * out_part
                 for k in loop(0, nbytes, step):
                     store(target + k, load(source + k, step))
 
     return Kernel(
         f"copy_{step}{'_placed' if is_placed else ''}",
         copy,
-        x=pointer(I8),
-        out=pointer(I8),
-        x_stride=I64,
+        x=rows(I8),
         x_part=I64,
-        out_stride=I64,
+        out=rows(I8),
         out_part=I64,
         places=pointer(I64),
-        rows=I64,
+        count=I64,
         parts=I64,
         nbytes=I64,
-        rows_per_tile=I64,
+        at_once=I64,
     )
 
 
@@ -104,9 +94,8 @@ def convert(x: torch.Tensor, out: torch.Tensor) -> None:
 
     Both are contiguous; see :func:`converts`.
     """
-    _convert(x.dtype, out.dtype).run(
-        -(-x.numel() // _TILE_ELEMENTS), x.data_ptr(), out.data_ptr(), x.numel()
-    )
+    count = x.numel()
+    _convert(x.dtype, out.dtype).run(-(-count // _TILE_ELEMENTS), x, out, count)
 
 
 def converts(x: torch.Tensor, out: torch.Tensor) -> bool:
@@ -119,8 +108,7 @@ def converts(x: torch.Tensor, out: torch.Tensor) -> bool:
 @functools.cache
 def _convert(dtype: torch.dtype, out_dtype: torch.dtype) -> Kernel:
     def convert(tile: Value, x: Value, out: Value, count: Value) -> None:
-        first = tile * _TILE_ELEMENTS
-        for i in loop(first, minimum(first + _TILE_ELEMENTS, count), LANES):
+        for i in tile_loop(tile, _TILE_ELEMENTS, count, LANES):
             store(out + i, load(x + i, LANES))
 
     name = f"convert_{dtype}_{out_dtype}"

@@ -14,10 +14,9 @@ from ascend_gguf.codegen import (
     Kernel,
     Value,
     load,
-    loop,
-    minimum,
     pointer,
     store,
+    tile_loop,
 )
 
 # Elements that are worth a thread's while.
@@ -49,16 +48,13 @@ def scale(x: torch.Tensor, factor: float, out: torch.Tensor) -> None:
 
 def _run(a: torch.Tensor, b: torch.Tensor | None, factor: float, out: torch.Tensor) -> None:
     count = a.numel()
-    other = 0 if b is None else b.data_ptr()
-    kernel = _kernel(a.dtype, b is not None)
-    kernel.run(-(-count // _TILE), a.data_ptr(), other, factor, out.data_ptr(), count)
+    _kernel(a.dtype, b is not None).run(-(-count // _TILE), a, b, factor, out, count)
 
 
 @functools.cache
 def _kernel(dtype: torch.dtype, adds: bool) -> Kernel:
     def compute(tile: Value, a: Value, b: Value, factor: Value, out: Value, count: Value) -> None:
-        first = tile * _TILE
-        for i in loop(first, minimum(first + _TILE, count), LANES):
+        for i in tile_loop(tile, _TILE, count, LANES):
             x = load(a + i, LANES)
             store(out + i, x + load(b + i, LANES) if adds else x * factor.splat(LANES))
 

@@ -14,18 +14,20 @@ from ascend_gguf.codegen import (
     I64,
     LANES,
     Kernel,
+    Rows,
     Value,
     fold,
     load,
     loop,
-    minimum,
     multiply_add,
     pointer,
+    rows,
     sigmoid,
     splat,
     sqrt,
     store,
     sum_of,
+    tile_loop,
 )
 from ascend_gguf.cpu.row_ops import as_rows, lanes_of
 
@@ -55,16 +57,17 @@ def gated_rms_norm(
     Returns:
         A new contiguous tensor of the dtype of ``x``.
     """
-    (rows, n), x, gate = x.shape, as_rows(x), as_rows(gate)
-    out = torch.empty(rows, n, dtype=x.dtype)
-    step, count = max(1, _TILE * groups // n), rows * groups
-    dtypes = x.dtype, gate.dtype, weight.dtype
-    _norm(n, groups, dtypes, gate_first, activation).run(
-        -(-count // step),
-        *(x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0)),
-        *(weight.data_ptr(), out.data_ptr(), eps, count, step),
-    )
+    (count, n), x, gate = x.shape, as_rows(x), as_rows(gate)
+    out = torch.empty(count, n, dtype=x.dtype)
+    dtypes, count = (x.dtype, gate.dtype, weight.dtype), count * groups
+    kernel = _norm(n, groups, dtypes, gate_first, activation)
+    kernel.run(-(-count // _at_once(n // groups)), x, gate, weight, out, eps, count)
     return out
+
+
+def _at_once(n: int) -> int:
+    """Rows of ``n`` elements that a thread takes at a time."""
+    return max(1, _TILE // n)
 
 
 @functools.cache
@@ -76,21 +79,11 @@ def _norm(
     width = lanes_of(size, 2 * LANES)
 
     def norm(
-        tile: Value,
-        x: Value,
-        x_stride: Value,
-        gate: Value,
-        gate_stride: Value,
-        weight: Value,
-        out: Value,
-        eps: Value,
-        count: Value,
-        step: Value,
+        tile: Value, x: Rows, gate: Rows, weight: Value, out: Value, eps: Value, count: Value
     ) -> None:
-        first = tile * step
-        for i in loop(first, minimum(first + step, count)):
+        for i in tile_loop(tile, _at_once(size), count):
             row, part = i // groups, i % groups * size
-            source, gates = x + (row * x_stride + part), gate + (row * gate_stride + part)
+            source, gates = x[row] + part, gate[row] + part
 
             def element(j: Value, source: Value = source, gates: Value = gates) -> Value:
                 value = load(source + j, width)
@@ -112,15 +105,12 @@ def _norm(
     return Kernel(
         f"gated_norm_{n}_{groups}_{dtype}",
         norm,
-        x=pointer(dtype),
-        x_stride=I64,
-        gate=pointer(gate_dtype),
-        gate_stride=I64,
+        x=rows(dtype),
+        gate=rows(gate_dtype),
         weight=pointer(weight_dtype),
         out=pointer(dtype),
         eps=F32,
         count=I64,
-        step=I64,
     )
 
 
@@ -132,42 +122,22 @@ def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
         gate: with as many elements.
     """
     assert x.stride(1) == 1
-    (rows, n), gate = x.shape, as_rows(gate.reshape(x.shape))
-    step = max(1, _TILE // n)
-    _multiply(n, x.dtype, gate.dtype).run(
-        -(-rows // step), x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, step
-    )
+    (count, n), gate = x.shape, as_rows(gate.reshape(x.shape))
+    _multiply(n, x.dtype, gate.dtype).run(-(-count // _at_once(n)), x, gate, count)
 
 
 @functools.cache
 def _multiply(n: int, dtype: torch.dtype, gate_dtype: torch.dtype) -> Kernel:
     width = lanes_of(n)
 
-    def multiply(
-        tile: Value,
-        x: Value,
-        x_stride: Value,
-        gate: Value,
-        gate_stride: Value,
-        rows: Value,
-        step: Value,
-    ) -> None:
-        first = tile * step
-        for i in loop(first, minimum(first + step, rows)):
-            target, gates = x + i * x_stride, gate + i * gate_stride
+    def multiply(tile: Value, x: Rows, gate: Rows, count: Value) -> None:
+        for i in tile_loop(tile, _at_once(n), count):
             for j in loop(0, n, width):
-                store(target + j, load(target + j, width) * sigmoid(load(gates + j, width)))
+                target = x[i] + j
+                store(target, load(target, width) * sigmoid(load(gate[i] + j, width)))
 
-    return Kernel(
-        f"gated_sigmoid_{n}_{dtype}",
-        multiply,
-        x=pointer(dtype),
-        x_stride=I64,
-        gate=pointer(gate_dtype),
-        gate_stride=I64,
-        rows=I64,
-        step=I64,
-    )
+    name = f"gated_sigmoid_{n}_{dtype}"
+    return Kernel(name, multiply, x=rows(dtype), gate=rows(gate_dtype), count=I64)
 
 
 def _silu(x: Value) -> Value:

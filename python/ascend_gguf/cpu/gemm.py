@@ -10,6 +10,7 @@ from ascend_gguf.codegen import (
     F32,
     FLOATS,
     Kernel,
+    Rows,
     Value,
     add_pairs,
     fold,
@@ -77,19 +78,10 @@ class _Columns:
 
     def write(self) -> None:
         tile = self._tile
-        source = tile.weights + tile.first * tile.row_bytes
+        source = Rows(tile.weights + tile.first * tile.row_bytes, tile.row_bytes)
+        target = Rows(self._weights, self._stride)
         rows = tile.stop - tile.first
-        decode_rows(
-            self._kind,
-            None,
-            source,
-            tile.row_bytes,
-            self._weights,
-            self._stride,
-            rows,
-            tile.blocks,
-            ahead=AHEAD,
-        )
+        decode_rows(self._kind, None, source, target, rows, tile.blocks, ahead=AHEAD)
         for first in loop(0, tile.columns, self._most_columns):
             # All rows with as many vectors as totals fit registers, or those that are left.
             count = minimum(tile.columns - first, self._most_columns)

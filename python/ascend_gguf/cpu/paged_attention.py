@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,35 +110,20 @@ def attend(
     group = heads // kv_heads
     is_wide = slots.dtype == torch.int64
     window = 1 << 40 if window is None else window
-    cache = _addresses(query, keys, values, slots, tokens)
+    given = query, keys, values, slots, tokens.requests, tokens.lengths, out
     if prefill_attention.takes(query, keys):
         together = _most_dividing(group, prefill_attention.ROWS)
         found = tokens.blocks(window, prefill_attention.tokens_together(together))
         if found is not None:
             kernel = prefill_attention.kernel(is_wide, together, head_size, value_size)
-            tiles = heads // together
-            shape = (out.data_ptr(), tiles, group // together, scale, window)
-            kernel.run(len(found) * tiles, *cache, *shape, found.ctypes.data)
+            shape = (heads // together, group // together, scale, window)
+            kernel.run(len(found) * shape[0], *given, *shape, found.ctypes.data)
             return out
     together = _most_dividing(group, _HEADS)
     kernel = _attend(query.dtype, keys.dtype, is_wide, together, head_size, value_size)
-    tiles = heads // together
-    shape = (out.data_ptr(), tiles, group // together, scale, window)
-    kernel.run(count * tiles, *cache, *shape)
+    shape = (heads // together, group // together, scale, window)
+    kernel.run(count * shape[0], *given, *shape)
     return out
-
-
-def _addresses(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
-    tokens: Tokens,
-) -> tuple[int, ...]:
-    """The first launch arguments of both kernels."""
-    spaced = (query, keys, values, slots)
-    found = [number for t in spaced for number in (t.data_ptr(), t.stride(0))]
-    return (*found, tokens.requests.data_ptr(), tokens.lengths.data_ptr())
 
 
 def _most_dividing(count: int, most: int) -> int:
@@ -163,8 +149,8 @@ def _attend(
 ) -> Kernel:
     """A tile is a token with as many query heads, that share a key head."""
 
-    def attend(tile: Value, **given: Value) -> None:
-        _Tile(tile, (heads, head_size, value_size), given).write(tile)
+    def attend(tile: Value, **given: Any) -> None:
+        _Tile(tile, (heads, head_size, value_size), given).write()
 
     name = f"attend_{dtype}_{cache_dtype}_{heads}_{head_size}_{value_size}"
     return Kernel(name, attend, **prefill_attention.parameters(dtype, cache_dtype, wide_slots))
@@ -173,7 +159,7 @@ def _attend(
 class _Tile(prefill_attention.CacheTile):
     """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
 
-    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Value]) -> None:
+    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Any]) -> None:
         super().__init__(tile, tile // given["tiles_per_token"], sizes, given)
         heads, head_size, value_size = sizes
         scratch = local(F32, heads * (head_size + value_size + _KEYS))
@@ -186,13 +172,13 @@ class _Tile(prefill_attention.CacheTile):
         self._length = load(given["lengths"] + self._token)
         self._last = self._length - 1
 
-    def write(self, tile: Value) -> None:
+    def write(self) -> None:
         self._read_query()
         first = self._length - 1 - self._given["window"]
         first = (first > 0).select(first, 0)
         state = [splat(_NOTHING), splat(0.0)] * self._heads
         state = fold(first, self._length, _KEYS, state, self._chunk)
-        out = self._given["out"] + tile * (self._heads * self._value_size)
+        out = self._given["out"][self._token] + self._part * (self._heads * self._value_size)
         for h, sum_ in enumerate(state[1::2]):
             share = (1.0 / sum_).splat(LANES)
             for i in range(0, self._value_size, LANES):
@@ -201,8 +187,7 @@ class _Tile(prefill_attention.CacheTile):
 
     def _read_query(self) -> None:
         """To scratch, times the scale; and sums of nothing."""
-        place = self._token * self._given["query_stride"]
-        source = self._given["query"] + (place + self._part * (self._heads * self._head_size))
+        source = self._given["query"][self._token] + self._part * (self._heads * self._head_size)
         for h in range(self._heads):
             for i in range(0, self._head_size, LANES):
                 part = load(source + (h * self._head_size + i), LANES)

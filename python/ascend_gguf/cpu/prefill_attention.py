@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from ascend_gguf.codegen import (
     prefetch,
     processor,
     rounded,
+    rows,
     shuffle,
     splat,
     store,
@@ -87,17 +89,13 @@ def parameters(dtype: torch.dtype, cache_dtype: torch.dtype, wide_slots: bool) -
         wide_slots: slots are of 64 bits, not of 32.
     """
     return {
-        "query": pointer(dtype),
-        "query_stride": I64,
-        "keys": pointer(cache_dtype),
-        "keys_stride": I64,
-        "values": pointer(cache_dtype),
-        "values_stride": I64,
-        "slots": pointer(I64 if wide_slots else I32),
-        "slots_stride": I64,
+        "query": rows(dtype),
+        "keys": rows(cache_dtype),
+        "values": rows(cache_dtype),
+        "slots": rows(I64 if wide_slots else I32),
         "requests": pointer(I64),
         "lengths": pointer(I64),
-        "out": pointer(dtype),
+        "out": rows(dtype),
         "tiles_per_token": I64,
         "tiles_per_kv_head": I64,
         "scale": F32,
@@ -112,7 +110,7 @@ def kernel(wide_slots: bool, heads: int, head_size: int, value_size: int) -> Ker
     Its arguments are :func:`parameters` and then :func:`blocks`.
     """
 
-    def attend(tile: Value, **given: Value) -> None:
+    def attend(tile: Value, **given: Any) -> None:
         _Block(tile, (heads, head_size, value_size), given).write()
 
     given = parameters(torch.bfloat16, torch.bfloat16, wide_slots)
@@ -135,27 +133,24 @@ class CacheTile:
     """
 
     def __init__(
-        self, tile: Value, token: Value, sizes: tuple[int, int, int], given: dict[str, Value]
+        self, tile: Value, token: Value, sizes: tuple[int, int, int], given: dict[str, Any]
     ) -> None:
         self._given, self._token = given, token
         self._heads, self._head_size, self._value_size = sizes
         self._part = tile % given["tiles_per_token"]
-        kv_head = self._part // given["tiles_per_kv_head"]
-        self._keys = given["keys"] + kv_head * self._head_size
-        self._values = given["values"] + kv_head * self._value_size
-        self._slots = given["slots"] + load(given["requests"] + token) * given["slots_stride"]
+        self._kv_head = self._part // given["tiles_per_kv_head"]
+        self._slots = given["slots"][load(given["requests"] + token)]
 
     def _row(self, name: str, i: Value) -> Value:
         """Of ``keys`` or ``values`` in the KV cache, that of a token of the request."""
-        slot = load(self._slots + i).zext(I64)
-        start = self._keys if name == "keys" else self._values
-        return start + slot * self._given[f"{name}_stride"]
+        size = self._head_size if name == "keys" else self._value_size
+        return self._given[name][load(self._slots + i).zext(I64)] + self._kv_head * size
 
 
 class _Block(CacheTile):
     """What is done with a tile: softmax as it goes, rescaled when the maximum grows."""
 
-    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Value]) -> None:
+    def __init__(self, tile: Value, sizes: tuple[int, int, int], given: dict[str, Any]) -> None:
         block = given["blocks"] + tile // given["tiles_per_token"] * 4
         token, self._tokens, self._first, self._stop = (load(block + i) for i in range(4))
         super().__init__(tile, token, sizes, given)
@@ -178,16 +173,12 @@ class _Block(CacheTile):
         for i in loop(0, self._tokens):
             self._write_out(i)
 
-    def _of_token(self, i: Value, stride: Value, size: int) -> Value:
-        """Where a token's heads begin in a tensor of all tokens."""
-        return (self._token + i) * stride + self._part * (self._heads * size)
-
     def _start_rows(self) -> None:
         """Queries to where they are neighbours; sums of nothing."""
         size = self._heads * self._head_size
         for i in loop(0, self._tokens):
-            place = self._of_token(i, self._given["query_stride"], self._head_size)
-            source, target = self._given["query"] + place, self._queries + i * size
+            source = self._given["query"][self._token + i] + self._part * size
+            target = self._queries + i * size
             for k in range(0, size, _PAIRS):
                 store(target + k, load(source.cast(I16) + k, _PAIRS))
         for i in loop(0, self._rows):
@@ -349,12 +340,11 @@ class _Block(CacheTile):
                 store(place, sum_)
 
     def _write_out(self, i: Value) -> None:
-        stride = self._given["tiles_per_token"] * (self._heads * self._value_size)
-        place = self._of_token(i, stride, self._value_size)
+        heads = self._given["out"][self._token + i] + self._part * (self._heads * self._value_size)
         for h in range(self._heads):
             row = i * self._heads + h
             share = 1.0 / sum_of(load(self._totals + row * LANES, LANES))
-            out = self._given["out"] + (place + h * self._value_size)
+            out = heads + h * self._value_size
             for k in range(0, self._value_size, LANES):
                 value = load(self._sums + row * self._value_size + k, LANES)
                 store(out + k, value * share)

@@ -17,13 +17,14 @@ import torch
 from ascend_gguf.codegen import (
     I64,
     Kernel,
-    Kind,
+    Rows,
     Value,
     exp,
     load,
     loop,
     multiply_add,
     pointer,
+    rows,
     sigmoid,
     softplus,
     sqrt,
@@ -52,15 +53,9 @@ class States:
         assert self.slots.is_contiguous() and self.slots.dtype in (torch.int32, torch.int64)
 
     @property
-    def launch(self) -> tuple[int, int, int]:
-        """Launch arguments."""
-        return self.cache.data_ptr(), self.cache.stride(0), self.slots.data_ptr()
-
-    @property
-    def parameters(self) -> tuple[tuple[str, Kind], ...]:
-        """Of a kernel that takes :attr:`launch`."""
-        kinds = pointer(self.cache.dtype), I64, pointer(self.slots.dtype)
-        return tuple(zip(("states", "slot_stride", "slots"), kinds, strict=True))
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of the cache, and of the slots."""
+        return self.cache.dtype, self.slots.dtype
 
 
 def delta_rule(
@@ -87,14 +82,12 @@ def delta_rule(
     Returns:
         ``[requests, heads, value_size]`` of the dtype of ``v``.
     """
-    (requests, heads, rows), (key_heads, columns) = v.shape, k.shape[1:]
+    (requests, heads, size), (key_heads, columns) = v.shape, k.shape[1:]
     out = torch.empty(v.shape, dtype=v.dtype)
-    dtypes = v.dtype, a.dtype, A_log.dtype, dt_bias.dtype
-    shape = heads, heads // key_heads, rows, columns
-    kernel = _delta_rule(*shape, dt_bias.numel() > heads, dtypes, states.parameters)
-    spaced = [number for x in (q, k, v) for number in (x.data_ptr(), x.stride(0))]
-    others = (a, b, A_log, dt_bias, out)
-    kernel.run(requests * heads, *spaced, *(x.data_ptr() for x in others), *states.launch)
+    dtypes = v.dtype, a.dtype, A_log.dtype, dt_bias.dtype, *states.dtypes
+    kernel = _delta_rule(heads, heads // key_heads, size, columns, dt_bias.numel() > heads, dtypes)
+    given = q, k, v, a, b, A_log, dt_bias, out
+    kernel.run(requests * heads, *given, states.cache, states.slots)
     return out
 
 
@@ -102,61 +95,56 @@ def delta_rule(
 def _delta_rule(
     heads: int,
     share: int,
-    rows: int,
+    size: int,
     columns: int,
     by_channel: bool,
     dtypes: tuple[torch.dtype, ...],
-    of_states: tuple[tuple[str, Kind], ...],
 ) -> Kernel:
     channels = columns if by_channel else 1
 
     def update(
         tile: Value,
-        q: Value,
-        q_stride: Value,
-        k: Value,
-        k_stride: Value,
-        v: Value,
-        v_stride: Value,
+        q: Rows,
+        k: Rows,
+        v: Rows,
         a: Value,
         b: Value,
         A_log: Value,
         dt_bias: Value,
         out: Value,
-        **of_states: Value,
+        states: Rows,
+        slots: Value,
     ) -> None:
         request, head = tile // heads, tile % heads
         key_head = head // share * columns
-        query = _of_length(q + (request * q_stride + key_head), columns, columns**-0.5)
-        key = _of_length(k + (request * k_stride + key_head), columns, 1.0)
+        query = _of_length(q[request] + key_head, columns, columns**-0.5)
+        key = _of_length(k[request] + key_head, columns, 1.0)
         speed = -exp(load(A_log + head))
         decay = _decays(speed, a + tile * channels, dt_bias + head * channels, channels, key)
         rate = sigmoid(load(b + tile))
-        values = v + (request * v_stride + head * rows)
+        values = v[request] + head * size
 
         def taken(row: Value, kept: list[Value]) -> Value:
             return rate * (load(values + row) - _dot(kept, key))
 
-        state = _state(request, tile % heads * (rows * columns), **of_states)
-        for row, read in _rows(state, rows, decay, taken, key, query):
-            store(out + (tile * rows + row), read)
+        state = states[load(slots + request).zext(I64)] + head * (size * columns)
+        for row, read in _rows(state, size, decay, taken, key, query):
+            store(out + (tile * size + row), read)
 
-    dtype, gate_dtype, decay_dtype, bias_dtype = dtypes
+    dtype, gate_dtype, decay_dtype, bias_dtype, state_dtype, slot_dtype = dtypes
     return Kernel(
-        f"delta_rule_{heads}_{rows}_{columns}_{dtype}",
+        f"delta_rule_{heads}_{size}_{columns}_{dtype}",
         update,
-        q=pointer(dtype),
-        q_stride=I64,
-        k=pointer(dtype),
-        k_stride=I64,
-        v=pointer(dtype),
-        v_stride=I64,
+        q=rows(dtype),
+        k=rows(dtype),
+        v=rows(dtype),
         a=pointer(gate_dtype),
         b=pointer(gate_dtype),
         A_log=pointer(decay_dtype),
         dt_bias=pointer(bias_dtype),
         out=pointer(dtype),
-        **dict(of_states),
+        states=rows(state_dtype),
+        slots=pointer(slot_dtype),
     )
 
 
@@ -190,82 +178,67 @@ def state_space(
         B, C: ``[requests, groups, state]``, as ``x``; heads share groups in order, evenly.
         out: as ``x``, of its dtype; the result.
     """
-    (requests, heads, rows), (groups, columns) = x.shape, B.shape[1:]
-    dtypes = x.dtype, dt.dtype, A.dtype, D.dtype, dt_bias.dtype
-    kernel = _state_space(heads, heads // groups, rows, columns, dtypes, states.parameters)
-    spaced = [number for t in (x, dt, B, C, out) for number in (t.data_ptr(), t.stride(0))]
-    vectors = (t.data_ptr() for t in (A, D, dt_bias))
-    kernel.run(requests * heads, *spaced, *vectors, *states.launch)
+    (requests, heads, size), (groups, columns) = x.shape, B.shape[1:]
+    dtypes = x.dtype, dt.dtype, A.dtype, D.dtype, dt_bias.dtype, *states.dtypes
+    kernel = _state_space(heads, heads // groups, size, columns, dtypes)
+    given = x, dt, B, C, out, A, D, dt_bias
+    kernel.run(requests * heads, *given, states.cache, states.slots)
 
 
 @functools.cache
 def _state_space(
-    heads: int,
-    share: int,
-    rows: int,
-    columns: int,
-    dtypes: tuple[torch.dtype, ...],
-    of_states: tuple[tuple[str, Kind], ...],
+    heads: int, share: int, size: int, columns: int, dtypes: tuple[torch.dtype, ...]
 ) -> Kernel:
     width = lanes_of(columns)
 
     def update(
         tile: Value,
-        x: Value,
-        x_stride: Value,
-        dt: Value,
-        dt_stride: Value,
-        B: Value,
-        B_stride: Value,
-        C: Value,
-        C_stride: Value,
-        out: Value,
-        out_stride: Value,
+        x: Rows,
+        dt: Rows,
+        B: Rows,
+        C: Rows,
+        out: Rows,
         A: Value,
         D: Value,
         dt_bias: Value,
-        **of_states: Value,
+        states: Rows,
+        slots: Value,
     ) -> None:
         request, head = tile // heads, tile % heads
         group = head // share * columns
-        key = _vectors(B + (request * B_stride + group), columns, width)
-        query = _vectors(C + (request * C_stride + group), columns, width)
-        step = softplus(load(dt + (request * dt_stride + head)) + load(dt_bias + head))
+        key = _vectors(B[request] + group, columns, width)
+        query = _vectors(C[request] + group, columns, width)
+        step = softplus(load(dt[request] + head) + load(dt_bias + head))
         decay, skipped = exp(step * load(A + head)).splat(width), load(D + head)
-        inputs = x + (request * x_stride + head * rows)
-        target = out + (request * out_stride + head * rows)
+        inputs, target = x[request] + head * size, out[request] + head * size
 
         def taken(row: Value, kept: list[Value]) -> Value:
             return step * load(inputs + row)
 
-        state = _state(request, head * (rows * columns), **of_states)
-        for row, read in _rows(state, rows, [decay] * len(key), taken, key, query):
+        state = states[load(slots + request).zext(I64)] + head * (size * columns)
+        for row, read in _rows(state, size, [decay] * len(key), taken, key, query):
             store(target + row, multiply_add(skipped, load(inputs + row), read))
 
-    dtype, step_dtype, decay_dtype, skip_dtype, bias_dtype = dtypes
-    spaced = {"x": dtype, "dt": step_dtype, "B": dtype, "C": dtype, "out": dtype}
-    parameters: dict[str, Kind] = {}
-    for name, kind in spaced.items():
-        parameters |= {name: pointer(kind), f"{name}_stride": I64}
+    dtype, step_dtype, decay_dtype, skip_dtype, bias_dtype, state_dtype, slot_dtype = dtypes
     return Kernel(
-        f"state_space_{heads}_{rows}_{columns}_{dtype}",
+        f"state_space_{heads}_{size}_{columns}_{dtype}",
         update,
-        **parameters,
+        x=rows(dtype),
+        dt=rows(step_dtype),
+        B=rows(dtype),
+        C=rows(dtype),
+        out=rows(dtype),
         A=pointer(decay_dtype),
         D=pointer(skip_dtype),
         dt_bias=pointer(bias_dtype),
-        **dict(of_states),
+        states=rows(state_dtype),
+        slots=pointer(slot_dtype),
     )
-
-
-def _state(request: Value, place: Value, states: Value, slot_stride: Value, slots: Value) -> Value:
-    """The address of a head's state."""
-    return states + (load(slots + request).zext(I64) * slot_stride + place)
 
 
 def _rows(
     state: Value,
-    rows: int,
+    count: int,
     decay: list[Value],
     taken: Callable[[Value, list[Value]], Value],
     key: list[Value],
@@ -278,7 +251,7 @@ def _rows(
         taken: what a row takes of the key, from its number and what is left of the old state.
     """
     width = len(key[0])
-    for row in loop(0, rows):
+    for row in loop(0, count):
         place = state + row * (len(key) * width)
         old = _vectors(place, len(key) * width, width)
         kept = [part * left for part, left in zip(old, decay, strict=True)]

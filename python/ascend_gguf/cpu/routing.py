@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +12,7 @@ from ascend_gguf.codegen import (
     I32,
     I64,
     Kernel,
+    Rows,
     Value,
     exp,
     fold,
@@ -20,7 +22,7 @@ from ascend_gguf.codegen import (
     max_of,
     maximum,
     minimum,
-    pointer,
+    rows,
     splat,
     store,
     sum_of,
@@ -49,7 +51,7 @@ def softmax_of_best(
     weights = torch.empty(tokens, k, dtype=torch.float32)
     ids = torch.empty(tokens, k, dtype=torch.int32)
     kernel = _softmax_of_best(experts, k, logits.dtype, renormalize)
-    kernel.run(tokens, logits.data_ptr(), logits.stride(0), weights.data_ptr(), ids.data_ptr())
+    kernel.run(tokens, logits, weights, ids)
     return weights, ids
 
 
@@ -60,60 +62,43 @@ def _softmax_of_best(experts: int, k: int, dtype: torch.dtype, renormalize: bool
     def logit(row: Value, j: Value) -> Value:
         return maximum(load(row + j, width), _NOTHING)  # or NaN
 
-    def route(tile: Value, logits: Value, stride: Value, weights: Value, ids: Value) -> None:
-        scores, row = local(F32, experts), logits + tile * stride
-        (total,) = fold(
-            0,
-            experts,
-            width,
-            [splat(0.0, width)],
-            lambda j, found: [found[0] + logit(row, j)],
-        )
-        summed = sum_of(total)
+    def summed_up(value: Callable[[Value], Value]) -> Value:
+        zeros = [splat(0.0, width)]
+        (total,) = fold(0, experts, width, zeros, lambda j, sums: [sums[0] + value(j)])
+        return sum_of(total)
+
+    def route(tile: Value, logits: Rows, weights: Rows, ids: Rows) -> None:
+        scores, row = local(F32, experts), logits[tile]
+        summed = summed_up(lambda j: logit(row, j))
         for j in loop(0, experts, width):
             store(scores + j, logit(row, j))
         found = []
         for i in range(k):
             greatest, place = _best(scores, experts, width)
             found.append(greatest)
-            store(ids + (tile * k + i), place)
+            store(ids[tile] + i, place)
             store(scores + place.zext(I64), splat(_CHOSEN))
         shares = [exp(one - found[0]) for one in found]
         whole = functools.reduce(lambda a, b: a + b, shares)
         if not renormalize:
             highest = found[0].splat(width)
-            (others,) = fold(
-                0,
-                experts,
-                width,
-                [splat(0.0, width)],
-                lambda j, sums: [sums[0] + exp(logit(row, j) - highest)],
-            )
-            whole = sum_of(others)
+            whole = summed_up(lambda j: exp(logit(row, j) - highest))
         whole = whole + (summed - summed)  # NaN where a logit is NaN or infinite
         for i, share in enumerate(shares):
-            store(weights + (tile * k + i), share / whole)
+            store(weights[tile] + i, share / whole)
 
-    return Kernel(
-        f"route_{experts}_{k}_{dtype}",
-        route,
-        logits=pointer(dtype),
-        stride=I64,
-        weights=pointer(F32),
-        ids=pointer(I32),
-    )
+    name = f"route_{experts}_{k}_{dtype}"
+    return Kernel(name, route, logits=rows(dtype), weights=rows(F32), ids=rows(I32))
 
 
 def _best(scores: Value, experts: int, width: int) -> tuple[Value, Value]:
     """The greatest score, and the first place that has it."""
     lanes = list(range(width)) if width > 1 else 0
-    (high,) = fold(
-        0,
-        experts,
-        width,
-        [splat(_CHOSEN, width)],
-        lambda j, found: [maximum(load(scores + j, width), found[0])],
-    )
+
+    def higher(j: Value, found: list[Value]) -> list[Value]:
+        return [maximum(load(scores + j, width), found[0])]
+
+    (high,) = fold(0, experts, width, [splat(_CHOSEN, width)], higher)
     greatest = max_of(high)
 
     def place(j: Value, found: list[Value]) -> list[Value]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -17,19 +17,20 @@ from ascend_gguf.codegen import (
     I64,
     LANES,
     Kernel,
-    Kind,
+    Rows,
     Value,
     exp,
     fold,
     load,
     loop,
-    minimum,
     multiply_add,
     pointer,
+    rows,
     splat,
     sqrt,
     store,
     sum_of,
+    tile_loop,
 )
 
 # Of vectors that elements are done in.
@@ -66,17 +67,16 @@ def rms_norm(
     Returns:
         A new tensor; with ``residual`` also a new one with the sum.
     """
-    n, rows = x.shape[-1], as_rows(x)
+    n, source = x.shape[-1], as_rows(x)
     out = torch.empty(x.shape, dtype=x.dtype)
-    step = max(1, _TILE // n)
-    count = rows.shape[0]
+    count = source.shape[0]
+    tiles = -(-count // _at_once(n))
     kernel = _rms_norm(n, x.dtype, weight.dtype, residual is not None, plus_one)
-    shape = (rows.data_ptr(), rows.stride(0), count, step, weight.data_ptr(), out.data_ptr(), eps)
     if residual is None:
-        kernel.run(-(-count // step), *shape, 0, 0, 0)
+        kernel.run(tiles, source, weight, out, eps, None, None, count)
         return out
-    added, sums = as_rows(residual), torch.empty(x.shape, dtype=x.dtype)
-    kernel.run(-(-count // step), *shape, added.data_ptr(), added.stride(0), sums.data_ptr())
+    sums = torch.empty(x.shape, dtype=x.dtype)
+    kernel.run(tiles, source, weight, out, eps, as_rows(residual), sums, count)
     return out, sums
 
 
@@ -108,28 +108,27 @@ def _rms_norm(
 
     def norm(
         tile: Value,
+        x: Rows,
         weight: Value,
         out: Value,
         eps: Value,
-        residual: Value,
-        residual_stride: Value,
+        residual: Rows,
         sums: Value,
-        **rows: Value,
+        count: Value,
     ) -> None:
-        for i, x in _each_row(tile, **rows):
-            added = residual + i * residual_stride
-            norm_row(x, weight, added, sums + i * n, out + i * n, eps)
+        for i in tile_loop(tile, _at_once(n), count):
+            norm_row(x[i], weight, residual[i], sums + i * n, out + i * n, eps)
 
     return Kernel(
         f"rms_norm_{n}_{dtype}",
         norm,
-        **_row_parameters(dtype),
+        x=rows(dtype),
         weight=pointer(weight_dtype),
         out=pointer(dtype),
         eps=F32,
-        residual=pointer(dtype),
-        residual_stride=I64,
+        residual=rows(dtype),
         sums=pointer(dtype),
+        count=I64,
     )
 
 
@@ -157,26 +156,24 @@ def _twice_gelu_argument(x: Value) -> Value:
 
 def _gated(gate_up: torch.Tensor, argument: Callable[[Value], Value]) -> torch.Tensor:
     """``gate * sigmoid(argument(gate)) * up``."""
-    rows, n = as_rows(gate_up), gate_up.shape[-1] // 2
+    source, n = as_rows(gate_up), gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], n), dtype=gate_up.dtype)
-    step, count = max(1, _TILE // 2 // n), rows.shape[0]
-    _gated_rows(n, gate_up.dtype, argument).run(
-        -(-count // step), rows.data_ptr(), rows.stride(0), count, step, out.data_ptr()
-    )
+    count = source.shape[0]
+    _gated_rows(n, gate_up.dtype, argument).run(-(-count // _at_once(2 * n)), source, out, count)
     return out
 
 
 @functools.cache
 def _gated_rows(n: int, dtype: torch.dtype, argument: Callable[[Value], Value]) -> Kernel:
-    def gated(tile: Value, out: Value, **rows: Value) -> None:
-        for i, gate in _each_row(tile, **rows):
-            target = out + i * n
+    def gated(tile: Value, gate_up: Rows, out: Value, count: Value) -> None:
+        for i in tile_loop(tile, _at_once(2 * n), count):
+            gate, target = gate_up[i], out + i * n
             for j in loop(0, n, LANES):
                 x, up = load(gate + j, LANES), load(gate + j + n, LANES)
                 store(target + j, x * up / (exp(-argument(x)) + 1.0))
 
     name = f"gated_{n}_{dtype}"
-    return Kernel(name, gated, **_row_parameters(dtype), out=pointer(dtype))
+    return Kernel(name, gated, gate_up=rows(dtype), out=pointer(dtype), count=I64)
 
 
 def sum_chosen(
@@ -195,27 +192,19 @@ def sum_chosen(
     """
     (tokens, k), n = weights.shape, x.shape[-1]
     out = torch.empty(tokens, n, dtype=dtype)
-    kernel, tiles = _sum_chosen(n, dtype), -(-n // _SUMMED)
-    addresses = x.data_ptr(), weights.data_ptr(), ids.data_ptr(), out.data_ptr()
-    kernel.run(tokens * tiles, *addresses, tiles, k, count)
+    _sum_chosen(n, dtype).run(tokens * -(-n // _SUMMED), x, weights, ids, out, k, count)
     return out
 
 
 @functools.cache
 def _sum_chosen(n: int, dtype: torch.dtype) -> Kernel:
+    tiles = -(-n // _SUMMED)
+
     def add(
-        tile: Value,
-        x: Value,
-        weights: Value,
-        ids: Value,
-        out: Value,
-        tiles_per_token: Value,
-        k: Value,
-        count: Value,
+        tile: Value, x: Value, weights: Value, ids: Value, out: Value, k: Value, count: Value
     ) -> None:
-        token = tile // tiles_per_token
-        first = tile % tiles_per_token * _SUMMED
-        for i in loop(first, minimum(first + _SUMMED, n), LANES):
+        token = tile // tiles
+        for i in tile_loop(tile % tiles, _SUMMED, n, LANES):
 
             def row(j: Value, totals: list[Value], i: Value = i) -> list[Value]:
                 values = load(x + (j * n + i), LANES)
@@ -234,7 +223,6 @@ def _sum_chosen(n: int, dtype: torch.dtype) -> Kernel:
         weights=pointer(F32),
         ids=pointer(I32),
         out=pointer(dtype),
-        tiles_per_token=I64,
         k=I64,
         count=I64,
     )
@@ -281,21 +269,10 @@ def _rotated(
 ) -> torch.Tensor:
     tokens, heads, head_size = x.shape
     out = torch.empty(x.shape, dtype=x.dtype)
-    step = max(1, _TILE // (heads * head_size))
+    at_once = _at_once(heads * head_size)
     rotary, by_position = 2 * cos.shape[1], positions is not None
-    _rotate(head_size, rotary, x.dtype, cos.dtype, interleaved, by_position).run(
-        -(-tokens // step),
-        x.data_ptr(),
-        x.stride(0),
-        tokens,
-        step,
-        0 if positions is None else positions.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        cos.stride(0),
-        out.data_ptr(),
-        heads,
-    )
+    kernel = _rotate(head_size, rotary, x.dtype, cos.dtype, interleaved, by_position)
+    kernel.run(-(-tokens // at_once), x, positions, cos, sin, out, heads, tokens, at_once)
     return out
 
 
@@ -330,52 +307,44 @@ def _rotate(
 
     def rotate(
         tile: Value,
+        x: Rows,
         positions: Value,
-        cos: Value,
-        sin: Value,
-        angle_stride: Value,
-        out: Value,
+        cos: Rows,
+        sin: Rows,
+        out: Rows,
         heads: Value,
-        **rows: Value,
+        count: Value,
+        at_once: Value,
     ) -> None:
-        for i, x in _each_row(tile, **rows):
-            place = (load(positions + i) if by_position else i) * angle_stride
-            target = out + i * (heads * head_size)
+        for i in tile_loop(tile, at_once, count):
+            place = load(positions + i) if by_position else i
             angles = [
-                [load(table + place + j, LANES) for table in (cos, sin)]
+                [load(table[place] + j, LANES) for table in (cos, sin)]
                 for j in range(0, half, LANES)
             ]
             for h in loop(0, heads):
-                rotate_head(x + h * head_size, target + h * head_size, angles)
+                rotate_head(x[i] + h * head_size, out[i] + h * head_size, angles)
 
     return Kernel(
         f"rotate_{head_size}_{rotary}_{dtype}",
         rotate,
-        **_row_parameters(dtype),
+        x=rows(dtype),
         positions=pointer(I64),
-        cos=pointer(angle_dtype),
-        sin=pointer(angle_dtype),
-        angle_stride=I64,
-        out=pointer(dtype),
+        cos=rows(angle_dtype),
+        sin=rows(angle_dtype),
+        out=rows(dtype),
         heads=I64,
+        count=I64,
+        at_once=I64,
     )
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """``[rows, n]``, without a copy where rows are evenly spaced."""
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    found = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return found if found.stride(1) == 1 else found.contiguous()
 
 
-def _row_parameters(dtype: torch.dtype) -> dict[str, Kind]:
-    """What :func:`_each_row` takes."""
-    return {"x": pointer(dtype), "x_stride": I64, "rows": I64, "step": I64}
-
-
-def _each_row(
-    tile: Value, x: Value, x_stride: Value, rows: Value, step: Value
-) -> Iterator[tuple[Value, Value]]:
-    """The rows of a tile, ``step`` of all: their indices and addresses."""
-    first = tile * step
-    for i in loop(first, minimum(first + step, rows)):
-        yield i, x + i * x_stride
+def _at_once(n: int) -> int:
+    """Rows of ``n`` elements that a thread takes at a time."""
+    return max(1, _TILE // n)

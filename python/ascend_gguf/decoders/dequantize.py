@@ -99,7 +99,7 @@ def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: 
 
 def _pieces(
     kind: BlockType, source: np.ndarray, target: torch.Tensor
-) -> Iterator[tuple[int, int, int, int, int, int]]:
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], int, int]]:
     """The work in pieces, each the arguments of :func:`.decoders.rows.kernel`."""
     # Dimensions as (size, bytes to the next, weights to the next), the blocks of a row last.
     dims = _merged(
@@ -119,10 +119,8 @@ def _pieces(
             for block in range(0, blocks, block_step):
                 y_piece = y_matrix + row * y_stride + block * block_size
                 yield (
-                    x_matrix + row * x_stride + block * type_size,
-                    x_stride,
-                    y + y_piece * target.itemsize,
-                    y_stride,
+                    (x_matrix + row * x_stride + block * type_size, x_stride),
+                    (y + y_piece * target.itemsize, y_stride),
                     min(row_step, rows - row),
                     min(block_step, blocks - block),
                 )

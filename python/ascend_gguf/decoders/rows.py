@@ -12,7 +12,7 @@ from importlib import import_module
 
 import torch
 
-from ascend_gguf.codegen import I8, I64, LANES, Kernel, Value, loop, pointer, prefetch
+from ascend_gguf.codegen import I8, I64, LANES, Kernel, Rows, Value, loop, prefetch, rows
 from ascend_gguf.decoders.block import Block
 from ascend_gguf.decoders.sink import Sink, StoreSink
 from ascend_gguf.ggml_types import BlockType
@@ -25,21 +25,12 @@ _AT_ONCE = 4 * LANES
 def kernel(kind: BlockType, dtype: torch.dtype) -> Kernel:
     """The decoder of a block type to float32, float16 or bfloat16, compiled on first use.
 
-    It decodes ``rows`` rows of ``blocks`` blocks.  Arguments: the address of the first byte and the
-    bytes from one row to the next; the address of the first weight and the weights from one row to
-    the next; ``rows``; ``blocks``.  All of it is one tile.
+    Arguments: rows of bytes; rows of weights; how many; how many blocks each has.  All of it is one
+    tile.
     """
-
-    return Kernel(
-        f"decode_{kind.name}_{dtype}",
-        functools.partial(decode_rows, kind),
-        x=pointer(I8),
-        x_stride=I64,
-        y=pointer(dtype),
-        y_stride=I64,
-        rows=I64,
-        blocks=I64,
-    )
+    function = functools.partial(decode_rows, kind)
+    name = f"decode_{kind.name}_{dtype}"
+    return Kernel(name, function, x=rows(I8), y=rows(dtype), count=I64, blocks=I64)
 
 
 def decoder_of(kind: BlockType) -> Callable[[Block, Sink], None]:
@@ -50,11 +41,9 @@ def decoder_of(kind: BlockType) -> Callable[[Block, Sink], None]:
 def decode_rows(
     kind: BlockType,
     tile: Value | None,  # noqa: ARG001
-    x: Value,
-    x_stride: Value,
-    y: Value,
-    y_stride: Value,
-    rows: Value,
+    x: Rows,
+    y: Rows,
+    count: Value,
     blocks: Value,
     ahead: int = 0,
 ) -> None:
@@ -64,8 +53,8 @@ def decode_rows(
         ahead: how many bytes ahead to prefetch blocks; 0 for not at all.
     """
     decode_block = decoder_of(kind)
-    for row in loop(0, rows):
-        x_row, y_row = x + row * x_stride, y + row * y_stride
+    for row in loop(0, count):
+        x_row, y_row = x[row], y[row]
 
         def decode(block: Value, count: int, x_row: Value = x_row, y_row: Value = y_row) -> None:
             source = x_row + block * kind.type_size

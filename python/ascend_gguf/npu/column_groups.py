@@ -93,8 +93,7 @@ class ColumnGroups(PackedGroups):
         convert(matrix, packing, codes[:rows], scale, offset)
         target = tensors["packed"].view(torch.uint8)[:, row * packing.code_bits // 8 :]
         transpose = transposer(packing.code_bits, packing.group if packing.planes else 0)
-        places = [value for t in (codes, target) for value in (t.data_ptr(), t.stride(0))]
-        transpose(*places, len(codes) // of_word, cols)
+        transpose(codes, target, len(codes) // of_word, cols)
         if rest and not more:
             target[:, rows - rest : rows] = codes[rows - rest :].t()
         tensors["scale"][:, columns] = scale.t()

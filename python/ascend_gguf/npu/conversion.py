@@ -20,13 +20,13 @@ from ascend_gguf.codegen import (
     I32,
     I64,
     Kernel,
-    Kind,
+    Rows,
     Value,
     collect,
     loop,
     maximum,
-    pointer,
     rounded,
+    rows,
     store,
     widened,
 )
@@ -90,12 +90,10 @@ def convert(
             t.new_empty(len(t), cover // n) for t, n in zip(targets, per_element, strict=False)
         ]
     run = kernel(kind, packing, scale.dtype, offset is not None)
-    for rows, read in read_rows(blocks):
+    for some, read in read_rows(blocks):
         source = np.asarray(read)
-        addresses = [value for t in places for value in (t[rows].data_ptr(), t.stride(0))]
-        run(
-            source.ctypes.data, source.strides[0], *addresses, len(source), cover // kind.block_size
-        )
+        x, found = (source.ctypes.data, source.strides[0]), [t[some] for t in places]
+        run(x, *found, len(source), cover // kind.block_size)
     if matrix.factor != 1:
         _multiply(places[1:], kind, matrix.factor)
     if places is not targets:
@@ -117,31 +115,31 @@ def _multiply(groups: list[torch.Tensor], kind: BlockType, factor: float) -> Non
 def kernel(kind: BlockType, packing: Packing, dtype: torch.dtype, has_offset: bool) -> Kernel:
     """Converts rows of blocks; compiled on first use.
 
-    Arguments: address and bytes from row to row of the blocks; address and elements from row to
-    row of the codes, the scales and, if there are any, the offsets; rows; blocks in each.
+    Arguments: rows of blocks, as bytes; of codes, scales and, if there are any, offsets; how many;
+    blocks in each.
     """
     names = ["codes", "scale", "offset"][: 2 + has_offset]
     sizes = [kind.block_size * packing.stored_bits // 8]
     sizes += [kind.block_size // packing.group] * (len(names) - 1)
 
-    def convert(tile: Value, rows: Value, blocks: Value, **given: Value) -> None:  # noqa: ARG001
-        for row in loop(0, rows):
-            starts = {name: given[name] + row * given[f"{name}_stride"] for name in ("x", *names)}
+    def convert(
+        tile: Value,  # noqa: ARG001
+        x: Rows,
+        count: Value,
+        blocks: Value,
+        **targets: Rows,
+    ) -> None:
+        places = list(zip(targets.values(), sizes, strict=True))
+        for row in loop(0, count):
             for block in loop(0, blocks):
-                source = Block(starts["x"] + block * kind.type_size)
-                targets = [
-                    starts[name] + block * size for name, size in zip(names, sizes, strict=True)
-                ]
-                groups = GroupSink(kind, packing, targets)
+                source = Block(x[row] + block * kind.type_size)
+                groups = GroupSink(kind, packing, [t[row] + block * size for t, size in places])
                 decoder_of(kind)(source, groups)
                 groups.finish()
 
-    elements = [I8, I8, dtype, dtype]
-    parameters: dict[str, Kind] = {}
-    for name, element in zip(("x", *names), elements, strict=False):
-        parameters |= {name: pointer(element), f"{name}_stride": I64}
+    targets = dict(zip(names, (rows(I8), rows(dtype), rows(dtype)), strict=False))
     name = f"convert_{kind.name}_{packing.bits}_{packing.group}_{dtype}"
-    return Kernel(name, convert, **parameters, rows=I64, blocks=I64)
+    return Kernel(name, convert, x=rows(I8), **targets, count=I64, blocks=I64)
 
 
 class GroupSink(Sink):

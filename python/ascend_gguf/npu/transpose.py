@@ -11,12 +11,13 @@ from ascend_gguf.codegen import (
     I64,
     LANES,
     Kernel,
+    Rows,
     Value,
     load,
     local,
     loop,
     minimum,
-    pointer,
+    rows,
     shuffle,
     store,
     transposed,
@@ -39,9 +40,9 @@ def rows_of_line(bits: int) -> int:
 def transposer(bits: int, planes: int) -> Kernel:
     """Packs rows of codes, a byte each, along the rows; compiled on first use.
 
-    Arguments: address and bytes from row to row of the codes ``[rows, cols]``; address and bytes
-    from row to row of the result, ``[cols, rows * bits / 8]`` bytes, or of planes ``[2 * cols,
-    rows / 2]``; ``rows`` in words of :data:`ROWS_OF_WORD`; ``cols``, a multiple of 16.
+    Arguments: rows of the codes ``[rows, cols]``; rows of the result, ``[cols, rows * bits / 8]``
+    bytes, or of planes ``[2 * cols, rows / 2]``; ``rows`` in words of :data:`ROWS_OF_WORD`;
+    ``cols``, a multiple of 16.
 
     Args:
         bits: that are kept of a code; two codes of 4 bits in a byte, the first in its low half.
@@ -49,23 +50,15 @@ def transposer(bits: int, planes: int) -> Kernel:
     """
     halves = 2 if planes else 1
 
-    def transpose(
-        tile: Value,  # noqa: ARG001
-        x: Value,
-        x_stride: Value,
-        y: Value,
-        y_stride: Value,
-        words_: Value,
-        cols: Value,
-    ) -> None:
+    def transpose(tile: Value, x: Rows, y: Rows, words_: Value, cols: Value) -> None:  # noqa: ARG001
         aside = local(I32, LANES * _WORDS * halves)
         whole = words_ & -_WORDS
-        words = functools.partial(_words, bits, planes, x, x_stride)
+        words = functools.partial(_words, bits, planes, x)
 
         def lines(col: Value) -> list[Value]:
             """Where the words of a column go, or of planes those of its high and low codes."""
             line = col * 2 - (col & planes - 1) if planes else col
-            return [y + (line + half * planes) * y_stride for half in range(halves)]
+            return [y[line + half * planes] for half in range(halves)]
 
         for first in loop(0, cols, _COLUMNS):
             last = minimum(cols, first + _COLUMNS)
@@ -78,33 +71,23 @@ def transposer(bits: int, planes: int) -> Kernel:
                         first_word = aside + half * _WORDS * LANES
                         square = [load(first_word + i * LANES, LANES) for i in range(_WORDS)]
                         for place, value in enumerate(transposed(square)):
-                            store(target + (y_stride * place + word * I32.nbytes), value)
+                            store(target + (y.stride * place + word * I32.nbytes), value)
             for word in loop(whole, words_):
                 for col in loop(first, last, LANES):
                     both = zip(lines(col), words(col, word), strict=True)
                     for target, value in both:
                         for place, lane in enumerate(value.lanes()):
-                            store(target + (y_stride * place + word * I32.nbytes), lane)
+                            store(target + (y.stride * place + word * I32.nbytes), lane)
 
-    return Kernel(
-        f"transpose_{bits}_{planes}",
-        transpose,
-        x=pointer(I8),
-        x_stride=I64,
-        y=pointer(I8),
-        y_stride=I64,
-        words_=I64,
-        cols=I64,
-    )
+    name = f"transpose_{bits}_{planes}"
+    return Kernel(name, transpose, x=rows(I8), y=rows(I8), words_=I64, cols=I64)
 
 
-def _words(
-    bits: int, planes: int, x: Value, x_stride: Value, col: Value, word: Value
-) -> list[Value]:
+def _words(bits: int, planes: int, x: Rows, col: Value, word: Value) -> list[Value]:
     """A word of each of 16 columns; of planes those of the high codes first."""
-    rows = ROWS_OF_WORD[bits]
-    first = x + (col + word * rows * x_stride)
-    codes = [load(first + x_stride * i, LANES) for i in range(rows)]
+    count = ROWS_OF_WORD[bits]
+    first = word * count
+    codes = [load(x[first + i] + col, LANES) for i in range(count)]
     if bits == 8:
         return [_joined(codes)]
     both = [[(code + 8) >> 4 for code in codes], codes] if planes else [codes]
