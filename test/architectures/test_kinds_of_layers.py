@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from architectures.test_keys import BLOCKS, HYBRID, VALUES, identify, write
 from ascend_gguf import GGUFError, load_config
 from ascend_gguf.architectures import ARCHITECTURES
+from rewrite import rewrite
 
 (QWEN35,) = (a for a in ARCHITECTURES if a.name == "qwen35")
 _FULL, _LINEAR = "full_attention", "linear_attention"
@@ -21,6 +23,10 @@ _FULL, _LINEAR = "full_attention", "linear_attention"
         (
             {"attention.recurrent_layers": [True, True, False, True]},
             [_LINEAR] * 2 + [_FULL, _LINEAR],
+        ),
+        (
+            {"attention.recurrent_layers": [False, True, True, False]},
+            [_FULL, _LINEAR, _LINEAR, _FULL],
         ),
         # The list counts, where a file has both.
         (
@@ -36,12 +42,23 @@ def test_layers_with_a_state(tmp_path, keys, expected):
     assert config.layer_types == expected
 
 
+def test_layers_by_their_tensors(tmp_path):
+    """Files before the list have an interval, of four where the model had none."""
+    path = write(tmp_path / "m.gguf", QWEN35, full_attention_interval=4)
+    tensors = {0: "attn_k_norm.weight", 1: "ssm_a", 2: "ssm_a", 3: "attn_k_norm.weight"}
+    rewrite(
+        path,
+        tmp_path / "l.gguf",
+        tensors={f"blk.{i}.{name}": np.ones(8) for i, name in tensors.items()},
+    )
+    assert load_config(tmp_path / "l.gguf").layer_types == [_FULL, _LINEAR, _LINEAR, _FULL]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attention.recurrent_layers", [True, False, True, True], "every n-th layer"),
-        ("attention.recurrent_layers", [True, False], "every n-th layer"),
-        ("attention.recurrent_layers", [2, 2, 2, 0], "every n-th layer"),
+        ("attention.recurrent_layers", [True, False], "of each layer"),
+        ("attention.recurrent_layers", [2, 2, 2, 0], "of each layer"),
         ("rope.dimension_sections", [4, 2, 1, 1], "without positions"),
         ("rope.dimension_sections", [4, 2], "without positions"),
         ("ssm.inner_size", 130, "of such sizes"),

@@ -306,7 +306,11 @@ TINY: dict[str, Tiny] = {
         | EXPERTS
         | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
         | {"shared_expert_intermediate_size": 96, "linear_value_head_dim": 64}
-        | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+        # Not every n-th layer attends to everything.
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        },
         qwen35_metadata,
         qwen3next,
         types={"attn_gate.weight": Type.Q4_0, "ssm_ba.weight": Type.Q5_1},

@@ -1,4 +1,4 @@
-"""Qwen3-Next and Qwen3.5: a gated delta net in most layers, and full attention in every n-th.
+"""Qwen3-Next and Qwen3.5: a gated delta net in most layers, and full attention in the others.
 
 Both are the engine's model of Qwen3.5, which has the projections of a net part by part, as files
 have them: that of Qwen3-Next wants the rows of all parts mixed, head by head, and files hold the
@@ -82,33 +82,45 @@ def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
 
 
 def _layer_types(file: GGUFFile, attributes: Attributes) -> Attributes:
-    """``layer_types`` and ``full_attention_interval``: every fourth where the file does not say."""
+    """``layer_types`` and ``full_attention_interval``, for every n-th layer.
+
+    The engine knows no others: these are ``full_attention_layers`` too (``srt/models/qwen3_5.py``).
+    """
     layers = attributes["num_hidden_layers"]
-    interval = number(file, "full_attention_interval")
-    interval = 4 if interval is None else interval
+    full = _full_layers(file, layers)
+    interval = full[0] + 1 if full else layers + 1
+    found: Attributes = {}
+    if full != list(range(interval - 1, layers, interval)):
+        found, interval = {"full_attention_layers": full}, layers
+    types = ["full_attention" if i in full else "linear_attention" for i in range(layers)]
+    return {"layer_types": types, "full_attention_interval": interval, **found}
+
+
+def _full_layers(file: GGUFFile, layers: int) -> list[int]:
+    """As a list says, or else the layers' tensors, or else an interval, which may be a default."""
     recurrent = file.arch_field("attention.recurrent_layers", None)
     if recurrent is not None:
-        interval = _interval(file, np.atleast_1d(recurrent), layers)
-    types = [
-        "full_attention" if (layer + 1) % interval == 0 else "linear_attention"
-        for layer in range(layers)
-    ]
-    return {"layer_types": types, "full_attention_interval": interval}
+        return _not_recurrent(file, np.atleast_1d(recurrent), layers)
+    full, linear = (
+        [i for i in range(layers) if f"blk.{i}.{name}" in file.tensors]
+        for name in ("attn_k_norm.weight", "ssm_a")
+    )
+    if sorted(full + linear) == list(range(layers)):
+        return full
+    interval = number(file, "full_attention_interval")
+    interval = 4 if interval is None else interval
+    return list(range(interval - 1, layers, interval))
 
 
-def _interval(file: GGUFFile, recurrent: np.ndarray, layers: int) -> int:
-    """Which layers have full attention, as every n-th: the engine's models know no other."""
+def _not_recurrent(file: GGUFFile, recurrent: np.ndarray, layers: int) -> list[int]:
     blocks = file.metadata.get(f"{file.architecture}.block_count")
     if len(recurrent) in (layers, blocks) and np.isin(recurrent, (0, 1)).all():
-        full = np.flatnonzero(recurrent[:layers] == 0) + 1
-        interval = int(full[0]) if len(full) else layers + 1
-        if np.array_equal(full, np.arange(interval, layers + 1, interval)):
-            return interval
+        return np.flatnonzero(recurrent[:layers] == 0).tolist()
     raise file.error(
-        "the model needs full attention in every n-th layer",
+        "the model needs to know of each layer whether it has a recurrent state",
         "attention.recurrent_layers",
         found=f"{len(recurrent)} values: {recurrent.tolist()[:8]}",
-        expected=f"for each of {layers} layers true, but false for every n-th",
+        expected=f"true or false for each of {layers} layers",
     )
 
 

@@ -1,4 +1,4 @@
-"""The gated delta net of Qwen3.5: loading, the order of its heads, and its norm on the CPU.
+"""The gated delta net of Qwen3.5: its layers, loading, the order of its heads, its norm on the CPU.
 
 Value heads that share a key head are side by side in the model, and apart in files of Qwen3.5
 (``value_heads_are_tiled``): first one of each key head, then the next ones.  Rows are moved when
@@ -13,12 +13,34 @@ from functools import partial
 from typing import Any
 
 import torch
+from sglang.srt.configs.qwen3_next import HybridLayerType
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.layers.linear import wrap_loader
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
+
+
+def set_layers(config: Any) -> None:
+    """``layers_block_type`` of ``full_attention_layers``: the engine knows every n-th layer alone.
+
+    A class of its own, as the engine has a property for it.
+    """
+    full = getattr(config, "full_attention_layers", None)
+    if full is None:
+        return
+    cls = type(config)
+
+    def layers_block_type(self: Any) -> list[str]:
+        if self.full_attention_interval == 1:  # the layer that drafts
+            return cls.layers_block_type.fget(self)
+        names = HybridLayerType.linear_attention.value, HybridLayerType.full_attention.value
+        return [names[i in full] for i in range(self.num_hidden_layers)]
+
+    config.__class__ = type(
+        cls.__name__, (cls,), {"layers_block_type": property(layers_block_type)}
+    )
 
 
 def repair_delta_net(net: Any, config: Any) -> None:

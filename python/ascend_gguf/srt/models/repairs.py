@@ -83,6 +83,8 @@ CONFIG_REPAIRS: dict[str, Callable[[Any], None]] = {
     "mamba2": nemotron_h.repair_config,
     "mimo2": mimo_v2.name_sizes,
     "nemotron_h": nemotron_h.repair_config,
+    "qwen3_5_moe_text": qwen3_5.set_layers,
+    "qwen3_5_text": qwen3_5.set_layers,
     "step35": step3p5.name_sizes,
 }
 
