@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ascend_gguf import BlockTensor, GGUFError, load_config, open_gguf
 from ascend_gguf.architectures import architecture_of
@@ -107,9 +109,33 @@ def test_factors_of_ones_scale_nothing(tmp_path):
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
 
 
-def test_factors_of_no_published_model(tmp_path):
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"original_max_position_embeddings": 64},
+        # No wavelength is long enough for the whole factor, and none is between.
+        {"original_max_position_embeddings": 60000, "factor": 16.0},
+        {"original_max_position_embeddings": 512, "high_freq_factor": 1.01},
+        {"low_freq_factor": 0.5, "high_freq_factor": 2.0, "rope_theta": 1e4, "factor": 32.0},
+    ],
+    ids=str,
+)
+def test_factors_as_llama3s_of_other_models(tmp_path, scaling):
+    """transformers' frequencies are the model's, though other parameters may give them."""
+    tiny = TINY["llama-3.1"]
+    parameters = tiny.sizes["rope_parameters"] | scaling
+    tiny = replace(tiny, sizes={**tiny.sizes, "rope_parameters": parameters})
+    model = write_model(tmp_path, tiny)
+    expected, found = (
+        ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
+        for config in (auto_config().from_pretrained(model.hf), load_config(model.path))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+def test_factors_of_another_kind(tmp_path):
     path = _with_factors(tmp_path, [1.0 + i for i in range(32)])
-    with pytest.raises(GGUFError, match=r"not those of a published model.*config\.json") as error:
+    with pytest.raises(GGUFError, match=r"not of Llama 3's kind.*config\.json") as error:
         load_config(path)
     assert error.value.tensor == "rope_freqs.weight"
 

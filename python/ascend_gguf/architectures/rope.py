@@ -33,18 +33,18 @@ KEYS = frozenset(
 )
 
 #: ``(low_freq_factor, high_freq_factor, original_max_position_embeddings)`` of published models.
-#: The factors in a file follow from them.
+#: The factors in a file follow from them; of other models some that give the same are found.
 _LLAMA3 = ((1.0, 4.0, 8192), (1.0, 1.0, 8192))
 
 
 def parameters(file: GGUFFile, attributes: Attributes, rotated: int | None = None) -> Attributes:
-    """One RoPE for all layers: plain, linear, YaRN, or Llama 3's, known by its factors.
+    """One RoPE for all layers: plain, linear, YaRN, or of Llama 3's kind, known by its factors.
 
     Args:
         rotated: dimensions of a head that are turned, if the factors are of more.
 
     Raises:
-        GGUFError: another type of scaling, or factors that are not Llama 3's.
+        GGUFError: another type of scaling, or factors of another kind.
     """
     plain, scaling = unscaled(file), scaling_of(file)
     if "rope_freqs.weight" not in file.tensors:
@@ -234,25 +234,57 @@ def _llama3(file: GGUFFile, theta: float, rotated: int | None) -> dict[str, Any]
         factors = factors[: rotated // 2]
     if (factors == 1).all():
         return {}
+    found = _llama3_parameters(factors, theta)
+    if found is None:
+        raise GGUFError(
+            "the RoPE scaling factors are not of Llama 3's kind",
+            file=tensor.file,
+            tensor=tensor.name,
+            found=f"{len(factors)} factors up to {factors.max():g}",
+            expected="1 up to a frequency, another factor from a lower one, a line between them",
+            hint=_ASK_FOR_CONFIG,
+        )
+    largest, low, high, original = found
+    return {
+        "rope_type": "llama3",
+        "factor": largest,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _llama3_parameters(factors: np.ndarray, theta: float) -> tuple[float, float, float, int] | None:
+    """``(factor, low, high, original)`` that give these factors; None if nothing does."""
     largest = factors.max().item()
-    for low, high, original in _LLAMA3:
+    for low, high, original in (*_LLAMA3, _fit_llama3(factors, theta)):
         expected = llama3_factors(theta, 2 * len(factors), largest, low, high, original)
-        if np.allclose(factors, expected, rtol=1e-3):
-            return {
-                "rope_type": "llama3",
-                "factor": largest,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }
-    raise GGUFError(
-        "the RoPE scaling factors are not those of a published model",
-        file=tensor.file,
-        tensor=tensor.name,
-        found=f"{len(factors)} factors up to {largest:g}",
-        expected=f"Llama 3's for (low, high, original) among {_LLAMA3}",
-        hint=_ASK_FOR_CONFIG,
-    )
+        if low <= high and np.allclose(factors, expected, rtol=1e-3):
+            return largest, low, high, original
+    return None
+
+
+def _fit_llama3(factors: np.ndarray, theta: float) -> tuple[float, float, int]:
+    """``(low, high, original)`` of the line of reciprocals from that of the largest factor to 1.
+
+    Reciprocals are a line in the turns within the original context, whose length follows from
+    nothing: it is that of Llama 3.  Where fewer than two factors are on the line it is the
+    steepest that begins at the last largest factor, or ends at the first 1.
+    """
+    original = _LLAMA3[0][2]
+    turns = original * theta ** (-np.arange(len(factors)) / len(factors)) / (2 * math.pi)
+    least = 1 / factors.max()
+    line = (factors > 1) & (1 / factors > least)
+    first = turns[1 / factors == least].max()
+    last = turns[factors == 1].min(initial=2 * turns[0])
+    if not line.any():
+        return first, (first + last) / 2, original
+    x, y = turns[line], 1 / factors[line].astype(np.float64)
+    slope = max((y[0] - least) / (x[0] - first), (1 - y[0]) / (last - x[0]))
+    if len(x) > 1:
+        slope = (y[0] - y[-1]) / (x[0] - x[-1])
+    low = x[0] - (y[0] - least) / slope
+    return low, low + (1 - least) / slope, original
 
 
 def llama3_factors(
