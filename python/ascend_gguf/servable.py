@@ -71,19 +71,23 @@ def reach(config: Any) -> int | None:
     return first(config, "attention_chunk_size", "sparse_attention_size")
 
 
-def joined_latent(config: Any) -> int | None:
+def joined_latent(config: Any, has_operators: bool = True) -> int | None:
     """Numbers of a latent vector and its key together, if an NPU attends to both as one.
 
     CANN's operators for latent attention have sizes of their own, and no temperature.  Others are
     attended to by those for one head of keys: vector and key are a key, and a value whose first
     numbers count.
+
+    Args:
+        has_operators: whether the chip has those for latent attention.
     """
     latent = getattr(config, "kv_lora_rank", None)
     if not latent:
         return None
     key = config.qk_rope_head_dim
     grows = getattr(config, "llama_4_scaling", None)
-    return None if (latent, key) == (_LATENT, _KEY) and not grows else latent + key
+    is_taken = has_operators and (latent, key) == (_LATENT, _KEY) and not grows
+    return None if is_taken else latent + key
 
 
 def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:

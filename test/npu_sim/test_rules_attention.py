@@ -411,6 +411,14 @@ def test_tnd_values(paged, heads_first, d, dv):
         start += q.shape[0]
 
 
+def test_a_row_that_sees_nothing():
+    """Its sum is marked as invalid, by infinity."""
+    c = call("TND", d=128, lengths=[5, 0], q_lengths=[2, 2], lse=True)
+    fused(**c)
+    assert (c["lse"][2:] == math.inf).all() and c["lse"][:2].isfinite().all()
+    assert not c["out"][2:].any()
+
+
 def test_masks():
     c = call()
     fused(**c)

@@ -5,13 +5,18 @@ values against the formulas.
 import pytest
 import test_rules_attention as attention
 import torch
-from rule_cases import P310, Case, Operator, every_case, refused
+from rule_cases import A2, A3, A5, P310, Case, Operator, every_case, on, refused
 from test_rules_rope_cache import TOLERANCE, angles, turned
 from torch import Tensor
 
 from npu_sim.operators.attention import Call, fused_attention
-from npu_sim.operators.latent import kv_rmsnorm_rope_cache, transpose_batchmatmul
+from npu_sim.operators.latent import (
+    attention_update,
+    kv_rmsnorm_rope_cache,
+    transpose_batchmatmul,
+)
 from npu_sim.operators.rules import OperatorMissing
+from npu_sim.operators.view import View
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -145,6 +150,87 @@ def test_product_what_is_missing():
         transpose_batchmatmul(**(product_call() | {"split": 2}))
 
 
+# ---------------------------------------------------------------- npu_attention_update
+def update_call(dtype=F32, parts=2, rows=6, size=128, with_lse=True):
+    return dict(
+        lse=[torch.randn(rows) for _ in range(parts)],
+        local_out=[torch.randn(rows, size).to(dtype) for _ in range(parts)],
+        update_type=int(with_lse),
+        out=torch.empty(rows, size, dtype=dtype),
+        lse_out=torch.empty(rows) if with_lse else None,
+    )
+
+
+def _second(name, change):
+    return {name: lambda tensors: [tensors[0], change(tensors[1])]}
+
+
+def _sized(size):
+    return dict(size=size)
+
+
+UPDATE = [
+    Case({}, "product", "exists on", soc=P310),
+    Case({"lse": [], "local_out": []}, "lse", "the number of tensors"),
+    Case({}, "lse", "the number of tensors is in [1, 128]", dict(parts=129)),
+    Case({}, "lse", "the number of tensors is in [1, 16]", dict(parts=17), soc=A5),
+    Case({"local_out": lambda parts: parts[:1]}, "local_out", "the number of tensors is 2"),
+    Case(2, "update_type", "is one of 0, 1"),
+    Case(None, "lse_out", "is required with update_type 1"),
+    Case({"update_type": 0}, "lse_out", "goes with update_type 1"),
+    Case({"local_out": [torch.zeros(6, 128).double()] * 2}, "local_out", "dtype is one of"),
+    Case({"local_out": [torch.zeros(768)] * 2}, "local_out", "has 2 dimensions"),
+    Case({}, "local_out", "D is in [8, 512]", _sized(520)),
+    Case({}, "local_out", "D is in [8, 512]", _sized(0)),
+    Case({}, "local_out", "D is a multiple of 8", _sized(20)),
+    Case(_second("lse", Tensor.half), "lse", "dtype is one of float32"),
+    Case(_second("local_out", Tensor.half), "local_out", "dtype is one of float32"),
+    Case({"out": Tensor.half}, "out", "dtype is one of float32"),
+    Case({"lse_out": Tensor.half}, "lse_out", "dtype is one of float32"),
+    Case(_second("lse", lambda t: t[:3]), "lse", "shape is (6,)"),
+    Case(_second("lse", lambda t: t[:, None]), "lse", "shape is (6,)"),
+    Case(_second("local_out", lambda t: t[:, :64]), "local_out", "shape is (6, 128)"),
+    Case({"out": torch.empty(6, 64)}, "out", "shape is (6, 128)"),
+    Case({"lse_out": torch.empty(6, 1)}, "lse_out", "shape is (6,)"),
+    Case(_second("lse", lambda t: torch.cat((t, t))[::2]), "lse", "contiguous"),
+    Case(_second("local_out", lambda t: t.t().contiguous().t()), "local_out", "contiguous"),
+    Case({"out": torch.empty(128, 6).t()}, "out", "contiguous"),
+    Case(_second("local_out", lambda t: View(t, 29)), "local_out", "storage format is ND"),
+]
+
+
+@pytest.mark.parametrize("soc", [A2, A3, A5])
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_update_values(soc, dtype, parts):
+    """Attention to parts of the keys, joined, is attention to all of them."""
+    scores, values = torch.randn(6, 12).double(), torch.randn(12, 128).double()
+    keys = torch.arange(12).chunk(parts)
+    for with_lse in (True, False):
+        c = update_call(dtype, parts, with_lse=with_lse)
+        c["lse"] = [scores[:, k].logsumexp(1).float() for k in keys]
+        c["local_out"] = [(scores[:, k].softmax(1) @ values[k]).to(dtype) for k in keys]
+        with on(soc):
+            attention_update(**c)
+        error = c["out"].double() - scores.softmax(1) @ values
+        assert error.abs().max() <= 4 * TOLERANCE[dtype]
+        if with_lse:
+            assert torch.allclose(c["lse_out"].double(), scores.logsumexp(1), atol=1e-5)
+
+
+def test_update_leaves_out_what_saw_nothing():
+    c = update_call()
+    c["lse"][1][:4], c["local_out"][1][:4] = -torch.inf, 0
+    attention_update(**c)
+    assert torch.equal(c["out"][:4], c["local_out"][0][:4])
+    assert torch.equal(c["lse_out"][:4], c["lse"][0][:4])
+    assert not torch.equal(c["out"][4:], c["local_out"][0][4:])
+
+
+def test_update_of_no_rows():
+    attention_update(**update_call(rows=0))
+
+
 # ---------------------------------------------------------------- rope parts of fused attention
 def _with_parts(c):
     c["q_rope"] = torch.randn(*c["query"].shape[:-1], 64).to(BF16)
@@ -216,6 +302,7 @@ ROPE_SEVERAL = [
 OPERATORS = (
     Operator("npu_kv_rmsnorm_rope_cache", kv_rmsnorm_rope_cache, kv_call, KV),
     Operator("npu_transpose_batchmatmul", transpose_batchmatmul, product_call, PRODUCT),
+    Operator("npu_attention_update", attention_update, update_call, UPDATE),
     Operator(attention.NAME, with_rope, pages_call, ROPE + ROPE_PAGES),
     Operator(attention.NAME, with_rope, tnd_call, ROPE_TND),
     Operator(attention.NAME, with_rope, several_call, ROPE_SEVERAL),

@@ -157,6 +157,7 @@ def _attend_all(c: Call, query, kv, mask, q_lengths: list[int], sizes: Sizes) ->
             hidden = _hidden(c, mask, i, length, k.shape[0], sizes.decode)
             result, total = attend(q, k, v, c.scale, hidden, sink)
             result = result.to(out.t.dtype)
+            total = total.masked_fill(total == -torch.inf, torch.inf)  # of rows that see nothing
             if tnd:
                 out.t[start : start + length] = result
             elif c.layout == "BNSD":

@@ -1,9 +1,10 @@
 """Around attention over latent vectors (MLA): npu_kv_rmsnorm_rope_cache, npu_transpose_batchmatmul,
-and the rules of rope parts of attention.py.
+npu_attention_update, and the rules of rope parts of attention.py.
 
-Sources: CANN's aclnnKvRmsNormRopeCache.md and aclnnTransposeBatchMatMul.md (ops-nn), torch_npu
-2.13.0's documentation, and SGLang 0.5.23's hardware_backend/npu/modules/
-deepseek_v2_attention_mla_npu.py, which calls them on A2 and A3.
+Sources: CANN's aclnnKvRmsNormRopeCache.md and aclnnTransposeBatchMatMul.md (ops-nn),
+aclnnAttentionUpdate.md with the README beside it (ops-transformer), torch_npu 2.13.0's
+documentation, and SGLang 0.5.23's hardware_backend/npu/modules/deepseek_v2_attention_mla_npu.py,
+which calls them on A2 and A3.
 
 npu_kv_rmsnorm_rope_cache
     kv (B, 1, S, 576): the first 512 numbers normed and times gamma, the last 64 turned as
@@ -11,6 +12,9 @@ npu_kv_rmsnorm_rope_cache
     1, 64) and (blocks, block_size, 1, 512); -1 leaves the caches alone
 npu_transpose_batchmatmul
     out[m, b] = x1[m, b] @ x2[b]
+npu_attention_update
+    attention to parts of the keys, joined: each local_out (rows, D) weighs as much as its softmax
+    summed up to, exp(lse) of lse (rows,)
 
 Not simulated, and refused by name: cache modes but PA_BNSD, int8 caches, scales, split batches.
 """
@@ -21,10 +25,11 @@ import torch
 
 from .attend import gather_pages
 from .attention_rules import CANN, LATENT, Call, Sizes
+from .products import A5, product
 from .registry import aclnn
 from .rope import rotate
 from .rules import BF16, F16, F32, I64, OperatorMissing, Rules
-from .view import View, view
+from .view import View, view, views
 
 NORM, TURNED = 512, 64
 #: The most queries over latent vectors that a sequence may have.
@@ -118,6 +123,44 @@ def transpose_batchmatmul(x1, x2, bias, scale, perm_x1, perm_x2, perm_y, _math, 
     rule.range("weight", "N", b.shape[2], 1, 65535)
     rule.range("input", "K", a.shape[2], 1, 65535)
     out.t.copy_((a.float() @ b.float()).transpose(0, 1))
+
+
+@aclnn("aclnnAttentionUpdate", "TTitt")
+def attention_update(lse, local_out, update_type, out, lse_out):
+    rule = Rules("npu_attention_update", "CANN aclnnAttentionUpdate.md")
+    lse, local_out = views(lse), views(local_out)
+    most = 16 if product() == A5 else 128
+    rule.range("lse", "the number of tensors", len(lse), 1, most)
+    rule.equal("local_out", "the number of tensors", len(local_out), len(lse))
+    rule.one_of("update_type", update_type, 0, 1)
+    if update_type:
+        rule.present("lse_out", lse_out, "is required with update_type 1")
+    else:
+        rule.absent("lse_out", lse_out, "goes with update_type 1")
+    first = local_out[0].t
+    rule.dtype("local_out", first, F32, F16, BF16)
+    rule.ndim("local_out", first, 2)
+    rows, size = first.shape
+    rule.range("local_out", "D", size, 8, 512)
+    rule.multiple("local_out", "D", size, 8)
+    for argument, tensors, shape, dtype in (
+        ("lse", lse, (rows,), F32),
+        ("local_out", local_out, (rows, size), first.dtype),
+        ("out", [out], (rows, size), first.dtype),
+        ("lse_out", [lse_out] if update_type else [], (rows,), F32),
+    ):
+        for v in tensors:
+            rule.dtype(argument, v.t, dtype)
+            rule.shape(argument, v.t, shape)
+            rule.contiguous(argument, v.t)
+            rule.plain(argument, v)
+
+    sums = torch.stack([v.t for v in lse])
+    total = sums.logsumexp(0)
+    weights = (sums - total).exp().unsqueeze(-1)
+    out.t.copy_((weights * torch.stack([v.t.float() for v in local_out])).sum(0))
+    if update_type:
+        lse_out.t.copy_(total)
 
 
 def rope_parts(rule: Rules, c: Call, query: View, key: View, table, sizes: Sizes):

@@ -49,6 +49,7 @@ OPERATORS: dict[str, tuple[tuple[str, ...], str]] = {
     "npu_mrope": ((A2, A3), "CANN aclnnRopeWithSinCosCacheV2.md"),
     "npu_kv_rmsnorm_rope_cache": (_NEW, "CANN aclnnKvRmsNormRopeCache.md"),
     "npu_transpose_batchmatmul": (_NEW, "CANN aclnnTransposeBatchMatMul.md"),
+    "npu_attention_update": (_NEW, "CANN aclnnAttentionUpdate.md"),
     # CANN's page lacks 310P from 9.0 on; torch_npu does without that interface there.
     "npu_scatter_nd_update_": (
         (*_INFERENCE, OLD),

@@ -23,11 +23,11 @@ from torch.torch_version import TorchVersion
 
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.products import ATTENTION, this_product
-from ascend_gguf.servable import joined_latent, refuse_on_npu
 from ascend_gguf.servable import reach as reach_of
+from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
 from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
-from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes
+from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes, latent_width
 from ascend_gguf.srt.models.pipeline import model_class_of
 from ascend_gguf.srt.plugin import HTTP_WORKER
 
@@ -41,12 +41,12 @@ _SOURCE = "ascend_gguf.model"
 _SECONDS_TO_IMPORT = 60
 
 #: What the widths of heads are multiples of in CANN's attention operators, and at most.
-_HEAD_MULTIPLE, _WIDEST_HEAD = 16, 512
+HEAD_MULTIPLE, _WIDEST_HEAD = 16, 512
 
 
 def has_odd_width(size: int) -> bool:
     """True for a width of heads that CANN's attention operators do not take."""
-    return size % _HEAD_MULTIPLE != 0 or size > _WIDEST_HEAD
+    return size % HEAD_MULTIPLE != 0 or size > _WIDEST_HEAD
 
 
 def handle_model_specific_adjustments(original: Callable, server_args: Any) -> None:
@@ -213,10 +213,10 @@ def _attends_by_torch(server_args: Any) -> str:
     if _caps(model.hf_config):
         return "This model caps the scores of attention"
     is_latent = model.attention_arch == AttentionArch.MLA
-    width = joined_latent(model.hf_config) if is_latent else model.head_dim
+    width = latent_width(model.hf_config) if is_latent else model.head_dim
     if width and has_odd_width(width):
         return (
-            f"This model's heads are {width} wide, not a multiple of {_HEAD_MULTIPLE} up to "
+            f"This model's heads are {width} wide, not a multiple of {HEAD_MULTIPLE} up to "
             f"{_WIDEST_HEAD}"
         )
     if ATTENTION in this_product().lacks:

@@ -16,7 +16,7 @@ from sglang.srt.environ import envs
 from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.servable import joined_latent
+from ascend_gguf.srt.model_executor.layer_sizes import latent_width
 from ascend_gguf.srt.models import nextn
 
 #: The most drafted tokens, and the width of a convolution, of which Ascend's operators keep states.
@@ -97,7 +97,7 @@ def _check_fused_attention(model: Any, file: str) -> None:
 def _check_latent_attention(options: Any, config: Any, file: str) -> None:
     """Raises GGUFError: the operator does not check so many tokens, or over such vectors."""
     drafted = options.speculative_num_draft_tokens or 0
-    joined = joined_latent(config)
+    joined = latent_width(config)
     if drafted > _MOST_OVER_LATENT or joined is not None:
         sizes = f"{config.kv_lora_rank} and {config.qk_rope_head_dim}, " if joined else ""
         raise GGUFError(

@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.architectures.dimensions import cached_heads, first
+from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.servable import joined_latent
 from ascend_gguf.srt.overrides import override_methods
 
@@ -24,10 +25,14 @@ def has_layer_sizes(config: Any) -> bool:
     return len({cached_heads(config, i) for i in range(config.num_hidden_layers)}) > 1
 
 
+def latent_width(config: Any) -> int | None:
+    """:func:`.joined_latent` of this process's NPU."""
+    return joined_latent(config, ATTENTION not in this_product().lacks)
+
+
 def join_latents(model_config: ModelConfig) -> None:
     """Let a cache on an NPU have latent vectors and their keys as one, if it attends to them so."""
-    joined = joined_latent(model_config.hf_config)
-    if is_npu() and joined is not None:
+    if is_npu() and (joined := latent_width(model_config.hf_config)) is not None:
         model_config.kv_lora_rank, model_config.qk_rope_head_dim = joined, 0
 
 

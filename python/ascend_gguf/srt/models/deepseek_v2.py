@@ -12,7 +12,8 @@ from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods
 )
 from sglang.srt.utils import is_npu
 
-from ascend_gguf.servable import joined_latent
+from ascend_gguf.npu.products import ROPE, this_product
+from ascend_gguf.srt.model_executor.layer_sizes import latent_width
 from ascend_gguf.srt.overrides import override_methods
 
 #: The one size of keys that npu_interleave_rope turns.
@@ -50,12 +51,12 @@ def repair_attention(attention: Any, config: Any) -> None:
     RoPE would turn of queries is contiguous there without RoPE, too, as operators ask.
     """
     if is_npu():
-        rotary = attention.rotary_emb
+        rotary, lacks = attention.rotary_emb, this_product().lacks
         if rotary is None:
             attention.rotary_emb = _turn_nothing
-        if joined_latent(config) is None:
+        if latent_width(config) is None:
             return
-        if rotary is not None and config.qk_rope_head_dim != _TURNED:
+        if rotary is not None and (config.qk_rope_head_dim != _TURNED or ROPE in lacks):
             rotary._forward_method = rotary.forward_native
         override_methods(attention, forward_absorb_prepare=_forward_absorb_prepare)
     override_methods(attention, dispatch_attn_forward_method=_dispatch_attn_forward_method)

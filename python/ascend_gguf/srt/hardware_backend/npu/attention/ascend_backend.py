@@ -19,6 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.srt.arg_groups.model_hook import has_odd_width
+from ascend_gguf.srt.hardware_backend.npu.attention import latent
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.torch_attention import attend_requests
 
@@ -50,6 +51,8 @@ def forward_extend(
         k, v: ``[tokens, kv_heads, size]``.
     """
     q = q.contiguous()  # of a layer without RoPE a part of a merged projection
+    if _is_latent(self) and not kwargs and not latent.is_documented(self, layer, forward_batch, q):
+        return latent.attend_prompts(self, layer, forward_batch, q, k, v)
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
     if _is_joined(self):
@@ -95,6 +98,10 @@ def forward_decode(
         q, k, v: as of :func:`forward_extend`.
     """
     q = q.contiguous()  # of a layer without RoPE a part of a merged projection
+    if _is_latent(self) and not self.graph_mode and kwargs.get("topk_indices") is None:
+        latent.pad_heads(self, layer, q)
+        parts = {name: kwargs[name] for name in ("q_rope", "k_rope")}
+        return self.forward_decode_graph(q, k, v, layer, forward_batch, save_kv_cache, **parts)
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
     if _is_joined(self):
@@ -135,6 +142,11 @@ def _is_both_ways(layer: RadixAttention) -> bool:
 def _is_joined(backend: AscendAttnBackend) -> bool:
     """Latent vectors and their keys are one in the cache."""
     return backend.use_mla and not backend.qk_rope_head_dim
+
+
+def _is_latent(backend: AscendAttnBackend) -> bool:
+    """Latent vectors and their keys have caches of their own."""
+    return backend.use_mla and not _is_joined(backend)
 
 
 def _joined(
