@@ -48,7 +48,7 @@ def load_config(path: str | os.PathLike) -> PretrainedConfig:
     config = read_config(path)
     architecture = architecture_of(open_gguf(path))
     name = architecture.causal_lm or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]
-    config.architectures = [name]
+    config.architectures = [name] if isinstance(name, str) else list(name)
     return config
 
 

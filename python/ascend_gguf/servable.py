@@ -65,8 +65,8 @@ def check_model(
 def reach(config: Any) -> int | None:
     """Tokens of context that are served, of a model that attends to a part; None: to everything.
 
-    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses.  The
-    backends attend to everything, so it is right up to as many tokens.
+    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses, MiniMax
+    M3 to blocks of them.  The backends attend to everything, so it is right up to as many tokens.
     """
     return first(config, "attention_chunk_size", "sparse_attention_size")
 

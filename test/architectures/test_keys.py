@@ -31,6 +31,7 @@ VALUES: dict[str, Any] = {
     "attention.indexer.head_count": 2,
     "attention.indexer.key_length": 16,
     "attention.indexer.top_k": 64,
+    "attention.indexer.block_size": 16,
     "rope.dimension_count": 16,
     "logit_scale": 0.5,
     "attention.key_length_swa": 16,

@@ -35,6 +35,8 @@ SIZES = frozenset(
         "attention.indexer.key_length",
         "attention.indexer.top_k",
         "attention.indexer.types",
+        "attention.indexer.block_size",
+        "attention.indexer.local_blocks",
         "expert_count",
         "expert_feed_forward_length",
         "expert_shared_count",

@@ -16,7 +16,7 @@ from hf_models.conversion import (
     llama_metadata,
     window_pattern_metadata,
 )
-from hf_models.sizes import EXPERTS, GRANITE
+from hf_models.sizes import EXPERTS, GRANITE, PARTIAL
 from hf_models.tiny import Tiny
 
 
@@ -90,6 +90,55 @@ def _swa(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, to
         yield from llama(name, tensor, config)
 
 
+#: Tensors of MiniMax M3 by the end of their names, of the file's blocks.
+_M3 = {
+    "mlp.gate_up_proj.weight": ("ffn_gate", "ffn_up"),
+    "mlp.down_proj.weight": ("ffn_down",),
+    "mlp.shared_experts.gate_up_proj.weight": ("ffn_gate_shexp", "ffn_up_shexp"),
+    "mlp.shared_experts.down_proj.weight": ("ffn_down_shexp",),
+    "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "mlp.experts.down_proj": ("ffn_down_exps",),
+    "mlp.gate.weight": ("ffn_gate_inp",),
+    **{
+        f"self_attn.indexer.{part}_{kind}.weight": (f"indexer.{part}_{kind}",)
+        for part in "qk"
+        for kind in ("proj", "norm")
+    },
+}
+
+
+def _minimax_m3(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    layer, _, part = name.partition("layers.")[2].partition(".")
+    if name.endswith("norm.weight"):
+        tensor = tensor + 1
+    if part in _M3:
+        new = _M3[part]
+        for kind, rows in zip(new, tensor.chunk(len(new), -2 if len(new) > 1 else 0), strict=True):
+            yield f"=blk.{layer}.{kind}.weight", rows
+    elif part == "mlp.gate.e_score_correction_bias":
+        yield f"=blk.{layer}.exp_probs_b.bias", tensor
+    else:
+        yield name, tensor
+
+
+def _minimax_m3_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "feed_forward_length": config.dense_intermediate_size,
+        "expert_feed_forward_length": config.intermediate_size,
+        "expert_shared_count": config.shared_intermediate_size // config.intermediate_size,
+        "expert_gating_func": 2,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.mlp_layer_types.count("dense"),
+        "rope.dimension_count": config.rotary_dim,
+        "attention.indexer.head_count": config.index_n_heads,
+        "attention.indexer.key_length": config.index_head_dim,
+        "attention.indexer.top_k": config.index_topk_blocks,
+        "attention.indexer.block_size": config.index_block_size,
+        "attention.indexer.local_blocks": config.index_local_blocks,
+    }
+
+
 #: The second layer has no rotary embedding.
 _SWA = GRANITE | {
     "num_hidden_layers": 4,
@@ -136,6 +185,20 @@ MIXTURES: dict[str, Tiny] = {
         _ling_metadata,
         granitemoe,
         twin=True,
+    ),
+    "minimax-m3": Tiny(
+        "minimax-m3",
+        "minimax_m3_vl_text",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}
+        | {"shared_intermediate_size": 128, "dense_intermediate_size": 192, "head_dim": 32}
+        | {"mlp_layer_types": ["dense", "sparse"], "rotary_dim": 16, "rope_parameters": PARTIAL}
+        | {"layer_types": ["full_attention", "minimax_m3_sparse"], "routed_scaling_factor": 2.5}
+        # In all longer than the prompts: within it everything is attended to.
+        | {"index_block_size": 16, "index_topk_blocks": 16, "index_local_blocks": 2}
+        | {"index_n_heads": 2, "index_head_dim": 64},
+        _minimax_m3_metadata,
+        _minimax_m3,
+        names="minimax-m2",
     ),
     "granite-swa": Tiny("granite_swa", "granite_swa", _SWA, _swa_metadata, _swa, names="granite"),
     "granite-swa-moe": Tiny(

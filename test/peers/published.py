@@ -340,6 +340,38 @@ def mimo(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tens
     return _of(kept, "MiMoV2FlashForCausalLM", **new), tensors
 
 
+def minimax_m3(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    tensors = _experts_apart(tensors)
+    for name in [name for name in tensors if name.endswith("gate_up_proj.weight")]:
+        for part, rows in zip(("gate", "up"), tensors.pop(name).chunk(2), strict=True):
+            tensors[name.replace("gate_up", part)] = rows
+    names = {
+        rf"mlp\.(experts\.\d+)\.{part}_proj": rf"block_sparse_moe.\1.{name}"
+        for part, name in (("gate", "w1"), ("down", "w2"), ("up", "w3"))
+    }
+    names |= {
+        r"mlp\.gate\.e_score": "block_sparse_moe.e_score",
+        r"mlp\.(shared_experts|gate)\.": r"block_sparse_moe.\1.",
+        r"indexer\.": "index_",
+    }
+    chosen = {
+        "sparse_num_index_heads": config["index_n_heads"],
+        "sparse_index_dim": config["index_head_dim"],
+        "sparse_topk_blocks": config["index_topk_blocks"],
+        "sparse_block_size": config["index_block_size"],
+        "sparse_local_block": config["index_local_blocks"],
+    }
+    config = _of(
+        config,
+        "MiniMaxM3SparseForCausalLM",
+        scoring_func="sigmoid",
+        n_shared_experts=config["shared_intermediate_size"] // config["intermediate_size"],
+        moe_layer_freq=[int(kind == "sparse") for kind in config["mlp_layer_types"]],
+        sparse_attention_config=chosen,
+    )
+    return config, renamed(tensors, names)
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
@@ -369,6 +401,8 @@ PUBLISHED: dict[str, Published] = {
     "hunyuan-vl": hunyuan_vl,
     "ling": ling,
     "ling-unnormalized": ling,
+    "minimax-m3": minimax_m3,
+    "minimax-m3-all-sparse": minimax_m3,
     "llama-embed": llama_embed,
     "glm4moe-drafts": glm_drafts,
     "glm-4.7-flash-drafts": glm_drafts,

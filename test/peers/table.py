@@ -165,6 +165,14 @@ ROWS: dict[str, Peer] = {
     "kimi-linear-fused": Peer(
         "kimi_linear", TINY["kimi-linear"].sizes, fuse_qkv=True, npu_dtype="bfloat16"
     ),
+    # One shared expert, no dense layer, and as many heads of the indexer as queries have groups.
+    "minimax-m3-all-sparse": Peer(
+        "minimax_m3_vl_text",
+        TINY["minimax-m3"].sizes
+        | {"mlp_layer_types": ["sparse"] * 2, "layer_types": ["minimax_m3_sparse"] * 2}
+        | {"shared_intermediate_size": 64, "head_dim": 48, "rotary_dim": 24}
+        | {"num_key_value_heads": 4, "index_n_heads": 4, "rms_norm_eps": 1e-5},
+    ),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | rope()),
 }
 

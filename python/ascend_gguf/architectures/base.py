@@ -172,7 +172,8 @@ class Architecture:
         rope: the RoPE parameters, from the file and the attributes.
         derived: attributes that need more than one key, computed in this order.
         mark: whether a file of this name is of this architecture.
-        causal_lm: the model's class, if it is not the one of transformers' table.
+        causal_lm: the model's class, if it is not the one of transformers' table; of several names
+            the engine builds the first that it has, and takes the model for the first of all.
         embeds: it gives embeddings and no text.
         beyond_float16: why such a model overflows float16, as a clause; float16 is refused then.
     """
@@ -188,7 +189,7 @@ class Architecture:
     rope: Derivation = rope.parameters
     derived: tuple[Derivation, ...] = ()
     mark: Callable[[GGUFFile], bool] = lambda file: True
-    causal_lm: str | None = None
+    causal_lm: str | tuple[str, ...] | None = None
     embeds: bool = False
     beyond_float16: str | None = None
 

@@ -25,8 +25,8 @@ def experts(config: Any) -> int:
 
 
 def _ffn(config: Any) -> int:
-    names = ("intermediate_size_mlp", "prefix_dense_intermediate_size", "intermediate_size")
-    found = first(config, *names)
+    of_models = ("intermediate_size_mlp", "prefix_dense_intermediate_size")
+    found = first(config, *of_models, "dense_intermediate_size", "intermediate_size")
     return found[0] if isinstance(found, list) else found  # of each layer, all alike
 
 

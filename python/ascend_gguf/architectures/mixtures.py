@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
-from ascend_gguf.architectures.fields import Field, count, flag, length, required, scale
+from ascend_gguf.architectures.fields import count, flag, length, required, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
@@ -30,29 +30,6 @@ from ascend_gguf.architectures.parts import (
     shared_expert,
 )
 from ascend_gguf.reader import GGUFFile
-
-_MINIMAX_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
-
-
-def _rotated(file: GGUFFile, attributes: Attributes) -> Attributes:
-    return {"rotary_dim": attributes.get("rotary_dim", attributes["head_dim"])}
-
-
-MINIMAX_M2 = Architecture(
-    name="minimax-m2",
-    model_type="minimax_m2",
-    fields=FIELDS | HEAD_SIZE | _MINIMAX_EXPERTS | {"rope.dimension_count": Field("rotary_dim")},
-    fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
-    tensors=(
-        *NEOX_BODY,
-        *JOINT_QK_NORM,
-        *experts("block_sparse_moe", ("w1", "w3", "w2")),
-        router_bias("block_sparse_moe.e_score_correction_bias", kind=""),
-    ),
-    rope=rope.partial,
-    constants={"use_qk_norm": True, "use_routing_bias": True, "scoring_func": "sigmoid"},
-    derived=(_rotated,),
-)
 
 _ERNIE_EXPERTS = {
     "expert_count": "moe_num_experts",
@@ -241,4 +218,4 @@ AFMOE = Architecture(
     derived=(_every_fourth,),
 )
 
-ARCHITECTURES = (AFMOE, MELLUM, OLMOE, LLAMA4, MINIMAX_M2, ERNIE4_5_MOE, HUNYUAN_MOE)
+ARCHITECTURES = (AFMOE, MELLUM, OLMOE, LLAMA4, ERNIE4_5_MOE, HUNYUAN_MOE)

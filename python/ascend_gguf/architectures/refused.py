@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-_NOT_SIMULATED = "are not simulated here, so that nothing of this model could be tested"
-_SPARSE = {
-    "cpu": "the engine has no sparse attention on the CPU",
-    "npu": f"the operators of its sparse attention {_NOT_SIMULATED}",
-}
-
 
 def _everywhere(reason: str) -> dict[str, str]:
     return dict.fromkeys(("cpu", "npu"), reason)
@@ -16,7 +10,6 @@ def _everywhere(reason: str) -> dict[str, str]:
 #: Reasons of their own, on "cpu" and "npu".
 REFUSED = {
     "gptj": _everywhere("llama.cpp has its name, and can neither convert nor run it"),
-    "minimax-m3": _SPARSE,
 }
 
 #: The engine has no class for these (its registry of models, 0.5.23).

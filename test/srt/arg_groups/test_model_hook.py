@@ -33,10 +33,12 @@ def test_chunks_limit_the_context(resolver, tmp_path):
     assert found["context_length"] == 4000
 
 
-def test_a_choice_of_tokens_limits_the_context(resolver, tmp_path):
+@pytest.mark.parametrize("name", ["glm-5", "minimax-m3"])
+def test_a_choice_of_tokens_limits_the_context(resolver, tmp_path, name):
     """What chooses is left out: up to as many tokens as it chooses, all are attended to."""
-    model = write_model(tmp_path, TINY["glm-5"])
-    size = TINY["glm-5"].sizes["index_topk"]
+    model = write_model(tmp_path, TINY[name])
+    sizes = TINY[name].sizes
+    size = sizes.get("index_topk") or sizes["index_topk_blocks"] * sizes["index_block_size"]
     assert resolver.paths("--model-path", str(model.path), *CPU)["context_length"] == size
     longer = ("--context-length", str(size + 1))
     found = resolver.paths("--model-path", str(model.path), *longer, *CPU)

@@ -40,6 +40,8 @@ NO_SIZE_OF_A_TENSOR = {
     # Of what chooses among more tokens than the context has.
     "attention.indexer.top_k",
     "attention.indexer.types",
+    "attention.indexer.block_size",
+    "attention.indexer.local_blocks",
     "attention.shared_kv_layers",  # whose tensors a file may have all the same
 }
 
@@ -62,6 +64,7 @@ LOST = {
         "attention.sliding_window",
     },
     "afmoe": {"expert_weights_norm"},  # always
+    "minimax_m3_vl_text": {"expert_weights_norm"},  # always
     "deepseek_v2": {"expert_weights_norm", "attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v32": {"attention.layer_norm_rms_epsilon"},

@@ -21,11 +21,13 @@ _BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
 _MOST_RANKS = 16
 
 # On the CPU the engine pads heads and widths.  These models of its own are wrong then: they divide
-# the hidden size by the padded number of heads, or norm all heads together.
+# the hidden size by the padded number of heads, norm all heads together, or have a width by a name
+# that it does not know.
 _NOT_PADDED = frozenset(
     ("MixtralForCausalLM", "GraniteMoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
     + ("CohereForCausalLM", "Cohere2ForCausalLM", "Starcoder2ForCausalLM", "Exaone4ForCausalLM")
     + ("MiniMaxM2ForCausalLM", "OlmoForCausalLM", "OlmoeForCausalLM", "StableLmForCausalLM")
+    + ("MiniMaxM3SparseForCausalLM",)
     + ("PhiForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GraniteMoeSharedForCausalLM")
     # Not tried.
     + ("ArceeForCausalLM", "ApertusForCausalLM", "PhiMoEForCausalLM", "GemmaForCausalLM")

@@ -326,7 +326,7 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         # all-gathers besides (``use_tp_all_gather_activation`` and the finalizer "gguf").
         self.dense.create_moe_runner(layer, moe_runner_config)
         self.runner = self.dense.runner
-        if moe_runner_config.activation == "npu_swiglu_oai":
+        if is_npu() and moe_runner_config.gemm1_alpha and moe_runner_config.gemm1_clamp_limit:
             self.runner.runner_core.activation = NPUHalvesSwigluOAI(moe_runner_config)
         elif is_npu() and not moe_runner_config.is_gated:
             self.runner.runner_core.activation = NPUPlainActivation(of_experts(moe_runner_config))
