@@ -40,7 +40,8 @@ clock = time.perf_counter
 
 #: Copies of a weight take turns, as a model's weights do: none is found in the processor's cache.
 _CACHE, _MOST_COPIES = 256 << 20, 32
-#: Seconds of calls that are timed together, and how many those are at the most.
+#: Seconds of calls that are timed together, in which memory is read through, and how many those
+#: are at the most.
 _ENOUGH, _MOST_CALLS = 0.05, 64
 #: A call that takes longer is timed once.
 _LONG = 0.5
@@ -200,7 +201,7 @@ def _timed(calls: list[Callable[[], object]], is_decoded: bool) -> float:
     if once > _LONG:
         return once
     count = max(1, min(_MOST_CALLS, int(_ENOUGH / max(once, 1e-9))))
-    turns = list(islice(cycle(calls), max(count, len(calls))))
+    turns = list(islice(cycle(calls), count))
 
     def run() -> None:
         for call in turns:
