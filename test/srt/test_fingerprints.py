@@ -14,8 +14,12 @@ from ascend_gguf.srt import fingerprints
 def test_the_installed_engine_is_known():
     """``make fingerprints`` was called since what is hooked or overridden has changed."""
     expected = command.taken(fingerprints.installed())
-    assert fingerprints.known()[sglang.__version__] == expected
-    assert all(release.keys() == expected.keys() for release in fingerprints.known().values())
+    known = fingerprints.known()
+    # A build that is no release has the functions of one.
+    assert expected in (
+        [known[sglang.__version__]] if sglang.__version__ in known else known.values()
+    )
+    assert all(release.keys() == expected.keys() for release in known.values())
 
 
 SOURCE = '''
