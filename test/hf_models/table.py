@@ -333,7 +333,8 @@ TINY: dict[str, Tiny] = (
         "hunyuan-moe": Tiny(
             "hunyuan-moe",
             "hunyuan_v1_moe",
-            {"num_experts": 4, "moe_topk": [2, 2], "head_dim": 32, "num_shared_expert": [1, 1]}
+            # A single expert's weight is one.
+            {"num_experts": 4, "moe_topk": [1, 1], "head_dim": 32, "num_shared_expert": [1, 1]}
             | {"moe_intermediate_size": [192, 192]},
             hunyuan_metadata,
         ),

@@ -71,6 +71,7 @@ SIBLINGS: dict[str, Peer] = {
     ),
     "lfm2-moe-unbiased": Peer("lfm2_moe", TINY["lfm2-moe"].sizes | {"use_expert_bias": False}),
     "apertus-bias": Peer("apertus", TINY["apertus"].sizes | _ALL_BIASED),
+    "hunyuan-moe-two": Peer("hunyuan_v1_moe", TINY["hunyuan-moe"].sizes | {"moe_topk": [2, 2]}),
     "hunyuan-bias": Peer("hunyuan_v1_dense", {"head_dim": 32} | _ALL_BIASED),
     "qwen3-bias": Peer("qwen3", {"head_dim": 64, "attention_bias": True}),
     "qwen2moe-unbiased": Peer(

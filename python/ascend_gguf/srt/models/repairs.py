@@ -139,6 +139,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "granitemoe.GraniteMoeSharedForCausalLM": granitemoe.repair_loading,
     "granitemoehybrid.GraniteMoeHybridForCausalLM": granitemoe.repair_hybrid_loading,
     "hunyuan.HunYuanAttention": hunyuan.repair_attention,
+    "hunyuan.HunYuanSparseMoeBlock": hunyuan.renormalize_topk,
     "kimi_linear.KimiDeltaAttention": kimi_linear.repair_attention,
     "kimi_linear.KimiMoE": kimi_linear.repair_experts,
     "laguna.LagunaAttention": laguna.repair_attention,
