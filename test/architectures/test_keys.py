@@ -142,6 +142,15 @@ def test_what_is_not_followed_is_refused_by_name(architecture, tmp_path):
         assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["gemma3", "granite_swa", "mellum", "olmo2"])
+def test_a_window_of_one_token_is_refused(name, tmp_path):
+    (architecture, *_) = (a for a in ARCHITECTURES if a.name == name)
+    path = write(tmp_path / "m.gguf", architecture, **{"attention.sliding_window": 1})
+    with pytest.raises(GGUFError, match="does not support this value of the key") as error:
+        load_config(path)
+    assert error.value.key == f"{name}.attention.sliding_window"
+
+
 @EVERY_ARCHITECTURE
 def test_what_says_nothing_changes_nothing(architecture, tmp_path):
     alone = load_config(write(tmp_path / "m.gguf", architecture)).to_dict()

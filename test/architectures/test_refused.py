@@ -48,12 +48,18 @@ def test_no_architecture_of_llama_cpp_is_unknown(tmp_path):
 
 
 def test_stablelm_12b(tmp_path):
-    """By the norms of its heads, and by nothing else of the file."""
+    """By the norms of its heads, or as no other norm follows attention; by no key of the file."""
     model = write_model(tmp_path, TINY["stablelm"])
     norms = {f"blk.0.attn_{kind}_norm.weight": np.ones((4, 32), np.float32) for kind in "qk"}
-    rewrite(model.path, tmp_path / "12b.gguf", tensors=norms)
-    with pytest.raises(GGUFError, match="StableLM 2 12B is not supported"):
-        load_config(tmp_path / "12b.gguf")
+    rewrite(model.path, tmp_path / "norms.gguf", tensors=norms)
+    rewrite(
+        model.path,
+        tmp_path / "parallel.gguf",
+        edit=lambda name, data: [] if "ffn_norm" in name else [(name, data)],
+    )
+    for name in ("norms", "parallel"):
+        with pytest.raises(GGUFError, match="StableLM 2 12B is not supported"):
+            load_config(tmp_path / f"{name}.gguf")
 
 
 def test_none_is_served_and_refused():

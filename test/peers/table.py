@@ -96,7 +96,9 @@ ROWS: dict[str, Peer] = {
     "mixtral-linear": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | rope(**_LINEAR)),
     "mixtral-wide-heads": Peer("mixtral", _MIXTRAL | {"head_dim": 64} | rope()),
     "mixtral-base": Peer("mixtral", _MIXTRAL | {"head_dim": 32} | rope(3.5)),
-    "starcoder2-linear": Peer("starcoder2", {"sliding_window": None} | rope(**_LINEAR)),
+    "starcoder2-linear": Peer(
+        "starcoder2", {"sliding_window": None, "use_bias": False} | rope(**_LINEAR)
+    ),
     "starcoder2-yarn": Peer("starcoder2", {"sliding_window": None} | rope(**_YARN)),
     "granitemoe-yarn": Peer("granitemoe", TINY["granitemoe"].sizes | rope(**_YARN)),
     "granitemoe-linear": Peer("granitemoe", TINY["granitemoe"].sizes | rope(**_LINEAR)),

@@ -96,6 +96,7 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Attribute
     Raises:
         GGUFError: names the first such key.
     """
+    _check_window(file, attributes)
     for name, value in _unobeyed(file, architecture):
         allowed = architecture.fixed.get(name) or _NEUTRAL.get(name)
         if name in _DERIVED and name not in architecture.fixed:
@@ -109,6 +110,18 @@ def check_keys(file: GGUFFile, architecture: Architecture, attributes: Attribute
             expected=" or ".join(
                 f"{value:g}" if _is_number(value) else f"{value}" for value in allowed
             ),
+            hint="Answers would be wrong. Serve this file with another engine.",
+        )
+
+
+def _check_window(file: GGUFFile, attributes: Attributes) -> None:
+    """Refuse a window of one token, which ``RadixAttention`` takes for none."""
+    if attributes.get("sliding_window") == 1:
+        raise file.error(
+            "SGLang's model does not support this value of the key",
+            "attention.sliding_window",
+            found=1,
+            expected="at least 2",
             hint="Answers would be wrong. Serve this file with another engine.",
         )
 

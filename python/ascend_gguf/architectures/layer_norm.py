@@ -48,12 +48,13 @@ _OF_12B = "blk.0.attn_q_norm.weight"
 
 def _not_12b(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Nothing; refuse StableLM 2 12B, of which the engine's class knows neither."""
-    if _OF_12B in file.tensors:
+    norms = [f"blk.0.{name}_norm.weight" in file.tensors for name in ("attn", "ffn")]
+    if _OF_12B in file.tensors or norms == [True, False]:
         raise GGUFError(
             "SGLang's StableLM has no norms of heads, and attention before the feed-forward "
             "network, not beside it: StableLM 2 12B is not supported",
             file=file.files[0],
-            tensor=_OF_12B,
+            tensor=_OF_12B if _OF_12B in file.tensors else "blk.0.attn_norm.weight",
             expected="StableLM 3B or 2 1.6B",
         )
     return {}

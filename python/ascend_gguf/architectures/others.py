@@ -55,10 +55,11 @@ STARCODER2 = Architecture(
         *FRAME,
         OUTPUT_NORM_BIAS,
         *BIASED_NORMS,
-        *attention(biased=True, output_biased=True),
-        *linear("ffn_up", "ffn", "hidden", "mlp.c_fc"),
-        *linear("ffn_down", "hidden", "ffn", "mlp.c_proj"),
+        *attention(),
+        *linear("ffn_up", "ffn", "hidden", "mlp.c_fc", biased=False),
+        *linear("ffn_down", "hidden", "ffn", "mlp.c_proj", biased=False),
     ),
+    derived=(has_tensor("use_bias", "blk.0.attn_output.bias"),),
 )
 
 SMOLLM3 = Architecture(
