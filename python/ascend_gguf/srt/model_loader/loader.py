@@ -19,7 +19,6 @@ from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.model_loader import loader as engine
-from sglang.srt.model_loader.gguf_name_maps import GGUF_HF_NAME_MAP_BUILDERS
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 from sglang.srt.model_loader.weight_utils import RUNAI_STREAMER_TENSOR_ATTR
 from sglang.srt.runtime_context import get_parallel
@@ -198,19 +197,13 @@ def _built(
 
 def name_map_of(path: str, config: Any) -> dict[str, Target]:
     """Where the tensors of the file at ``path`` go in a model of the engine's ``config``."""
-    # Architectures that the engine itself maps keep its map.
-    builder = GGUF_HF_NAME_MAP_BUILDERS.get(config.model_type)
-    if builder is not None:
-        return builder(config)
-    file = open_gguf(path)
-    # Experts of layers that are left out, which have names without a map too.
-    nowhere: dict[str, Target] = {n: () for n in file.tensors if n.endswith("_exps.weight")}
     if nextn.is_draft(config):
-        return nowhere | nextn.name_map_of(path)
+        return nextn.name_map_of(path)
     if reads_config_from(path):
         # Anew: the engine pads the heads of its own copy to suit the number of ranks.
         config = load_config(path)
-    return nowhere | architecture_of(file).name_map(file, config)
+    file = open_gguf(path)
+    return architecture_of(file).name_map(file, config)
 
 
 def _dense_modules(name_map: dict[str, Target]) -> list[str]:

@@ -14,17 +14,8 @@ from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
 
-# Experts packed in one tensor, where the name map says nothing of them: the names that
-# ``FusedMoE.make_expert_params_mapping`` is given by nearly every model.
-_PACKED_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.weight")
 # The shared expert's gate has one output: llama.cpp writes its one row as a vector.
 _ROW_VECTOR = re.compile(r"blk\.\d+\.ffn_gate_inp_shexp\.weight")
-_PROJECTIONS = {
-    "gate": ("gate_proj",),
-    "up": ("up_proj",),
-    "down": ("down_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-}
 
 
 def gguf_quant_weights_iterator(
@@ -36,9 +27,7 @@ def gguf_quant_weights_iterator(
         gguf_file: path of the file, or of any file of a split model.
         gguf_to_hf_name_map: tensor name in the file to its place in the model.  ``{expert}`` in a
             name runs over the tensor's first dimension; several names share the tensor's rows,
-            equally unless a :class:`Placement` says how.  Tensors that the map lacks are skipped,
-            but for packed experts, which get the names
-            ``model.layers.N.mlp.experts.E.{gate,up,down}_proj.weight``.
+            equally unless a :class:`Placement` says how.  Tensors that the map lacks are skipped.
 
     Yields:
         ``(X.weight, data)``: a quantized matrix as a ``BlockTensor`` ``[rows, cols]``, and tensors
@@ -100,8 +89,6 @@ def gguf_weight_names(gguf_file: str, gguf_to_hf_name_map: Mapping[str, Target])
 
 def _placement(tensor: GGUFTensor, name_map: Mapping[str, Target]) -> Placement | None:
     target = name_map.get(tensor.name)
-    if target is None:  # but nothing where the map says so
-        target = _packed_expert_names(tensor.name)
     if target is None or isinstance(target, Placement):
         return target
     return Placement((target,) if isinstance(target, str) else target)
@@ -174,14 +161,6 @@ def _multiplied(
 def _parts(tensor: GGUFTensor, placement: Placement, data: torch.Tensor) -> Iterator[torch.Tensor]:
     for matrix in data if placement.names and _is_packed(placement) else (data,):
         yield from _row_parts(placement, matrix)
-
-
-def _packed_expert_names(tensor_name: str) -> tuple[str, ...] | None:
-    match = _PACKED_EXPERTS.fullmatch(tensor_name)
-    if match is None:
-        return None
-    experts = f"model.layers.{match[1]}.mlp.experts.{{expert}}"
-    return tuple(f"{experts}.{projection}.weight" for projection in _PROJECTIONS[match[2]])
 
 
 def _row_parts(placement: Placement, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
