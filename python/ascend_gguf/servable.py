@@ -109,6 +109,14 @@ def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
         )
 
 
+def refuse_device(file: GGUFFile, config: Any, is_npu: bool, dtype: str) -> None:
+    """Raises GGUFError for a model that is not served on such a device in a dtype."""
+    if is_npu:
+        refuse_on_npu(file.path, config)
+    if dtype == "float16":
+        refuse_float16(file)
+
+
 def attends_both_ways(file: GGUFFile) -> bool:
     """True if a token sees those that follow it."""
     return architecture_of(file).embeds or number(file, "attention.causal", bool) is False

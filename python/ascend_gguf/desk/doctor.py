@@ -51,10 +51,6 @@ class Finding:
         return f"{start}\n{'':<17}{self.todo}" if self.todo else start
 
 
-class _Wrong(Exception):
-    """What is wrong, and what to do: two arguments."""
-
-
 #: What a look finds: a line that is sound, or ``(state, seen, todo)``.
 _Seen = str | tuple[str, str, str]
 
@@ -100,13 +96,13 @@ def _looked_at(part: str, look: Callable[[], Any]) -> list[Finding]:
         with quiet():
             seen = look()
             found.extend([seen] if isinstance(seen, str | tuple) else seen)
-    except _Wrong as error:
-        seen, todo = error.args
-        found.append(("wrong", _without_paths(seen), todo))
     except Exception as error:
-        found.append(("wrong", _without_paths(f"{type(error).__name__}: {error}"), ""))
+        found.append(("wrong", f"{type(error).__name__}: {error}", ""))
     states = (("ok", one, "") if isinstance(one, str) else one for one in found)
-    return [Finding(part, *one) for one in states]
+    return [
+        Finding(part, state, _without_paths(seen) if state == "wrong" else seen, todo)
+        for state, seen, todo in states
+    ]
 
 
 def _without_paths(said: str) -> str:
@@ -119,11 +115,11 @@ def _package() -> str:
     return f"ascend-gguf {__version__}, Python {platform.python_version()}, {machine}"
 
 
-def _torch() -> str:
+def _torch() -> _Seen:
     try:
         import torch
     except ImportError as error:
-        raise _Wrong(f"cannot be imported: {error}", "Install torch.") from None
+        return "wrong", f"cannot be imported: {error}", "Install torch."
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
@@ -131,16 +127,16 @@ def _no_npu() -> _Seen:
     return "note", "not installed: models run on the CPU here", ""
 
 
-def _torch_npu() -> str:
+def _torch_npu() -> _Seen:
     import torch
 
     try:
         found = import_module("torch_npu").__version__
     except Exception as error:
-        raise _Wrong(f"cannot be imported: {error}", _INSTALL_CANN) from None
+        return "wrong", f"cannot be imported: {error}", _INSTALL_CANN
     if found.split(".")[:2] != torch.__version__.split(".")[:2]:
         todo = "Install the torch_npu of this torch: both have the same version."
-        raise _Wrong(f"torch_npu {found} beside torch {torch.__version__}", todo)
+        return "wrong", f"torch_npu {found} beside torch {torch.__version__}", todo
     return f"torch_npu {found}"
 
 
@@ -148,20 +144,20 @@ def _version_by_torch_npu(part: str) -> str:
     return import_module("torch_npu.npu.utils").get_cann_version(part)
 
 
-def _cann() -> str:
-    if not (version := _version_by_torch_npu("CANN")):
-        raise _Wrong("its version cannot be found", _INSTALL_CANN)
-    return f"CANN {version}"
+def _cann() -> _Seen:
+    if version := _version_by_torch_npu("CANN"):
+        return f"CANN {version}"
+    return "wrong", "its version cannot be found", _INSTALL_CANN
 
 
-def _driver() -> str:
+def _driver() -> _Seen:
     try:
         version = (re.findall(r"^Version=(\S+)", _DRIVER.read_text(), re.M) or [""])[0]
     except OSError:
         version = _version_by_torch_npu("DRIVER")
-    if not version:
-        raise _Wrong("no driver", "Install the driver and firmware; `npu-smi info` must answer.")
-    return f"driver {version}"
+    if version:
+        return f"driver {version}"
+    return "wrong", "no driver", "Install the driver and firmware; `npu-smi info` must answer."
 
 
 def _npus() -> Iterator[_Seen]:
@@ -170,11 +166,11 @@ def _npus() -> Iterator[_Seen]:
     npu: Any = torch.npu  # type: ignore[attr-defined]  # comes with torch_npu
     count = npu.device_count()
     if not count:
-        raise _Wrong(
-            "none can be used",
+        todo = (
             "See `npu-smi info`; in a container pass /dev/davinci* to it, and look at "
-            "ASCEND_RT_VISIBLE_DEVICES.",
+            "ASCEND_RT_VISIBLE_DEVICES."
         )
+        yield "wrong", "none can be used", todo
     for i in range(count):
         free, total = npu.mem_get_info(i)
         seen = f"{i}: {npu.get_device_name(i)}, {text.size(free)} of {text.size(total)} free"
@@ -182,15 +178,15 @@ def _npus() -> Iterator[_Seen]:
         yield in_use if free < 0.8 * total else seen
 
 
-def _hccl() -> str:
+def _hccl() -> _Seen:
     import torch
 
     if not torch.distributed.is_backend_available("hccl"):
-        raise _Wrong("torch has no such backend", "Install torch_npu again.")
+        return "wrong", "torch has no such backend", "Install torch_npu again."
     try:
         ctypes.CDLL("libhccl.so")
     except OSError as error:
-        raise _Wrong(f"libhccl.so cannot be loaded: {error}", _INSTALL_CANN) from None
+        return "wrong", f"libhccl.so cannot be loaded: {error}", _INSTALL_CANN
     return "is there, for several NPUs"
 
 
@@ -217,21 +213,22 @@ def _caches() -> Iterator[_Seen]:
         yield ("note", seen, f"Set {variable} to a folder with space.") if is_bad else seen
 
 
-def _engine() -> str:
+def _engine() -> _Seen:
     try:
         return f"SGLang {metadata.version('sglang')}"
     except metadata.PackageNotFoundError:
-        raise _Wrong("SGLang is not installed", _INSTALL_SGLANG) from None
+        return "wrong", "SGLang is not installed", _INSTALL_SGLANG
 
 
-def _plugin() -> str:
+def _plugin() -> _Seen:
     if find_spec("sglang") is None:
-        raise _Wrong("there is no engine to patch", _INSTALL_SGLANG)
+        return "wrong", "there is no engine to patch", _INSTALL_SGLANG
     if "ascend_gguf" not in metadata.entry_points(group="sglang.srt.plugins").names:
-        raise _Wrong("SGLang does not find it", "Install this package again: pip install .")
+        return "wrong", "SGLang does not find it", "Install this package again: pip install ."
     only = os.environ.get("SGLANG_PLUGINS")
     if only is not None and "ascend_gguf" not in only.split(","):
-        raise _Wrong("SGLANG_PLUGINS leaves it out", "Unset SGLANG_PLUGINS, or add ascend_gguf.")
+        todo = "Unset SGLANG_PLUGINS, or add ascend_gguf."
+        return "wrong", "SGLANG_PLUGINS leaves it out", todo
     return f"fits this engine: {_of_patch('doctor').hooks()} functions hooked"
 
 
@@ -248,7 +245,7 @@ def _operators() -> Iterator[_Seen]:
         "CANN may be right."
     )
     for name, problem in _of_patch("doctor").operators():
-        wrong = "wrong", _without_paths(f"{name}: {problem}"), todo
+        wrong = "wrong", f"{name}: {problem}", todo
         yield wrong if problem else f"{name}: as documented"
 
 

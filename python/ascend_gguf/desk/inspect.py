@@ -17,13 +17,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.generation_config import recommended_sampling
 from ascend_gguf.npu.choice import choose
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import (
-    attends_both_ways,
-    describe_model,
-    reach,
-    refuse_float16,
-    refuse_on_npu,
-)
+from ascend_gguf.servable import attends_both_ways, describe_model, reach, refuse_device
 from ascend_gguf.tokenizer import check_tokenizer, stop_token_ids
 
 #: ``tokenizer.ggml.KEY_token_id``.
@@ -51,13 +45,9 @@ def inspect(file: GGUFFile) -> dict[str, Any]:
         check_tokenizer(file.path)
     except GGUFError as error:
         return facts | {"served": dict.fromkeys(served, _reason(error))}
-    for device, check in (
-        ("npu", lambda: refuse_on_npu(file.path, config)),
-        ("310P3", lambda: refuse_on_npu(file.path, config)),
-        ("310P3", lambda: refuse_float16(file)),  # it has no bfloat16
-    ):
+    for device, dtype in (("npu", _DTYPE), ("310P3", "float16")):  # which has no bfloat16
         try:
-            check()
+            refuse_device(file, config, True, dtype)
         except GGUFError as error:
             served[device] = _reason(error)
     gives = "embeddings" if attends_both_ways(file) else "text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from ascend_gguf.desk.source import opened
 from ascend_gguf.desk.weights import Ranks, holdings, modules_of
 from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.choice import choose
-from ascend_gguf.ranks import Shares, uneven
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import describe_model, reach, refuse_float16, refuse_on_npu
+from ascend_gguf.servable import describe_model, reach, refuse_device
 
 _GB = 10**9
 #: Bytes of states for one of the KV cache (``--mamba-full-memory-ratio``), one of them is padding.
@@ -57,10 +57,7 @@ def plan(
         GGUFError: the model is not served on this chip.
     """
     config = describe_model(file.path)
-    if chip.is_npu:
-        refuse_on_npu(file.path, config)
-    if dtype == "float16":
-        refuse_float16(file)
+    refuse_device(file, config, chip.is_npu, dtype)
     modules = modules_of(file, config)
     budget = memory * fraction * _GB
     rows = []
@@ -70,13 +67,11 @@ def plan(
         row["state_bytes_a_request"] = state
         for weights in ("packed", "dense"):
             choice = choose({"weights": "auto" if weights == "packed" else "dense"}, file.path)
-            held = holdings(modules, config, chip, ranks, dtype, choice)
-            nbytes = sum(one.nbytes for one in held)
-            by_layout: dict[str, int] = {}
-            for one in held:
-                by_layout[one.layout] = by_layout.get(one.layout, 0) + one.nbytes
-            states, tokens = _room(budget - nbytes, token, state, chip)
-            row[weights] = {"bytes": nbytes, "layouts": by_layout}
+            held: Counter[str] = Counter()
+            for one in holdings(modules, config, chip, ranks, dtype, choice):
+                held[one.layout] += one.nbytes
+            states, tokens = _room(budget - held.total(), token, state, chip)
+            row[weights] = {"bytes": held.total(), "layouts": held}
             row[weights] |= {"cache_tokens": tokens, "states": states}
         rows.append(row)
     context = min(config.max_position_embeddings, reach(config) or 1 << 62)
@@ -107,23 +102,17 @@ def _room(left: float, token: int, state: int, chip: Chip) -> tuple[int, int]:
 def _ways(file: GGUFFile, config: Any, count: int) -> list[Ranks]:
     """Tensor parallelism over 1, 2, 4, ... and ``count`` devices, with stages and with experts."""
     sizes = sorted({count, *(1 << i for i in range(count.bit_length()) if 1 << i <= count)})
-    is_latent = bool(getattr(config, "kv_lora_rank", None))
-    heads = config.num_attention_heads, None if is_latent else config.num_key_value_heads
     has_experts = any(".ffn_down_exps." in name for name in file.tensors)
-
-    def even(tp: int, ep: int) -> bool:
-        return not any(uneven(file.path, config, Shares(tp, ep, 1, tp), heads))
-
     ways = []
     for devices in sizes:
         for pp in (size for size in sizes if devices % size == 0):
             tp = devices // pp
             if pp > config.num_hidden_layers or pp > 1 and devices < count:
                 continue
-            ways += [Ranks(tp, 1, pp)] if even(tp, 1) else []
-            if has_experts and tp > 1 and pp == 1 and even(tp, tp):
+            ways.append(Ranks(tp, 1, pp))
+            if has_experts and tp > 1 and pp == 1:
                 ways.append(Ranks(tp, tp, pp))
-    return ways
+    return [ranks for ranks in ways if not any(ranks.uneven(file, config))]
 
 
 def _recommended(rows: list[dict[str, Any]], context: int) -> dict[str, Any] | None:
@@ -172,12 +161,12 @@ def lines(found: dict[str, Any]) -> str:
         for weights in ("packed", "dense"):
             held = row[weights]
             left, tokens = budget - held["bytes"], held["cache_tokens"]
-            room = [text.size(left) if left > 0 else "does not fit"]
-            room += [f"{held['states']:,}"] * has_states if left > 0 else [""] * has_states
-            room.append(f"{tokens:,}" if left > 0 else "")
-            counts = [f"{tokens // length:,}" if left > 0 else "" for length in lengths]
+            room = ["does not fit", *[""] * (len(head) - 6)]
+            if left > 0:
+                counts = [held["states"]] * has_states + [tokens, *(tokens // n for n in lengths)]
+                room = [text.size(left), *(f"{n:,}" for n in counts)]
             ways = [row["tp"], row["ep"], row["pp"]] if weights == "packed" else [""] * 3
-            body.append([*ways, weights, text.size(held["bytes"]), *room, *counts])
+            body.append([*ways, weights, text.size(held["bytes"]), *room])
     parts = [
         f"{found['chip']}: {found['memory_gb']:.4g} GB a device, of which "
         f"{found['mem_fraction_static']:.0%} for weights and KV cache; {found['dtype']}\n"

@@ -18,9 +18,8 @@ from ascend_gguf.desk.doctor import quiet
 from ascend_gguf.desk.source import opened
 from ascend_gguf.desk.weights import Ranks, modules_of, nbytes_of, to_tune
 from ascend_gguf.errors import GGUFError
-from ascend_gguf.ranks import Shares, uneven
 from ascend_gguf.reader import GGUFFile
-from ascend_gguf.servable import describe_model, refuse_float16, refuse_on_npu
+from ascend_gguf.servable import describe_model, refuse_device
 from ascend_gguf.weights import tuned
 from ascend_gguf.weights.layout import Layout, Weight
 
@@ -67,7 +66,10 @@ def tune(
     name, is_npu = of_patch.device_name(), of_patch.is_npu()
     dtype = dtype or ("float16" if "310P" in name else "bfloat16")
     in_torch = getattr(torch, dtype)
-    config = _checked(file, ranks, dtype, is_npu)
+    config: Any = describe_model(file.path)
+    refuse_device(file, config, is_npu, dtype)
+    for problem in ranks.uneven(file, config):
+        raise GGUFError(f"{ranks.tp} ranks cannot share {problem}", file=file.path)
     _tell_of_damage(tell)
     device = of_patch.Device(file.path, in_torch)
     deadline = of_patch.clock() + seconds
@@ -117,20 +119,6 @@ def _of_patch() -> Any:
     if find_spec("sglang") is None:
         raise GGUFError("SGLang is not installed", hint="It times what SGLang would run.")
     return import_module("ascend_gguf.srt.tune")
-
-
-def _checked(file: GGUFFile, ranks: Ranks, dtype: str, is_npu: bool) -> Any:
-    """The configuration of a model that can be served here so."""
-    config: Any = describe_model(file.path)
-    if is_npu:
-        refuse_on_npu(file.path, config)
-        if dtype == "float16":
-            refuse_float16(file)
-    is_latent = bool(getattr(config, "kv_lora_rank", None))
-    heads = config.num_attention_heads, None if is_latent else config.num_key_value_heads
-    for problem in uneven(file.path, config, Shares(ranks.tp, ranks.ep, 1, ranks.tp), heads):
-        raise GGUFError(f"{ranks.tp} ranks cannot share {problem}", file=file.path)
-    return config
 
 
 def _entry(row: dict[str, Any]) -> tuned.Tuned:

@@ -8,12 +8,12 @@ allocate it on torch's ``meta`` device.  So sizes are those of loading.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from ascend_gguf.architectures.tensor_names import split_layer
 from ascend_gguf.desk.chips import Chip
 from ascend_gguf.ggml_types import BlockType
 from ascend_gguf.npu.choice import Choice
+from ascend_gguf.ranks import Shares, uneven
 from ascend_gguf.reader import GGUFFile, GGUFTensor
 from ascend_gguf.weights.dense import Dense
 from ascend_gguf.weights.in_blocks import InBlocks
@@ -102,6 +103,12 @@ class Ranks(NamedTuple):
     tp: int = 1
     ep: int = 1
     pp: int = 1
+
+    def uneven(self, file: GGUFFile, config: Any) -> Iterator[str]:
+        """What they cannot share evenly, in words."""
+        is_latent = bool(getattr(config, "kv_lora_rank", None))
+        heads = config.num_attention_heads, None if is_latent else config.num_key_value_heads
+        return uneven(file.path, config, Shares(self.tp, self.ep, 1, self.tp), heads)
 
 
 @dataclass(frozen=True)
@@ -229,11 +236,11 @@ def _shared_as(module: Module, config: Any, padded: Any) -> Module:
 
 def layers_of_stages(config: Any, stages: int) -> list[range]:
     """Those of each stage of a pipeline: the last ones have one more where they are uneven."""
-    layers = config.num_hidden_layers
-    ends = [0]
-    for stage in range(stages):
-        ends.append(ends[-1] + layers // stages + (stage >= stages - layers % stages))
-    return [range(first, last) for first, last in pairwise(ends)]
+    least, more = divmod(config.num_hidden_layers, stages)
+    counts = [least] * (stages - more) + [least + 1] * more
+    return list(
+        itertools.starmap(range, itertools.pairwise(itertools.accumulate(counts, initial=0)))
+    )
 
 
 def _stage(

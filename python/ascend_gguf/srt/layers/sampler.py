@@ -96,13 +96,11 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
         kept = filtered(*(given.cpu() for given in (probs, top_ks, top_ps, min_ps)))
         return sample_seeded(kept, sampling_seed, positions).int().to(probs.device)
     rest = top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions
-    few = None
-    if sampling_seed is None and not return_filtered_probs and uses_cpu_kernels(probs):
-        few = most_probable(probs, top_ks, top_ps)
-    if few is None:
-        if sampling_seed is None and not return_filtered_probs and uses_cpu_kernels(probs):
-            return _with_tokens(original, probs, rest, options)
+    if return_filtered_probs or not uses_cpu_kernels(probs):
         return original(probs, *rest, return_filtered_probs=return_filtered_probs, **options)
+    few = most_probable(probs, top_ks, top_ps)
+    if few is None:
+        return _with_tokens(original, probs, rest, options)
     values, ids = few
     chosen = original(values, *rest)
     return ids.gather(1, chosen.long().view(-1, 1)).view(-1).int()
