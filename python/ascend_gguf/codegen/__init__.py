@@ -30,6 +30,7 @@ from ascend_gguf.codegen.math import (
     add_pairs,
     exp,
     exp2,
+    halved,
     max_of,
     maximum,
     multiply_add,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable, Iterable
+
 from ascend_gguf.codegen.backend import backend
 from ascend_gguf.codegen.kinds import BF16, F32, I32, LANES
 from ascend_gguf.codegen.value import Value
@@ -49,20 +53,28 @@ def maximum(a: Value, b: Value | float) -> Value:
     return (a < b).select(b, a)
 
 
-def sum_of(value: Value) -> Value:
-    """The sum of the lanes, halves first."""
+def halved(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
+    """One lane of all: halves are combined until one is left."""
     while len(value) > 1:
         half = len(value) // 2
-        value = value[:half] + value[half:]
+        value = combine(value[:half], value[half:])
     return value
+
+
+def sum_of(value: Value) -> Value:
+    """The sum of the lanes, halves first."""
+    return halved(value, operator.add)
 
 
 def max_of(value: Value) -> Value:
     """The greatest of the lanes."""
-    while len(value) > 1:
-        half = len(value) // 2
-        value = maximum(value[:half], value[half:])
-    return value
+    return halved(value, maximum)
+
+
+def _series(x: Value, coefficients: Iterable[float]) -> Value:
+    """A polynomial, its highest power first."""
+    first, *others = (x.filled(number) for number in coefficients)
+    return functools.reduce(lambda sum_, number: multiply_add(sum_, x, number), others, first)
 
 
 def exp(x: Value) -> Value:
@@ -73,10 +85,7 @@ def exp(x: Value) -> Value:
     exponent = shifted - WHOLE
     r = multiply_add(exponent, x.filled(-_LN2_HIGH), x)
     r = multiply_add(exponent, x.filled(-_LN2_LOW), r)
-    series = r.filled(_EXP[0])
-    for coefficient in (*_EXP[1:], 0.5):
-        series = multiply_add(series, r, r.filled(coefficient))
-    result = multiply_add(series, r * r, r + 1.0)
+    result = multiply_add(_series(r, (*_EXP, 0.5)), r * r, r + 1.0)
     return result * ((shifted.bitcast(I32) << 23) + 0x3F800000).bitcast(F32)
 
 
@@ -90,10 +99,7 @@ def softplus(x: Value) -> Value:
     small = exp(-maximum(x, -x))
     # log(1 + y) is twice the inverse hyperbolic tangent of this, which is at most 1/3.
     part = small / (small + 2.0)
-    square = part * part
-    series = square.filled(1 / _SOFTPLUS_TERMS)
-    for power in range(_SOFTPLUS_TERMS - 2, 0, -2):
-        series = multiply_add(series, square, square.filled(1 / power))
+    series = _series(part * part, (1 / power for power in range(_SOFTPLUS_TERMS, 0, -2)))
     return multiply_add(part * 2.0, series, maximum(x, 0.0))
 
 
@@ -103,7 +109,5 @@ def exp2(x: Value) -> Value:
     shifted = maximum(x, -127.0)
     exponent = shifted + WHOLE
     r = shifted - (exponent - WHOLE)
-    series = r.filled(_EXP2[0])
-    for coefficient in (*_EXP2[1:], 1.0):
-        series = multiply_add(series, r, r.filled(coefficient))
+    series = _series(r, (*_EXP2, 1.0))
     return (series.bitcast(I32) + (exponent.bitcast(I32) << 23)).bitcast(F32)

@@ -16,6 +16,7 @@ from ascend_gguf.codegen import (
     Value,
     exp,
     fold,
+    halved,
     load,
     local,
     loop,
@@ -107,11 +108,4 @@ def _best(scores: Value, experts: int, width: int) -> tuple[Value, Value]:
         return [minimum(has.select(here, found[0]), found[0])]
 
     (places,) = fold(0, experts, width, [splat(experts - 1, width, I32)], place)
-    return greatest, _least(places)
-
-
-def _least(value: Value) -> Value:
-    while len(value) > 1:
-        half = len(value) // 2
-        value = minimum(value[:half], value[half:])
-    return value
+    return greatest, halved(places, minimum)

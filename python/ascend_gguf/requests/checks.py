@@ -290,21 +290,24 @@ def _checked_bias(bias: Any, limits: Limits) -> dict[str, Real]:
     return checked
 
 
+def _listed(field: str, found: Any) -> list:
+    """A string as a list of it, or a list that is not too long."""
+    listed = [found] if isinstance(found, str) else found
+    if not isinstance(listed, (list, tuple)) or len(listed) > MOST_STOPS:
+        raise RequestError(field, found, f"a string, or a list of at most {MOST_STOPS}")
+    return list(listed)
+
+
 def _checked_stops(field: str, stops: Any) -> list[str]:
-    stops = [stops] if isinstance(stops, str) else stops
-    if not isinstance(stops, (list, tuple)) or len(stops) > MOST_STOPS:
-        raise RequestError(field, stops, f"a string, or a list of at most {MOST_STOPS}")
+    stops = _listed(field, stops)
     for stop in stops:
         if not text(field, stop, LONGEST_STOP):
             raise RequestError(field, stop, f"strings of 1 to {LONGEST_STOP} characters")
-    return list(stops)
+    return stops
 
 
 def _checked_patterns(field: str, patterns: Any) -> Any:
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(listed, (list, tuple)) or len(listed) > MOST_STOPS:
-        raise RequestError(field, patterns, f"a string, or a list of at most {MOST_STOPS}")
-    for pattern in listed:
+    for pattern in _listed(field, patterns):
         check_pattern(field, pattern)
     return patterns
 
