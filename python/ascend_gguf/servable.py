@@ -15,12 +15,6 @@ from ascend_gguf.generation_config import recommended_sampling, suppressed_token
 from ascend_gguf.reader import GGUFFile, open_gguf
 from ascend_gguf.tokenizer import stop_token_ids
 
-#: What is not served on an NPU, by ``model_type``.
-_NOT_ON_NPU = {
-    "mamba2": "SGLang's backend for Mamba-2 without attention has no operators on Ascend",
-    "mimo2": "SGLang's attention on Ascend has keys and values of one size",
-}
-
 #: What CANN's operators for latent attention take: sizes of a vector, and of the key beside it.
 _LATENT, _KEY = 512, 64
 
@@ -92,12 +86,6 @@ def joined_latent(config: Any, has_operators: bool = True) -> int | None:
 
 def refuse_on_npu(path: str | os.PathLike, config: Any) -> None:
     """Raises GGUFError for a model of a configuration that is right on the CPU alone."""
-    if config.model_type in _NOT_ON_NPU:
-        raise GGUFError(
-            f"this model is not served on an NPU: {_NOT_ON_NPU[config.model_type]}",
-            file=path,
-            hint="On the CPU it is served.",
-        )
     if config.model_type == "llama4_text" and config.num_experts_per_tok != 1:
         raise GGUFError(
             "SGLang cannot choose experts so on an NPU",

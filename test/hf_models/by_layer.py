@@ -275,6 +275,5 @@ TINY: dict[str, Tiny] = {
         },
         mimo_metadata,
         mimo,
-        refused={"npu": "SGLang's attention on Ascend has keys and values of one size"},
     ),
 }

@@ -360,9 +360,6 @@ TINY: dict[str, Tiny] = {
         | {"num_attention_heads": 8, "num_key_value_heads": 8, "rope_parameters": None},
         mamba2_metadata,
         nemotron,
-        refused={
-            "npu": "SGLang's backend for Mamba-2 without attention has no operators on Ascend"
-        },
     ),
     "nemotron-h": Tiny(
         "nemotron_h",

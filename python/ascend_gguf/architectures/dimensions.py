@@ -135,13 +135,20 @@ def of_layer(config: Any, layer: int | None) -> Any:
     return _OfLayer(config, layer)
 
 
-def cached_heads(config: Any, layer: int) -> tuple[int, int, int]:
-    """Heads of a layer's keys, the size of a key, and that of a value; zeros if it keeps none."""
+def cached_heads(config: Any, layer: int, on_npu: bool = False) -> tuple[int, int, int]:
+    """Heads of a layer's keys, the size of a key, and that of a value; zeros if it keeps none.
+
+    Args:
+        on_npu: as its operators want them, keys and values of one size.
+    """
     own = of_layer(config, layer)
     if not own.num_key_value_heads or _shares_kv(config, layer):
         return 0, 0, 0
     key = head_size(own)
-    return own.num_key_value_heads, key, first(own, "v_head_dim") or key
+    value = first(own, "v_head_dim") or key
+    if on_npu:
+        key = value = max(key, value)
+    return own.num_key_value_heads, key, value
 
 
 def size(words: str, config: Any) -> int:

@@ -62,7 +62,7 @@ def plan(
     budget = memory * fraction * _GB
     rows = []
     for ranks in _ways(file, config, count):
-        token, state = cache_bytes(config, ranks, dtype)
+        token, state = cache_bytes(config, ranks, dtype, chip.is_npu)
         row: dict[str, Any] = {**ranks._asdict(), "cache_bytes_a_token": token}
         row["state_bytes_a_request"] = state
         for weights in ("packed", "dense"):

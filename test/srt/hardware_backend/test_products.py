@@ -77,7 +77,7 @@ def test_ascend_950(log):
     assert "falling back" not in text
 
 
-def test_310p(log):
+def test_310p(log, tiny_model):
     """Neither attention nor rows for experts have an operator there: torch's own compute them.
 
     It does not compute in bfloat16, which the files ask for.
@@ -90,6 +90,11 @@ def test_310p(log):
             assert re.search("int8 weights, which Ascend310P3 may not take, are not used: ", text)
             assert not layouts(text) and "falling back" not in text
         served(zygote, log, PLAIN)
+        model = tiny_model("deepseek-v2-lite")
+        options = (*NPU_ONE, "--skip-tokenizer-init", "--chunked-prefill-size", "128")
+        with zygote.serve(model.path, log, *options) as server:
+            prompt = list(range(3, 303))
+            assert server.mean_error(prompt, model.logprobs(prompt)) <= LIMIT
         # On demand: each weight is rounded once more.
         options = ("--model-loader-extra-config", json.dumps({"weights": "int8"}))
         text = served(zygote, log, DENSE, *options, limit=0.05)

@@ -194,7 +194,7 @@ def test_latent_vectors_that_no_operator_takes(npu_engine, tmp_path):
     assert "heads are 576 wide" in score_right(npu_engine, model, "float16")
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral-4"])  # caps, windows, latent
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral-4", "mimo-v2-flash"])
 def test_long_prompts_together_on_the_simulated_npu(npu_engine, tiny_model, name):
     """Prompts of several chunks, one of which is a single token, and answers of a batch."""
     tokens = np.random.default_rng(1).integers(3, 500, 257 + 150).tolist()

@@ -92,7 +92,7 @@ NPU_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ["lfm2", "granite-4-dense"])
+@pytest.mark.parametrize("name", ["lfm2", "granite-4-dense", "mamba2"])
 def test_on_the_simulated_npu(npu_engine, tiny_model, name):
     """States are kept at the ends of pages and chunks, of prompts and of answers."""
     model, dtype = tiny_model(name), TINY[name].npu_dtype

@@ -78,8 +78,8 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
         hidden, value = "sliding_window_pattern", None
     elif kind == "gemma4_text" or kind == "gpt_oss" and is_cpu():
         hidden, value = "architectures", ["LlamaForCausalLM"]
-    elif kind in ("lfm2", "lfm2_moe") and is_npu():
-        # The engine keeps states for the prefix cache of these, and not of convolutions.
+    elif kind in ("lfm2", "lfm2_moe", "mamba2") and is_npu():
+        # The engine keeps states for the prefix cache of these, and not of others.
         hidden, value = "architectures", ["FalconH1ForCausalLM"]
     elif kind == "nemotron_h":  # for experts that are not quantized it asks for CUDA
         owner, hidden, value = model_config_of(server_args), "quantization", "gguf"
@@ -213,7 +213,8 @@ def _attends_by_torch(server_args: Any) -> str:
     if _caps(model.hf_config):
         return "This model caps the scores of attention"
     is_latent = model.attention_arch == AttentionArch.MLA
-    width = latent_width(model.hf_config) if is_latent else model.head_dim
+    values = getattr(model.hf_config, "v_head_dim", None) or 0
+    width = latent_width(model.hf_config) if is_latent else max(model.head_dim, values)
     if width and has_odd_width(width):
         return (
             f"This model's heads are {width} wide, not a multiple of {HEAD_MULTIPLE} up to "

@@ -19,10 +19,15 @@ from ascend_gguf.srt.overrides import override_methods
 
 
 def has_layer_sizes(config: Any) -> bool:
-    """Whether layers have keys or values of different sizes, or some have none."""
-    if first(config, "sizes_by_layer", "num_kv_shared_layers") is None:
+    """Whether layers have keys or values of different sizes, or some have none.
+
+    On an NPU also where keys and values have: its operators take them as of one size.
+    """
+    names = ("sizes_by_layer", "num_kv_shared_layers", *(("v_head_dim",) if is_npu() else ()))
+    if first(config, *names) is None or getattr(config, "kv_lora_rank", None):
         return False
-    return len({cached_heads(config, i) for i in range(config.num_hidden_layers)}) > 1
+    sizes = {cached_heads(config, i) for i in range(config.num_hidden_layers)}
+    return len(sizes) > 1 or is_npu() and any(key != value for _, key, value in sizes)
 
 
 def latent_width(config: Any) -> int | None:
@@ -41,7 +46,7 @@ def _shapes(config: Any, layers: range) -> list[tuple[int, int, int]]:
     ranks = get_parallel().attn_tp_size
     found = []
     for layer in layers:
-        heads, *sizes = cached_heads(config, layer)
+        heads, *sizes = cached_heads(config, layer, is_npu())
         found.append((max(1, heads // ranks), *sizes) if heads else (0, 0, 0))
     return found
 

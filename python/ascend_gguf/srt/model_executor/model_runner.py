@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.configs.load_config import LoadConfig
-from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.configs.model_config import AttentionArch, ModelConfig
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_schedule, get_spec
+from sglang.srt.utils import is_npu
 
 from ascend_gguf.cpu.sampling import finite_rows
 from ascend_gguf.memory.lazy_zeros import LazyZeros
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+#: Classes that attend by another operator on Ascend, of the engine's ``NPUGraphRunner``.
+_TOLD_OTHERWISE = {"MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM", "Step3p5ForCausalLM"}
+
 
 def __init__(
     original: Callable, self: ModelRunner, model_config: ModelConfig, *args: Any, **kwargs: Any
@@ -37,6 +41,9 @@ def __init__(
     is_gguf = model_config.quantization == "gguf"
     if is_gguf:
         join_latents(model_config)
+        if is_npu() and model_config.attention_arch == AttentionArch.SSM:
+            # For which the engine has a backend of Triton kernels, and on an NPU no graphs.
+            model_config.attention_arch = AttentionArch.MHA
         override(self)
     original(self, model_config, *args, **kwargs)
     if is_gguf:
@@ -63,12 +70,12 @@ def replay_decode_steps(original: Callable, self: ModelRunner, *args: Any, **kwa
     """Overrides ``init_cuda_graphs`` and ``init_decode_cuda_graph``.
 
     The engine has a graph for the CPU only of what ``torch.compile`` makes.  That for an NPU tells
-    lengths by an argument of another operator to the class of Step 3.5, which on the engine's own
-    backend attends by it; here it attends as others do.
+    lengths by an argument of another operator to some classes, which on the engine's own backend
+    attend by it; here they attend as others do.
     """
     config = self.model_config.hf_config
     kept = config.architectures
-    if "Step3p5ForCausalLM" in kept:
+    if _TOLD_OTHERWISE & {*kept}:
         config.architectures = ["LlamaForCausalLM"]
     try:
         original(self, *args, **kwargs)

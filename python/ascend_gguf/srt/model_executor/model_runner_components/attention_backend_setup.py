@@ -38,6 +38,8 @@ def _build_backend_from_str(
     # Not before: it imports kernels of sgl-kernel-npu, which other models do without.
     from ascend_gguf.srt.hardware_backend.npu.attention import ascend_hybrid_linear_attn_backend
 
+    if config.model_type == "mamba2":  # no layer attends
+        return ascend_hybrid_linear_attn_backend.GGUFMamba2Backend(model_runner)
     model_runner.init_new_workspace = init_new_workspace
     attention = ATTENTION_BACKENDS[backend_str](model_runner)
     return ascend_hybrid_linear_attn_backend.with_states(attention, model_runner, config)

@@ -16,6 +16,7 @@ from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnB
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from torch.nn.functional import pad
 
 from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.srt.arg_groups.model_hook import has_odd_width
@@ -49,19 +50,21 @@ def forward_extend(
     Args:
         q: ``[tokens, heads * size]``.
         k, v: ``[tokens, kv_heads, size]``.
+        kwargs: ``sinks``, ``[heads]``; or what is told of latent vectors.
     """
     q = q.contiguous()  # of a layer without RoPE a part of a merged projection
     if _is_latent(self) and not kwargs and not latent.is_documented(self, layer, forward_batch, q):
         return latent.attend_prompts(self, layer, forward_batch, q, k, v)
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    sinks = kwargs.pop("sinks", None)
     if _is_joined(self):
         q, k = _joined(layer, q, k, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
-    q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+    q = _widened(q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim), layer)
     new_lens = forward_batch.extend_seq_lens_cpu
     if _is_by_torch(layer):
-        return _attend_by_torch(self, layer, forward_batch, q, *caches, new_lens)
+        return _attend_by_torch(self, layer, forward_batch, q, *caches, new_lens, sinks)
     output = torch.empty_like(q)
     lengths = self.forward_metadata.seq_lens_cpu_int.tolist()
     start = 0
@@ -76,6 +79,7 @@ def forward_extend(
             *caches,
             self.forward_metadata.block_tables[i : i + 1],
             length,
+            sinks,
         )
         start += new
     return _values(layer, output)
@@ -104,20 +108,21 @@ def forward_decode(
         return self.forward_decode_graph(q, k, v, layer, forward_batch, save_kv_cache, **parts)
     if not _is_ours(self, layer):
         return original(self, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+    sinks = kwargs.pop("sinks", None)
     if _is_joined(self):
         q, k = _joined(layer, q, k, **kwargs)
     caches = _save(self, layer, forward_batch, k, v, save_kv_cache)
+    q = _widened(q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim), layer)
     if _is_by_torch(layer):
-        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return _attend_by_torch(self, layer, forward_batch, q, *caches, [1] * len(q))
+        return _attend_by_torch(self, layer, forward_batch, q, *caches, [1] * len(q), sinks)
     metadata = self.forward_metadata
     # While a graph is captured it has to be the list that the engine replaces at each replay.
     lengths = metadata.seq_lens_cpu_list
     if metadata.seq_lens_cpu_int is not None:
         lengths = metadata.seq_lens_cpu_int.tolist()
     mask = _mask_of_step(self, layer) if layer.sliding_window_size > -1 else None
-    query = q.reshape(-1, 1, layer.tp_q_head_num * layer.qk_head_dim)
-    output = _attend_one(layer, query, *caches, metadata.block_tables, lengths, mask)
+    query = q.flatten(1).unsqueeze(1)
+    output = _attend_one(layer, query, *caches, metadata.block_tables, lengths, mask, sinks)
     return _values(layer, output)
 
 
@@ -126,12 +131,15 @@ def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
         return _is_joined(backend)
     if backend.is_hybrid_swa or layer.is_cross_attention:
         return False
-    return _is_by_torch(layer) or layer.sliding_window_size > -1 or _is_both_ways(layer)
+    is_uneven = layer.qk_head_dim != layer.v_head_dim
+    has_window = layer.sliding_window_size > -1
+    return _is_by_torch(layer) or has_window or is_uneven or _is_both_ways(layer)
 
 
 def _is_by_torch(layer: RadixAttention) -> bool:
     """No operator of the device has a logit soft-cap, or a head size that is no multiple of 16."""
-    is_odd = bool(layer.logit_cap) or has_odd_width(layer.qk_head_dim)
+    width = max(layer.qk_head_dim, layer.v_head_dim)
+    is_odd = bool(layer.logit_cap) or has_odd_width(width)
     return is_odd or ATTENTION in this_product().lacks
 
 
@@ -162,6 +170,12 @@ def _joined(
     return q, k
 
 
+def _widened(x: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
+    """``[..., size]`` as wide as keys and values are in the cache: what is added counts nothing."""
+    width = max(layer.qk_head_dim, layer.v_head_dim)
+    return pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+
+
 def _values(layer: RadixAttention, output: torch.Tensor) -> torch.Tensor:
     """``[tokens, heads, size]`` as ``[tokens, heads * v_head_dim]``: values may be padded."""
     return output[..., : layer.v_head_dim].flatten(1)
@@ -187,6 +201,7 @@ def _save(
             )
         return cache, cache
     if save_kv_cache:
+        k, v = (_widened(x.view(len(x), layer.tp_k_head_num, -1), layer) for x in (k, v))
         pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
     caches = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
     # With ASCEND_USE_FIA they are rows of pages of one.
@@ -202,6 +217,7 @@ def _attend_by_torch(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     new_lens: list[int],
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention by several operators of torch: eager, as lengths are read on the host."""
     output = attend_requests(
@@ -217,6 +233,7 @@ def _attend_by_torch(
         cap=layer.logit_cap,
         window=layer.sliding_window_size if layer.sliding_window_size > -1 else None,
         both_ways=_is_both_ways(layer),
+        sinks=sinks,
     )
     return _values(layer, output)
 
@@ -229,6 +246,7 @@ def _attend_prompt(
     v_cache: torch.Tensor,
     block_table: torch.Tensor,
     length: int,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """The last tokens of one request, which look in a window or at all, also in both directions.
 
@@ -242,12 +260,13 @@ def _attend_prompt(
             if window > -1:
                 lengths = torch.tensor([length], device=q.device)
                 mask = _mask(lengths, layer, block_table, k_cache.shape[1])
-            return _attend_one(layer, q.flatten(2), k_cache, v_cache, block_table, [length], mask)
+            caches = k_cache, v_cache
+            return _attend_one(layer, q.flatten(2), *caches, block_table, [length], mask, sinks)
         band = {"atten_mask": backend.fia_mask.unsqueeze(0), "sparse_mode": 3}
         if window > -1:  # a band that ends at the last query and the last key
             after = window if both_ways else 0
             band |= {"sparse_mode": 4, "pre_tokens": window, "next_tokens": after}
-    output, _ = torch_npu.npu_fused_infer_attention_score_v2(
+    output, sums = torch_npu.npu_fused_infer_attention_score_v2(
         query=q.contiguous(),
         key=k_cache.flatten(2),
         value=v_cache.flatten(2),
@@ -259,9 +278,10 @@ def _attend_prompt(
         actual_seq_qlen=[q.shape[1]],
         actual_seq_kvlen=[length],
         softmax_scale=layer.scaling,
+        return_softmax_lse=sinks is not None,
         **band,
     )
-    return output[0]
+    return _beside_sinks(output[0], sums, sinks)
 
 
 def _attend_one(
@@ -272,6 +292,7 @@ def _attend_one(
     block_table: torch.Tensor,
     lengths: list[int],
     mask: torch.Tensor | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One token of each request: ``[requests, 1, heads * size]`` to ``[requests, heads, size]``."""
     arguments = {
@@ -284,16 +305,36 @@ def _attend_one(
         "actual_seq_lengths_kv": lengths,
         "atten_mask": mask,
         "sparse_mode": 0,
+        "softmax_lse_flag": sinks is not None,
     }
     tensors = q, k_cache.flatten(2), v_cache.flatten(2)
     # With its memory given, so that the call can be captured and updated.
     workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(*tensors, **arguments)
     output = torch.empty_like(q)
-    sums = torch.empty(1, dtype=q.dtype, device=q.device)
+    heads = layer.tp_q_head_num
+    shape = (1,) if sinks is None else (len(q), heads, 1, 1)
+    dtype = q.dtype if sinks is None else torch.float32
+    sums = torch.empty(shape, dtype=dtype, device=q.device)
     torch_npu.npu_fused_infer_attention_score.out(
         *tensors, **arguments, workspace=workspace, out=[output, sums]
     )
-    return output.view(len(q), layer.tp_q_head_num, layer.qk_head_dim)
+    return _beside_sinks(output.view(len(q), heads, -1), sums, sinks)
+
+
+def _beside_sinks(
+    output: torch.Tensor, sums: torch.Tensor, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """``[tokens, heads, size]`` with one more score of each head, of a token that has no value.
+
+    The operator takes such scores for some sizes of values alone.
+
+    Args:
+        sums: ``[requests, heads, tokens of one, 1]``, logarithms of what softmax divided by.
+    """
+    if sinks is None:
+        return output
+    sums = sums.transpose(1, 2).reshape(*output.shape[:2], 1)
+    return (output * (sums - sinks.float().unsqueeze(-1)).sigmoid()).to(output.dtype)
 
 
 def _mask_of_step(backend: AscendAttnBackend, layer: RadixAttention) -> torch.Tensor:
