@@ -17,6 +17,9 @@ _WIDTHS = {
     "ffn_down_shexp": "columns of the shared experts",
 }
 
+#: Models, by ``model_type``, of which a key-value head is on one rank alone.
+_NOT_COPIED = frozenset({"muse_glimmer_text"})
+
 
 class Shares(NamedTuple):
     """Into how many parts a model is cut.
@@ -51,7 +54,8 @@ def uneven(
     if shares.tp % (shares.ep * shares.moe_dp):
         return
     pairs = _heads_by_layer(config) or {heads}
-    yield from dict.fromkeys(_uneven_heads(sorted(pairs), shares.attention, pads))
+    copies = not pads and config.model_type not in _NOT_COPIED
+    yield from dict.fromkeys(_uneven_heads(sorted(pairs), shares.attention, copies))
     if pads:
         return
     widths = _widths(path)
@@ -84,11 +88,13 @@ def uneven_experts(path: str | os.PathLike, config: Any, shares: Shares) -> Iter
         yield f"{groups} groups of heads of Mamba-2"
 
 
-def _uneven_heads(pairs: Iterable[tuple[int, int | None]], ranks: int, pads: bool) -> Iterator[str]:
+def _uneven_heads(
+    pairs: Iterable[tuple[int, int | None]], ranks: int, copies: bool
+) -> Iterator[str]:
     for query, kv in pairs:
         if not ranks or query % ranks:
             yield f"{query} attention heads"
-        elif kv and kv % ranks and (pads or ranks % kv):
+        elif kv and kv % ranks and (not copies or ranks % kv):
             yield f"{kv} key-value heads"
 
 

@@ -62,6 +62,24 @@ def test_stablelm_12b(tmp_path):
             load_config(tmp_path / f"{name}.gguf")
 
 
+def test_muse_glimmer_with_weights_of_queries(tmp_path):
+    """Of which conversion makes one factor for all; the engine has no others."""
+    model = write_model(tmp_path, TINY["muse-glimmer"])
+    changed = {
+        "blk.1.attn_q_norm.weight": np.ones,
+        "blk.2.attn_k_norm.weight": lambda n, t: np.arange(n, dtype=t),
+    }
+
+    def edit(name: str, data: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        return [(name, changed[name](64, np.float32) if name == at else data)]
+
+    for at in changed:
+        rewrite(model.path, tmp_path / "other.gguf", edit)
+        with pytest.raises(GGUFError, match="one factor for all queries") as error:
+            load_config(tmp_path / "other.gguf")
+        assert error.value.tensor == at
+
+
 def test_none_is_served_and_refused():
     kinds = [set(REFUSED), WITHOUT_CLASS, WITHOUT_TABLE, SERVED]
     assert sum(map(len, kinds)) == len(set().union(*kinds))

@@ -92,6 +92,10 @@ def _set(**attributes: Any) -> Change:
 def _invert_layers(config: dict[str, Any]) -> None:
     other = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
     config["layer_types"] = [other[kind] for kind in config["layer_types"]]
+    if config["model_type"] == "muse_glimmer_text":  # RoPE is where a window is
+        theta = config["rope_parameters"]["rope_theta"]
+        types = config["layer_types"]
+        config["layer_rope_theta"] = [theta * (kind == "sliding_attention") for kind in types]
 
 
 def _rotate_others(config: dict[str, Any]) -> None:
@@ -155,7 +159,7 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.rope_pattern": ([False, True, True, True], _rotate_others),
     "embedding_scale": (2.0, _set(embedding_multiplier=2.0)),
     "residual_scale": (0.7, _set(residual_multiplier=0.7)),
-    "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8)),
+    "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8, output_multiplier=0.8)),
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
     "attention.clamp_kqv": (0.7, _clip),

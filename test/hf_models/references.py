@@ -10,6 +10,11 @@ from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import (
     DeepseekOcr2TextModel,
     DeepseekOcr2TextPreTrainedModel,
 )
+from transformers.models.muse_glimmer.configuration_muse_glimmer import MuseGlimmerTextConfig
+from transformers.models.muse_glimmer.modeling_muse_glimmer import (
+    MuseGlimmerPreTrainedModel,
+    MuseGlimmerTextModel,
+)
 
 
 class DeepseekOcr2TextForCausalLM(DeepseekOcr2TextPreTrainedModel):
@@ -26,3 +31,22 @@ class DeepseekOcr2TextForCausalLM(DeepseekOcr2TextPreTrainedModel):
     def forward(self, input_ids: Any, **options: Any) -> CausalLMOutput:
         hidden = self.model(input_ids, **options).last_hidden_state
         return CausalLMOutput(logits=self.lm_head(hidden))
+
+
+class MuseGlimmerTextForCausalLM(MuseGlimmerPreTrainedModel):
+    """The text of Muse Glimmer, of whose logits the whole makes the same."""
+
+    config: MuseGlimmerTextConfig
+    config_class = MuseGlimmerTextConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = MuseGlimmerTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: Any, **options: Any) -> CausalLMOutput:
+        hidden = self.model(input_ids, **options).last_hidden_state
+        cap = self.config.final_logit_softcapping
+        logits = self.lm_head(hidden) * self.config.output_multiplier
+        return CausalLMOutput(logits=(logits / cap).tanh() * cap)

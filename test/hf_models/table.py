@@ -39,6 +39,7 @@ from hf_models.conversion import (
     window_pattern_metadata,
 )
 from hf_models.dense import DENSE
+from hf_models.gated import TINY as GATED
 from hf_models.gemma3n import TINY as GEMMA_3N
 from hf_models.hybrid import TINY as HYBRID
 from hf_models.latent import TINY as LATENT
@@ -382,6 +383,7 @@ TINY: dict[str, Tiny] = (
     }
     | BY_LAYER
     | GEMMA_3N
+    | GATED
     | LATENT
     | HYBRID
     | DENSE
@@ -417,5 +419,6 @@ ONE_STAGE = frozenset(
         "mimo-v2-flash",
         "minicpm3",
         "minicpm3-long",
+        "muse-glimmer",
     )
 )

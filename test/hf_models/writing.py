@@ -53,6 +53,7 @@ _SIZES = {
 #: Classes of the tests' own: ``model_type`` to the module here, and the name.
 _OWN = {
     "deepseek_ocr2_text": ("references", "DeepseekOcr2TextForCausalLM"),
+    "muse_glimmer_text": ("references", "MuseGlimmerTextForCausalLM"),
     "nemotron-nas": ("deci", "DeciLMForCausalLM"),
     "step3p5": ("step", "Step3p5ForCausalLM"),
 }

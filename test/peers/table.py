@@ -70,6 +70,11 @@ _OF_PICTURES = {
         {"tie_word_embeddings": True} | sections(4, 6, 6),
         VISION | {"out_hidden_size": 128},
     ),
+    "muse-glimmer": Peer(
+        "muse_glimmer",
+        TINY["muse-glimmer"].sizes,
+        VISION | {"num_hidden_layers": 1, "num_attention_heads": 2},
+    ),
     "qwen3-vl": Peer(
         "qwen3_vl",
         {"head_dim": 64} | sections(12, 10, 10),

@@ -67,6 +67,7 @@ class Rename:
             ``ffn``.
         hf: name in the model; ``{expert}`` runs over the experts stacked in the tensor's first
             dimension.  Several names split the tensor's rows, equally or as :attr:`rows` says.
+            None: its content is in the configuration.
         optional: the file may lack it.
         unless: the tensor may be missing if the one of this ``gguf`` name is there.
         kind: the kind of layer that has it, words of :mod:`dimensions`; every layer by default.

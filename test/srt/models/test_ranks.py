@@ -108,6 +108,13 @@ def test_key_heads_cannot_be_shared_on_an_npu(npu_engine, odd_model):
     )
 
 
+def test_key_heads_that_no_rank_copies_on_an_npu(npu_engine, odd_model):
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert _refusal(npu_engine, odd_model("muse-glimmer", **sizes).path, tp_size=4) == (
+        "4 ranks cannot share 2 key-value heads (found --tp-size 4). Use --tp-size 1 or 2."
+    )
+
+
 @pytest.mark.parametrize("name", ["llama-3.1", "granitemoe"])
 def test_more_ranks_than_key_heads_on_an_npu(npu_engine, odd_model, name):
     """Half of 160 columns is no multiple of a block, nor of what an NPU packs together."""

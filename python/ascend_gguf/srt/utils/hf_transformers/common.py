@@ -6,23 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.utils.hf_transformers.common import check_gguf_file, gguf_sidecar_dir
-from sglang.srt.utils.hf_transformers.gguf_native import GGUF_NATIVE_CONFIG_BUILDERS
 
 from ascend_gguf.generation_config import load_generation_config
-from ascend_gguf.reader import open_gguf
 
 
 def reads_from(model: str, unless: str) -> bool:
     """True if ``model`` is a GGUF file whose metadata this package reads for the engine.
 
-    A file of the name ``unless`` beside it wins, as in the engine; so does the engine's own
-    reader of an architecture.
+    A file of the name ``unless`` beside it wins, as in the engine.
     """
-    return (
-        check_gguf_file(model)
-        and gguf_sidecar_dir(model, unless) is None
-        and open_gguf(model).architecture not in GGUF_NATIVE_CONFIG_BUILDERS
-    )
+    return check_gguf_file(model) and gguf_sidecar_dir(model, unless) is None
 
 
 def get_generation_config(
