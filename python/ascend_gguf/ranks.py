@@ -18,7 +18,7 @@ _WIDTHS = {
 }
 
 #: Models, by ``model_type``, of which a key-value head is on one rank alone.
-_NOT_COPIED = frozenset({"muse_glimmer_text"})
+_NOT_COPIED = frozenset({"muse_glimmer_text", "nanbeige"})
 
 
 class Shares(NamedTuple):

@@ -72,7 +72,7 @@ def test_other_attention(npu_engine, tiny_model, name, ranks):
     "name",
     [
         *("lfm2", "granite-4", "nemotron-h-moe", "falcon-h1", "mamba2", "gemma4-e2b"),
-        "mimo-v2-flash",
+        *("mimo-v2-flash", "nanbeige"),
     ],
 )
 def test_states_and_sizes_of_layers(npu_engine, tiny_model, name):

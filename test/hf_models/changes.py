@@ -163,6 +163,8 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
     "attention.clamp_kqv": (0.7, _clip),
+    "num_loops": (2, _set(num_loops=2)),
+    "skip_loop_final_norm": (True, _set(skip_loop_final_norm=True)),
     "altup.active_idx": (1, _set(altup_active_idx=1)),
     "activation_sparsity_scale": (None, _leave_out_more),
     "expert_used_count": (3, _experts_of_a_token),

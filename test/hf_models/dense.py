@@ -59,6 +59,20 @@ _GPT = {"tie_word_embeddings": True, "intermediate_size": 512, "rope_parameters"
 _llama = partial(Tiny, convert=llama, metadata=llama_metadata)
 
 DENSE: dict[str, Tiny] = {
+    "nanbeige": Tiny(
+        "nanbeige",
+        "looped_llama",
+        {"num_loops": 3, "skip_loop_final_norm": False, "head_dim": 64},
+        lambda config: (
+            llama_metadata(config)
+            | {
+                "num_loops": config.num_loops,
+                "skip_loop_final_norm": config.skip_loop_final_norm,
+            }
+        ),
+        llama,
+        names="llama",
+    ),
     "internlm2": _llama("internlm2", "llama", twin=True),
     "xverse": _llama("xverse", "llama", {"num_key_value_heads": 4}, twin=True),
     "baichuan": _llama("baichuan", "llama", {"num_key_value_heads": 4}, twin=True),

@@ -420,5 +420,6 @@ ONE_STAGE = frozenset(
         "minicpm3",
         "minicpm3-long",
         "muse-glimmer",
+        "nanbeige",
     )
 )

@@ -54,6 +54,7 @@ _SIZES = {
 _OWN = {
     "deepseek_ocr2_text": ("references", "DeepseekOcr2TextForCausalLM"),
     "muse_glimmer_text": ("references", "MuseGlimmerTextForCausalLM"),
+    "looped_llama": ("looped", "LoopedLlamaForCausalLM"),
     "nemotron-nas": ("deci", "DeciLMForCausalLM"),
     "step3p5": ("step", "Step3p5ForCausalLM"),
 }
@@ -83,7 +84,7 @@ class Written:
 
 def auto_config() -> Any:
     """transformers' ``AutoConfig``, with those that the tests add to it."""
-    return import_module("hf_models.deci").AutoConfig
+    return import_module("hf_models.looped").AutoConfig
 
 
 def class_of(config: Any) -> Any:

@@ -101,6 +101,10 @@ def paddleocr(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any],
     return config, tensors
 
 
+def nanbeige(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    return _of(config, "NanbeigeForCausalLM"), tensors
+
+
 def orion(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     epsilon = config["layer_norm_eps"]
     return _of(config, "OrionForCausalLM", rms_norm_eps=epsilon), tensors
@@ -387,6 +391,7 @@ PUBLISHED: dict[str, Published] = {
     "kimi-linear-fused": kimi,
     "xverse": xverse,
     "orion": orion,
+    "nanbeige": nanbeige,
     "paddleocr": paddleocr,
     "exaone": exaone,
     "exaone-3.5": exaone,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
-from ascend_gguf.architectures.fields import scale
+from ascend_gguf.architectures.fields import Field, flag, scale
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, NEOX_BIASED_BODY, NEOX_BODY, mlp
@@ -102,4 +102,16 @@ MINICPM = Architecture(
     derived=(_minicpm_scales,),
 )
 
-ARCHITECTURES = (INTERNLM2, XVERSE, BAICHUAN, EXAONE, PADDLEOCR, CHATGLM, QWEN, MINICPM)
+#: Its layers run several times, each time with keys and values of their own.
+NANBEIGE = replace(
+    INTERNLM2,
+    name="nanbeige",
+    model_type="nanbeige",
+    fields=FIELDS
+    | HEAD_SIZE
+    | {"num_loops": Field("num_loops"), "skip_loop_final_norm": flag("skip_loop_final_norm")},
+    defaults={"num_loops": 1, "skip_loop_final_norm": False},
+    causal_lm="NanbeigeForCausalLM",
+)
+
+ARCHITECTURES = (INTERNLM2, XVERSE, BAICHUAN, EXAONE, PADDLEOCR, CHATGLM, QWEN, MINICPM, NANBEIGE)

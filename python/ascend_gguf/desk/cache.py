@@ -37,7 +37,7 @@ def _numbers(config: Any, layer: int, tp: int, on_npu: bool) -> int:
     if getattr(config, "kv_lora_rank", None):
         return size("kv_lora+rope", config)
     heads, key, value = cached_heads(config, layer, on_npu)
-    return max(1, heads // tp) * (key + value)
+    return max(1, heads // tp) * (key + value) * first(config, "num_loops", default=1)
 
 
 def _state_bytes(config: Any, tp: int, dtype: str) -> int:

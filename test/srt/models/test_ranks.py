@@ -108,9 +108,10 @@ def test_key_heads_cannot_be_shared_on_an_npu(npu_engine, odd_model):
     )
 
 
-def test_key_heads_that_no_rank_copies_on_an_npu(npu_engine, odd_model):
+@pytest.mark.parametrize("name", ["muse-glimmer", "nanbeige"])
+def test_key_heads_that_no_rank_copies_on_an_npu(npu_engine, odd_model, name):
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    assert _refusal(npu_engine, odd_model("muse-glimmer", **sizes).path, tp_size=4) == (
+    assert _refusal(npu_engine, odd_model(name, **sizes).path, tp_size=4) == (
         "4 ranks cannot share 2 key-value heads (found --tp-size 4). Use --tp-size 1 or 2."
     )
 

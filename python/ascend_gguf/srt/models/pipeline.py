@@ -13,9 +13,9 @@ from torch import nn
 
 # The first accepts hidden states from the stage before, and does nothing with them.  Layers of the
 # second attend to keys of layers that another stage may have.  The third loads those of all stages.
-# The others take apart what only the last stage gives.
+# The last asks for a single one.  The others take apart what only the last stage gives.
 _ONE_STAGE = ("Llama4ForCausalLM", "Gemma4ForCausalLM", "GraniteMoeHybridForCausalLM")
-_ONE_STAGE += ("Step3p5ForCausalLM", "MiMoV2FlashForCausalLM")
+_ONE_STAGE += ("Step3p5ForCausalLM", "MiMoV2FlashForCausalLM", "NanbeigeForCausalLM")
 
 
 def model_class_of(model_config: ModelConfig) -> type[nn.Module]:

@@ -165,6 +165,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "ministral3.Ministral3Attention": set_rotary_embedding,
     "mixtral.MixtralModel": mixtral.replace_attention,
     "muse_glimmer.MuseGlimmerAttention": muse_glimmer.repair_attention,
+    "nanbeige.NanbeigeAttention": set_rotary_embedding,
     "nemotron_h.NemotronHMoE": nemotron_h.repair_experts,
     "nemotron_nas.DeciLMForCausalLM": nemotron_nas.repair_model,
     "olmo.OlmoAttention": set_rotary_embedding,
