@@ -330,6 +330,8 @@ TINY: dict[str, Tiny] = (
             "ernie4_5_moe",
             {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64},
             ernie_metadata,
+            # As llama.cpp's quantization leaves it; conversion has a row.
+            lambda name, tensor, config: [(name, tensor.squeeze(0))],
         ),
         "hunyuan-moe": Tiny(
             "hunyuan-moe",

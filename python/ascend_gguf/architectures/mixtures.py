@@ -29,6 +29,7 @@ from ascend_gguf.architectures.parts import (
     router_bias,
     shared_expert,
 )
+from ascend_gguf.architectures.transforms import as_row
 from ascend_gguf.reader import GGUFFile
 
 _ERNIE_EXPERTS = {
@@ -64,7 +65,19 @@ ERNIE4_5_MOE = Architecture(
     defaults={"moe_layer_start_index": 0},
     reads=frozenset({"expert_shared_feed_forward_length"}),
     fixed=SOFTMAX_ROUTER,
-    tensors=(*NEOX_BODY, *DENSE_OR_SPARSE, router_bias("mlp.moe_statics.e_score_correction_bias")),
+    tensors=(
+        *NEOX_BODY,
+        *DENSE_OR_SPARSE,
+        # A row, of which llama-quantize makes a vector.
+        per_layer(
+            "exp_probs_b.bias",
+            "1 experts",
+            "mlp.moe_statics.e_score_correction_bias",
+            kind="sparse",
+            undo=as_row,
+            dense=True,
+        ),
+    ),
     derived=(_last_moe_layer, _shared_count),
 )
 

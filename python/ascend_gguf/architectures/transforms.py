@@ -138,6 +138,11 @@ def with_channel(numbers: torch.Tensor, config: Any) -> torch.Tensor:
     return numbers.unsqueeze(1)
 
 
+def as_row(numbers: torch.Tensor, config: Any) -> torch.Tensor:
+    """A vector, or a matrix of one row, as a matrix of one row."""
+    return numbers.reshape(1, -1)
+
+
 def flat(numbers: torch.Tensor, config: Any) -> torch.Tensor:
     """A matrix as a vector."""
     return numbers.flatten()
