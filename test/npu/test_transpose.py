@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ascend_gguf.npu.groups import ROWS_OF_WORD
 from ascend_gguf.npu.transpose import transposer
@@ -29,8 +30,7 @@ def test_packs_along_the_rows(bits, planes, rows, cols):
     codes = np.random.default_rng(rows).integers(-128, 120, (rows, cols + 32)).astype(np.int8)
     expected = packed(codes[:, :cols], bits, planes)
     found = np.zeros((len(expected), expected.shape[1] + 8), np.uint8)
-    kernel = transposer(bits, planes)
-    places = codes.ctypes.data, codes.strides[0], found.ctypes.data, found.strides[0]
-    kernel(*places, rows // ROWS_OF_WORD[bits], cols)
+    places = torch.from_numpy(codes), torch.from_numpy(found)
+    transposer(bits, planes)(*places, rows // ROWS_OF_WORD[bits], cols)
     assert np.array_equal(found[:, : expected.shape[1]], expected)
     assert not found[:, expected.shape[1] :].any()

@@ -13,8 +13,10 @@ import torch
 from sglang.srt.configs.model_config import AttentionArch
 
 from ascend_gguf import GGUFError
+from ascend_gguf.npu.products import product_of
 from ascend_gguf.servable import refuse_on_npu
 from ascend_gguf.srt.arg_groups import model_hook, speculative_hook
+from ascend_gguf.srt.model_executor import layer_sizes
 from hf_models import TINY, write_model
 from serving import CPU
 
@@ -64,6 +66,7 @@ def on_an_npu(monkeypatch) -> None:
         monkeypatch.setattr(module, "is_npu", lambda: True)
         monkeypatch.setattr(module, "is_cpu", lambda: False)
         monkeypatch.setattr(module, "resolving_view", lambda options: options)
+    monkeypatch.setattr(layer_sizes, "this_product", lambda: product_of("Ascend910B3"))
 
 
 def _check(cache: str = "auto", **config) -> None:
