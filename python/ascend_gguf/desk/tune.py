@@ -65,8 +65,7 @@ def tune(
     of_patch = _of_patch()
     name, is_npu = of_patch.device_name(), of_patch.is_npu()
     dtype = dtype or ("float16" if "310P" in name else "bfloat16")
-    in_torch = getattr(torch, dtype)
-    config: Any = describe_model(file.path)
+    in_torch, config = getattr(torch, dtype), describe_model(file.path)
     refuse_device(file, config, is_npu, dtype)
     for problem in ranks.uneven(file, config):
         raise GGUFError(f"{ranks.tp} ranks cannot share {problem}", file=file.path)
@@ -90,8 +89,8 @@ def tune(
         return result
 
     rows = []
-    weights = to_tune(modules_of(file, config), ranks, dtype)
-    for key, (role, module, weight, count) in weights.items():
+    weights = to_tune(modules_of(file, config), ranks, dtype).items()
+    for key, (role, module, weight, count) in weights:
         candidates = device.candidates(role, weight)
         if len(candidates) > 1:
             tell(f"{module.name} {module.types} ...")
@@ -101,9 +100,9 @@ def tune(
     gc.unfreeze()  # what the device froze: else libraries tell of leaks when Python ends
     wider = of_patch.takes_wider(file.path, in_torch, ranks.tp * ranks.pp if is_npu else 1)
     _choose(rows, wider, together=() if is_npu else ("experts",))
-    found = {"device": name, "dtype": dtype, **ranks._asdict()}
     path = tuned.write(name, {row["key"]: _entry(row) for row in rows if row["chosen"]})
-    return found | {"takes_wider": wider, "weights": rows, "file": str(path)}
+    found = {"device": name, "dtype": dtype, **ranks._asdict(), "takes_wider": wider}
+    return found | {"weights": rows, "file": str(path)}
 
 
 def _tell_of_damage(tell: Callable[[str], None]) -> None:
