@@ -137,8 +137,17 @@ def test_factors_as_llama3s_of_other_models(tmp_path, scaling):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
-def test_factors_of_another_kind(tmp_path):
-    path = _with_factors(tmp_path, [1.0 + i for i in range(32)])
+@pytest.mark.parametrize(
+    "factors",
+    [
+        [1.0 + i for i in range(32)],
+        [1.0] * 8 + [2.0] * 16 + [8.0] * 8,
+        *([1.0] * 16 + [wrong] * 16 for wrong in (float("nan"), float("inf"), 0.0, -1.0)),
+    ],
+    ids=["line", "steps", "nan", "infinite", "zero", "negative"],
+)
+def test_factors_of_another_kind(tmp_path, factors):
+    path = _with_factors(tmp_path, factors)
     with pytest.raises(GGUFError, match=r"not of Llama 3's kind.*config\.json") as error:
         load_config(path)
     assert error.value.tensor == "rope_freqs.weight"

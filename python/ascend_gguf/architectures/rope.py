@@ -257,6 +257,8 @@ def _llama3(file: GGUFFile, theta: float, rotated: int | None) -> dict[str, Any]
 def _llama3_parameters(factors: np.ndarray, theta: float) -> tuple[float, float, float, int] | None:
     """``(factor, low, high, original)`` that give these factors; None if nothing does."""
     largest = factors.max().item()
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        return None
     for low, high, original in (*_LLAMA3, _fit_llama3(factors, theta)):
         expected = llama3_factors(theta, 2 * len(factors), largest, low, high, original)
         if low <= high and np.allclose(factors, expected, rtol=1e-3):
@@ -275,16 +277,17 @@ def _fit_llama3(factors: np.ndarray, theta: float) -> tuple[float, float, int]:
     turns = original * theta ** (-np.arange(len(factors)) / len(factors)) / (2 * math.pi)
     least = 1 / factors.max()
     line = (factors > 1) & (1 / factors > least)
-    first = turns[1 / factors == least].max()
-    last = turns[factors == 1].min(initial=2 * turns[0])
+    first = turns[1 / factors == least].max().item()
+    last = turns[factors == 1].min(initial=2 * turns[0]).item()
     if not line.any():
         return first, (first + last) / 2, original
     x, y = turns[line], 1 / factors[line].astype(np.float64)
-    slope = max((y[0] - least) / (x[0] - first), (1 - y[0]) / (last - x[0]))
-    if len(x) > 1:
-        slope = (y[0] - y[-1]) / (x[0] - x[-1])
-    low = x[0] - (y[0] - least) / slope
-    return low, low + (1 - least) / slope, original
+    with np.errstate(divide="ignore", invalid="ignore"):  # of factors that are no line
+        slope = max((y[0] - least) / (x[0] - first), (1 - y[0]) / (last - x[0]))
+        if len(x) > 1:
+            slope = (y[0] - y[-1]) / (x[0] - x[-1])
+        low = x[0] - (y[0] - least) / slope
+        return low.item(), (low + (1 - least) / slope).item(), original
 
 
 def llama3_factors(
