@@ -151,6 +151,15 @@ def test_a_window_of_one_token_is_refused(name, tmp_path):
     assert error.value.key == f"{name}.attention.sliding_window"
 
 
+def test_more_loops_than_llama_cpp_has_are_refused(tmp_path):
+    (architecture,) = (a for a in ARCHITECTURES if a.name == "nanbeige")
+    layers = load_config(write(tmp_path / "m.gguf", architecture)).num_hidden_layers
+    assert load_config(write(tmp_path / "m.gguf", architecture, num_loops=512 // layers))
+    with pytest.raises(GGUFError, match=f"run too often.*at most {512 // layers}") as error:
+        load_config(write(tmp_path / "m.gguf", architecture, num_loops=512 // layers + 1))
+    assert error.value.key == "nanbeige.num_loops"
+
+
 @EVERY_ARCHITECTURE
 def test_what_says_nothing_changes_nothing(architecture, tmp_path):
     alone = load_config(write(tmp_path / "m.gguf", architecture)).to_dict()

@@ -102,6 +102,23 @@ MINICPM = Architecture(
     derived=(_minicpm_scales,),
 )
 
+#: That a model may have, each counted as often as it runs (llama.cpp's ``LLAMA_MAX_LAYERS``).
+_MOST_LAYERS = 512
+
+
+def _loops(file: GGUFFile, attributes: Attributes) -> Attributes:
+    layers, loops = attributes["num_hidden_layers"], attributes["num_loops"]
+    if layers * loops > _MOST_LAYERS:
+        raise file.error(
+            "the layers run too often",
+            "num_loops",
+            found=loops,
+            expected=f"at most {_MOST_LAYERS // layers}, as in llama.cpp",
+            hint=None,
+        )
+    return {}
+
+
 #: Its layers run several times, each time with keys and values of their own.
 NANBEIGE = replace(
     INTERNLM2,
@@ -111,6 +128,7 @@ NANBEIGE = replace(
     | HEAD_SIZE
     | {"num_loops": Field("num_loops"), "skip_loop_final_norm": flag("skip_loop_final_norm")},
     defaults={"num_loops": 1, "skip_loop_final_norm": False},
+    derived=(_loops,),
     causal_lm="NanbeigeForCausalLM",
 )
 
