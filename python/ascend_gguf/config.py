@@ -127,6 +127,10 @@ def _fields(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     # llama.cpp's defaults, not transformers'.
     values = {**architecture.defaults, **values}
     heads = values.get("num_attention_heads")  # none in a model without attention
+    if heads == 0:
+        raise file.error(
+            "invalid value", "attention.head_count", found=0, expected="heads in at least one layer"
+        )
     if heads and "num_key_value_heads" not in values:
         values["num_key_value_heads"] = heads
         if "num_attention_heads" in by_layer:

@@ -151,11 +151,20 @@ def test_a_window_of_one_token_is_refused(name, tmp_path):
     assert error.value.key == f"{name}.attention.sliding_window"
 
 
+@pytest.mark.parametrize("heads", [0, [0] * VALUES["block_count"]])
+def test_a_model_in_which_no_layer_attends_is_refused(heads, tmp_path):
+    (architecture,) = (a for a in ARCHITECTURES if a.name == "deci")
+    path = write(tmp_path / "m.gguf", architecture, **{"attention.head_count": heads})
+    with pytest.raises(GGUFError, match="heads in at least one layer") as error:
+        load_config(path)
+    assert error.value.key == "deci.attention.head_count"
+
+
 def test_more_loops_than_llama_cpp_has_are_refused(tmp_path):
     (architecture,) = (a for a in ARCHITECTURES if a.name == "nanbeige")
     layers = load_config(write(tmp_path / "m.gguf", architecture)).num_hidden_layers
     assert load_config(write(tmp_path / "m.gguf", architecture, num_loops=512 // layers))
-    with pytest.raises(GGUFError, match=f"run too often.*at most {512 // layers}") as error:
+    with pytest.raises(GGUFError, match=f"value out of range.*at most {512 // layers}") as error:
         load_config(write(tmp_path / "m.gguf", architecture, num_loops=512 // layers + 1))
     assert error.value.key == "nanbeige.num_loops"
 

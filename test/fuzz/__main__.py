@@ -30,14 +30,13 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    if arguments.again:
-        return _again(arguments.again)
-
     from fuzz.runner import Fuzzer
 
     fuzzer = Fuzzer(arguments.seed, arguments.folder)
     try:
         fuzzer.check_seeds()
+        if arguments.again:
+            return _again(arguments.again)
         begin = time.monotonic()
         seconds = arguments.seconds or (math.inf if arguments.files else 60)
         files = arguments.files or 10**9

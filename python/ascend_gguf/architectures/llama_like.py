@@ -110,7 +110,7 @@ def _loops(file: GGUFFile, attributes: Attributes) -> Attributes:
     layers, loops = attributes["num_hidden_layers"], attributes["num_loops"]
     if layers * loops > _MOST_LAYERS:
         raise file.error(
-            "the layers run too often",
+            "value out of range",
             "num_loops",
             found=loops,
             expected=f"at most {_MOST_LAYERS // layers}, as in llama.cpp",
