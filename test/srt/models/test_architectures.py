@@ -174,13 +174,6 @@ def test_served_on_the_simulated_npu(npu_zygote, log, tiny_model, name):
     _serve(npu_zygote, log, tiny_model(name), TINY[name].npu_dtype, *NPU_ONE)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "npu" in TINY[name].refused])
-def test_refused_on_the_simulated_npu(npu_engine, tiny_model, name):
-    with pytest.raises(EngineFailed) as failure:
-        npu_engine.score(tiny_model(name).path, PROMPT, 1, **ANY_DTYPE)
-    assert TINY[name].refused["npu"] in failure.value.reason
-
-
 @pytest.mark.parametrize("name", _alone_on("npu"))
 def test_on_two_ranks_on_the_simulated_npu(npu_engine, tiny_model, name):
     score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, tp_size=2)
