@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import requests
@@ -75,9 +76,7 @@ class Server:
         sampling = {"max_new_tokens": new, "ignore_eos": True}
         options |= {"return_logprob": True, "logprob_start_len": 0}
         answer = self.generate(prompt, sampling, **options)
-        entries = answer["meta_info"]["input_token_logprobs"][1:]
-        entries += answer["meta_info"]["output_token_logprobs"]
-        return [*prompt, *answer["output_ids"]], [entry[0] for entry in entries]
+        return [*prompt, *answer["output_ids"]], told(answer)
 
     def mean_error(self, prompt: Sequence[int], expected: Sequence[float]) -> float:
         """Mean absolute error of the log-probabilities of a prompt's tokens; printed too."""
@@ -88,6 +87,13 @@ class Server:
         reply = requests.post(f"{self.url}/generate", json=body | options, timeout=120)
         reply.raise_for_status()
         return reply.json()
+
+
+def told(answer: dict[str, Any]) -> list[float]:
+    """Log-probabilities in an answer: of the prompt but the first that was asked for, and of it."""
+    meta = answer["meta_info"]
+    entries = *meta["input_token_logprobs"][1:], *meta["output_token_logprobs"]
+    return [value for value, *_ in entries]
 
 
 def mean_error(found: Sequence[float], expected: Sequence[float]) -> float:

@@ -192,10 +192,8 @@ def _vocab_size(file: GGUFFile) -> int:
             hint=DOWNLOAD_AGAIN,
         )
     if len(embedding.shape) != 2:
-        raise GGUFError(
+        raise embedding.error(
             "the embedding is not a matrix",
-            file=embedding.file,
-            tensor=embedding.name,
             found=f"shape {embedding.shape}",
             expected="a row for each token",
             hint=DOWNLOAD_AGAIN,
@@ -203,10 +201,8 @@ def _vocab_size(file: GGUFFile) -> int:
     rows = embedding.shape[0]
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > rows:
-        raise GGUFError(
+        raise embedding.error(
             "the vocabulary has more tokens than the embedding has rows",
-            file=embedding.file,
-            tensor=embedding.name,
             found=f"{rows} rows for {len(tokens)} tokens",
             expected="a row for each token",
             hint="Resize the embedding of the original model (resize_token_embeddings), and "

@@ -73,11 +73,8 @@ def test_configuration_is_the_models(name, tiny_model):
         ours["num_key_value_heads"] = ours["swa_num_key_value_heads"]
     if name == "dots1":  # of GLM-4.5's class, which has no windows
         del made["layer_types"], made["sliding_window"]
-    if name in (
-        "deepseek-v3.2",
-        "glm-5",
-        "minimax-m3",
-    ):  # their sparse attention takes a short context whole
+    # Sparse attention takes a short context whole.
+    if name in ("deepseek-v3.2", "glm-5", "minimax-m3"):
         made.pop("layer_types", None)
     for key in (
         "hidden_size",

@@ -27,6 +27,23 @@ def llama(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, t
     yield name, tensor
 
 
+def part_of(name: str) -> tuple[str, str]:
+    """The number of a tensor's layer, and its name in that."""
+    layer, _, part = name.partition("layers.")[2].partition(".")
+    return layer, part
+
+
+def llama_but(
+    names: dict[str, str], name: str, tensor: torch.Tensor, config: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As :func:`llama`, but for tensors of layers whose names in the file are given."""
+    layer, part = part_of(name)
+    if part in names:
+        yield f"=blk.{layer}.{names[part]}.weight", tensor
+    else:
+        yield from llama(name, tensor, config)
+
+
 def llama_metadata(config: Any) -> dict[str, Any]:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {"vocab_size": config.vocab_size, "rope.dimension_count": head}

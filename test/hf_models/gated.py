@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from hf_models.conversion import llama, window_pattern_metadata
+from hf_models.conversion import llama_but, window_pattern_metadata
 from hf_models.tiny import Tiny
 
 
 def _muse(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    layer, _, part = name.partition("layers.")[2].partition(".")
     names = {
         "self_attn.gate_proj.weight": "attn_gate",
         "post_attention_layernorm.weight": "post_attention_norm",
@@ -21,10 +20,7 @@ def _muse(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, t
     }
     if name.endswith("layernorm.weight"):
         tensor = tensor + 1
-    if part in names:
-        yield f"=blk.{layer}.{names[part]}.weight", tensor
-    else:
-        yield from llama(name, tensor, config)
+    yield from llama_but(names, name, tensor, config)
 
 
 def _muse_metadata(config: Any) -> dict[str, Any]:

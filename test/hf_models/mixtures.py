@@ -13,7 +13,9 @@ from hf_models.conversion import (
     granite_metadata,
     granitemoe,
     llama,
+    llama_but,
     llama_metadata,
+    part_of,
     window_pattern_metadata,
 )
 from hf_models.sizes import EXPERTS, GRANITE, PARTIAL
@@ -73,7 +75,6 @@ def _swa_metadata(config: Any) -> dict[str, Any]:
 
 
 def _swa(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    layer, _, part = name.partition("layers.")[2].partition(".")
     names = {
         "self_attn.sinks": "attn_sinks",
         "block_sparse_moe.router.weight": "ffn_gate_inp",
@@ -84,10 +85,7 @@ def _swa(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, to
         "shared_mlp.input_linear.weight": "ffn_up_shexp",
         "shared_mlp.output_linear.weight": "ffn_down_shexp",
     }
-    if part in names:
-        yield f"=blk.{layer}.{names[part]}.weight", tensor
-    else:
-        yield from llama(name, tensor, config)
+    yield from llama_but(names, name, tensor, config)
 
 
 #: Tensors of MiniMax M3 by the end of their names, of the file's blocks.
@@ -108,7 +106,7 @@ _M3 = {
 
 
 def _minimax_m3(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    layer, _, part = name.partition("layers.")[2].partition(".")
+    layer, part = part_of(name)
     if name.endswith("norm.weight"):
         tensor = tensor + 1
     if part in _M3:

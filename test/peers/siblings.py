@@ -55,8 +55,8 @@ SIBLINGS: dict[str, Peer] = {
         {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32}
         | rope(partial_rotary_factor=1.0),
     ),
-    "youtu": Peer("youtu", _YOUTU | {"q_lora_rank": 32}, refused=("npu",)),
-    "youtu-whole-queries": Peer("youtu", _YOUTU | {"q_lora_rank": None}, refused=("npu",)),
+    "youtu": Peer("youtu", _YOUTU | {"q_lora_rank": 32}),
+    "youtu-whole-queries": Peer("youtu", _YOUTU | {"q_lora_rank": None}),
     "granite-4-micro": Peer(
         "granitemoehybrid",
         TINY["granite-4-dense"].sizes | _ALL_ATTEND | {"position_embedding_type": "rope"},

@@ -167,7 +167,6 @@ ROWS: dict[str, Peer] = {
         | {"mlp_multipliers": [0.5, 2.0], "ssm_multipliers": [0.5, 2.0, 0.5, 2.0, 0.25]}
         | {"attention_in_multiplier": 2.0, "attention_out_multiplier": 0.5}
         | {"ssm_in_multiplier": 2.0, "ssm_out_multiplier": 0.5, "lm_head_multiplier": 0.5},
-        refused=("npu",),
     ),
     "kimi-linear-fused": Peer(
         "kimi_linear", TINY["kimi-linear"].sizes, fuse_qkv=True, npu_dtype="bfloat16"

@@ -275,10 +275,8 @@ class Architecture:
         count = weight.shape[0] if len(weight.shape) == 3 else 1
         is_right = math.prod(tensor.shape) == count and not tensor.type.is_quantized
         if not is_right or not np.isfinite(tensor.array()).all():
-            raise GGUFError(
+            raise tensor.error(
                 "the scale of a weight is not one finite number, or one per expert",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tensor.shape}",
                 expected=f"shape {(count,)}",
                 hint=CONVERT_AGAIN,
@@ -290,10 +288,8 @@ class Architecture:
         layer, _ = split_layer(tensor.name)
         layers = config.num_hidden_layers
         if rule is None and is_of_head(tensor.name):
-            raise GGUFError(
+            raise tensor.error(
                 "the file holds a reranker or classifier that is not supported",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
                 expected="architecture qwen3 or qwen3vl, pooling_type 4 (rank) and only "
                 "cls.output.weight; or bert, with cls.* beside cls.output.*",
@@ -302,19 +298,15 @@ class Architecture:
         if rule is None or not (
             int(layer or 0) < layers and is_kind(rule.kind, config, int(layer or 0))
         ):
-            raise GGUFError(
+            raise tensor.error(
                 "the model has no such tensor",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=f"{tensor.type.name} of shape {tuple(tensor.shape)}",
                 expected=f"the tensors of a {self.name} model with {layers} blocks",
                 hint=_NOT_KNOWN,
             )
         if tensor.type.decoder is None and tensor.type.dtype_name != "float64":
-            raise GGUFError(
+            raise tensor.error(
                 "weights of this type are not supported",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=tensor.type.name,
                 expected="a type that the documentation lists",
                 hint="Use a file of the model in another type, such as Q4_K_M or Q8_0.",
@@ -327,10 +319,8 @@ class Architecture:
         outer = next((i for i, number in enumerate(expected) if number != 1), 0)
         vector = expected[outer:] if rule.undo else None
         if tensor.shape not in (expected, one_row, vector):
-            raise GGUFError(
+            raise tensor.error(
                 "the shape does not fit the model's configuration",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=tuple(tensor.shape),
                 expected=f"{expected} ({rule.shape})",
                 hint=CONVERT_AGAIN,

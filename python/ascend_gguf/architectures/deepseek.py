@@ -21,11 +21,10 @@ from ascend_gguf.architectures.parts import (
     GROUPED_ROUTING,
     NORMS,
     ROUTED_FIELDS,
+    SIGMOID,
     router_bias,
 )
 from ascend_gguf.reader import GGUFFile
-
-_SIGMOID = 2  # of gguf.ExpertGatingFuncType
 
 LATENT_FIELDS: Fields = {
     "attention.kv_lora_rank": "kv_lora_rank",
@@ -160,7 +159,7 @@ def _temperature(file: GGUFFile, attributes: Attributes) -> Attributes:
 def _routes_by_sigmoid(file: GGUFFile) -> bool:
     gating = number(file, "expert_gating_func", least=0)
     if gating:
-        return gating == _SIGMOID
+        return gating == SIGMOID
     # First files of GLM-4.7-Flash; llama.cpp recognizes them by these sizes.
     embedding = file.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None else 0
@@ -224,7 +223,7 @@ _SPARSE = replace(
     mark=lambda file: True,
     fields=_FIELDS | _INDEXER_FIELDS,
     reads=_READS - _TEMPERATURE - {"expert_gating_func"} | {"attention.indexer.types"},
-    fixed={"expert_gating_func": (_SIGMOID,)},
+    fixed={"expert_gating_func": (SIGMOID,)},
     tensors=(
         *_BODY,
         _ROUTER_BIAS,

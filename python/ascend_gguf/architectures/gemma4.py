@@ -32,7 +32,7 @@ from ascend_gguf.architectures.parts import (
     mlp,
 )
 from ascend_gguf.architectures.transforms import first_rows
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
 _PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
@@ -120,10 +120,8 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
         if 2 * len(factors) != attributes["head_dim"] or not (
             (factors[:turned] == 1).all() and (factors[turned:] >= _STILL).all()
         ):
-            raise GGUFError(
+            raise tensor.error(
                 "the factors of the rotary embedding are not Gemma 4's",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=f"{len(factors)} factors from {factors.min():g} to {factors.max():g}",
                 expected=f"{attributes['head_dim'] // 2}: ones, then {_STILL:g} or more",
                 hint=CONVERT_AGAIN,

@@ -12,6 +12,7 @@ from ascend_gguf.architectures.parts import (
     JOINT_QK_NORM,
     NEOX_BODY,
     QK_NORM,
+    SIGMOID,
     experts,
     mlp,
     router_bias,
@@ -19,8 +20,6 @@ from ascend_gguf.architectures.parts import (
     without,
 )
 from ascend_gguf.reader import GGUFFile
-
-_SIGMOID = 2  # of gguf.ExpertGatingFuncType
 
 _FIELDS = HEAD_SIZE | {
     "expert_count": "num_local_experts",
@@ -40,7 +39,7 @@ MINIMAX_M2 = Architecture(
     name="minimax-m2",
     model_type="minimax_m2",
     fields=FIELDS | _FIELDS,
-    fixed={"expert_gating_func": (_SIGMOID,), "expert_weights_norm": (True,)},
+    fixed={"expert_gating_func": (SIGMOID,), "expert_weights_norm": (True,)},
     tensors=(
         *NEOX_BODY,
         *JOINT_QK_NORM,
@@ -88,7 +87,7 @@ MINIMAX_M3 = Architecture(
     },
     defaults={"routed_scaling_factor": 1.0, "norm_topk_prob": False, "first_k_dense_replace": 0},
     reads=frozenset({"attention.indexer.local_blocks"}),  # which are among those that are chosen
-    fixed={"expert_gating_func": (_SIGMOID,)},
+    fixed={"expert_gating_func": (SIGMOID,)},
     tensors=(
         *NEOX_BODY,
         *QK_NORM,

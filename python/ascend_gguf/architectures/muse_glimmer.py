@@ -18,7 +18,7 @@ from ascend_gguf.architectures.parts import (
     TIED_FRAME,
     mlp,
 )
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
 
@@ -36,10 +36,8 @@ def _one_number(file: GGUFFile, name: str, layers: int) -> float | None:
         weights = tensor.dequantize().flatten()
         found = weights[0].item() if found is None else found
         if not (weights == found).all():
-            raise GGUFError(
+            raise tensor.error(
                 "SGLang's model has one factor for all queries, and none for keys",
-                file=tensor.file,
-                tensor=tensor.name,
                 found=f"numbers from {weights.min():g} to {weights.max():g}, {found:g} before",
                 expected="the same number in all of them",
                 hint=CONVERT_AGAIN,

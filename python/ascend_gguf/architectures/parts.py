@@ -320,6 +320,9 @@ GROUPED_ROUTING: Fields = {
 }
 UNGROUPED_ROUTING = without(GROUPED_ROUTING, "expert_group_count", "expert_group_used_count")
 
+#: How routers score experts (gguf ``ExpertGatingFuncType``).
+SIGMOID = 2
+
 #: A softmax router with normalized top-k weights.
 SOFTMAX_ROUTER = {"expert_gating_func": (1,), "expert_weights_norm": (True,)}
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures.metadata import Attributes, number
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _ASK_FOR_CONFIG = "Put the model's config.json beside the file."
@@ -236,10 +235,8 @@ def _llama3(file: GGUFFile, theta: float, rotated: int | None) -> dict[str, Any]
         return {}
     found = _llama3_parameters(factors, theta)
     if found is None:
-        raise GGUFError(
+        raise tensor.error(
             "the RoPE scaling factors are not of Llama 3's kind",
-            file=tensor.file,
-            tensor=tensor.name,
             found=f"{len(factors)} factors up to {factors.max():g}",
             expected="1 up to a frequency, another factor from a lower one, a line between them",
             hint=_ASK_FOR_CONFIG,

@@ -8,12 +8,12 @@ allocate it on torch's ``meta`` device.  So sizes are those of loading.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -238,9 +238,8 @@ def layers_of_stages(config: Any, stages: int) -> list[range]:
     """Those of each stage of a pipeline: the last ones have one more where they are uneven."""
     least, more = divmod(config.num_hidden_layers, stages)
     counts = [least] * (stages - more) + [least + 1] * more
-    return list(
-        itertools.starmap(range, itertools.pairwise(itertools.accumulate(counts, initial=0)))
-    )
+    ends = accumulate(counts, initial=0)
+    return [range(first, last) for first, last in pairwise(ends)]
 
 
 def _stage(

@@ -34,6 +34,19 @@ class GGUFTensor:
     nbytes: int
     mapping: MappedFile = field(repr=False, compare=False)
 
+    def error(
+        self,
+        problem: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> GGUFError:
+        """An error about this tensor, for the caller to raise."""
+        return GGUFError(
+            problem, file=self.file, tensor=self.name, found=found, expected=expected, hint=hint
+        )
+
     @property
     def blocks(self) -> torch.Tensor:
         """The tensor as stored: uint8 of shape ``shape[:-1] + (bytes in a row,)``.
@@ -60,10 +73,8 @@ class GGUFTensor:
         """
         dtype = self.type.dtype
         if dtype is None:
-            raise GGUFError(
+            raise self.error(
                 "the tensor is quantized: its bytes are blocks",
-                file=self.file,
-                tensor=self.name,
                 found=self.type.name,
             )
         blocks = self.blocks

@@ -106,10 +106,8 @@ def _place(cursor: Cursor, row: _Row, data_start: int) -> GGUFTensor:
 def _check_overlap(tensors: list[GGUFTensor]) -> None:
     for first, second in pairwise(sorted(tensors, key=lambda tensor: tensor.offset)):
         if first.offset + first.nbytes > second.offset:
-            raise GGUFError(
+            raise second.error(
                 f"data overlaps that of tensor {first.name!r}",
-                file=second.file,
-                tensor=second.name,
                 found=f"offset {second.offset}",
                 expected=f"at least {first.offset + first.nbytes}",
                 hint=DOWNLOAD_AGAIN,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hf_models import TINY, Written, write_model
-from serving import typical_error
+from serving import told, typical_error
 
 LIMITS = {"float16": 0.005, "bfloat16": 0.03}
 ANSWER = 6
@@ -39,9 +39,7 @@ def _check(model: Written, dtype: str, prompts: list, answers: list[dict], least
     """All that is told of prompts and answers, which are the last tokens."""
     errors = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        meta = answer["meta_info"]
-        parts = meta["input_token_logprobs"][1:], meta["output_token_logprobs"]
-        found = [value for part in parts for value, *_ in part]
+        found = told(answer)
         expected = model.logprobs(prompt + answer["output_ids"])[-len(found) :]
         errors.append(np.abs(np.subtract(found, expected)))
     assert answers[0]["meta_info"]["cached_tokens"] >= least

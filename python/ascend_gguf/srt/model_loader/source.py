@@ -139,10 +139,8 @@ def _check_tensor(tensor: GGUFTensor) -> None:
 
     def check(first: int) -> None:
         if not weights[first : first + step].dequantize().isfinite().all():
-            raise GGUFError(
+            raise tensor.error(
                 "the tensor holds NaN or infinite values",
-                file=tensor.file,
-                tensor=tensor.name,
                 hint=DOWNLOAD_AGAIN,
             )
 

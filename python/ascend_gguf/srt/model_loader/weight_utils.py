@@ -9,7 +9,6 @@ import torch
 
 from ascend_gguf.architectures import Placement, Target
 from ascend_gguf.architectures.tensor_names import scale_name
-from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFTensor, open_gguf
 from ascend_gguf.reader.chunked_read import read
 from ascend_gguf.weights.block_tensor import BlockTensor, as_blocks
@@ -177,9 +176,7 @@ def _check_names(tensor: GGUFTensor, placement: Placement) -> None:
         return
     matrix = tensor.shape[1:] if _is_packed(placement) else tensor.shape
     if len(matrix) < 2 or matrix[0] % parts:
-        raise GGUFError(
+        raise tensor.error(
             f"the rows cannot be shared equally by {parts} tensors of the model",
-            file=tensor.file,
-            tensor=tensor.name,
             found=f"shape {tensor.shape}",
         )
