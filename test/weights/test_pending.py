@@ -43,6 +43,19 @@ def test_it_looks_like_the_weight():
     assert "PendingWeight(shape=(24, 256))" in repr(weight.data)
 
 
+def test_a_module_that_is_made_float32_loads_as_before():
+    module, part = torch.nn.Module(), matrix("Q4_K", 16)
+    module.weight = parameter(16, 256)
+    weight = module.float().weight
+    weight.data.copy_(part)
+    assert weight.dtype == torch.float16 and type(weight.whole.loaded) is Int4
+    torch.testing.assert_close(
+        weight.whole.loaded.dequantize(), part.dequantize(), rtol=2e-3, atol=2e-2
+    )
+    with pytest.raises(NotImplementedError, match="has not been loaded"):
+        parameter(16, 256).data.to(torch.float64)
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_parts_in_any_order(order):
     weight = parameter(32, 256)

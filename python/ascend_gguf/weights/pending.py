@@ -172,7 +172,9 @@ class PendingWeight(torch.Tensor):
             return self
         if func is _aten.zeros_like.default:
             return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
-        if func in (_aten.detach.default, _aten.alias.default):
+        # Module.float(), as of the output matrix of Falcon-H1: its layout has a dtype of its own.
+        is_float = func is _aten._to_copy.default and kwargs == {"dtype": torch.float32}
+        if is_float or func in (_aten.detach.default, _aten.alias.default):
             return self._view(self.shape)
         if func is _aten.slice.Tensor and args[4:] in ((), (1,)):  # the step
             return self._slice(*args[1:4])
