@@ -250,7 +250,7 @@ def test_sizes_that_no_layer_can_have(tmp_path, keys, message):
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("architecture", ["glm4", "laguna", "mimo2", "phi2", "qwen35"])
+@pytest.mark.parametrize("architecture", ["glm4", "laguna", "mimo2", "phi2", "qwen35", "spark2_5"])
 @pytest.mark.parametrize("rotated", [21, 1024])
 def test_numbers_of_a_head_that_rope_cannot_rotate(tmp_path, architecture, rotated):
     found = next(a for a in ARCHITECTURES if a.name == architecture)

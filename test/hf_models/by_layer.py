@@ -158,6 +158,26 @@ _LAGUNA = {
 }
 
 
+def spark(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    layer = name.split(".")[2] if "layers" in name else ""
+    yield f"=blk.{layer}.attn_qkv.weight" if "q_k_v_proj" in name else name, tensor
+
+
+def spark_metadata(config: Any) -> dict[str, Any]:
+    parameters = config.rope_parameters
+    full, sliding = (
+        int(config.head_dim * parameters[f"{kind}_attention"]["partial_rotary_factor"])
+        for kind in ("full", "sliding")
+    )
+    return window_pattern_metadata(config) | {
+        "rope.dimension_count": full,
+        "rope.dimension_count_swa": sliding,
+        "rope.freq_base_swa": parameters["sliding_attention"]["rope_theta"],
+        "expert_count": None,
+        "expert_used_count": None,
+    }
+
+
 def mimo(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield re.sub(r"(sinks|attention_sink_bias)$", "sinks.weight", name), tensor
 
@@ -256,6 +276,33 @@ TINY: dict[str, Tiny] = {
         laguna,
         names="step35",
         twin=True,
+    ),
+    "spark-2.5": Tiny(
+        "spark2_5",
+        "spark",
+        {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "num_attention_heads": 8}
+        | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+        | {"mlp_layer_types": ["dense"] * 4, "hidden_act": "gelu_pytorch_tanh"}
+        | {
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 400000.0,
+                    "partial_rotary_factor": 0.5,
+                },
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 20000.0,
+                    "partial_rotary_factor": 1.0,
+                },
+            }
+        },
+        spark_metadata,
+        spark,
+        joined={
+            "self_attn.q_k_v_proj.weight": tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+        },
+        names="step35",
     ),
     "mimo-v2-flash": Tiny(
         "mimo2",

@@ -105,6 +105,15 @@ def nanbeige(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     return _of(config, "NanbeigeForCausalLM"), tensors
 
 
+def spark(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    tensors = _merged(tensors, "self_attn.q_k_v_proj.weight", _qkv(), _side_by_side)
+    names = {r"self_attn\.o_proj": "self_attn.out_proj"}
+    kept = {key: value for key, value in config.items() if "expert" not in key}
+    gate = {"headwise_attn_output_gate": True, "gate_attn_act_mode": "sigmoid"}
+    config = _of(kept, "Spark2_5ForCausalLM", hidden_act="gelu", **gate)
+    return config, renamed(tensors, names)
+
+
 def orion(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     epsilon = config["layer_norm_eps"]
     return _of(config, "OrionForCausalLM", rms_norm_eps=epsilon), tensors
@@ -392,6 +401,7 @@ PUBLISHED: dict[str, Published] = {
     "xverse": xverse,
     "orion": orion,
     "nanbeige": nanbeige,
+    "spark-2.5": spark,
     "paddleocr": paddleocr,
     "exaone": exaone,
     "exaone-3.5": exaone,

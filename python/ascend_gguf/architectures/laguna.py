@@ -5,13 +5,7 @@ from __future__ import annotations
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import count, length, required, scale
-from ascend_gguf.architectures.layers import (
-    FULL,
-    SLIDING,
-    dense_layers,
-    each_layer,
-    sliding_unless,
-)
+from ascend_gguf.architectures.layers import dense_layers, each_layer, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
     ATTENTION,
@@ -32,16 +26,6 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.reader import GGUFFile
 
 _GATE = "self_attn.g_proj.weight"
-
-
-def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
-    head = attributes["head_dim"]
-    turned = rope.rotated(file, head)
-    with_window = rope.rotated(file, head, "rope.dimension_count_swa", turned)
-    found = rope.by_layer_type(None)(file, attributes)
-    for kind, dimensions in ((FULL, turned), (SLIDING, with_window)):
-        found[kind]["partial_rotary_factor"] = dimensions / head
-    return found
 
 
 def _sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -78,9 +62,7 @@ ARCHITECTURES = (
             "expert_weights_scale": scale("moe_routed_scaling_factor"),
         },
         defaults={"moe_routed_scaling_factor": 1.0},
-        reads=PATTERN
-        | {"rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"}
-        | {"expert_shared_count"},
+        reads=PATTERN | rope.OF_LAYER_TYPES | {"expert_shared_count"},
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={
             "hidden_act": "silu",
@@ -101,7 +83,7 @@ ARCHITECTURES = (
             router_bias("mlp.gate.e_score_correction_bias"),
             *shared_expert("mlp.shared_expert", kind="sparse"),
         ),
-        rope=_rope,
+        rope=rope.partial_by_layer_type(),
         derived=(sliding_unless(4, first=True), dense_layers, _sizes),
     ),
 )

@@ -9,7 +9,7 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import fraction
-from ascend_gguf.architectures.layers import has_tensor
+from ascend_gguf.architectures.layers import has_tensor, sliding_unless
 from ascend_gguf.architectures.llama import BODY
 from ascend_gguf.architectures.metadata import Attributes, number
 from ascend_gguf.architectures.parts import (
@@ -22,8 +22,10 @@ from ascend_gguf.architectures.parts import (
     HUNYUAN_QK_NORM,
     LAYER_NORM_EPSILON,
     NEOX_BODY,
+    NORMS,
     NORMS_AROUND_ATTENTION,
     OUTPUT_NORM_BIAS,
+    PATTERN,
     PLAIN_FIELDS,
     QK_NORM,
     UP_DOWN,
@@ -156,6 +158,26 @@ ERNIE4_5 = Architecture(
     tensors=NEOX_BODY + mlp(),
 )
 
+#: Each head of attention has a gate.
+SPARK = Architecture(
+    name="spark2_5",
+    model_type="spark2_5",
+    causal_lm="Spark2_5ForCausalLM",
+    fields=FIELDS | HEAD_SIZE | {"attention.sliding_window": "sliding_window"},
+    reads=PATTERN | rope.OF_LAYER_TYPES,
+    fixed={"hidden_activation": ("gelu", "gelu_pytorch_tanh")},
+    tensors=(
+        *FRAME,
+        *NORMS,
+        per_layer("attn_qkv.weight", "q+2*kv hidden", "self_attn.q_k_v_proj.weight"),
+        per_layer("attn_gate.weight", "heads hidden", "self_attn.g_proj.weight"),
+        per_layer("attn_output.weight", "hidden q", "self_attn.out_proj.weight"),
+        *mlp(),
+    ),
+    rope=rope.partial_by_layer_type(scaled=True),
+    derived=(sliding_unless(4),),
+)
+
 ARCHITECTURES = (
     APERTUS,
     ARCEE,
@@ -166,4 +188,5 @@ ARCHITECTURES = (
     STARCODER2,
     SMOLLM3,
     SEED_OSS,
+    SPARK,
 )

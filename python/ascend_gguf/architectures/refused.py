@@ -30,7 +30,7 @@ WITHOUT_TABLE = frozenset(
     (
         *("bailingmoe3", "deepseek4", "dots3note", "glm5-next"),
         *("grok", "hrm_text", "hy_v4", "kimi-k3"),
-        *("qwen4exp", "spark2_5"),
+        "qwen4exp",
     )
 )
 

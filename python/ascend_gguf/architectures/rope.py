@@ -112,7 +112,7 @@ def longrope_or_other(file: GGUFFile, attributes: Attributes) -> Attributes:
 
 
 def by_layer_type(
-    sliding_theta: float | None, rotated: int | None = None
+    sliding_theta: float | None, rotated: int | None = None, scaled: bool = False
 ) -> Callable[[GGUFFile, Attributes], Attributes]:
     """Separate parameters for sliding-window and full attention.
 
@@ -120,6 +120,7 @@ def by_layer_type(
         sliding_theta: base for sliding-window attention if the file lacks it; that of full
             attention if None.
         rotated: as of :func:`parameters`.
+        scaled: scaling is that of sliding-window attention too.
     """
 
     def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -127,8 +128,31 @@ def by_layer_type(
         theta = number(file, "rope.freq_base_swa", float)
         if theta is None:
             theta = full["rope_theta"] if sliding_theta is None else sliding_theta
-        sliding = {"rope_type": "default", "rope_theta": theta}
+        sliding = (full if scaled else {"rope_type": "default"}) | {"rope_theta": theta}
         return {"sliding_attention": sliding, "full_attention": full}
+
+    return parameters_by_type
+
+
+#: What :func:`partial_by_layer_type` follows beside :data:`KEYS`.
+OF_LAYER_TYPES = frozenset(
+    {"rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"}
+)
+
+
+def partial_by_layer_type(
+    scaled: bool = False,
+) -> Callable[[GGUFFile, Attributes], Attributes]:
+    """As :func:`by_layer_type`, each on as many dimensions of a head as the file says."""
+
+    def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
+        head = attributes["head_dim"]
+        full = rotated(file, head)
+        with_window = rotated(file, head, "rope.dimension_count_swa", full)
+        found = by_layer_type(None, scaled=scaled)(file, attributes)
+        for kind, dimensions in (("full", full), ("sliding", with_window)):
+            found[f"{kind}_attention"]["partial_rotary_factor"] = dimensions / head
+        return found
 
     return parameters_by_type
 

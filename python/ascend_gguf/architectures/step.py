@@ -92,9 +92,7 @@ ARCHITECTURES = (
             "leading_dense_block_count": count("first_k_dense_replace"),
         },
         defaults={"moe_router_scaling_factor": 1.0, "first_k_dense_replace": 0},
-        reads=PATTERN
-        | _CLAMPS.keys()
-        | {"rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"},
+        reads=PATTERN | _CLAMPS.keys() | rope.OF_LAYER_TYPES,
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={
             "use_head_wise_attn_gate": True,

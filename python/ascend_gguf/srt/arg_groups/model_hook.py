@@ -32,7 +32,7 @@ from ascend_gguf.srt.models.pipeline import model_class_of
 from ascend_gguf.srt.plugin import HTTP_WORKER
 
 #: Models of two types of layers whose keys and values have the same sizes.
-_ONE_CACHE = ("laguna_text", "mellum", "mimo2", "muse_glimmer_text", "step35")
+_ONE_CACHE = ("laguna_text", "mellum", "mimo2", "muse_glimmer_text", "spark2_5", "step35")
 
 logger = logging.getLogger(__name__)
 

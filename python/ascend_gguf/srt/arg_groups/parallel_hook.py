@@ -36,7 +36,7 @@ _NOT_PADDED = frozenset(
     + ("GraniteMoeHybridForCausalLM", "NemotronHForCausalLM", "FalconH1ForCausalLM")
     + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
     + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM", "GraniteSWAForCausalLM")
-    + ("GraniteMoeSWAForCausalLM", "MuseGlimmerForCausalLM")
+    + ("GraniteMoeSWAForCausalLM", "MuseGlimmerForCausalLM", "Spark2_5ForCausalLM")
 )
 
 

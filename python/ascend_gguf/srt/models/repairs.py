@@ -64,7 +64,11 @@ from ascend_gguf.srt.models import (
     step3p5,
 )
 from ascend_gguf.srt.models.output_matrix import add_output_bias, load_output_matrix
-from ascend_gguf.srt.models.rotary import avoid_rotary_kernel, set_rotary_embedding
+from ascend_gguf.srt.models.rotary import (
+    avoid_rotary_kernel,
+    set_rotary_embedding,
+    set_rotary_of_type,
+)
 from ascend_gguf.srt.models.single_experts import load_experts_one_by_one
 from ascend_gguf.srt.overrides import override
 from ascend_gguf.srt.plugin import ALLOW_UNKNOWN
@@ -180,6 +184,7 @@ REPAIRS: dict[str, Callable[[Any, Any], None]] = {
     "qwen3_classification.Qwen3ForSequenceClassification": qwen3_classification.use_float32_head,
     "qwen3_moe.Qwen3MoeSparseMoeBlock": qwen3_moe.renormalize_topk,
     "qwen3_next.Qwen3GatedDeltaNet": qwen3_5.refuse_other_class,
+    "spark2_5.Spark2_5Attention": set_rotary_of_type,
     "stablelm.StablelmAttention": set_rotary_embedding,
     "starcoder2.Starcoder2Attention": set_rotary_embedding,
     "step3p5.Step3p5Attention": step3p5.repair_attention,
