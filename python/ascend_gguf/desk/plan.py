@@ -207,19 +207,20 @@ def draw(found: dict[str, Any], path: Path) -> None:
     ]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    start = [0.0] * len(bars)
     budget = found["memory_gb"] * found["mem_fraction_static"]
-    layouts = dict.fromkeys(layout for row, w in bars for layout in row[w]["layouts"])
-    for layout in layouts:
-        widths = [row[w]["layouts"].get(layout, 0) / _GB for row, w in bars]
-        axes.barh(names, widths, left=start, label=layout)
-        start = [a + b for a, b in zip(start, widths, strict=True)]
+    parts = {
+        layout: [row[w]["layouts"].get(layout, 0) / _GB for row, w in bars]
+        for layout in dict.fromkeys(layout for row, w in bars for layout in row[w]["layouts"])
+    }
     states = [row[w]["states"] * row["state_bytes_a_request"] / _GB for row, w in bars]
-    if any(states):
-        axes.barh(names, states, left=start, label="states", color="0.7")
-        start = [a + b for a, b in zip(start, states, strict=True)]
-    room = [max(0.0, budget - used) for used in start]
-    axes.barh(names, room, left=start, label="KV cache", color="0.85")
+    parts |= {"states": states} if any(states) else {}
+    used = [sum(held) for held in zip(*parts.values(), strict=True)]
+    parts["KV cache"] = [max(0.0, budget - held) for held in used]
+    greys = {"states": "0.7", "KV cache": "0.85"}
+    start = [0.0] * len(bars)
+    for label, widths in parts.items():
+        axes.barh(names, widths, left=start, label=label, color=greys.get(label))
+        start = [a + b for a, b in zip(start, widths, strict=True)]
     axes.axvline(found["memory_gb"], color="0.3", linestyle="--")
     axes.invert_yaxis()
     axes.set_xlabel(f"GB on each {found['chip']} (dashed: all of its memory)")
