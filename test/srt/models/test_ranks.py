@@ -171,6 +171,21 @@ def test_one_stage_only(cpu_engine, tiny_model, name):
     assert " runs on one stage only (found --pp-size 2). Leave out" in reason
 
 
+#: Ranks that attend to requests of their own, and share the rest of the model.
+GROUPS = {"enable_dp_attention": True, "tp_size": 2, "dp_size": 2}
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5-moe"])
+def test_data_parallel_attention(npu_engine, tiny_model, name):
+    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, **GROUPS)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "falcon-h1", "kimi-linear", "laguna-xs"])
+def test_no_data_parallel_attention(npu_engine, tiny_model, name):
+    reason = _refusal(npu_engine, tiny_model(name).path, dtype=TINY[name].npu_dtype, **GROUPS)
+    assert " has no data-parallel attention (found --enable-dp-attention). Leave out" in reason
+
+
 def test_a_rank_that_ends_takes_the_server_along(zygote, log, tmp_path):
     """The last rows of a matrix, which the second rank alone takes, are no numbers."""
     model = write_random_model(tmp_path / "model.gguf", default="F16")

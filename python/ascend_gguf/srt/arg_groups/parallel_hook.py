@@ -39,16 +39,31 @@ _NOT_PADDED = frozenset(
     + ("GraniteMoeSWAForCausalLM", "MuseGlimmerForCausalLM", "Spark2_5ForCausalLM")
 )
 
+# Models of the engine whose ranks may attend to requests of their own (--enable-dp-attention).
+# The others allocate a KV cache for all heads and write a rank's share of them, or wait for ranks
+# that have nothing to compute.  Each of these was compared on the simulated NPU.
+_ATTENDS_IN_GROUPS = frozenset(
+    ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "DeepseekV2ForCausalLM")
+    + ("DeepseekV3ForCausalLM", "ExaoneMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM")
+    + ("Llama4ForCausalLM", "MellumForCausalLM", "MiMoV2FlashForCausalLM", "MiniMaxM2ForCausalLM")
+    + ("MiniMaxM3SparseForCausalLM", "NemotronHForCausalLM", "Qwen2MoeForCausalLM")
+    + ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
+    + ("Step3p5ForCausalLM",)
+)
+
 
 def check_ranks(server_args: Any) -> None:
     """Check that the ranks that are asked for can share the model of a GGUF file.
 
     Raises:
-        GGUFError: heads, widths or experts do not divide, or the engine's model has no stages.
+        GGUFError: heads, widths or experts do not divide, or the engine's model has no stages, or
+            its ranks attend to all requests together.
     """
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
+    if _attention_dp_size(options) > 1:
+        _check_groups(options, model_config)
     if options.tp_size > 1 or options.ep_size > 1:
         _check_shares(options, model_config)
     if is_cpu():
@@ -86,6 +101,17 @@ def _check_stages(options: Any, model_config: ModelConfig) -> None:
             file=options.model_path,
             found=f"--pp-size {options.pp_size}, {layers} layers",
             hint=f"Use --pp-size {layers} at the most.",
+        )
+
+
+def _check_groups(options: Any, model_config: ModelConfig) -> None:
+    model_class = model_class_of(model_config).__name__
+    if model_class not in _ATTENDS_IN_GROUPS:
+        raise GGUFError(
+            f"SGLang's {model_class} has no data-parallel attention",
+            file=options.model_path,
+            found="--enable-dp-attention",
+            hint="Leave out --enable-dp-attention; --dp-size alone makes replicas of the model.",
         )
 
 
