@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,9 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.srt.device import uses_ascend_methods
 
 _CPU, _NPU = "cpu", "npu"
-_IS_QUANTIZED = "the weights of a GGUF file are quantized already"
-_LOADS_GGUF = "a GGUF file is read by a loader of its own"
-_EXPERTS_STAY = "experts of a GGUF file stay on the rank, and in the order, they were loaded in"
 #: How the engine refuses options.
 _REFUSALS_OF_THE_ENGINE = (AssertionError, NotImplementedError, ValueError)
 _FIELD = re.compile(r"\b[a-z]+(?:_[a-z0-9]+)+\b")
-_NO_SAVER = "released memory is given back by CUDA's virtual memory alone"
 
 
 @dataclass(frozen=True)
@@ -52,220 +49,165 @@ class Refusal:
         return value not in (None, False, 0, []) and value not in self.allowed
 
 
+_IS_QUANTIZED = "the weights of a GGUF file are quantized already"
+_LOADS_GGUF = "a GGUF file is read by a loader of its own"
+_STAYS = "a packed weight cannot be moved to the device for a step"
+_SMALLER = ", and choose a smaller quantization or more ranks (--tp-size)"
+_OF_CUDA = "weights are shared over CUDA alone"
+_EXPERTS_STAY = "experts of a GGUF file stay on the rank, and in the order, they were loaded in"
+_OWN_KERNELS = "experts of a GGUF file are multiplied by kernels of their own"
+_FOR_ACCELERATORS = "the engine has it for accelerators alone"
+_ATTENTION = "--attention-backend --decode-attention-backend --prefill-attention-backend"
+
+
+def _of(devices: tuple[str, ...], *rows: tuple[Any, ...]) -> Iterator[Refusal]:
+    """Refusals on some devices, from rows of options, reason and perhaps instead and allowed."""
+    for options, *rest in rows:
+        for option in options.split():
+            yield Refusal(option, *rest, devices=devices)
+
+
 REFUSALS = (
-    # Weights
-    Refusal(
-        "--quantization",
-        _IS_QUANTIZED,
-        ", or serve the model's original files",
-        allowed=("gguf",),
-    ),
-    Refusal("--load-format", _LOADS_GGUF, allowed=("auto", "gguf", "dummy")),
-    *(
-        Refusal(option, _IS_QUANTIZED)
-        for option in (
-            *("--modelopt-quant", "--quantize-and-serve", "--rl-quant-profile"),
-            *("--modelopt-checkpoint-restore-path", "--modelopt-checkpoint-save-path"),
-            "--modelopt-export-path",
-        )
-    ),
-    *(
-        Refusal(
-            option,
+    *_of(
+        (_CPU, _NPU),
+        # Weights
+        ("--quantization", _IS_QUANTIZED, ", or serve the model's original files", ("gguf",)),
+        ("--load-format", _LOADS_GGUF, "", ("auto", "gguf", "dummy")),
+        (
+            "--modelopt-quant --quantize-and-serve --rl-quant-profile --modelopt-export-path "
+            "--modelopt-checkpoint-restore-path --modelopt-checkpoint-save-path",
+            _IS_QUANTIZED,
+        ),
+        (
+            "--decrypted-config-file --decrypted-draft-config-file",
             "the configuration of a GGUF model is in its file",
             ", and put a config.json that replaces it beside the file",
-        )
-        for option in ("--decrypted-config-file", "--decrypted-draft-config-file")
-    ),
-    Refusal(
-        "--remote-instance-weight-loader-start-seed-via-transfer-engine",
-        "packed weights are not sent to other servers",
-    ),
-    Refusal(
-        "--quantization-param-path", "it scales a KV cache in FP8, which this device does not have"
-    ),
-    Refusal(
-        "--cpu-offload-gb",
-        "a packed weight cannot be moved to the device for a step",
-        ", and choose a smaller quantization or more ranks (--tp-size)",
-        devices=(_NPU,),
-    ),
-    Refusal(
-        "--offload-group-size",
-        "a packed weight cannot be moved to the device for a step",
-        ", and choose a smaller quantization or more ranks (--tp-size)",
-        allowed=(-1,),
-    ),
-    Refusal("--weight-cache-mode", "weights are shared over CUDA alone", allowed=("off",)),
-    Refusal("--startup-weight-load-mode", _LOADS_GGUF, allowed=("serial",)),
-    Refusal("--delete-ckpt-after-loading", "the loader of GGUF files keeps them"),
-    Refusal(
-        "--model-checksum",
-        "checksums are those of a repository's safetensors files",
-        ", and compare the file itself (sha256sum)",
-    ),
-    *(
-        Refusal(
-            option,
+        ),
+        (
+            "--remote-instance-weight-loader-start-seed-via-transfer-engine",
+            "packed weights are not sent to other servers",
+        ),
+        (
+            "--quantization-param-path",
+            "it scales a KV cache in FP8, which this device does not have",
+        ),
+        ("--offload-group-size", _STAYS, _SMALLER, (-1,)),
+        ("--weight-cache-mode", _OF_CUDA, "", ("off",)),
+        ("--startup-weight-load-mode", _LOADS_GGUF, "", ("serial",)),
+        ("--delete-ckpt-after-loading", "the loader of GGUF files keeps them"),
+        (
+            "--model-checksum",
+            "checksums are those of a repository's safetensors files",
+            ", and compare the file itself (sha256sum)",
+        ),
+        (
+            "--custom-weight-loader --checkpoint-engine-wait-weights-before-ready",
             "packed weights take no dense tensors",
             ", and replace the weights by a GGUF file (/update_weights_from_disk)",
-        )
-        for option in ("--custom-weight-loader", "--checkpoint-engine-wait-weights-before-ready")
+        ),
+        (
+            "--enable-memory-saver --enable-weights-cpu-backup --enable-draft-weights-cpu-backup",
+            "released memory is given back by CUDA's virtual memory alone",
+        ),
+        # Experts
+        (
+            "--enable-eplb --ep-num-redundant-experts --elastic-ep-backend --enable-waterfill "
+            "--enable-elastic-expert-backup --enable-paged-experts --kt-weight-path "
+            "--ep-dispatch-algorithm",
+            _EXPERTS_STAY,
+        ),
+        ("--dwdp-size", _OF_CUDA, "", (1,)),
+        ("--init-expert-location", _EXPERTS_STAY, "", ("trivial",)),
+        ("--moe-runner-backend", _OWN_KERNELS, "", ("auto",)),
+        (
+            "--enable-two-batch-overlap --enable-single-batch-overlap",
+            "batches are halved around an exchange of tokens that GGUF experts lack",
+        ),
+        # Layers, attention and the KV cache
+        (
+            "--kv-cache-dtype",
+            "attention reads keys and values in the model's dtype or bfloat16",
+            ", or give bfloat16",
+            ("auto", "bf16", "bfloat16"),
+        ),
+        (
+            "--enable-torch-compile",
+            "packed weights are multiplied by compiled kernels, which torch.compile cannot trace",
+            ": decode steps are captured and replayed without it",
+        ),
+        (
+            "--enable-deterministic-inference",
+            "products with packed weights depend on how many tokens there are",
+            ": a request's seed is obeyed without it",
+        ),
+        ("--enable-layerwise-nvtx-marker", "it is of CUDA"),
+        ("--rl-on-policy-target", "it asks for operators that packed weights do not have"),
     ),
-    *(
-        Refusal(option, _NO_SAVER)
-        for option in (
-            *("--enable-memory-saver", "--enable-weights-cpu-backup"),
-            "--enable-draft-weights-cpu-backup",
-        )
-    ),
-    # Experts
-    *(
-        Refusal(option, _EXPERTS_STAY)
-        for option in (
-            *("--enable-eplb", "--ep-num-redundant-experts", "--elastic-ep-backend"),
-            *("--enable-elastic-expert-backup", "--enable-paged-experts", "--kt-weight-path"),
-            *("--ep-dispatch-algorithm", "--enable-waterfill"),
-        )
-    ),
-    Refusal("--dwdp-size", "weights are shared over CUDA alone", allowed=(1,)),
-    Refusal("--init-expert-location", _EXPERTS_STAY, allowed=("trivial",)),
-    Refusal(
-        "--moe-runner-backend",
-        "experts of a GGUF file are multiplied by kernels of their own",
-        allowed=("auto",),
-    ),
-    Refusal(
-        "--moe-a2a-backend",
-        "tokens are exchanged between ranks by CUDA kernels",
-        allowed=("none",),
-        devices=(_CPU,),
-    ),
-    Refusal(
-        "--moe-a2a-backend",
-        "experts of a GGUF file are multiplied by kernels of their own",
-        ", or give deepep",
-        allowed=("none", "deepep", "mooncake"),
-        devices=(_NPU,),
-    ),
-    *(
-        Refusal(option, "batches are halved around an exchange of tokens that GGUF experts lack")
-        for option in ("--enable-two-batch-overlap", "--enable-single-batch-overlap")
-    ),
-    Refusal(
-        "--enable-fp32-lm-head",
-        "a packed output matrix is multiplied in the model's dtype on an NPU",
-        devices=(_NPU,),
-    ),
-    # Adapters
-    *(
-        Refusal(
-            option,
+    *_of(
+        (_CPU,),
+        (
+            "--moe-a2a-backend",
+            "tokens are exchanged between ranks by CUDA kernels",
+            "",
+            ("none",),
+        ),
+        (
+            "--enable-lora --lora-paths --enable-lora-overlap-loading",
             "the engine's LoRA adapters need an accelerator, and this is the CPU",
             ", and merge the adapter into the model before converting it to GGUF",
-            devices=(_CPU,),
-        )
-        for option in ("--enable-lora", "--lora-paths", "--enable-lora-overlap-loading")
-    ),
-    # Layers, attention and the KV cache
-    Refusal(
-        "--kv-cache-dtype",
-        "attention reads keys and values in the model's dtype or bfloat16",
-        ", or give bfloat16",
-        allowed=("auto", "bf16", "bfloat16"),
-    ),
-    *(
-        Refusal(
-            option,
+        ),
+        (
+            _ATTENTION,
             "attention on the CPU is that of torch_native",
             ", or give torch_native",
-            allowed=("torch_native", "intel_amx"),
-            devices=(_CPU,),
-        )
-        for option in (
-            "--attention-backend",
-            "--decode-attention-backend",
-            "--prefill-attention-backend",
-        )
-    ),
-    *(
-        Refusal(
-            option,
-            "attention on an NPU is that of ascend",
-            ", or give ascend",
-            allowed=("ascend",),
-            devices=(_NPU,),
-        )
-        for option in (
-            "--attention-backend",
-            "--decode-attention-backend",
-            "--prefill-attention-backend",
-        )
-    ),
-    Refusal(
-        "--cuda-graph-backend-prefill",
-        "prompts are not captured in graphs on an NPU",
-        allowed=("disabled",),
-        devices=(_NPU,),
-    ),
-    Refusal(
-        "--page-size",
-        "attention on an NPU reads keys and values in blocks of 128 tokens",
-        ", or give 128",
-        allowed=(128,),
-        devices=(_NPU,),
-    ),
-    Refusal(
-        "--enable-torch-compile",
-        "packed weights are multiplied by compiled kernels, which torch.compile cannot trace",
-        ": decode steps are captured and replayed without it",
-    ),
-    Refusal(
-        "--enable-deterministic-inference",
-        "products with packed weights depend on how many tokens there are",
-        ": a request's seed is obeyed without it",
-    ),
-    Refusal("--enable-layerwise-nvtx-marker", "it is of CUDA"),
-    *(
-        Refusal(
-            option,
+            ("torch_native", "intel_amx"),
+        ),
+        (
+            "--enable-hierarchical-cache --enable-unified-cache-external-linker --enable-lmcache "
+            "--enable-flexkv --disaggregation-mode",
             "keys and values are in the host's memory anyway, and this is the CPU",
-            allowed=("null",),
-            devices=(_CPU,),
-        )
-        for option in (
-            *("--enable-hierarchical-cache", "--enable-unified-cache-external-linker"),
-            *("--enable-lmcache", "--enable-flexkv", "--disaggregation-mode"),
-        )
-    ),
-    *(
-        Refusal(option, "the engine has it for accelerators alone", devices=(_CPU,))
-        for option in (
-            *("--enable-return-routed-experts", "--expert-distribution-recorder-mode"),
+            "",
+            ("null",),
+        ),
+        (
+            "--enable-return-routed-experts --expert-distribution-recorder-mode "
             "--moe-dense-tp-size",
-        )
+            _FOR_ACCELERATORS,
+        ),
+        ("--dcp-size", _FOR_ACCELERATORS, "", (1,)),
+        ("--kv-canary", _FOR_ACCELERATORS, "", ("none",)),
+        (
+            "--enable-prefill-delayer",
+            "it belongs to the overlap of steps, which only slows the CPU down",
+        ),
+        (
+            "--attn-dp-size",
+            "the engine has data parallel attention (--enable-dp-attention) for accelerators alone",
+            ", or use --tp-size",
+            (1,),
+        ),
     ),
-    *(
-        Refusal(
-            option,
-            "the engine has it for accelerators alone",
-            allowed=(allowed,),
-            devices=(_CPU,),
-        )
-        for option, allowed in (("--dcp-size", 1), ("--kv-canary", "none"))
-    ),
-    Refusal(
-        "--enable-prefill-delayer",
-        "it belongs to the overlap of steps, which only slows the CPU down",
-        devices=(_CPU,),
-    ),
-    Refusal("--rl-on-policy-target", "it asks for operators that packed weights do not have"),
-    Refusal(
-        "--attn-dp-size",
-        "the engine has data parallel attention (--enable-dp-attention) for accelerators alone",
-        ", or use --tp-size",
-        allowed=(1,),
-        devices=(_CPU,),
+    *_of(
+        (_NPU,),
+        ("--cpu-offload-gb", _STAYS, _SMALLER),
+        ("--moe-a2a-backend", _OWN_KERNELS, ", or give deepep", ("none", "deepep", "mooncake")),
+        (
+            "--enable-fp32-lm-head",
+            "a packed output matrix is multiplied in the model's dtype on an NPU",
+        ),
+        (_ATTENTION, "attention on an NPU is that of ascend", ", or give ascend", ("ascend",)),
+        (
+            "--cuda-graph-backend-prefill",
+            "prompts are not captured in graphs on an NPU",
+            "",
+            ("disabled",),
+        ),
+        (
+            "--page-size",
+            "attention on an NPU reads keys and values in blocks of 128 tokens",
+            ", or give 128",
+            (128,),
+        ),
     ),
 )
 
