@@ -8,7 +8,7 @@ called: ``hook(original, self, ...)``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -20,117 +20,83 @@ from ascend_gguf.srt import fingerprints
 _PATCH = "ascend_gguf.srt"
 _ENGINE = "sglang.srt"
 
-#: (module below ``sglang.srt`` and, the same, below ``ascend_gguf.srt``; class and method; ours,
-#: where its name is another)
-OVERRIDES: tuple[tuple[str, str, str | None], ...] = (
-    ("entrypoints.ollama.serving", "OllamaServing._convert_options_to_sampling_params", None),
-    ("entrypoints.ollama.serving", "OllamaServing._stream_chat_response", "stream_whole"),
-    ("entrypoints.ollama.serving", "OllamaServing._stream_generate_response", "stream_whole"),
-    ("entrypoints.openai.serving_base", "OpenAIServingBase.create_error_response", None),
-    ("entrypoints.openai.serving_chat", "OpenAIServingChat._process_messages", None),
-    (
-        "entrypoints.openai.serving_rerank",
-        "OpenAIServingRerank._handle_non_streaming_request",
-        None,
+_RUNNER = "model_executor.model_runner_components"
+_SCHEDULER = "managers.scheduler_components"
+
+#: Module and class, below ``sglang.srt``, to its methods that are overridden.  Ours are in the same
+#: module below ``ascend_gguf.srt``, of the same name or the one behind ``=``.
+_METHODS = {
+    "entrypoints.ollama.serving.OllamaServing": (
+        "_convert_options_to_sampling_params "
+        "_stream_chat_response=stream_whole _stream_generate_response=stream_whole"
     ),
-    ("layers.activation", "SiluAndMul.forward_native", "silu_and_mul"),
-    ("layers.activation", "GeluAndMul.forward_native", "gelu_and_mul"),
-    *(
-        ("layers.attention.torch_native_backend", f"TorchNativeAttnBackend.{name}", None)
-        for name in (
-            "forward_extend",
-            "forward_decode",
-            "_run_sdpa_forward_extend",
-            "_run_sdpa_forward_decode",
-        )
+    "entrypoints.openai.serving_base.OpenAIServingBase": "create_error_response",
+    "entrypoints.openai.serving_chat.OpenAIServingChat": "_process_messages",
+    "entrypoints.openai.serving_rerank.OpenAIServingRerank": "_handle_non_streaming_request",
+    "layers.activation.SiluAndMul": "forward_native=silu_and_mul",
+    "layers.activation.GeluAndMul": "forward_native=gelu_and_mul",
+    "layers.attention.torch_native_backend.TorchNativeAttnBackend": (
+        "forward_extend forward_decode _run_sdpa_forward_extend _run_sdpa_forward_decode"
     ),
-    ("layers.layernorm", "RMSNorm.forward_native", None),
-    ("layers.layernorm", "GemmaRMSNorm.forward_native", "gemma_norm"),
-    ("layers.layernorm", "Gemma3RMSNorm.forward_native", "gemma_norm"),
-    (
-        "layers.moe.token_dispatcher.ascend_tp",
-        "AscendTPDispatcher.set_ascend_dispatcher_output_dtype",
-        None,
+    "layers.layernorm.RMSNorm": "forward_native",
+    "layers.layernorm.GemmaRMSNorm": "forward_native=gemma_norm",
+    "layers.layernorm.Gemma3RMSNorm": "forward_native=gemma_norm",
+    "layers.moe.token_dispatcher.ascend_tp.AscendTPDispatcher": (
+        "set_ascend_dispatcher_output_dtype"
     ),
-    ("layers.moe.topk", "TopK.forward_native", None),
-    ("layers.moe.topk", "TopK.forward_npu", None),
-    ("layers.rotary_embedding.base", "RotaryEmbedding.forward_native", None),
-    ("layers.sampler", "Sampler._sample_from_logits", None),
-    ("layers.sampler", "Sampler._sample_from_probs", None),
-    ("managers.schedule_batch", "Req._check_str_based_finish", None),
-    ("managers.schedule_batch", "Req._check_vocab_boundary_finish", None),
-    *(
-        ("managers.scheduler", f"Scheduler.{name}", None)
-        for name in (
-            "_add_request_to_queue",
-            "init_batch_result_processor",
-            "init_profiler",
-            "init_request_dispatcher",
-            "init_weight_updater",
-        )
+    "layers.moe.topk.TopK": "forward_native forward_npu",
+    "layers.rotary_embedding.base.RotaryEmbedding": "forward_native",
+    "layers.sampler.Sampler": "_sample_from_logits _sample_from_probs",
+    "managers.schedule_batch.Req": "_check_str_based_finish _check_vocab_boundary_finish",
+    "managers.scheduler.Scheduler": (
+        "_add_request_to_queue init_batch_result_processor init_profiler init_request_dispatcher "
+        "init_weight_updater"
     ),
-    (
-        "managers.scheduler_components.batch_result_processor",
-        "SchedulerBatchResultProcessor.process_batch_result_prefill",
-        None,
+    f"{_SCHEDULER}.batch_result_processor.SchedulerBatchResultProcessor": (
+        "process_batch_result_prefill"
     ),
-    *(
-        (
-            "managers.scheduler_components.profiler_manager",
-            f"SchedulerProfilerManager.{name}",
-            "ended_by_an_error",
-        )
-        for name in ("_profile", "_profile_batch_predicate")
+    f"{_SCHEDULER}.profiler_manager.SchedulerProfilerManager": (
+        "_profile=ended_by_an_error _profile_batch_predicate=ended_by_an_error"
     ),
-    *(
-        (
-            "managers.scheduler_components.weight_updater",
-            f"SchedulerWeightUpdaterManager.{name}",
-            None,
-        )
-        for name in ("begin_weight_update", "init_weights_update_group", "update_weights_from_ipc")
+    f"{_SCHEDULER}.weight_updater.SchedulerWeightUpdaterManager": (
+        "begin_weight_update init_weights_update_group update_weights_from_ipc"
     ),
-    *(
-        (
-            "managers.tokenizer_control_mixin",
-            f"TokenizerControlMixin.{name}_memory_occupation",
-            "refuse",
-        )
-        for name in ("release", "resume")
+    "managers.tokenizer_control_mixin.TokenizerControlMixin": (
+        "release_memory_occupation=refuse resume_memory_occupation=refuse"
     ),
-    *(
-        ("managers.tokenizer_manager", f"TokenizerManager.{name}", None)
-        for name in (
-            "_create_tokenized_object",
-            "_wait_for_model_update_from_disk",
-            "generate_request",
-        )
+    "managers.tokenizer_manager.TokenizerManager": (
+        "_create_tokenized_object _wait_for_model_update_from_disk generate_request"
     ),
-    ("model_executor.model_runner", "ModelRunner.alloc_memory_pool", None),
-    ("model_executor.model_runner", "ModelRunner.init_cuda_graphs", "replay_decode_steps"),
-    ("model_executor.model_runner", "ModelRunner.init_decode_cuda_graph", "replay_decode_steps"),
-    ("model_executor.model_runner", "ModelRunner.init_lora_manager", None),
-    ("model_executor.model_runner", "ModelRunner.sample", None),
-    (
-        "model_executor.model_runner_components.weight_exporter",
-        "WeightExporter.get_weights_by_name",
-        None,
+    "model_executor.model_runner.ModelRunner": (
+        "alloc_memory_pool init_cuda_graphs=replay_decode_steps "
+        "init_decode_cuda_graph=replay_decode_steps init_lora_manager sample"
     ),
-    (
-        "model_executor.model_runner_components.weight_updater",
-        "WeightUpdater.update_weights_from_disk",
-        None,
-    ),
-    ("model_loader.loader", "GGUFModelLoader.load_model", None),
-    ("sampling.sampling_batch_info", "SamplingBatchInfo.filter_batch", None),
-    ("sampling.sampling_batch_info", "SamplingBatchInfo.merge_batch", None),
-)
+    f"{_RUNNER}.weight_exporter.WeightExporter": "get_weights_by_name",
+    f"{_RUNNER}.weight_updater.WeightUpdater": "update_weights_from_disk",
+    "model_loader.loader.GGUFModelLoader": "load_model",
+    "sampling.sampling_batch_info.SamplingBatchInfo": "filter_batch merge_batch",
+}
 
 #: The same, of modules that import torch_npu.
-NPU_OVERRIDES: tuple[tuple[str, str, str | None], ...] = tuple(
-    ("hardware_backend.npu.attention.ascend_backend", f"AscendAttnBackend.{name}", None)
-    for name in ("forward_decode", "forward_extend")
-)
+_NPU_METHODS = {
+    "hardware_backend.npu.attention.ascend_backend.AscendAttnBackend": (
+        "forward_decode forward_extend"
+    ),
+}
+
+
+def _rows_of(methods: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """Module, ``Class.method``, and the name of ours if it is another."""
+    for place, names in methods.items():
+        module, _, cls = place.rpartition(".")
+        for name in names.split():
+            method, _, ours = name.partition("=")
+            yield module, f"{cls}.{method}", ours or None
+
+
+#: As :data:`ascend_gguf.srt.plugin.HOOKS`.
+OVERRIDES = tuple(_rows_of(_METHODS))
+NPU_OVERRIDES = tuple(_rows_of(_NPU_METHODS))
 
 
 def override(thing: Any) -> None:
