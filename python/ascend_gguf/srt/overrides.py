@@ -113,8 +113,21 @@ def override_methods(thing: Any, **hooks: Callable) -> None:
     _become(thing, _subclass(type(thing), tuple(hooks.items())))
 
 
+def let_see(thing: Any, method: str, **ours: Any) -> None:
+    """Let an object's method see these in place of what its module has, as :func:`seeing`."""
+    override_methods(thing, **{method: _hook_seeing(**ours)})
+
+
 @functools.cache
-def seeing(function: Callable, **ours: Callable) -> Callable:
+def _hook_seeing(**ours: Any) -> Callable:
+    def hook(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
+        return seeing(original, **ours)(self, *args, **kwargs)
+
+    return hook
+
+
+@functools.cache
+def seeing(function: Callable, **ours: Any) -> Callable:
     """The engine's ``function`` as if its module had these functions instead of its own.
 
     Raises:

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.layers.linear import ReplicatedLinear
-from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
-from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.models.afmoe import AfmoeMLP
 from torch import nn
 
-from ascend_gguf.srt.models.single_experts import bind_runner
+from ascend_gguf.srt.models.single_experts import stacked_experts
 
 
 class StackedExperts(nn.Module):
@@ -24,18 +22,17 @@ class StackedExperts(nn.Module):
         super().__init__()
         self.gate = ReplicatedLinear(config.hidden_size, config.num_experts, bias=False)
         self.expert_bias = nn.Parameter(torch.empty(config.num_experts, dtype=torch.float32))
-        self.experts = get_moe_impl_class(quant_config)(
-            num_experts=config.num_experts,
-            top_k=config.num_experts_per_tok,
-            layer_id=layer_id,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.moe_intermediate_size,
-            quant_config=quant_config,
-            prefix=f"{prefix}.experts",
-        )
-        self.topk = TopK(
-            top_k=config.num_experts_per_tok,
-            layer_id=layer_id,
+        sizes = {
+            "num_experts": config.num_experts,
+            "top_k": config.num_experts_per_tok,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.moe_intermediate_size,
+        }
+        self.topk, self.experts = stacked_experts(
+            layer_id,
+            sizes,
+            quant_config,
+            f"{prefix}.experts",
             renormalize=config.route_norm,
             use_grouped_topk=True,
             num_expert_group=1,
@@ -45,7 +42,6 @@ class StackedExperts(nn.Module):
             routed_scaling_factor=config.route_scale,
             apply_routed_scaling_factor_on_output=True,
         )
-        bind_runner(self.topk, self.experts)
         self.shared_experts = None
         if config.num_shared_experts:
             self.shared_experts = AfmoeMLP(

@@ -1,19 +1,24 @@
-"""Attention of Command R7B."""
+"""Attention of Command R7B, and dense layers of Cohere's mixture of experts."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ascend_gguf.srt.models.windows import include_token
+
+
+def count_dense_layers(config: Any) -> None:
+    """Say how many layers are dense; transformers' configuration has a list of them alone."""
+    config.first_k_dense_replace = config.mlp_layer_types.count("dense")
+
 
 def repair_attention(attention: Any, config: Any) -> None:
-    """``CohereAttention``: count the token itself in its window.
+    """``CohereAttention``: the token itself is in its window.
 
-    A window of the configuration includes the token, one of the engine's attention does not; the
-    engine's other models subtract one.  Where RoPE does not copy them, queries are a part
-    of a wider matrix, which Ascend's operators refuse.
+    Where RoPE does not copy them, queries are a part of a wider matrix, which Ascend's operators
+    refuse.
     """
-    if attention.sliding_window_size > 0:
-        attention.attn.sliding_window_size = attention.sliding_window_size - 1
+    include_token(attention, config)
     copy_inputs(attention)
 
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
-from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
-from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.models.dbrx import DbrxRouter
 from torch import nn
 
-from ascend_gguf.srt.models.single_experts import bind_runner
+from ascend_gguf.srt.models.single_experts import stacked_experts
 
 
 class StackedExperts(nn.Module):
@@ -21,19 +19,17 @@ class StackedExperts(nn.Module):
         self, config: Any, layer_id: int, quant_config: Any = None, prefix: str = ""
     ) -> None:
         super().__init__()
-        sizes = config.ffn_config
         self.router = DbrxRouter(config)
-        self.experts = get_moe_impl_class(quant_config)(
-            num_experts=sizes.moe_num_experts,
-            top_k=sizes.moe_top_k,
-            layer_id=layer_id,
-            hidden_size=config.d_model,
-            intermediate_size=sizes.ffn_hidden_size,
-            quant_config=quant_config,
-            prefix=f"transformer.blocks.{layer_id}.ffn.experts",
+        sizes = {
+            "num_experts": config.ffn_config.moe_num_experts,
+            "top_k": config.ffn_config.moe_top_k,
+            "hidden_size": config.d_model,
+            "intermediate_size": config.ffn_config.ffn_hidden_size,
+        }
+        name = f"transformer.blocks.{layer_id}.ffn.experts"
+        self.topk, self.experts = stacked_experts(
+            layer_id, sizes, quant_config, name, renormalize=True
         )
-        self.topk = TopK(top_k=sizes.moe_top_k, layer_id=layer_id, renormalize=True)
-        bind_runner(self.topk, self.experts)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """``[tokens, hidden]`` to the same."""

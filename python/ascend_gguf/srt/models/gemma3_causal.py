@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ascend_gguf.cpu.row_ops import rotate_by
 from ascend_gguf.srt.device import uses_cpu_kernels
 from ascend_gguf.srt.models.direct_loading import load_directly
 from ascend_gguf.srt.models.output_matrix import load_output_matrix
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see
 
 
 class ScaledEmbedding(VocabParallelEmbedding):
@@ -70,11 +69,7 @@ def _add_projector(model: Any, config: Any) -> None:
 
 def repair_attention(attention: Any, config: Any) -> None:
     """``Gemma3Attention``: on the CPU, RoPE is one compiled call."""
-    override_methods(attention, forward_native=_forward_native)
-
-
-def _forward_native(original: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return seeing(original, apply_rotary_pos_emb=rotate_both)(self, *args, **kwargs)
+    let_see(attention, "forward_native", apply_rotary_pos_emb=rotate_both)
 
 
 def rotate_both(

@@ -12,7 +12,7 @@ from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.runtime_context import get_parallel
 
 from ascend_gguf.srt.models import gemma4_causal
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see, override_methods
 
 #: The least magnitude of a stream, by which another is scaled: transformers' is of its square.
 _LEAST = 1e-5**0.5
@@ -90,7 +90,7 @@ def repair_streams(model: Any, config: Any) -> None:
 
     The engine divides by its magnitude, or by the least number there is, which is negative.
     """
-    override_methods(model, forward=_forward)
+    let_see(model, "forward", torch=_TORCH)
 
 
 class _Torch:
@@ -105,7 +105,3 @@ class _Torch:
 
 
 _TORCH = _Torch()
-
-
-def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return seeing(original, torch=_TORCH)(self, *args, **kwargs)

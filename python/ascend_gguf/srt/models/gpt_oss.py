@@ -1,32 +1,10 @@
-"""gpt-oss: loading, its windows on an NPU and its sinks on the CPU."""
+"""gpt-oss: its windows on an NPU and its sinks on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from sglang.srt.utils import is_cpu, is_npu
-
-from ascend_gguf.srt.models.single_experts import load_single_experts
-from ascend_gguf.srt.overrides import override_methods
-
-
-def repair_loading(model: Any, config: Any) -> None:
-    """``GptOssForCausalLM``: experts are loaded one by one.
-
-    The engine's loader has gate and up in one tensor of all experts.
-    """
-    override_methods(model, load_weights=_load_weights)
-
-
-def _load_weights(
-    original: Callable,
-    self: torch.nn.Module,
-    weights: Iterable[tuple[str, torch.Tensor]],
-    **kwargs: Any,
-) -> None:
-    return original(self, load_single_experts(self, weights), **kwargs)
 
 
 def repair_attention(attention: Any, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Attention and routing of HunYuan."""
+"""Attention of HunYuan."""
 
 from __future__ import annotations
 
@@ -22,11 +22,3 @@ def repair_attention(attention: Any, config: Any) -> None:
         return q.reshape(-1, attention.q_size), k.reshape(-1, attention.kv_size), *rest
 
     attention.attn.register_forward_pre_hook(one_row_a_token)
-
-
-def renormalize_topk(block: Any, config: Any) -> None:
-    """``HunYuanSparseMoeBlock``: the weight of a single expert is one, too.
-
-    transformers and llama.cpp (``build_moe_ffn`` with ``norm_w``) renormalise whatever was chosen.
-    """
-    block.topk.topk_config.renormalize = True

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sglang.srt.utils import is_cpu
 
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
-from ascend_gguf.srt.models.bailing_moe import scale_topk
+from ascend_gguf.srt.models.routing import by_sigmoid, scale
 
 
 def repair_attention(attention: Any, config: Any) -> None:
@@ -35,7 +35,7 @@ def _norm_by_torch(norm: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tens
 
 def repair_experts(block: Any, config: Any) -> None:
     """``KimiMoE``: experts are scaled, and chosen by sigmoid on Ascend too; the bias is float32."""
-    scale_topk(block, config)
-    block.topk.topk_config.scoring_func = "sigmoid"
+    scale(block, config)
+    by_sigmoid(block, config)
     bias = block.gate.e_score_correction_bias
     bias.data = bias.data.float()

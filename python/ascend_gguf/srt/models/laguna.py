@@ -1,12 +1,10 @@
-"""Laguna: RoPE by the type of a layer, and a packed embedding."""
+"""Laguna: its configuration, and a packed embedding."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-from ascend_gguf.srt.models.rotary import set_rotary_of_type
 
 
 def name_sizes(config: Any) -> None:
@@ -16,11 +14,6 @@ def name_sizes(config: Any) -> None:
         setattr(config, f"{prefix}rope_theta", 1e4)
         setattr(config, f"{prefix}partial_rotary_factor", 1.0)
     config.full_rope_scaling = config.swa_rope_scaling = None
-
-
-def repair_attention(attention: Any, config: Any) -> None:
-    """``LagunaAttention``: RoPE of its type of layer, with a fractional base and any scaling."""
-    set_rotary_of_type(attention, config)
 
 
 def repair_embedding(causal_lm: Any, config: Any) -> None:

@@ -11,7 +11,7 @@ from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.utils import is_cpu, is_npu
 
 from ascend_gguf.cpu.causal_conv import causal_conv1d_fn, causal_conv1d_update
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see, override_methods
 
 
 def repair_attention(attention: Any, config: Any) -> None:
@@ -29,17 +29,13 @@ def repair_attention(attention: Any, config: Any) -> None:
 def repair_convolution(convolution: Any, config: Any) -> None:
     """``Lfm2ShortConv`` and ``Lfm2MoeShortConv``: the engine's operators are Triton kernels."""
     if is_cpu():
-        override_methods(convolution, forward=_forward)
+        ours = {
+            "causal_conv1d_fn": causal_conv1d_fn,
+            "causal_conv1d_update": causal_conv1d_update,
+        }
+        let_see(convolution, "forward", **ours)
     elif is_npu():
         override_methods(convolution, forward=_forward_npu)
-
-
-def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    ours = {
-        "causal_conv1d_fn": causal_conv1d_fn,
-        "causal_conv1d_update": causal_conv1d_update,
-    }
-    return seeing(original, **ours)(self, *args, **kwargs)
 
 
 def _forward_npu(

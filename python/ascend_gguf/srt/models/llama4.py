@@ -1,8 +1,8 @@
-"""Llama 4: loading, routing, and attention."""
+"""Llama 4: routing, and attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,19 +10,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.utils import is_npu
 
 from ascend_gguf.srt.models.rotary import set_rotary_embedding
-from ascend_gguf.srt.models.single_experts import load_single_experts
 from ascend_gguf.srt.overrides import override_methods
-
-
-def repair_loading(model: Any, config: Any) -> None:
-    """``Llama4ForCausalLM``: experts are loaded one by one; Llama's loader knows of none."""
-    override_methods(model, load_weights=_load_weights)
-
-
-def _load_weights(
-    original: Callable, self: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Any:
-    return original(self, load_single_experts(self, weights))
 
 
 def repair_attention(attention: Any, config: Any) -> None:

@@ -14,7 +14,7 @@ from ascend_gguf.cpu.causal_conv import causal_conv1d_fn, causal_conv1d_update
 from ascend_gguf.cpu.gated_rows import gated_rms_norm
 from ascend_gguf.cpu.state_space import mamba_chunk_scan_combined, selective_state_update
 from ascend_gguf.srt.layers.linear import wrap_loader
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see, override_methods
 from ascend_gguf.weights.block_tensor import BlockTensor
 
 #: What the engine's layer calls, for CUDA alone or as Triton kernels.
@@ -47,7 +47,7 @@ def repair_mixer(mixer: Any, config: Any) -> None:
     for name in {"in_proj", "out_proj"} - {*config.biased}:
         getattr(mixer, name).register_parameter("bias", None)
     if is_cpu():
-        override_methods(mixer, forward=_forward)
+        let_see(mixer, "forward", **_OPERATORS)
         override_methods(mixer.norm, forward_native=_norm)
     if not config.mamba_shares_group:
         return
@@ -61,10 +61,6 @@ def repair_mixer(mixer: Any, config: Any) -> None:
         if layer.bias is not None:
             layer.bias.weight_loader = layer.weight_loader
     mixer.norm.n_groups, mixer.norm.group_size = 1, mixer.norm.full_hidden_size
-
-
-def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
-    return seeing(original, **_OPERATORS)(self, *args, **kwargs)
 
 
 def _norm(original: Callable, self: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

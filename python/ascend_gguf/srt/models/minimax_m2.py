@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see
 
 
 def repair_norm(attention: Any, config: Any) -> None:
@@ -17,14 +16,8 @@ def repair_norm(attention: Any, config: Any) -> None:
     """
     norm = getattr(attention, "qk_norm_impl", None)
     if norm is not None and norm._forward_impl == norm._forward_naive:
-        override_methods(norm, _forward_naive=_forward_naive)
+        let_see(norm, "_forward_naive", rms_sumsq_serial=_sums, rms_apply_serial=_apply)
         norm._forward_impl = norm._forward_naive
-
-
-def _forward_naive(
-    original: Callable, self: Any, q: torch.Tensor, k: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return seeing(original, rms_sumsq_serial=_sums, rms_apply_serial=_apply)(self, q, k)
 
 
 def _sums(x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ascend_gguf.cpu.experts import swiglu_oai
+from ascend_gguf.srt.models.routing import renormalize_as_configured
 
 
 def set_activation(mlp: Any, config: Any) -> None:
@@ -20,7 +21,7 @@ def repair_routing(block: Any, config: Any) -> None:
     """``MiniMaxM3MoE``: the router is float32, and weights are normalized if the file says so."""
     block.bf16_router_gemm = False
     block.gate.weight.data = block.gate.weight.data.float()
-    block.topk.topk_config.renormalize = config.norm_topk_prob
+    renormalize_as_configured(block, config)
 
 
 def repair_attention(attention: Any, config: Any) -> None:

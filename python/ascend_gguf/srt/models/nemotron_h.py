@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ascend_gguf.srt.models.bailing_moe import scale_topk
 from ascend_gguf.srt.models.mamba2 import share_group
+from ascend_gguf.srt.models.routing import scale
 from ascend_gguf.srt.overrides import override_methods
 
 
@@ -22,7 +22,7 @@ def repair_config(config: Any) -> None:
 
 def repair_experts(block: Any, config: Any) -> None:
     """``NemotronHMoE``: the router is multiplied by an operator for CUDA; experts are scaled."""
-    scale_topk(block, config)
+    scale(block, config)
     override_methods(block, _forward_core_normal=_forward_core_normal)
 
 

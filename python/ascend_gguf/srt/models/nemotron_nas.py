@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from ascend_gguf.architectures.dimensions import heads_of, of_layer
-from ascend_gguf.srt.overrides import override_methods
+from ascend_gguf.srt.models.direct_loading import load_first
 
 #: What the engine rounds widths of feed-forward networks up to.
 _MULTIPLE = 256
@@ -42,7 +41,7 @@ def repair_model(causal_lm: Any, config: Any) -> None:
     causal_lm.start_layer, causal_lm.end_layer = model.start_layer, model.end_layer
     if not get_parallel().pp_group.is_last_rank:
         causal_lm.lm_head = PPMissingLayer()
-    override_methods(causal_lm, load_weights=_load_own)
+    load_first(causal_lm, _is_of_other_stage)
     layers = range(model.start_layer, model.end_layer)
     first = next((i for i in layers if heads_of(config, i)[1]), 0)
     for number in layers:
@@ -63,17 +62,12 @@ def repair_model(causal_lm: Any, config: Any) -> None:
             )
 
 
-def _load_own(original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-    """Overrides ``load_weights``: of this stage alone, as it warns of each other one."""
-    others = ("model.embed_tokens.", "model.norm.", "lm_head.")
-    missing = [name for name in others if isinstance(self.get_submodule(name[:-1]), PPMissingLayer)]
-
-    def is_own(name: str) -> bool:
-        layer = get_layer_id(name)
-        is_other = layer is not None and not self.start_layer <= layer < self.end_layer
-        return not is_other and not name.startswith(tuple(missing))
-
-    return original(self, ((name, data) for name, data in weights if is_own(name)))
+def _is_of_other_stage(model: Any, name: str, data: torch.Tensor) -> bool:
+    """Whether the model has no place for a weight: it warns of each of them."""
+    layer = get_layer_id(name)
+    if layer is not None:
+        return not model.start_layer <= layer < model.end_layer
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), PPMissingLayer)
 
 
 class _Matrix(nn.Module):

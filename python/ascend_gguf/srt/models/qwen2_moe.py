@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from sglang.srt.utils import is_cpu
 
-from ascend_gguf.srt.overrides import override_methods, seeing
+from ascend_gguf.srt.overrides import let_see
 
 
 def repair_shared_expert(block: Any, config: Any) -> None:
     """``Qwen2MoeSparseMoeBlock``: the engine's gate is a Triton kernel, on CPUs without AMX too."""
     if is_cpu():
-        override_methods(block, forward=_forward)
-
-
-def _forward(original: Callable, self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return seeing(original, fused_gate_sigmoid_mul_add=add_gated)(self, *args, **kwargs)
+        let_see(block, "forward", fused_gate_sigmoid_mul_add=add_gated)
 
 
 def add_gated(

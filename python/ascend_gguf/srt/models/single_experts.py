@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from sglang.srt.layers.moe.ep_moe.layer import get_moe_impl_class
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+from sglang.srt.layers.moe.topk import TopK
+from torch import nn
 
-from ascend_gguf.srt.overrides import override_methods
+from ascend_gguf.srt.models.direct_loading import load_first
 
 #: Projection -> (the parameter it is part of, the engine's name of the part).
 _PARTS = {"gate": ("w13", "w1"), "up": ("w13", "w3"), "down": ("w2", "w2")}
@@ -17,43 +19,49 @@ _PARTS = {"gate": ("w13", "w1"), "up": ("w13", "w3"), "down": ("w2", "w2")}
 _NAME = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.(\w+)")
 
 
-def load_experts_one_by_one(model: Any, config: Any) -> None:
-    """A repair: the model loads single experts beside what its own ``load_weights`` takes."""
-    override_methods(model, load_weights=_load_weights)
+def stacked_experts(
+    layer_id: int, sizes: dict[str, int], quant_config: Any, prefix: str, **routing: Any
+) -> tuple[TopK, FusedMoE]:
+    """Experts that may be packed, in place of dense matrices, and what chooses among them.
 
-
-def _load_weights(
-    original: Callable, self: Any, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Any:
-    return original(self, load_single_experts(self, weights))
-
-
-def bind_runner(topk: Any, experts: FusedMoE) -> None:
-    """Tell a router what runs the experts, from SGLang 0.5.23 on."""
-    if hasattr(topk, "bind_runner_backend"):
+    Args:
+        sizes: ``num_experts``, ``top_k``, ``hidden_size`` and ``intermediate_size``.
+        prefix: the name of the experts in the model.
+        routing: options of ``TopK``.
+    """
+    experts = get_moe_impl_class(quant_config)(
+        layer_id=layer_id, quant_config=quant_config, prefix=prefix, **sizes
+    )
+    topk = TopK(top_k=sizes["top_k"], layer_id=layer_id, **routing)
+    if hasattr(topk, "bind_runner_backend"):  # from SGLang 0.5.23 on
         topk.bind_runner_backend(experts.runner_backend)
+    return topk, experts
 
 
-def load_single_experts(
-    model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Load ``X.experts.E.{gate,up,down}_proj.*`` as they come, and yield whatever else there is."""
-    modules = dict(model.named_modules())
-    for name, data in weights:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            yield name, data
-            continue
-        module, expert, projection, kind = match.groups()
-        experts = modules.get(module)
-        if experts is None:
-            continue  # on another stage of the pipeline
-        prefix, shard = _PARTS[projection]
-        if kind == "bias":
-            _load_bias(experts, int(expert), prefix, shard, data)
-        else:
-            parameter = getattr(experts, f"{prefix}_{kind}")
-            experts.weight_loader(parameter, data, name, shard_id=shard, expert_id=int(expert))
+def load_experts_one_by_one(model: Any, config: Any) -> None:
+    """A repair: load ``X.experts.E.{gate,up,down}_proj.*`` as they come.
+
+    The model's own ``load_weights`` knows of none, or has gate and up in one tensor of all experts.
+    """
+    load_first(model, _take)
+
+
+def _take(model: nn.Module, name: str, data: torch.Tensor) -> bool:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return False
+    module, expert, projection, kind = match.groups()
+    prefix, shard = _PARTS[projection]
+    try:
+        experts = model.get_submodule(module)
+    except AttributeError:
+        return True  # on another stage of the pipeline
+    if kind == "bias":
+        _load_bias(experts, int(expert), prefix, shard, data)
+    else:
+        parameter = getattr(experts, f"{prefix}_{kind}")
+        experts.weight_loader(parameter, data, name, shard_id=shard, expert_id=int(expert))
+    return True
 
 
 def _load_bias(experts: FusedMoE, expert: int, prefix: str, shard: str, bias: torch.Tensor) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ascend_gguf.srt.models.rotary import set_rotary_of_type
-from ascend_gguf.srt.models.single_experts import load_single_experts
+from ascend_gguf.srt.models.single_experts import load_experts_one_by_one
+from ascend_gguf.srt.models.windows import include_token
 from ascend_gguf.srt.overrides import override_methods
 
 
@@ -25,13 +26,13 @@ def name_sizes(config: Any) -> None:
 def repair_attention(attention: Any, config: Any) -> None:
     """``Step3p5Attention``: RoPE of its type of layer, and a window that includes the token."""
     set_rotary_of_type(attention, config)
-    if attention.attn.sliding_window_size > -1:
-        attention.attn.sliding_window_size -= 1
+    include_token(attention, config)
 
 
 def repair_loading(model: Any, config: Any) -> None:
     """``Step3p5ForCausalLM``: experts are loaded one by one."""
     override_methods(model, load_weights=_load_weights)
+    load_experts_one_by_one(model, config)
 
 
 def _load_weights(
@@ -47,6 +48,6 @@ def _load_weights(
 
     vars(self)["named_parameters"] = others
     try:
-        return original(self, load_single_experts(self, weights), **kwargs)
+        return original(self, weights, **kwargs)
     finally:
         del vars(self)["named_parameters"]
