@@ -33,7 +33,7 @@ def _problem(path: Path, name: str) -> str:
 def test_reasons_of_their_own(tmp_path, name):
     problem = _problem(tmp_path / "m.gguf", name)
     assert "architecture is not supported" in problem
-    assert all(reason in problem for reason in REFUSED[name].values())
+    assert REFUSED[name] in problem
 
 
 def test_no_architecture_of_llama_cpp_is_unknown(tmp_path):

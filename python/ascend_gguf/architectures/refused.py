@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-
-def _everywhere(reason: str) -> dict[str, str]:
-    return dict.fromkeys(("cpu", "npu"), reason)
-
-
-#: Reasons of their own, on "cpu" and "npu".
-REFUSED = {
-    "gptj": _everywhere("llama.cpp has its name, and can neither convert nor run it"),
-}
+#: Reasons of their own.
+REFUSED = {"gptj": "llama.cpp has its name, and can neither convert nor run it"}
 
 #: The engine has no class for these (its registry of models, 0.5.23).
 WITHOUT_CLASS = frozenset(
@@ -41,9 +34,4 @@ def why_refused(name: str | None) -> str | None:
         return "SGLang has no class for it"
     if name in WITHOUT_TABLE:
         return "SGLang has a class for it, and ascend-gguf no table of its tensors yet"
-    reasons = REFUSED.get(name or "")
-    if reasons is None:
-        return None
-    if reasons["cpu"] == reasons["npu"]:
-        return reasons["cpu"]
-    return f"CPU: {reasons['cpu']}; NPU: {reasons['npu']}"
+    return REFUSED.get(name or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,24 +45,10 @@ class Cursor:
         self.key: str | None = None
         self.tensor: str | None = None
 
-    def error(
-        self,
-        problem: str,
-        *,
-        found: object = None,
-        expected: object = None,
-        hint: str = DOWNLOAD_AGAIN,
-    ) -> GGUFError:
-        """An error about what is being read, for the caller to raise."""
-        return GGUFError(
-            problem,
-            file=self.file,
-            tensor=self.tensor,
-            key=self.key,
-            found=found,
-            expected=expected,
-            hint=hint,
-        )
+    def error(self, problem: str, *, hint: str = DOWNLOAD_AGAIN, **facts: Any) -> GGUFError:
+        """An error about what is being read, for the caller to raise; facts as its own."""
+        facts |= {"file": self.file, "tensor": self.tensor, "key": self.key}
+        return GGUFError(problem, hint=hint, **facts)
 
     def need(self, nbytes: int) -> None:
         """Raise GGUFError unless ``nbytes`` more bytes exist."""

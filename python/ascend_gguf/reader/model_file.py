@@ -62,23 +62,15 @@ class GGUFFile:
         return name if name.startswith(_OF_ALL) else f"{self.architecture}.{name}"
 
     def error(
-        self,
-        problem: str,
-        key: str,
-        *,
-        found: object = None,
-        expected: object = None,
-        hint: str | None = CONVERT_AGAIN,
+        self, problem: str, key: str, *, hint: str | None = CONVERT_AGAIN, **facts: Any
     ) -> GGUFError:
-        """An error about a key, named as :meth:`key` takes it, for the caller to raise."""
-        return GGUFError(
-            problem,
-            file=self.files[0],
-            key=self.key(key),
-            found=found,
-            expected=expected,
-            hint=hint,
-        )
+        """An error about a key, for the caller to raise.
+
+        Args:
+            key: named as :meth:`key` takes it.
+            hint, facts: of :class:`GGUFError`.
+        """
+        return GGUFError(problem, file=self.files[0], key=self.key(key), hint=hint, **facts)
 
     def arch_field(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value of ``ARCHITECTURE.key``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,18 +35,9 @@ class GGUFTensor:
     nbytes: int
     mapping: MappedFile = field(repr=False, compare=False)
 
-    def error(
-        self,
-        problem: str,
-        *,
-        found: object = None,
-        expected: object = None,
-        hint: str | None = None,
-    ) -> GGUFError:
-        """An error about this tensor, for the caller to raise."""
-        return GGUFError(
-            problem, file=self.file, tensor=self.name, found=found, expected=expected, hint=hint
-        )
+    def error(self, problem: str, **facts: Any) -> GGUFError:
+        """An error about this tensor, for the caller to raise; facts as its own."""
+        return GGUFError(problem, file=self.file, tensor=self.name, **facts)
 
     @property
     def blocks(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import TokenType
 
-from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
+from ascend_gguf.errors import GGUFError
 from ascend_gguf.reader import GGUFFile
 
 _PREFIX = "tokenizer.ggml."
@@ -40,7 +40,7 @@ class Vocabulary:
             twice = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
             token = self.tokens[twice]
             found = f"{token!r:.80} as {twice} and {self.ids[token]}"
-            raise self.error("a token occurs twice", "tokens", found)
+            raise self.error("a token occurs twice", "tokens", found=found)
 
     def text(self, key: str, default: str | None = None) -> str | None:
         """The string at ``tokenizer.ggml.KEY``."""
@@ -80,16 +80,9 @@ class Vocabulary:
             raise self.error("invalid value", key, found=_words(array), expected=expected)
         return array
 
-    def error(
-        self,
-        problem: str,
-        key: str,
-        found: object = None,
-        expected: object = None,
-        hint: str = CONVERT_AGAIN,
-    ) -> GGUFError:
-        """An error about ``tokenizer.ggml.KEY``, to be raised by the caller."""
-        return self.file.error(problem, _PREFIX + key, found=found, expected=expected, hint=hint)
+    def error(self, problem: str, key: str, **facts: Any) -> GGUFError:
+        """An error about ``tokenizer.ggml.KEY``, to be raised by the caller; as the file's."""
+        return self.file.error(problem, _PREFIX + key, **facts)
 
     def _typed(self, key: str, kind: type, expected: str, default: Any) -> Any:
         value = self.file.metadata.get(_PREFIX + key, default)
@@ -140,7 +133,7 @@ def _check_text(vocabulary: Vocabulary, tokens: list[str]) -> None:
         for number, token in enumerate(tokens):
             if place < len(token):
                 found = f"{token!r:.80} as {number}"
-                raise vocabulary.error("a token is not UTF-8", "tokens", found) from None
+                raise vocabulary.error("a token is not UTF-8", "tokens", found=found) from None
             place -= len(token)
 
 

@@ -32,22 +32,19 @@ def __init__(original: Callable, self: Scheduler, *args: Any, **kwargs: Any) -> 
     original(self, *args, **kwargs)
 
 
-def init_profiler(original: Callable, self: Scheduler) -> None:
-    """Overrides ``Scheduler.init_profiler``."""
-    original(self)
-    override(self.profiler_manager)
+def _making(part: str) -> Callable[[Callable, Scheduler], None]:
+    """Overrides a method of ``Scheduler`` that makes a part of it."""
+
+    def init(original: Callable, self: Scheduler) -> None:
+        original(self)
+        override(getattr(self, part))
+
+    return init
 
 
-def init_weight_updater(original: Callable, self: Scheduler) -> None:
-    """Overrides ``Scheduler.init_weight_updater``."""
-    original(self)
-    override(self.weight_updater)
-
-
-def init_batch_result_processor(original: Callable, self: Scheduler) -> None:
-    """Overrides ``Scheduler.init_batch_result_processor``."""
-    original(self)
-    override(self.batch_result_processor)
+init_profiler = _making("profiler_manager")
+init_weight_updater = _making("weight_updater")
+init_batch_result_processor = _making("batch_result_processor")
 
 
 def _add_request_to_queue(
