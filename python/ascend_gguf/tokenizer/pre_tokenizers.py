@@ -7,7 +7,6 @@ runs them unchanged, where llama.cpp approximates some.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -79,182 +78,124 @@ _FIRST_DIGITS = r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))"
 _BEFORE_FIRST_THREE = r"(?:(?<!\d)|(?<=\d)(?<!\d\d)|(?<=\d\d)(?<!\d\d\d))(?=(?:\d{3})+(?!\d))"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
-_RULES: tuple[tuple[str, PreTokenizer], ...] = (
-    ("default", PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
-    (
-        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert "
-        "jina-v1-en jina-v2-code roberta-bpe mpt olmo jais exaone4 trillion granite-docling",
-        PreTokenizer((_GPT2,)),
-    ),
-    (
-        "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
-        PreTokenizer((r"\p{N}", _GPT2)),
-    ),
-    ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
-    (
-        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
-        PreTokenizer((_words(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True),
-    ),
-    ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((_words(r"\p{N}{1,3}"),))),
-    ("glm4 glm5", PreTokenizer((_words(r"\p{N}{1,3}"),), ignore_merges=True)),
-    ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _words(r"\p{N}+")), ignore_merges=True)),
-    (
-        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
-        PreTokenizer((_words(r"\p{N}"),)),
-    ),
-    ("ufakzeka", PreTokenizer((_words(r"\p{N}", endings=""),))),
-    ("laguna", PreTokenizer((r"[^\n]+|\n+", _words(r"\p{N}")))),
-    (
-        "qwen35",
-        PreTokenizer(
-            (
-                _ENDINGS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
-                r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _LINES,
-            )
-        ),
-    ),
-    (
-        "seed-coder",
-        PreTokenizer(
-            (
-                _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}|"
-                r" ?[^\s\p{L}\p{N}\r\n]+|" + _LINES,
-            )
-        ),
-    ),
-    (
-        "bailingmoe bailingmoe2 llada-moe",
-        PreTokenizer(
-            (
-                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}|"
-                r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACE,
-            )
-        ),
-    ),
-    (
-        "exaone-moe",
-        PreTokenizer(
-            (
-                _ENDINGS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|"
-                r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|" + _SPACE,
-            )
-        ),
-    ),
-    (
-        "jais-2",
-        PreTokenizer(
-            (
-                _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-                r"\s*[\r\n]+|"
-                + "".join(rf"\s{{{2**power}}}(?!\S)|" for power in range(9, 1, -1))
-                + r"\s{1,2}(?!\S)|\s{1}",
-            )
-        ),
-    ),
-    ("tekken", PreTokenizer((_cased_words(r"\p{N}", ""),), ignore_merges=True, add_bos=True)),
-    (
-        "gpt-4o llama4 kanana2 talkie minimax-m2",
-        PreTokenizer((_cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),)),
-    ),
-    (
-        "granite-embed-multi-97m",
-        PreTokenizer((_cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),), ignore_merges=True),
-    ),
-    (
-        "tiny_aya cohere2moe",
-        PreTokenizer(
-            (
-                r"(?<!\d)\d++(?!\w)",
-                r"\A\d{1,2}(?=(?:\d{3})+\z)",
-                _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),
-            )
-        ),
-    ),
-    (
-        "youtu",
-        PreTokenizer(
-            (
-                "[\uac00-\ud7a3\u3131-\u318e]+|"
-                "[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
-                "\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _CJK_AND_KANA,
-                _cased_words(r"\p{N}", _ENDINGS + "?"),
-            ),
-            ignore_merges=True,
-        ),
-    ),
-    (
-        "kimi-k2",
-        PreTokenizer(
-            (
-                r"\p{Han}+|"
-                + _cased_words(
-                    r"\p{N}{1,3}", _ENDINGS + "?", letters=r"&&[^\p{Han}]", symbols_end=r"[\r\n]*"
-                ),
-            )
-        ),
-    ),
-    (
-        "deepseek-llm",
-        PreTokenizer(
-            (
-                "[\r\n]",
-                rf"\s?[{_DEEPSEEK_LETTERS}]+",
-                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-                r"(?<!\s)\s+$",
-                _CJK_AND_KOREAN,
-                r"\p{N}+",
-            )
-        ),
-    ),
-    (
-        "deepseek-coder",
-        PreTokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_AND_KOREAN, r"\p{N}")),
-    ),
-    ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer(_DEEPSEEK_3)),
-    (
-        "spark2_5",
-        PreTokenizer(
-            (r"\p{N}{1,3}", _CJK_AND_KANA, _DEEPSEEK_WORDS + r"|[\r\n]|" + _SPACE, r"\p{N}")
-        ),
-    ),
-    (
-        "afmoe",
-        PreTokenizer(
-            (
-                _FIRST_DIGITS,
-                r"\d{1,3}",
-                "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f"
-                "\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"
-                "\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
-                _DEEPSEEK_3[-1],
-            )
-        ),
-    ),
-    ("poro-chat bloom gpt3-finnish", PreTokenizer((_BLOOM,))),
-    ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
-    ("superbpe", PreTokenizer((r"\p{N}+", _BEFORE_FIRST_THREE, r"\G\d{3}(?=\d{3})"))),
-    (
-        "chameleon",
-        PreTokenizer(
-            (
-                "<sentinel:[0-9]+>",
-                "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-                "([\t\n]|    |  )",
-                r"\p{N}",
-                r"[\p{P}!-/:-@\[-`{-~]",
-                _GPT2,
-            ),
-            add_bos=True,
-        ),
-    ),
-)
 
-
-def _by_name() -> Iterator[tuple[str, PreTokenizer]]:
-    for names, rule in _RULES:
-        for name in names.split():
-            yield name, rule
+def _of(names: str, *patterns: str, **options: bool) -> dict[str, PreTokenizer]:
+    """The rule of several names."""
+    return dict.fromkeys(names.split(), PreTokenizer(patterns, **options))
 
 
 #: ``tokenizer.ggml.pre`` to its rule.
-PRE_TOKENIZERS: dict[str, PreTokenizer] = dict(_by_name())
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    **_of("default", r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    **_of(
+        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert "
+        "jina-v1-en jina-v2-code roberta-bpe mpt olmo jais exaone4 trillion granite-docling",
+        _GPT2,
+    ),
+    **_of("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", r"\p{N}", _GPT2),
+    **_of("falcon", r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
+    **_of(
+        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        _words(r"\p{N}{1,3}"),
+        ignore_merges=True,
+        add_bos=True,
+    ),
+    **_of("dbrx smaug-bpe chatglm-bpe", _words(r"\p{N}{1,3}")),
+    **_of("glm4 glm5", _words(r"\p{N}{1,3}"), ignore_merges=True),
+    **_of("minicpm5", r"\p{N}{1,3}", _words(r"\p{N}+"), ignore_merges=True),
+    **_of(
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
+        _words(r"\p{N}"),
+    ),
+    **_of("ufakzeka", _words(r"\p{N}", endings="")),
+    **_of("laguna", r"[^\n]+|\n+", _words(r"\p{N}")),
+    **_of(
+        "qwen35",
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _LINES,
+    ),
+    **_of(
+        "seed-coder",
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}|"
+        r" ?[^\s\p{L}\p{N}\r\n]+|" + _LINES,
+    ),
+    **_of(
+        "bailingmoe bailingmoe2 llada-moe",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACE,
+    ),
+    **_of(
+        "exaone-moe",
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|" + _SPACE,
+    ),
+    **_of(
+        "jais-2",
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|"
+        + "".join(rf"\s{{{2**power}}}(?!\S)|" for power in range(9, 1, -1))
+        + r"\s{1,2}(?!\S)|\s{1}",
+    ),
+    **_of("tekken", _cased_words(r"\p{N}", ""), ignore_merges=True, add_bos=True),
+    **_of("gpt-4o llama4 kanana2 talkie minimax-m2", _cased_words(r"\p{N}{1,3}", _ENDINGS + "?")),
+    **_of(
+        "granite-embed-multi-97m", _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"), ignore_merges=True
+    ),
+    **_of(
+        "tiny_aya cohere2moe",
+        r"(?<!\d)\d++(?!\w)",
+        r"\A\d{1,2}(?=(?:\d{3})+\z)",
+        _cased_words(r"\p{N}{1,3}", _ENDINGS + "?"),
+    ),
+    **_of(
+        "youtu",
+        "[\uac00-\ud7a3\u3131-\u318e]+|"
+        "[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
+        "\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _CJK_AND_KANA,
+        _cased_words(r"\p{N}", _ENDINGS + "?"),
+        ignore_merges=True,
+    ),
+    **_of(
+        "kimi-k2",
+        r"\p{Han}+|"
+        + _cased_words(
+            r"\p{N}{1,3}", _ENDINGS + "?", letters=r"&&[^\p{Han}]", symbols_end=r"[\r\n]*"
+        ),
+    ),
+    **_of(
+        "deepseek-llm",
+        "[\r\n]",
+        rf"\s?[{_DEEPSEEK_LETTERS}]+",
+        "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+        r"(?<!\s)\s+$",
+        _CJK_AND_KOREAN,
+        r"\p{N}+",
+    ),
+    **_of("deepseek-coder", "[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_AND_KOREAN, r"\p{N}"),
+    **_of("deepseek-v3 hunyuan-dense joyai-llm hy_v4", *_DEEPSEEK_3),
+    **_of(
+        "spark2_5", r"\p{N}{1,3}", _CJK_AND_KANA, _DEEPSEEK_WORDS + r"|[\r\n]|" + _SPACE, r"\p{N}"
+    ),
+    **_of(
+        "afmoe",
+        _FIRST_DIGITS,
+        r"\d{1,3}",
+        "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f"
+        "\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"
+        "\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+        _DEEPSEEK_3[-1],
+    ),
+    **_of("poro-chat bloom gpt3-finnish", _BLOOM),
+    **_of("viking", _BLOOM, r"\p{N}"),
+    **_of("superbpe", r"\p{N}+", _BEFORE_FIRST_THREE, r"\G\d{3}(?=\d{3})"),
+    **_of(
+        "chameleon",
+        "<sentinel:[0-9]+>",
+        "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+        "([\t\n]|    |  )",
+        r"\p{N}",
+        r"[\p{P}!-/:-@\[-`{-~]",
+        _GPT2,
+        add_bos=True,
+    ),
+}
