@@ -96,9 +96,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "ssm_inner": _ssm_inner,
     "ssm_groups": _ssm_groups,
     "ssm_group": lambda c: _ssm_inner(c) // _ssm_groups(c),
-    "ssm_bc": lambda c: (
-        2 * _ssm_groups(c) * first(c, "mamba_d_state", "ssm_state_size", "state_size")
-    ),
+    "ssm_bc": lambda c: 2 * _ssm_groups(c) * _ssm_state(c),
     "ssm_kernel": lambda c: first(c, "mamba_d_conv", "conv_kernel"),
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,

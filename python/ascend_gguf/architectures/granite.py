@@ -130,76 +130,67 @@ _SWA_MOE = replace(
     ),
 )
 
+_DENSE = Architecture(
+    name="granite",
+    model_type="granite",
+    fields=_FIELDS,
+    defaults=_DEFAULTS,
+    reads=_SHARED_KEY,
+    # llama.cpp's switch for no RoPE at all.
+    fixed={"rope.scaling.finetuned": (True,)},
+    tensors=BODY + mlp(),
+    derived=(query_scale, _dense_width("intermediate_size")),
+)
+
+_MOE = Architecture(
+    name="granitemoe",
+    model_type="granitemoe",
+    fields=_FIELDS | _EXPERT_FIELDS,
+    defaults=_DEFAULTS,
+    fixed=SOFTMAX_ROUTER,
+    # Not the stacked tensors of its checkpoints: the engine also loads single experts.
+    tensors=BODY + experts("block_sparse_moe"),
+    derived=(query_scale,),
+)
+
+_HYBRID = Architecture(
+    name="granitehybrid",
+    model_type="granitemoehybrid",
+    fields=_HYBRID_FIELDS,
+    defaults=_DEFAULTS | {"logits_scaling": 1.0},
+    reads=_HEADS | STATE_KEYS | _SHARED_KEY,
+    fixed=_NO_ROPE,
+    tensors=_HYBRID_BODY + _SHARED_MLP,
+    constants={"num_local_experts": 0, "num_experts_per_tok": 0},
+    rope=rope.absent,
+    derived=(*_HYBRID_DERIVED, _dense_width("shared_intermediate_size")),
+)
+
 ARCHITECTURES = (
     _SWA_MOE,
     _SWA,
-    Architecture(
-        name="granite",
-        model_type="granite",
-        fields=_FIELDS,
-        defaults=_DEFAULTS,
-        reads=_SHARED_KEY,
-        # llama.cpp's switch for no RoPE at all.
-        fixed={"rope.scaling.finetuned": (True,)},
-        tensors=BODY + mlp(),
-        derived=(query_scale, _dense_width("intermediate_size")),
-    ),
-    Architecture(
-        name="granitemoe",
-        mark=lambda file: not has_experts(file),
-        model_type="granite",
-        fields=_FIELDS,
-        defaults=_DEFAULTS,
-        reads=_SHARED_KEY,
-        tensors=BODY + mlp(),
-        derived=(query_scale, _dense_width("intermediate_size")),
-    ),
-    Architecture(
-        name="granitemoe",
+    _DENSE,
+    replace(_DENSE, name="granitemoe", mark=lambda file: not has_experts(file), fixed={}),
+    replace(
+        _MOE,
         mark=lambda file: bool(number(file, "expert_shared_feed_forward_length", least=0)),
         model_type="granitemoeshared",
-        fields=_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
-        defaults=_DEFAULTS,
-        fixed=SOFTMAX_ROUTER,
-        tensors=BODY
-        + experts("block_sparse_moe")
-        + shared_expert("shared_mlp", down="output_linear"),
-        derived=(query_scale,),
+        fields=_MOE.fields | _SHARED_WIDTH,
+        tensors=_MOE.tensors + shared_expert("shared_mlp", down="output_linear"),
     ),
-    Architecture(
-        name="granitemoe",
-        model_type="granitemoe",
-        fields=_FIELDS | _EXPERT_FIELDS,
-        defaults=_DEFAULTS,
-        fixed=SOFTMAX_ROUTER,
-        # Not the stacked tensors of its checkpoints: the engine also loads single experts.
-        tensors=BODY + experts("block_sparse_moe"),
-        derived=(query_scale,),
-    ),
-    Architecture(
-        name="granitehybrid",
+    _MOE,
+    replace(
+        _HYBRID,
         mark=has_experts,
-        model_type="granitemoehybrid",
         fields=_HYBRID_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
-        defaults=_DEFAULTS | {"shared_intermediate_size": 0, "logits_scaling": 1.0},
+        defaults=_HYBRID.defaults | {"shared_intermediate_size": 0},
         reads=_HEADS | STATE_KEYS,
         fixed=SOFTMAX_ROUTER | _NO_ROPE,
         tensors=_HYBRID_BODY
         + experts("block_sparse_moe")
         + shared_expert("shared_mlp", "shared", "output_linear"),
-        rope=rope.absent,
+        constants={},
         derived=_HYBRID_DERIVED,
     ),
-    Architecture(
-        name="granitehybrid",
-        model_type="granitemoehybrid",
-        fields=_HYBRID_FIELDS,
-        defaults=_DEFAULTS | {"logits_scaling": 1.0},
-        reads=_HEADS | STATE_KEYS | _SHARED_KEY,
-        fixed=_NO_ROPE,
-        tensors=_HYBRID_BODY + _SHARED_MLP,
-        constants={"num_local_experts": 0, "num_experts_per_tok": 0},
-        rope=rope.absent,
-        derived=(*_HYBRID_DERIVED, _dense_width("shared_intermediate_size")),
-    ),
+    _HYBRID,
 )
