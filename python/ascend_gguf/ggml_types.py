@@ -78,11 +78,7 @@ class BlockType:
         return None if self.dtype_name is None else getattr(torch, self.dtype_name)
 
     def row_bytes(
-        self,
-        cols: int,
-        *,
-        file: str | os.PathLike[str] | None = None,
-        tensor: str | None = None,
+        self, cols: int, *, file: str | os.PathLike[str] | None = None, tensor: str | None = None
     ) -> int:
         """Bytes in a row of ``cols`` weights.
 
@@ -193,10 +189,7 @@ def _stranger(type_id: int) -> tuple[str, str]:
 
 
 def block_type(
-    type_id: int,
-    *,
-    file: str | os.PathLike[str] | None = None,
-    tensor: str | None = None,
+    type_id: int, *, file: str | os.PathLike[str] | None = None, tensor: str | None = None
 ) -> BlockType:
     """The block type with this id in a file.
 

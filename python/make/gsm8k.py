@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import urllib.request
@@ -13,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+import fetch
 import setup_env
 
 sys.path.append(str(setup_env.CHECKOUT / "test"))
@@ -69,8 +69,7 @@ def test_set() -> Path:
     """
     if shared := shared_path("gsm8k", "test.jsonl"):
         return shared
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "ascend-gguf" / "gsm8k-test.jsonl"
+    path = fetch.cache() / "gsm8k-test.jsonl"
     if path.exists() and _digest(path.read_bytes()) == SHA256:
         return path
     try:

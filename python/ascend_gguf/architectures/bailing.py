@@ -121,10 +121,7 @@ DEEPSEEK = replace(
 DEEPSEEK_OCR = replace(
     DEEPSEEK,
     name="deepseek2-ocr",
-    fields={
-        **BAILING_MOE.fields,
-        "leading_dense_block_count": count("first_k_dense_replace"),
-    },
+    fields={**BAILING_MOE.fields, "leading_dense_block_count": count("first_k_dense_replace")},
     reads=frozenset({"rope.dimension_count", "attention.sliding_window"}),
     fixed=BAILING_MOE.fixed,
     tensors=_body(),

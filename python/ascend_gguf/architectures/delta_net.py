@@ -30,12 +30,7 @@ from ascend_gguf.architectures.parts import (
     offset_norm,
     qk_norm,
 )
-from ascend_gguf.architectures.qwen import (
-    EXPERT_FIELDS,
-    SHARED_EXPERT,
-    SHARED_FIELDS,
-    shared_width,
-)
+from ascend_gguf.architectures.qwen import EXPERT_FIELDS, SHARED_EXPERT, SHARED_FIELDS, shared_width
 from ascend_gguf.architectures.transforms import (
     Transform,
     apart,

@@ -17,13 +17,7 @@ from ascend_gguf.architectures.gemma4 import (
 )
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number
-from ascend_gguf.architectures.parts import (
-    FIELDS,
-    HEAD_SIZE,
-    PATTERN,
-    TIED_FRAME,
-    mlp,
-)
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, PATTERN, TIED_FRAME, mlp
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 

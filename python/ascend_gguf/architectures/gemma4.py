@@ -142,12 +142,7 @@ def attention_by_layer() -> Iterator[Rename]:
     yield per_layer("attn_q_norm.weight", "head", "self_attn.q_norm.weight")
     yield per_layer("attn_k_norm.weight", "head", "self_attn.k_norm.weight", kind="own_kv")
     yield per_layer(
-        fused,
-        "q+2*kv hidden",
-        names[0],
-        undo=first_rows("q"),
-        optional=True,
-        kind="shared_kv",
+        fused, "q+2*kv hidden", names[0], undo=first_rows("q"), optional=True, kind="shared_kv"
     )
     for part, shape in (("k", "kv hidden"), ("v", "kv hidden"), ("k_norm", "head")):
         # Some files have them, and nothing takes them.

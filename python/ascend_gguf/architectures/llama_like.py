@@ -16,10 +16,7 @@ from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, NEOX_BIASED_BODY,
 from ascend_gguf.reader import GGUFFile
 
 INTERNLM2 = Architecture(
-    name="internlm2",
-    model_type="llama",
-    fields=FIELDS | HEAD_SIZE,
-    tensors=BODY + mlp(),
+    name="internlm2", model_type="llama", fields=FIELDS | HEAD_SIZE, tensors=BODY + mlp()
 )
 
 XVERSE = replace(INTERNLM2, name="xverse")

@@ -55,9 +55,7 @@ ARCHITECTURES = (
             per_layer("attn_q_a_norm.weight", "q_lora", "self_attn.q_a_layernorm.weight"),
             per_layer("attn_q_b.weight", "heads*qk q_lora", "self_attn.q_b_proj.weight"),
             per_layer(
-                "attn_kv_a_mqa.weight",
-                "kv_lora+rope hidden",
-                "self_attn.kv_a_proj_with_mqa.weight",
+                "attn_kv_a_mqa.weight", "kv_lora+rope hidden", "self_attn.kv_a_proj_with_mqa.weight"
             ),
             per_layer("attn_kv_a_norm.weight", "kv_lora", "self_attn.kv_a_layernorm.weight"),
             # The engine's loader splits it.

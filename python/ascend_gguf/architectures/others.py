@@ -64,12 +64,7 @@ STARCODER2 = Architecture(
     derived=(has_tensor("use_bias", "blk.0.attn_output.bias"),),
 )
 
-SMOLLM3 = Architecture(
-    name="smollm3",
-    model_type="smollm3",
-    fields=FIELDS,
-    tensors=BODY + mlp(),
-)
+SMOLLM3 = Architecture(name="smollm3", model_type="smollm3", fields=FIELDS, tensors=BODY + mlp())
 
 SEED_OSS = Architecture(
     name="seed_oss",
@@ -108,10 +103,7 @@ HUNYUAN_VL = replace(
 )
 
 ARCEE = Architecture(
-    name="arcee",
-    model_type="arcee",
-    fields=FIELDS | HEAD_SIZE,
-    tensors=BODY + UP_DOWN,
+    name="arcee", model_type="arcee", fields=FIELDS | HEAD_SIZE, tensors=BODY + UP_DOWN
 )
 
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")

@@ -92,12 +92,7 @@ ARCHITECTURES = (
         tensors=_OLMO_BODY,
         derived=(sliding_unless(4),),
     ),
-    Architecture(
-        name="olmo2",
-        model_type="olmo2",
-        fields=FIELDS,
-        tensors=_OLMO_BODY,
-    ),
+    Architecture(name="olmo2", model_type="olmo2", fields=FIELDS, tensors=_OLMO_BODY),
     Architecture(
         name="exaone4",
         model_type="exaone4",

@@ -140,9 +140,7 @@ OF_LAYER_TYPES = frozenset(
 )
 
 
-def partial_by_layer_type(
-    scaled: bool = False,
-) -> Callable[[GGUFFile, Attributes], Attributes]:
+def partial_by_layer_type(scaled: bool = False) -> Callable[[GGUFFile, Attributes], Attributes]:
     """As :func:`by_layer_type`, each on as many dimensions of a head as the file says."""
 
     def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:

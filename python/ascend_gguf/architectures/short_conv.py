@@ -81,11 +81,7 @@ ARCHITECTURES = (
             *experts("feed_forward", _NAMES, kind="sparse"),
             router_bias("feed_forward.expert_bias", "sparse biased_router"),
         ),
-        constants={
-            "conv_bias": False,
-            "norm_topk_prob": True,
-            "routed_scaling_factor": 1.0,
-        },
+        constants={"conv_bias": False, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
         derived=(*_DERIVED, _router),
     ),
 )

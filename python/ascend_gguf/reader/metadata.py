@@ -10,18 +10,11 @@ from gguf import GGUFValueType
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader.cursor import Cursor
 
+#: Types are named as numpy's; a truth value is a byte, whatever it holds.
 _NUMBERS: dict[int, np.dtype] = {
-    GGUFValueType.UINT8: np.dtype("<u1"),
-    GGUFValueType.INT8: np.dtype("<i1"),
-    GGUFValueType.UINT16: np.dtype("<u2"),
-    GGUFValueType.INT16: np.dtype("<i2"),
-    GGUFValueType.UINT32: np.dtype("<u4"),
-    GGUFValueType.INT32: np.dtype("<i4"),
-    GGUFValueType.UINT64: np.dtype("<u8"),
-    GGUFValueType.INT64: np.dtype("<i8"),
-    GGUFValueType.FLOAT32: np.dtype("<f4"),
-    GGUFValueType.FLOAT64: np.dtype("<f8"),
-    GGUFValueType.BOOL: np.dtype("<u1"),
+    kind: np.dtype(kind.name.lower().replace("bool", "uint8")).newbyteorder("<")
+    for kind in GGUFValueType
+    if kind not in (GGUFValueType.STRING, GGUFValueType.ARRAY)
 }
 
 SMALLEST_PAIR = 8 + 4 + 1  # bytes: length of an empty key, value type, a one-byte value

@@ -65,10 +65,7 @@ class GGUFTensor:
         """
         dtype = self.type.dtype
         if dtype is None:
-            raise self.error(
-                "the tensor is quantized: its bytes are blocks",
-                found=self.type.name,
-            )
+            raise self.error("the tensor is quantized: its bytes are blocks", found=self.type.name)
         blocks = self.blocks
         if self.offset % self.type.type_size:
             # A file may align less than torch's kernels need.

@@ -20,10 +20,7 @@ _models: dict[str, dict[str, Any]] = {}
 
 
 def record(
-    path: str,
-    holdings: Iterable[Holding],
-    seconds: dict[str, float],
-    checked: Counter[str],
+    path: str, holdings: Iterable[Holding], seconds: dict[str, float], checked: Counter[str]
 ) -> None:
     """Keep what is known once a model is loaded.
 
@@ -63,11 +60,7 @@ def _publish(path: str) -> None:
         return
     found = _models[path]
     gauges, parallel = _gauges(), get_parallel()
-    labels = {
-        "model": Path(path).name,
-        "tp_rank": parallel.tp_rank,
-        "pp_rank": parallel.pp_rank,
-    }
+    labels = {"model": Path(path).name, "tp_rank": parallel.tp_rank, "pp_rank": parallel.pp_rank}
     for gauge, label, values in (
         ("weights_bytes", "layout", {name: of["bytes"] for name, of in found["layouts"].items()}),
         ("load_seconds", "part", found["seconds"]),

@@ -81,7 +81,7 @@ _METHODS = {
 _NPU_METHODS = {
     "hardware_backend.npu.attention.ascend_backend.AscendAttnBackend": (
         "forward_decode forward_extend"
-    ),
+    )
 }
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sglang.srt.arg_groups.overrides import (
-    attention_backends_of,
-    model_config_of,
-    resolving_view,
-)
+from sglang.srt.arg_groups.overrides import attention_backends_of, model_config_of, resolving_view
 from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.environ import envs

@@ -145,12 +145,7 @@ REFUSALS = (
     ),
     *_of(
         (_CPU,),
-        (
-            "--moe-a2a-backend",
-            "tokens are exchanged between ranks by CUDA kernels",
-            "",
-            ("none",),
-        ),
+        ("--moe-a2a-backend", "tokens are exchanged between ranks by CUDA kernels", "", ("none",)),
         (
             "--enable-lora --lora-paths --enable-lora-overlap-loading",
             "the engine's LoRA adapters need an accelerator, and this is the CPU",

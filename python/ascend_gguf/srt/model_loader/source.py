@@ -139,9 +139,6 @@ def _check_tensor(tensor: GGUFTensor) -> None:
 
     def check(first: int) -> None:
         if not weights[first : first + step].dequantize().isfinite().all():
-            raise tensor.error(
-                "the tensor holds NaN or infinite values",
-                hint=DOWNLOAD_AGAIN,
-            )
+            raise tensor.error("the tensor holds NaN or infinite values", hint=DOWNLOAD_AGAIN)
 
     in_parallel(lambda first=first: check(first) for first in range(0, rows, step))

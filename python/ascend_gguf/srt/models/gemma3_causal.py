@@ -73,11 +73,7 @@ def repair_attention(attention: Any, config: Any) -> None:
 
 
 def rotate_both(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    unsqueeze_dim: int = 1,
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``apply_rotary_pos_emb``; both halves of ``cos`` and ``sin [tokens, size]`` are alike."""
     half = cos.shape[-1] // 2

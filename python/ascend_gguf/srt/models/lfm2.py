@@ -29,10 +29,7 @@ def repair_attention(attention: Any, config: Any) -> None:
 def repair_convolution(convolution: Any, config: Any) -> None:
     """``Lfm2ShortConv`` and ``Lfm2MoeShortConv``: the engine's operators are Triton kernels."""
     if is_cpu():
-        ours = {
-            "causal_conv1d_fn": causal_conv1d_fn,
-            "causal_conv1d_update": causal_conv1d_update,
-        }
+        ours = {"causal_conv1d_fn": causal_conv1d_fn, "causal_conv1d_update": causal_conv1d_update}
         let_see(convolution, "forward", **ours)
     elif is_npu():
         override_methods(convolution, forward=_forward_npu)

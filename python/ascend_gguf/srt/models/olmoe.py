@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sglang.srt.distributed import (
-    split_tensor_along_last_dim,
-    tensor_model_parallel_all_gather,
-)
+from sglang.srt.distributed import split_tensor_along_last_dim, tensor_model_parallel_all_gather
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.runtime_context import get_parallel
 
