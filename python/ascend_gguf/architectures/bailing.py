@@ -76,7 +76,6 @@ BAILING_MOE2 = Architecture(
     | required({"expert_shared_count": count("num_shared_experts")})
     | {"expert_shared_feed_forward_length": length("moe_shared_expert_intermediate_size")},
     defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
-    reads=frozenset({"rope.dimension_count"}),
     fixed={"expert_gating_func": (2,)},
     tensors=(
         *_body(),

@@ -166,7 +166,8 @@ class Architecture:
             it is not an integer of at least one, or has a usable default.
         defaults: attributes for missing keys, as llama.cpp has them (``load_arch_hparams``,
             ``llama-hparams.h``); often not transformers' defaults.
-        reads: further keys that ``rope`` and ``derived`` follow.
+        reads: further keys that it follows, beside those of ``rope`` and ``derived``
+            (:func:`.metadata.reads`).
         tensors: the tensors of such a model.
         constants: attributes of the configuration that the architecture fixes.
         fixed: keys that the model does not follow, with the values that describe it anyway.
@@ -207,7 +208,8 @@ class Architecture:
     def obeyed(self) -> frozenset[str]:
         """Every key below the name that the model's configuration follows."""
         keys = frozenset() if self.rope is rope.absent else rope.KEYS
-        return frozenset(self.fields) | self.reads | keys | {"nextn_predict_layers"}
+        followed = (getattr(function, "reads", ()) for function in (self.rope, *self.derived))
+        return keys.union(self.fields, self.reads, {"nextn_predict_layers"}, *followed)
 
     def rename(self, tensor_name: str, config: Any = None) -> Rename | None:
         """The rule for a tensor of the file, with the layer's number filled in; None if unknown.

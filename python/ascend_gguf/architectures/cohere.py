@@ -10,7 +10,6 @@ from ascend_gguf.architectures.parts import (
     ATTENTION,
     HEAD_SIZE,
     LAYER_NORM_FIELDS,
-    PATTERN,
     TIED_FRAME,
     WINDOW,
     experts,
@@ -51,7 +50,6 @@ COHERE2_MOE = Architecture(
     model_type="cohere2_moe",
     fields=_FIELDS | HEAD_SIZE | required(WINDOW) | _EXPERTS,
     defaults=_DEFAULTS | {"norm_topk_prob": False},
-    reads=PATTERN | {"expert_shared_feed_forward_length"},
     fixed={"expert_gating_func": (2,)},
     tensors=(
         *_ATTENTION,
@@ -83,7 +81,6 @@ ARCHITECTURES = (
         model_type="cohere2",
         fields=_FIELDS | required(WINDOW),
         defaults=_DEFAULTS,
-        reads=PATTERN,
         tensors=_BODY,
         derived=(sliding_unless(4), _head_size),
     ),

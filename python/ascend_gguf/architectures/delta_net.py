@@ -15,7 +15,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import Fields
 from ascend_gguf.architectures.layers import expert_width
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -48,17 +48,9 @@ _STATE: Fields = {
     "ssm.group_count": "linear_num_key_heads",
     "ssm.time_step_rank": "linear_num_value_heads",
 }
-_STATE_KEYS = frozenset(
-    {
-        "ssm.inner_size",
-        "full_attention_interval",
-        "attention.recurrent_layers",
-        "rope.dimension_count",
-        "rope.dimension_sections",
-    }
-)
 
 
+@reads("ssm.inner_size")
 def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``linear_value_head_dim``, and that every key head has as many value heads.
 
@@ -76,6 +68,7 @@ def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"linear_value_head_dim": inner // values}
 
 
+@reads("full_attention_interval", "attention.recurrent_layers")
 def _layer_types(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``layer_types`` and ``full_attention_interval``, for every n-th layer.
 
@@ -119,6 +112,7 @@ def _not_recurrent(file: GGUFFile, recurrent: np.ndarray, layers: int) -> list[i
     )
 
 
+@reads("rope.dimension_sections")
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Text has one position in all sections of the rotary embedding, but none in the fourth."""
     sections = file.arch_field("rope.dimension_sections", None)
@@ -230,7 +224,6 @@ def _mixture(name: str, net: tuple[Rename, ...], **constants: Any) -> Architectu
         name=name,
         model_type="qwen3_5_moe_text",
         fields=_FIELDS | EXPERT_FIELDS | SHARED_FIELDS,
-        reads=_STATE_KEYS,
         fixed=SOFTMAX_ROUTER,
         tensors=_BODY + net + experts() + SHARED_EXPERT,
         constants={"norm_topk_prob": True} | constants,
@@ -244,7 +237,6 @@ ARCHITECTURES = (
         name="qwen35",
         model_type="qwen3_5_text",
         fields=_FIELDS,
-        reads=_STATE_KEYS,
         tensors=_BODY + _QWEN35_NET + mlp(),
         constants=_TILED,
         rope=_rope,

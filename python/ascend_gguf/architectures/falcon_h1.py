@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
-from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, biases, inner_size, mixer
-from ascend_gguf.architectures.metadata import Attributes
+from ascend_gguf.architectures.mamba2 import STATE, biases, inner_size, mixer
+from ascend_gguf.architectures.metadata import Attributes, reads
 from ascend_gguf.architectures.parts import ATTENTION, EMBEDDING, FIELDS, HEAD_SIZE, OUTPUT, mlp
 from ascend_gguf.reader import GGUFFile
 
 
+@reads("ssm.inner_size")
 def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Sizes of the state, which parts have a bias, and whether what leaves it is normalised."""
     heads = attributes["mamba_n_heads"]
@@ -27,7 +28,6 @@ ARCHITECTURES = (
         name="falcon-h1",
         model_type="falcon_h1",
         fields=FIELDS | HEAD_SIZE | STATE,
-        reads=STATE_KEYS,
         tensors=(
             EMBEDDING,
             OUTPUT,

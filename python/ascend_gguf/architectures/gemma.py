@@ -18,7 +18,6 @@ from ascend_gguf.architectures.parts import (
     OFFSET,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
-    PATTERN,
     TIED_FRAME,
     WINDOW,
     mlp,
@@ -85,7 +84,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
         },
-        reads=PATTERN,
         fixed=_ACTIVATION,
         tensors=_BODY,
         # The engine's name; transformers' is ``hidden_activation``.
@@ -98,7 +96,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         model_type="gemma3_text",
         fields=FIELDS | HEAD_SIZE | WINDOW | _FINAL_SOFT_CAP,
         defaults={"final_logit_softcapping": None},
-        reads=PATTERN | {"rope.freq_base_swa"},
         fixed=_ACTIVATION,
         tensors=(*_BODY, OUTPUT, *qk_norm(**OFFSET)),
         rope=rope.by_layer_type(10000.0),

@@ -16,8 +16,8 @@ from ascend_gguf.architectures.gemma4 import (
     per_layer_inputs,
 )
 from ascend_gguf.architectures.layers import sliding_unless
-from ascend_gguf.architectures.metadata import Attributes, number
-from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, PATTERN, TIED_FRAME, mlp
+from ascend_gguf.architectures.metadata import Attributes, number, reads
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, TIED_FRAME, mlp
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
@@ -27,6 +27,7 @@ _OWN_KV = 20
 _SPARSE_LAYERS, _SPARSITY = 10, 0.95
 
 
+@reads("attention.shared_kv_layers")
 def _shared_kv(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``num_kv_shared_layers``: each attends to the keys of the last layer of its type."""
     layers, types = attributes["num_hidden_layers"], attributes["layer_types"]
@@ -43,6 +44,7 @@ def _shared_kv(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"num_kv_shared_layers": shared}
 
 
+@reads("activation_sparsity_scale")
 def _sparsity(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``activation_sparsity_pattern``: of each layer, how much of a normal distribution is zero.
 
@@ -121,8 +123,6 @@ ARCHITECTURES = (
             "altup_active_idx": 0,
             "hidden_size_per_layer_input": 256,
         },
-        reads=PATTERN
-        | {"attention.shared_kv_layers", "activation_sparsity_scale", "rope.freq_base_swa"},
         fixed={"hidden_activation": ("gelu_pytorch_tanh",)},
         tensors=(
             *TIED_FRAME,

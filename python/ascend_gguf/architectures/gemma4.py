@@ -19,13 +19,12 @@ from ascend_gguf.architectures.layers import (
     own_sizes,
     sliding_unless,
 )
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     FIELDS,
     HEAD_SIZE,
     OWN_KV_HEADS,
     OWN_WIDTHS,
-    PATTERN,
     SOFTMAX_ROUTER,
     TIED_FRAME,
     experts,
@@ -102,6 +101,7 @@ def _embeddings(file: GGUFFile, attributes: Attributes) -> Attributes:
     return embedding_rows(file) | {"enable_moe_block": "num_experts" in attributes}
 
 
+@reads("rope.freq_base_swa")
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Plain with a window; without one, of the first frequencies alone, by the file's factors."""
     if scaling := rope.scaling_of(file):
@@ -213,7 +213,6 @@ ARCHITECTURES = (
             "num_kv_shared_layers": 0,
             "hidden_size_per_layer_input": 0,
         },
-        reads=PATTERN | {"rope.freq_base_swa"},
         fixed=SOFTMAX_ROUTER | {"hidden_activation": ("gelu_pytorch_tanh",)},
         tensors=(
             *TIED_FRAME,

@@ -32,7 +32,7 @@ from ascend_gguf.architectures.transforms import pairs_from_halves
 from ascend_gguf.reader import GGUFFile
 
 #: Text alone has one position in all sections of the rotary embedding of a vision model.
-_PARTIAL = frozenset({"rope.dimension_count", "rope.dimension_sections"})
+_SECTIONS = frozenset({"rope.dimension_sections"})
 
 _ROUTER_BIAS = router_bias("mlp.gate.e_score_correction_bias")
 
@@ -67,7 +67,7 @@ GLM4 = Architecture(
     name="glm4",
     model_type="glm4",
     fields=FIELDS | HEAD_SIZE,
-    reads=_PARTIAL,
+    reads=_SECTIONS,
     tensors=_glm4(ATTENTION),
     rope=rope.partial,
     derived=(rope.partial_factor,),
@@ -88,7 +88,7 @@ ARCHITECTURES = (
         model_type="glm4_moe",
         fields=FIELDS | HEAD_SIZE | ROUTED_FIELDS | GROUPED_ROUTING,
         defaults=GROUPED_DEFAULTS | {"num_nextn_predict_layers": 0},
-        reads=_PARTIAL,
+        reads=_SECTIONS,
         fixed={"expert_gating_func": (2,)},
         tensors=(
             *FRAME,
@@ -126,7 +126,6 @@ ARCHITECTURES = (
         | {"expert_count": "n_routed_experts"}
         | without(UNGROUPED_ROUTING, "leading_dense_block_count"),
         defaults=GROUPED_DEFAULTS,
-        reads=frozenset({"expert_shared_feed_forward_length"}),
         fixed={"expert_gating_func": (2,)},
         tensors=(
             *NEOX_BODY,

@@ -13,7 +13,6 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     NORMS_AROUND_ATTENTION,
     OPTIONAL_WIDTH,
-    PATTERN,
     WINDOW,
     attention,
     experts,
@@ -38,7 +37,6 @@ ARCHITECTURES = (
         name="gpt-oss",
         model_type="gpt_oss",
         fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | _EXPERT_FIELDS | required(WINDOW),
-        reads=PATTERN | {"feed_forward_length"},
         fixed={"expert_gating_func": (3,)},
         tensors=(
             *FRAME,

@@ -15,13 +15,12 @@ from ascend_gguf.architectures.layers import (
     sliding_unless,
 )
 from ascend_gguf.architectures.llama import BODY, has_experts
-from ascend_gguf.architectures.mamba2 import STATE, STATE_KEYS, mixer, state
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.mamba2 import STATE, mixer, state
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     NORMS,
-    PATTERN,
     SOFTMAX_ROUTER,
     WINDOW,
     attention,
@@ -40,12 +39,11 @@ _FIELDS = FIELDS | {
     "logit_scale": fraction("logits_scaling"),
 }
 _DEFAULTS = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0}
-_SHARED_KEY = frozenset({"expert_shared_feed_forward_length"})
 _SHARED_WIDTH = {"expert_shared_feed_forward_length": Field("shared_intermediate_size")}
 _EXPERT_FIELDS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
-_HEADS = frozenset({"attention.head_count_kv"})
-_HYBRID_FIELDS = without(_FIELDS, *_HEADS) | STATE | {"logit_scale": scale("logits_scaling")}
+_HYBRID_FIELDS = without(_FIELDS, "attention.head_count_kv") | STATE
+_HYBRID_FIELDS |= {"logit_scale": scale("logits_scaling")}
 _HYBRID_BODY = (
     *FRAME,
     *NORMS,
@@ -63,6 +61,7 @@ def _without_positions(file: GGUFFile, attributes: Attributes) -> Attributes:
 def _dense_width(attribute: str) -> Callable[[GGUFFile, Attributes], Attributes]:
     """The width of what every layer has; where two keys say one, it is that of a shared expert."""
 
+    @reads("expert_shared_feed_forward_length")
     def width(file: GGUFFile, attributes: Attributes) -> Attributes:
         shared = number(file, "expert_shared_feed_forward_length", least=0)
         return {attribute: shared or attributes["intermediate_size"]}
@@ -84,6 +83,7 @@ _SHARED_MLP = mlp(
 )
 
 
+@reads("attention.rope_pattern")
 def _rotated(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``layer_rope_theta``: the base in each layer, zero in one without a rotary embedding."""
     theta = rope.unscaled(file)["rope_theta"]
@@ -99,7 +99,6 @@ _SWA = Architecture(
     model_type="granite_swa",
     fields=_FIELDS | WINDOW,
     defaults=_DEFAULTS,
-    reads=PATTERN | {"attention.rope_pattern"},
     tensors=(*BODY, *mlp(), _SINKS),
     derived=(query_scale, sliding_unless(4, first=True), _rotated),
 )
@@ -135,7 +134,6 @@ _DENSE = Architecture(
     model_type="granite",
     fields=_FIELDS,
     defaults=_DEFAULTS,
-    reads=_SHARED_KEY,
     # llama.cpp's switch for no RoPE at all.
     fixed={"rope.scaling.finetuned": (True,)},
     tensors=BODY + mlp(),
@@ -158,7 +156,6 @@ _HYBRID = Architecture(
     model_type="granitemoehybrid",
     fields=_HYBRID_FIELDS,
     defaults=_DEFAULTS | {"logits_scaling": 1.0},
-    reads=_HEADS | STATE_KEYS | _SHARED_KEY,
     fixed=_NO_ROPE,
     tensors=_HYBRID_BODY + _SHARED_MLP,
     constants={"num_local_experts": 0, "num_experts_per_tok": 0},
@@ -175,7 +172,7 @@ ARCHITECTURES = (
         _MOE,
         mark=lambda file: bool(number(file, "expert_shared_feed_forward_length", least=0)),
         model_type="granitemoeshared",
-        fields=_MOE.fields | _SHARED_WIDTH,
+        fields=_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
         tensors=_MOE.tensors + shared_expert("shared_mlp", down="output_linear"),
     ),
     _MOE,
@@ -183,8 +180,7 @@ ARCHITECTURES = (
         _HYBRID,
         mark=has_experts,
         fields=_HYBRID_FIELDS | _EXPERT_FIELDS | _SHARED_WIDTH,
-        defaults=_HYBRID.defaults | {"shared_intermediate_size": 0},
-        reads=_HEADS | STATE_KEYS,
+        defaults=_DEFAULTS | {"logits_scaling": 1.0, "shared_intermediate_size": 0},
         fixed=SOFTMAX_ROUTER | _NO_ROPE,
         tensors=_HYBRID_BODY
         + experts("block_sparse_moe")

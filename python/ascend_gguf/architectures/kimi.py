@@ -17,7 +17,7 @@ from ascend_gguf.architectures.deepseek import (
 )
 from ascend_gguf.architectures.fields import count, length, scale
 from ascend_gguf.architectures.layers import attends_where_heads, groups
-from ascend_gguf.architectures.metadata import Attributes
+from ascend_gguf.architectures.metadata import Attributes, reads
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
@@ -37,6 +37,7 @@ _KV_HEADS = "attention.head_count_kv"
 _layer_types = attends_where_heads("full_attention", "linear_attention")
 
 
+@reads(_KV_HEADS)
 def _layers(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``layer_types``, and the sizes of linear attention in the words of all configurations."""
     types = _layer_types(file, attributes)["layer_types"]
@@ -127,7 +128,7 @@ ARCHITECTURES = (
             "leading_dense_block_count": count("first_k_dense_replace"),
         },
         defaults={"routed_scaling_factor": 1.0, "first_k_dense_replace": 0},
-        reads=HEAD_SIZES | {_KV_HEADS},
+        reads=HEAD_SIZES,
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         tensors=(
             *FRAME,

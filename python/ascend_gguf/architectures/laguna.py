@@ -6,7 +6,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import count, length, required, scale
 from ascend_gguf.architectures.layers import dense_layers, each_layer, sliding_unless
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     FIELDS,
@@ -15,7 +15,6 @@ from ascend_gguf.architectures.parts import (
     MOE_FIELDS,
     NORMS,
     OWN_HEADS,
-    PATTERN,
     QK_NORM,
     WINDOW,
     experts,
@@ -28,6 +27,7 @@ from ascend_gguf.reader import GGUFFile
 _GATE = "self_attn.g_proj.weight"
 
 
+@reads("expert_shared_count")
 def _sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Heads of each layer, whether a gate is of a head or of each number, and a shared width."""
     heads = each_layer(attributes, "num_attention_heads")
@@ -62,7 +62,6 @@ ARCHITECTURES = (
             "expert_weights_scale": scale("moe_routed_scaling_factor"),
         },
         defaults={"moe_routed_scaling_factor": 1.0},
-        reads=PATTERN | rope.OF_LAYER_TYPES | {"expert_shared_count"},
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={
             "hidden_act": "silu",

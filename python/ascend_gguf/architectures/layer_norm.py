@@ -64,7 +64,6 @@ STABLELM = Architecture(
     name="stablelm",
     model_type="stablelm",
     fields=LAYER_NORM_FIELDS,
-    reads=frozenset({"rope.dimension_count"}),
     # Which one it is shows in its tensors: that of 12B has no norm before the feed-forward network.
     fixed={"use_parallel_residual": (False, True)},
     tensors=(*FRAME, OUTPUT_NORM_BIAS, *BIASED_NORMS, *ATTENTION, *mlp()),
@@ -97,7 +96,6 @@ PHI2 = Architecture(
     name="phi2",
     model_type="phi",
     fields=LAYER_NORM_FIELDS,
-    reads=frozenset({"rope.dimension_count"}),
     tensors=(
         EMBEDDING,
         Rename("output_norm.weight", "hidden", "model.final_layernorm.weight"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ascend_gguf.architectures.base import Derivation
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.errors import DOWNLOAD_AGAIN, GGUFError
 from ascend_gguf.reader import GGUFFile
 
@@ -25,6 +25,7 @@ def sliding_unless(every: int, first: bool = False) -> Derivation:
     A model without a window has full attention in all layers.
     """
 
+    @reads("attention.sliding_window_pattern")
     def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         layers = attributes["num_hidden_layers"]
         pattern = file.arch_field("attention.sliding_window_pattern", None)
@@ -110,6 +111,7 @@ def dense_layers(file: GGUFFile, attributes: Attributes) -> Attributes:
 def attends_where_heads(attention: str, other: str) -> Derivation:
     """``layer_types``: ``other`` where a layer has no KV heads; else they have the same number."""
 
+    @reads("attention.head_count_kv")
     def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         layers = attributes["num_hidden_layers"]
         heads = np.atleast_1d(file.arch_field("attention.head_count_kv"))
@@ -139,6 +141,7 @@ def _no_hybrid(file: GGUFFile, layers: int, values: list[Any]) -> GGUFError:
 def shared_count(attribute: str, default: int = 0) -> Derivation:
     """How many shared experts: by their total width, as in llama.cpp, or else by their number."""
 
+    @reads("expert_shared_feed_forward_length")
     def derive(file: GGUFFile, attributes: Attributes) -> Attributes:
         one = attributes.get("moe_intermediate_size") or attributes["intermediate_size"]
         width = number(file, "expert_shared_feed_forward_length", least=0)

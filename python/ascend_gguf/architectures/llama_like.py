@@ -45,7 +45,6 @@ PADDLEOCR = replace(EXAONE, name="paddleocr", reads=frozenset({"rope.dimension_s
 CHATGLM = replace(
     INTERNLM2,
     name="chatglm",
-    reads=frozenset({"rope.dimension_count"}),
     tensors=(
         *NEOX_BODY,
         per_layer("ffn_up.weight", "2*ffn hidden", "mlp.gate_proj.weight", "mlp.up_proj.weight"),

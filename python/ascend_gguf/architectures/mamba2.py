@@ -7,7 +7,7 @@ from typing import Any
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import Field, Fields
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import OUTPUT, RMS_NORM_EPSILON, linear
 from ascend_gguf.architectures.transforms import flat, log_of_minus, then, with_channel
 from ascend_gguf.reader import GGUFFile
@@ -20,8 +20,6 @@ STATE: Fields = {
 }
 #: A layer's linear layers: the file's name to the model's.
 _PROJECTIONS = {"ssm_in": "in_proj", "ssm_out": "out_proj"}
-#: Read by :func:`state`.
-STATE_KEYS = frozenset({"ssm.inner_size"})
 
 
 def inner_size(file: GGUFFile, heads: int, groups: int, hidden: int = 1) -> int:
@@ -55,6 +53,7 @@ def biases(file: GGUFFile, convolution: str, projections: str) -> Attributes:
     return {convolution: has("ssm_conv1d"), projections: bool(biased), "biased": biased}
 
 
+@reads("ssm.inner_size")
 def state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mamba_d_head`` and ``mamba_expand``, and which parts have a bias."""
     heads, hidden = attributes["mamba_n_heads"], attributes["hidden_size"]
@@ -106,6 +105,7 @@ def mixer(module: str, kind: str) -> tuple[Rename, ...]:
     )
 
 
+@reads("ssm.inner_size")
 def _alone(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``head_dim`` and the width of all heads, and which parts have a bias."""
     heads, hidden = attributes["num_heads"], attributes["hidden_size"]
@@ -135,7 +135,6 @@ ARCHITECTURES = (
             "ssm.group_count": "n_groups",
             "ssm.time_step_rank": "num_heads",
         },
-        reads=STATE_KEYS,
         fixed={"attention.head_count": (0,), "feed_forward_length": (0,)},
         tensors=(
             Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight"),

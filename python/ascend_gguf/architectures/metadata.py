@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ascend_gguf.reader import GGUFFile
 #: Attributes of a configuration, by name.
 Attributes = dict[str, Any]
 
+_Function = TypeVar("_Function", bound=Callable)
+
 _ONE_FOR_ALL = "SGLang's models have one value for all layers: this file cannot be served."
 
 _KINDS = {
@@ -20,6 +23,16 @@ _KINDS = {
     float: ((int, float), "a number"),
     bool: ((bool,), "true or false"),
 }
+
+
+def reads(*keys: str) -> Callable[[_Function], _Function]:
+    """Say which keys a function of an architecture follows, beside its fields (``obeyed``)."""
+
+    def mark(function: _Function) -> _Function:
+        vars(function)["reads"] = frozenset(keys)
+        return function
+
+    return mark
 
 
 def number(

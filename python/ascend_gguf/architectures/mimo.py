@@ -12,7 +12,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import length, required, scale
 from ascend_gguf.architectures.layers import FULL, SLIDING, of_each_type, sliding_unless
-from ascend_gguf.architectures.metadata import Attributes
+from ascend_gguf.architectures.metadata import Attributes, reads
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
@@ -20,7 +20,6 @@ from ascend_gguf.architectures.parts import (
     MOE_FIELDS,
     NORMS,
     OWN_KV_HEADS,
-    PATTERN,
     WINDOW,
     experts,
     mlp,
@@ -67,6 +66,7 @@ def _sinks(file: GGUFFile, attributes: Attributes) -> Attributes:
     return found
 
 
+@reads("rope.freq_base_swa", "rope.dimension_count")
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     found, part = rope.by_layer_type(None)(file, attributes), rope.partial_factor(file, attributes)
     return {kind: parameters | part for kind, parameters in found.items()}
@@ -98,7 +98,6 @@ ARCHITECTURES = (
             "attention.value_scale": scale("attention_value_scale"),
             "expert_count": "n_routed_experts",
         },
-        reads=PATTERN | {"rope.freq_base_swa", "rope.dimension_count"},
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={
             "hidden_act": "silu",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.layers import no_grouped_heads
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import FIELDS, FRAME, NORMS, mlp
 from ascend_gguf.reader import GGUFFile
 
 
+@reads("attention.key_length")
 def _key_size(file: GGUFFile, attributes: Attributes) -> Attributes:
     key, turned = (
         number(file, "attention.key_length", required=True),
@@ -47,7 +48,6 @@ ARCHITECTURES = (
             "attention.kv_lora_rank": "kv_lora_rank",
             "rope.dimension_count": "qk_rope_head_dim",
         },
-        reads=frozenset({"attention.key_length"}),
         tensors=(
             *FRAME,
             *NORMS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture
 from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, mlp
 from ascend_gguf.reader import GGUFFile
 
@@ -19,6 +19,7 @@ def _original_context(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"original_max_position_embeddings": found or attributes["max_position_embeddings"]}
 
 
+@reads("attention.temperature_scale", "rope.scaling.yarn_log_multiplier")
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """YaRN with a logarithm for all dimensions, and the temperature, which is of Llama 4."""
     found = rope.parameters(file, attributes) | _original_context(file, attributes)
@@ -36,7 +37,6 @@ MISTRAL3 = Architecture(
     name="mistral3",
     model_type="ministral3",
     fields=FIELDS | HEAD_SIZE,
-    reads=frozenset({"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"}),
     tensors=BODY + mlp(),
     rope=_rope,
     derived=(_original_context,),

@@ -6,7 +6,7 @@ from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import count, flag, length, required, scale
 from ascend_gguf.architectures.layers import sliding_unless
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     DENSE_OR_SPARSE,
@@ -18,7 +18,6 @@ from ascend_gguf.architectures.parts import (
     MOE_FIELDS,
     NEOX_BODY,
     OPTIONAL_WIDTH,
-    PATTERN,
     PLAIN_FIELDS,
     QK_NORM,
     RMS_NORM_EPSILON,
@@ -43,6 +42,7 @@ def _last_moe_layer(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"moe_layer_end_index": attributes["num_hidden_layers"] - 1}
 
 
+@reads("expert_shared_feed_forward_length")
 def _shared_count(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp uses their total width; the count may be missing.
     if "moe_num_shared_experts" in attributes:
@@ -63,7 +63,6 @@ ERNIE4_5_MOE = Architecture(
         "leading_dense_block_count": count("moe_layer_start_index"),
     },
     defaults={"moe_layer_start_index": 0},
-    reads=frozenset({"expert_shared_feed_forward_length"}),
     fixed=SOFTMAX_ROUTER,
     tensors=(
         *NEOX_BODY,
@@ -168,7 +167,6 @@ MELLUM = Architecture(
     name="mellum",
     model_type="mellum",
     fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | WINDOW | _MELLUM_EXPERTS,
-    reads=PATTERN | {"rope.freq_base_swa"},
     fixed=SOFTMAX_ROUTER,
     tensors=NEOX_BODY + QK_NORM + experts(),
     constants={"norm_topk_prob": True},
@@ -181,6 +179,7 @@ _AFMOE_EXPERTS = MOE_FIELDS | required(
 )
 
 
+@reads("attention.sliding_window_pattern")
 def _every_fourth(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``layer_types``: every fourth layer attends to everything, and has no rotary embedding."""
     layers = attributes["num_hidden_layers"]
@@ -211,7 +210,6 @@ AFMOE = Architecture(
         "leading_dense_block_count": count("num_dense_layers"),
     },
     defaults={"route_scale": 1.0, "route_norm": False, "num_dense_layers": 0},
-    reads=PATTERN,
     fixed={"expert_gating_func": (2,)},
     tensors=(
         *FRAME,

@@ -10,7 +10,7 @@ from ascend_gguf.architectures.fields import fraction, scale
 from ascend_gguf.architectures.layers import SLIDING, sliding_unless
 from ascend_gguf.architectures.llama import ATTENTION
 from ascend_gguf.architectures.metadata import Attributes
-from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, OUTPUT, PATTERN, TIED_FRAME, mlp
+from ascend_gguf.architectures.parts import FIELDS, HEAD_SIZE, OUTPUT, TIED_FRAME, mlp
 from ascend_gguf.errors import CONVERT_AGAIN
 from ascend_gguf.reader import GGUFFile
 
@@ -69,7 +69,6 @@ ARCHITECTURES = (
             "final_logit_softcapping": scale("final_logit_softcapping"),
         },
         defaults={"final_logit_softcapping": 0.0},
-        reads=PATTERN,
         tensors=(
             *TIED_FRAME,
             replace(OUTPUT, optional=False),

@@ -9,8 +9,8 @@ import numpy as np
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import Field, Fields, flag, length, required, scale
-from ascend_gguf.architectures.mamba2 import STATE_KEYS, biases, inner_size, mixer
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.mamba2 import biases, inner_size, mixer
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -28,7 +28,7 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.reader import GGUFFile
 
 #: One value for each block, which tell what it is.
-_BY_BLOCK = frozenset({"attention.head_count_kv", "feed_forward_length"})
+_BY_BLOCK = ("attention.head_count_kv", "feed_forward_length")
 _FIELDS: Fields = (
     without(FIELDS, *_BY_BLOCK)
     | required(HEAD_SIZE)
@@ -40,7 +40,6 @@ _FIELDS: Fields = (
         "ssm.time_step_rank": "mamba_num_heads",
     }
 )
-_READS = STATE_KEYS | _BY_BLOCK | {LAYER_NORM_EPSILON}
 
 
 def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
@@ -55,6 +54,7 @@ def _of_blocks(file: GGUFFile, key: str, blocks: int) -> list[int]:
     return values.tolist()[:blocks]
 
 
+@reads(*_BY_BLOCK)
 def _blocks(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``hybrid_override_pattern``, a letter for each block, and the sizes of its kinds."""
     blocks, heads = attributes["num_hidden_layers"], attributes["num_attention_heads"]
@@ -77,6 +77,7 @@ def _blocks(file: GGUFFile, attributes: Attributes) -> Attributes:
     }
 
 
+@reads("ssm.inner_size", LAYER_NORM_EPSILON)
 def _state(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``mamba_head_dim``, which parts have a bias, and the epsilon of norms."""
     heads = attributes["mamba_num_heads"]
@@ -125,7 +126,6 @@ _DENSE = Architecture(
     name="nemotron_h",
     model_type="nemotron_h",
     fields=_FIELDS,
-    reads=_READS,
     tensors=_BODY + mlp("network", "mixer", gated=False),
     constants=_CONSTANTS,
     rope=rope.absent,

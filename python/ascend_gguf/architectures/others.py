@@ -11,7 +11,7 @@ from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import fraction
 from ascend_gguf.architectures.layers import has_tensor, sliding_unless
 from ascend_gguf.architectures.llama import BODY
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     ATTENTION,
     BIASED_NORMS,
@@ -25,7 +25,6 @@ from ascend_gguf.architectures.parts import (
     NORMS,
     NORMS_AROUND_ATTENTION,
     OUTPUT_NORM_BIAS,
-    PATTERN,
     PLAIN_FIELDS,
     QK_NORM,
     UP_DOWN,
@@ -40,7 +39,6 @@ PHI3 = Architecture(
     name="phi3",
     model_type="phi3",
     fields=FIELDS | WINDOW,
-    reads=frozenset({"rope.dimension_count"}),
     tensors=NEOX_BODY + FUSED_MLP,
     rope=rope.longrope,
     defaults={"sliding_window": None},
@@ -85,6 +83,7 @@ HUNYUAN_DENSE = Architecture(
 )
 
 
+@reads("rope.scaling.alpha")
 def _larger_base(file: GGUFFile, attributes: Attributes) -> Attributes:
     """NTK-aware scaling, which makes the base larger (``load_arch_hparams`` of llama.cpp)."""
     found = rope.parameters(file, attributes)
@@ -98,7 +97,7 @@ def _larger_base(file: GGUFFile, attributes: Attributes) -> Attributes:
 HUNYUAN_VL = replace(
     HUNYUAN_DENSE,
     name="hunyuan_vl",
-    reads=frozenset({"rope.dimension_sections", "rope.scaling.alpha"}),
+    reads=frozenset({"rope.dimension_sections"}),
     rope=_larger_base,
 )
 
@@ -156,7 +155,6 @@ SPARK = Architecture(
     model_type="spark2_5",
     causal_lm="Spark2_5ForCausalLM",
     fields=FIELDS | HEAD_SIZE | {"attention.sliding_window": "sliding_window"},
-    reads=PATTERN | rope.OF_LAYER_TYPES,
     fixed={"hidden_activation": ("gelu", "gelu_pytorch_tanh")},
     tensors=(
         *FRAME,

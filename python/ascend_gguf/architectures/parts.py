@@ -55,8 +55,6 @@ CAUSAL = frozenset({"attention.causal"})
 
 HEAD_SIZE: Fields = {"attention.key_length": length("head_dim")}
 WINDOW: Fields = {"attention.sliding_window": length("sliding_window")}
-#: Which layers have a sliding window, read by ``layers.sliding_unless``.
-PATTERN = frozenset({"attention.sliding_window_pattern"})
 
 EMBEDDING = Rename("token_embd.weight", "vocab hidden", "model.embed_tokens.weight")
 #: Absent with tied embeddings.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.reader import GGUFFile
 
 _ASK_FOR_CONFIG = "Put the model's config.json beside the file."
@@ -123,6 +123,7 @@ def by_layer_type(
         scaled: scaling is that of sliding-window attention too.
     """
 
+    @reads("rope.freq_base_swa")
     def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
         full = parameters(file, attributes, rotated)
         theta = number(file, "rope.freq_base_swa", float)
@@ -134,15 +135,10 @@ def by_layer_type(
     return parameters_by_type
 
 
-#: What :func:`partial_by_layer_type` follows beside :data:`KEYS`.
-OF_LAYER_TYPES = frozenset(
-    {"rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"}
-)
-
-
 def partial_by_layer_type(scaled: bool = False) -> Callable[[GGUFFile, Attributes], Attributes]:
     """As :func:`by_layer_type`, each on as many dimensions of a head as the file says."""
 
+    @reads("rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa")
     def parameters_by_type(file: GGUFFile, attributes: Attributes) -> Attributes:
         head = attributes["head_dim"]
         full = rotated(file, head)
@@ -155,6 +151,7 @@ def partial_by_layer_type(scaled: bool = False) -> Callable[[GGUFFile, Attribute
     return parameters_by_type
 
 
+@reads("rope.dimension_count")
 def partial_factor(file: GGUFFile, attributes: Attributes) -> Attributes:
     """``partial_rotary_factor``: the share of each head that RoPE covers; all by default."""
     heads = attributes["num_attention_heads"]

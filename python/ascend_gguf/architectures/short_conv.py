@@ -22,8 +22,7 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.architectures.transforms import with_channel
 from ascend_gguf.reader import GGUFFile
 
-_HEADS = frozenset({"attention.head_count_kv"})
-_FIELDS = without(FIELDS, *_HEADS) | {
+_FIELDS = without(FIELDS, "attention.head_count_kv") | {
     RMS_NORM_EPSILON: fraction("norm_eps"),
     "shortconv.l_cache": "conv_L_cache",
 }
@@ -61,7 +60,6 @@ ARCHITECTURES = (
         name="lfm2",
         model_type="lfm2",
         fields=_FIELDS,
-        reads=_HEADS,
         tensors=_BODY + mlp("", "feed_forward", _NAMES),
         constants={"block_auto_adjust_ff_dim": False, "conv_bias": False},
         derived=_DERIVED,
@@ -73,7 +71,6 @@ ARCHITECTURES = (
         | MOE_FIELDS
         | {"expert_count": "num_experts", "leading_dense_block_count": count("num_dense_layers")},
         defaults={"num_dense_layers": 0},
-        reads=_HEADS,
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         tensors=(
             *_BODY,

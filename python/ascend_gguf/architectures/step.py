@@ -19,7 +19,7 @@ from ascend_gguf.architectures.layers import (
     of_each_type,
     sliding_unless,
 )
-from ascend_gguf.architectures.metadata import Attributes, number
+from ascend_gguf.architectures.metadata import Attributes, number, reads
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
@@ -29,7 +29,6 @@ from ascend_gguf.architectures.parts import (
     OFFSET_OUTPUT_NORM,
     OUTPUT,
     OWN_HEADS,
-    PATTERN,
     WINDOW,
     attention,
     experts,
@@ -44,6 +43,7 @@ from ascend_gguf.reader import GGUFFile
 _CLAMPS = {"swiglu_clamp_exp": "swiglu_limits", "swiglu_clamp_shexp": "swiglu_limits_shared"}
 
 
+@reads("rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa")
 def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Without a window the first half of what is turned with one, scaled if anything is."""
     turned = number(file, "rope.dimension_count") or attributes["head_dim"]
@@ -66,6 +66,7 @@ def _heads(file: GGUFFile, attributes: Attributes) -> Attributes:
     }
 
 
+@reads(*_CLAMPS)
 def _clamps(file: GGUFFile, attributes: Attributes) -> Attributes:
     """Limits of each layer's networks; zero is none."""
     found: dict[str, Any] = {}
@@ -92,7 +93,6 @@ ARCHITECTURES = (
             "leading_dense_block_count": count("first_k_dense_replace"),
         },
         defaults={"moe_router_scaling_factor": 1.0, "first_k_dense_replace": 0},
-        reads=PATTERN | _CLAMPS.keys() | rope.OF_LAYER_TYPES,
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={
             "use_head_wise_attn_gate": True,
