@@ -16,11 +16,11 @@ from ascend_gguf.architectures.parts import (
     GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     HEAD_SIZE,
-    MOE_FIELDS,
     NORMS,
     OUTPUT,
     UNGROUPED_ROUTING,
     attention,
+    expert_fields,
     qk_norm,
     router_bias,
     without,
@@ -28,7 +28,7 @@ from ascend_gguf.architectures.parts import (
 from ascend_gguf.architectures.transforms import Transform, halves_from_pairs
 from ascend_gguf.reader import GGUFFile
 
-_EXPERT_FIELDS = MOE_FIELDS | required({"expert_count": "num_experts"})
+_EXPERT_FIELDS = expert_fields("num_experts")
 
 _CONSTANTS: dict[str, Any] = {
     "hidden_act": "silu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures.base import Architecture, per_layer
-from ascend_gguf.architectures.fields import Fields, count, flag, required, scale
+from ascend_gguf.architectures.fields import count, flag, required, scale
 from ascend_gguf.architectures.layers import dense_layers, has_tensor, shared_count, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
@@ -12,6 +12,7 @@ from ascend_gguf.architectures.parts import (
     LAYER_NORM_FIELDS,
     TIED_FRAME,
     WINDOW,
+    expert_fields,
     experts,
     mlp,
     qk_norm,
@@ -36,10 +37,7 @@ def _head_size(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {"head_dim": attributes["hidden_size"] // attributes["num_attention_heads"]}
 
 
-_EXPERTS: Fields = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "intermediate_size",
+_EXPERTS = expert_fields("num_experts", width="intermediate_size") | {
     "expert_weights_norm": flag("norm_topk_prob"),
     "feed_forward_length": "prefix_dense_intermediate_size",
     **required({"leading_dense_block_count": count("first_k_dense_replace")}),

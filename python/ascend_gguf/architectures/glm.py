@@ -17,13 +17,13 @@ from ascend_gguf.architectures.parts import (
     GROUPED_DEFAULTS,
     GROUPED_ROUTING,
     HEAD_SIZE,
-    MOE_FIELDS,
     NEOX_BODY,
     NORMS_AROUND_ATTENTION,
     QK_NORM,
     ROUTED_FIELDS,
     UNGROUPED_ROUTING,
     attention,
+    expert_fields,
     qk_norm,
     router_bias,
     without,
@@ -122,8 +122,7 @@ ARCHITECTURES = (
         model_type="glm4_moe",
         fields=FIELDS
         | HEAD_SIZE
-        | MOE_FIELDS
-        | {"expert_count": "n_routed_experts"}
+        | expert_fields("n_routed_experts")
         | without(UNGROUPED_ROUTING, "leading_dense_block_count"),
         defaults=GROUPED_DEFAULTS,
         fixed={"expert_gating_func": (2,)},

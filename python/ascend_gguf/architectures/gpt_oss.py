@@ -15,15 +15,12 @@ from ascend_gguf.architectures.parts import (
     OPTIONAL_WIDTH,
     WINDOW,
     attention,
+    expert_fields,
     experts,
 )
 from ascend_gguf.reader import GGUFFile
 
-_EXPERT_FIELDS = {
-    "expert_count": "num_local_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "intermediate_size",
-}
+_EXPERT_FIELDS = expert_fields("num_local_experts", width="intermediate_size")
 _BIAS = "mlp.experts.{expert}"
 
 

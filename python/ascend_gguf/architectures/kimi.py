@@ -21,8 +21,8 @@ from ascend_gguf.architectures.metadata import Attributes, reads
 from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
-    MOE_FIELDS,
     NORMS,
+    expert_fields,
     experts,
     mlp,
     qkv,
@@ -116,11 +116,10 @@ ARCHITECTURES = (
         model_type="kimi_linear",
         fields=without(FIELDS, _KV_HEADS)
         | LATENT_FIELDS
-        | MOE_FIELDS
+        | expert_fields("num_experts")
         | {
             "kda.head_dim": "linear_key_head_dim",
             "ssm.conv_kernel": "linear_conv_kernel_dim",
-            "expert_count": "num_experts",
             "expert_shared_count": "num_shared_experts",
             "expert_group_count": length("n_group"),
             "expert_group_used_count": length("topk_group"),

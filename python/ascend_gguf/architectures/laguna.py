@@ -12,11 +12,11 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     HEAD_SIZE,
-    MOE_FIELDS,
     NORMS,
     OWN_HEADS,
     QK_NORM,
     WINDOW,
+    expert_fields,
     experts,
     mlp,
     router_bias,
@@ -53,11 +53,10 @@ ARCHITECTURES = (
         fields=FIELDS
         | HEAD_SIZE
         | OWN_HEADS
-        | MOE_FIELDS
+        | expert_fields("num_experts")
         | WINDOW
         | required({"leading_dense_block_count": count("first_k_dense_replace")})
         | {
-            "expert_count": "num_experts",
             "expert_shared_feed_forward_length": length("shared_expert_intermediate_size"),
             "expert_weights_scale": scale("moe_routed_scaling_factor"),
         },

@@ -17,10 +17,10 @@ from ascend_gguf.architectures.parts import (
     FIELDS,
     FRAME,
     HEAD_SIZE,
-    MOE_FIELDS,
     NORMS,
     OWN_KV_HEADS,
     WINDOW,
+    expert_fields,
     experts,
     mlp,
     router_bias,
@@ -91,12 +91,11 @@ ARCHITECTURES = (
         fields=FIELDS
         | HEAD_SIZE
         | OWN_KV_HEADS
-        | MOE_FIELDS
+        | expert_fields("n_routed_experts")
         | required(WINDOW)
         | {
             "attention.value_length": length("v_head_dim"),
             "attention.value_scale": scale("attention_value_scale"),
-            "expert_count": "n_routed_experts",
         },
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         constants={

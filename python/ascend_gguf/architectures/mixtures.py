@@ -15,7 +15,6 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
     JOINT_QK_NORM,
-    MOE_FIELDS,
     NEOX_BODY,
     OPTIONAL_WIDTH,
     PLAIN_FIELDS,
@@ -23,6 +22,7 @@ from ascend_gguf.architectures.parts import (
     RMS_NORM_EPSILON,
     SOFTMAX_ROUTER,
     WINDOW,
+    expert_fields,
     experts,
     mlp,
     router_bias,
@@ -30,12 +30,6 @@ from ascend_gguf.architectures.parts import (
 )
 from ascend_gguf.architectures.transforms import as_row
 from ascend_gguf.reader import GGUFFile
-
-_ERNIE_EXPERTS = {
-    "expert_count": "moe_num_experts",
-    "expert_used_count": "moe_k",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
 
 
 def _last_moe_layer(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -56,7 +50,7 @@ ERNIE4_5_MOE = Architecture(
     model_type="ernie4_5_moe",
     fields=FIELDS
     | HEAD_SIZE
-    | _ERNIE_EXPERTS
+    | expert_fields("moe_num_experts", "moe_k")
     | {
         "expert_shared_count": count("moe_num_shared_experts"),
         "interleave_moe_layer_step": "moe_layer_interval",
@@ -80,12 +74,6 @@ ERNIE4_5_MOE = Architecture(
     derived=(_last_moe_layer, _shared_count),
 )
 
-_HUNYUAN_EXPERTS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "moe_topk",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
-
 
 def _hunyuan_shared(file: GGUFFile, attributes: Attributes) -> Attributes:
     # llama.cpp has their total width only; the engine multiplies a count and a width that nothing
@@ -103,7 +91,7 @@ HUNYUAN_MOE = Architecture(
     model_type="hunyuan_v1_moe",
     fields=FIELDS
     | HEAD_SIZE
-    | _HUNYUAN_EXPERTS
+    | expert_fields("num_experts", "moe_topk")
     | {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")},
     fixed=SOFTMAX_ROUTER,
     tensors=(
@@ -115,13 +103,6 @@ HUNYUAN_MOE = Architecture(
     constants={"use_qk_norm": True, "use_mixed_mlp_moe": True},
     derived=(_hunyuan_shared,),
 )
-
-_LLAMA4_EXPERTS = {
-    "expert_count": "num_local_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "intermediate_size",
-    "interleave_moe_layer_step": "interleave_moe_layer_step",
-}
 
 
 def _llama4_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
@@ -135,7 +116,13 @@ def _llama4_sizes(file: GGUFFile, attributes: Attributes) -> Attributes:
 LLAMA4 = Architecture(
     name="llama4",
     model_type="llama4_text",
-    fields=FIELDS | HEAD_SIZE | _LLAMA4_EXPERTS | {"feed_forward_length": "intermediate_size_mlp"},
+    fields=FIELDS
+    | HEAD_SIZE
+    | expert_fields("num_local_experts", width="intermediate_size")
+    | {
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+        "feed_forward_length": "intermediate_size_mlp",
+    },
     fixed={
         "attention.sliding_window": (8192,),
         "expert_gating_func": (2,),
@@ -161,21 +148,15 @@ OLMOE = Architecture(
     constants={"norm_topk_prob": False},
 )
 
-_MELLUM_EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
-
 MELLUM = Architecture(
     name="mellum",
     model_type="mellum",
-    fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | WINDOW | _MELLUM_EXPERTS,
+    fields=FIELDS | OPTIONAL_WIDTH | HEAD_SIZE | WINDOW | expert_fields("num_experts"),
     fixed=SOFTMAX_ROUTER,
     tensors=NEOX_BODY + QK_NORM + experts(),
     constants={"norm_topk_prob": True},
     rope=rope.by_layer_type(None),
     derived=(sliding_unless(4),),
-)
-
-_AFMOE_EXPERTS = MOE_FIELDS | required(
-    {"expert_count": "num_experts", "expert_shared_count": count("num_shared_experts")}
 )
 
 
@@ -203,7 +184,8 @@ AFMOE = Architecture(
     fields=FIELDS
     | HEAD_SIZE
     | WINDOW
-    | _AFMOE_EXPERTS
+    | expert_fields("num_experts")
+    | required({"expert_shared_count": count("num_shared_experts")})
     | {
         "expert_weights_scale": scale("route_scale"),
         "expert_weights_norm": flag("route_norm"),

@@ -19,6 +19,7 @@ from ascend_gguf.architectures.parts import (
     OUTPUT,
     RMS_NORM_EPSILON,
     attention,
+    expert_fields,
     linear,
     mlp,
     router_bias,
@@ -138,10 +139,8 @@ ARCHITECTURES = (
         _DENSE,
         name="nemotron_h_moe",
         fields=_FIELDS
+        | expert_fields("n_routed_experts")
         | {
-            "expert_count": "n_routed_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "moe_intermediate_size",
             "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
             "expert_weights_scale": scale("routed_scaling_factor"),
             "expert_weights_norm": flag("norm_topk_prob"),

@@ -298,14 +298,17 @@ DENSE_OR_SPARSE = (
     *shared_expert("mlp.shared_experts", kind="sparse"),
 )
 
-MOE_FIELDS: Fields = {
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
+
+def expert_fields(
+    count: str, used: str = "num_experts_per_tok", width: str = "moe_intermediate_size"
+) -> Fields:
+    """How many experts there are, how many of them a token has, and how wide one is."""
+    return {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": width}
+
 
 #: The same, beside shared experts.
-ROUTED_FIELDS = MOE_FIELDS | required(
-    {"expert_count": "n_routed_experts", "expert_shared_count": count("n_shared_experts")}
+ROUTED_FIELDS = expert_fields("n_routed_experts") | required(
+    {"expert_shared_count": count("n_shared_experts")}
 )
 
 #: Group-limited routing, in layers after some dense ones: DeepSeek and similar models.

@@ -14,11 +14,11 @@ from ascend_gguf.architectures.parts import (
     GROUPED_DEFAULTS,
     HEAD_SIZE,
     JOINT_QK_NORM,
-    MOE_FIELDS,
     NEOX_BODY,
     QK_NORM,
     UNGROUPED_ROUTING,
     WINDOW,
+    expert_fields,
     mlp,
     router_bias,
 )
@@ -64,13 +64,11 @@ _BODY = (
 )
 _OLMO_BODY = _BODY + JOINT_QK_NORM
 
-_EXPERTS = MOE_FIELDS | {"expert_count": "num_experts"}
-
 #: K-EXAONE, with norms before attention and experts, unlike its dense kin.
 EXAONE_MOE = Architecture(
     name="exaone-moe",
     model_type="exaone_moe",
-    fields=FIELDS | HEAD_SIZE | required(WINDOW) | _EXPERTS | UNGROUPED_ROUTING,
+    fields=FIELDS | HEAD_SIZE | required(WINDOW) | expert_fields("num_experts") | UNGROUPED_ROUTING,
     defaults=GROUPED_DEFAULTS,
     fixed={"expert_gating_func": (2,)},
     tensors=(*NEOX_BODY, *QK_NORM, *DENSE_OR_SPARSE, router_bias("mlp.e_score_correction_bias")),

@@ -13,12 +13,12 @@ from ascend_gguf.architectures.parts import (
     CAUSAL,
     FIELDS,
     HEAD_SIZE,
-    MOE_FIELDS,
     NEOX_BIASED_BODY,
     NEOX_BODY,
     OPTIONAL_WIDTH,
     QK_NORM,
     SOFTMAX_ROUTER,
+    expert_fields,
     experts,
     mlp,
     shared_expert,
@@ -28,8 +28,8 @@ from ascend_gguf.reader import GGUFFile
 #: Every layer has experts; old files do not say how wide they are.
 EXPERT_FIELDS = (
     OPTIONAL_WIDTH
-    | MOE_FIELDS
-    | {"expert_count": "num_experts", "expert_feed_forward_length": length("moe_intermediate_size")}
+    | expert_fields("num_experts")
+    | {"expert_feed_forward_length": length("moe_intermediate_size")}
 )
 
 SHARED_FIELDS = {"expert_shared_feed_forward_length": length("shared_expert_intermediate_size")}

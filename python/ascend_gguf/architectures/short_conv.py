@@ -9,10 +9,10 @@ from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
-    MOE_FIELDS,
     OUTPUT,
     RMS_NORM_EPSILON,
     attention,
+    expert_fields,
     experts,
     mlp,
     qk_norm,
@@ -68,8 +68,8 @@ ARCHITECTURES = (
         name="lfm2moe",
         model_type="lfm2_moe",
         fields=_FIELDS
-        | MOE_FIELDS
-        | {"expert_count": "num_experts", "leading_dense_block_count": count("num_dense_layers")},
+        | expert_fields("num_experts")
+        | {"leading_dense_block_count": count("num_dense_layers")},
         defaults={"num_dense_layers": 0},
         fixed={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
         tensors=(

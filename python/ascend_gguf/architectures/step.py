@@ -24,13 +24,13 @@ from ascend_gguf.architectures.parts import (
     EMBEDDING,
     FIELDS,
     HEAD_SIZE,
-    MOE_FIELDS,
     OFFSET,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
     OWN_HEADS,
     WINDOW,
     attention,
+    expert_fields,
     experts,
     mlp,
     offset_norm,
@@ -83,11 +83,9 @@ ARCHITECTURES = (
         fields=FIELDS
         | HEAD_SIZE
         | OWN_HEADS
-        | MOE_FIELDS
+        | expert_fields("moe_num_experts", "moe_top_k")
         | required(WINDOW)
         | {
-            "expert_count": "moe_num_experts",
-            "expert_used_count": "moe_top_k",
             "expert_shared_feed_forward_length": "share_expert_dim",
             "expert_weights_scale": scale("moe_router_scaling_factor"),
             "leading_dense_block_count": count("first_k_dense_replace"),
