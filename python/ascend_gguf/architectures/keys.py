@@ -20,53 +20,33 @@ from ascend_gguf.reader import GGUFFile
 #: Keys that concern mixtures of experts only.
 _ROUTING = ("expert_", "experts_", "moe_", "leading_dense_block_count", "interleave_moe_")
 
-#: Key -> values that change nothing (gguf's ``Keys``; ``hparams`` in llama.cpp).
+#: Keys of which zero is none (gguf's ``Keys``; ``hparams`` in llama.cpp).
+_NONE = (
+    "embedding_length_per_layer_input attn_logit_softcapping router_logit_softcapping "
+    "final_logit_softcapping activation_sparsity_scale n_deepstack_layers hash_layer_count "
+    "swiglu_clamp_exp swiglu_clamp_shexp leading_dense_block_count moe_latent_size expert_count "
+    "expert_chunk_feed_forward_length expert_latent_length attention.max_alibi_bias "
+    "attention.clamp_kqv attention.temperature_scale attention.q_lora_rank attention.kv_lora_rank "
+    "attention.key_length_mla attention.value_length_mla attention.shared_kv_layers "
+    "attention.recurrent_layers attention.compress_ratios attention.indexer.head_count "
+    "attention.indexer.top_k rope.scaling.alpha rope.scaling.yarn_log_multiplier"
+).split()
+#: Factors and numbers of which one changes nothing either.
+_ONCE = (
+    "logit_scale embedding_scale residual_scale num_loops interleave_moe_layer_step "
+    "moe_every_n_layers expert_group_count expert_weights_scale experts_per_group "
+    "attention.output_scale attention.value_scale hyper_connection.count"
+).split()
+
+#: Key -> values that change nothing.
 _NEUTRAL: dict[str, tuple] = {
-    "embedding_length_per_layer_input": (0,),
+    **dict.fromkeys(_NONE, (0,)),
+    **dict.fromkeys(_ONCE, (0, 1)),
     "use_parallel_residual": (False,),
     "hidden_activation": ("silu", "swiglu"),
-    "logit_scale": (0, 1),
-    "embedding_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "attn_logit_softcapping": (0,),
-    "router_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "activation_sparsity_scale": (0,),
-    "n_deepstack_layers": (0,),
     "deepstack_mapping": (-1,),
-    "num_loops": (0, 1),
-    "hash_layer_count": (0,),
-    "swiglu_clamp_exp": (0,),
-    "swiglu_clamp_shexp": (0,),
-    "leading_dense_block_count": (0,),
-    "interleave_moe_layer_step": (0, 1),
-    "moe_every_n_layers": (0, 1),
-    "moe_latent_size": (0,),
-    "expert_count": (0,),
-    "expert_chunk_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_weights_scale": (0, 1),
-    "expert_latent_length": (0,),
-    "experts_per_group": (0, 1),
     "attention.causal": (True,),
-    "attention.max_alibi_bias": (0,),
-    "attention.clamp_kqv": (0,),
-    "attention.output_scale": (0, 1),
-    "attention.value_scale": (0, 1),
-    "attention.temperature_scale": (0,),
-    "attention.q_lora_rank": (0,),
-    "attention.kv_lora_rank": (0,),
-    "attention.key_length_mla": (0,),
-    "attention.value_length_mla": (0,),
-    "attention.shared_kv_layers": (0,),
-    "attention.recurrent_layers": (0,),
     "attention.rope_pattern": (1,),
-    "attention.compress_ratios": (0,),
-    "attention.indexer.head_count": (0,),
-    "attention.indexer.top_k": (0,),
-    "hyper_connection.count": (0, 1),
-    "rope.scaling.alpha": (0,),
-    "rope.scaling.yarn_log_multiplier": (0,),
     "rope.scaling.yarn_ext_factor": (-1, 1),
 }
 

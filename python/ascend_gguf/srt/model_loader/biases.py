@@ -11,17 +11,10 @@ from torch import nn
 
 from ascend_gguf.architectures import Placement, Target
 
-#: Projections of a checkpoint that are one layer of the engine's models.
+#: Projections of a checkpoint that are one layer of the engine's models; BERT's too.
 _MERGED = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-    # BERT's.
-    "query": "qkv_proj",
-    "key": "qkv_proj",
-    "value": "qkv_proj",
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "query", "key", "value"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
 }
 
 
