@@ -44,20 +44,8 @@ def _shared_ffn(config: Any) -> int:
     return count * _expert_ffn(config)
 
 
-def _ssm_heads(config: Any) -> int:
-    return first(config, "mamba_n_heads", "mamba_num_heads", "num_heads")
-
-
-def _ssm_inner(config: Any) -> int:
-    return _ssm_heads(config) * first(config, "mamba_d_head", "mamba_head_dim", "head_dim")
-
-
-def _ssm_state(config: Any) -> int:
-    return first(config, "mamba_d_state", "ssm_state_size", "state_size")
-
-
-def _ssm_groups(config: Any) -> int:
-    return first(config, "mamba_n_groups", "n_groups")
+def _first_of(*attributes: str) -> Callable[[Any], int]:
+    return lambda config: first(config, *attributes)
 
 
 #: Dimension of a shape in the tables -> its size under a transformers configuration.
@@ -69,11 +57,11 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "head": head_size,
     "heads": lambda c: c.num_attention_heads,
     "kv_heads": lambda c: c.num_key_value_heads,
-    "q": lambda c: c.num_attention_heads * head_size(c),
-    "kv": lambda c: c.num_key_value_heads * head_size(c),
+    "q": lambda c: size("heads*head", c),
+    "kv": lambda c: size("kv_heads*head", c),
     "nope": lambda c: c.qk_nope_head_dim,
     "rope": lambda c: c.qk_rope_head_dim,
-    "qk": lambda c: c.qk_nope_head_dim + c.qk_rope_head_dim,
+    "qk": lambda c: size("nope+rope", c),
     "v_head": lambda c: c.v_head_dim,
     "q_lora": lambda c: c.q_lora_rank or 0,
     "kv_lora": lambda c: c.kv_lora_rank,
@@ -90,14 +78,16 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "linear_key_heads": lambda c: c.linear_num_key_heads,
     "linear_heads": lambda c: c.linear_num_value_heads,
     "linear_head": lambda c: c.linear_value_head_dim,
-    "conv": lambda c: first(c, "linear_conv_kernel_dim", "conv_L_cache"),
+    "conv": _first_of("linear_conv_kernel_dim", "conv_L_cache"),
     # Of Mamba-2.
-    "ssm_heads": _ssm_heads,
-    "ssm_inner": _ssm_inner,
-    "ssm_groups": _ssm_groups,
-    "ssm_group": lambda c: _ssm_inner(c) // _ssm_groups(c),
-    "ssm_bc": lambda c: 2 * _ssm_groups(c) * _ssm_state(c),
-    "ssm_kernel": lambda c: first(c, "mamba_d_conv", "conv_kernel"),
+    "ssm_heads": _first_of("mamba_n_heads", "mamba_num_heads", "num_heads"),
+    "ssm_head": _first_of("mamba_d_head", "mamba_head_dim", "head_dim"),
+    "ssm_inner": lambda c: size("ssm_heads*ssm_head", c),
+    "ssm_groups": _first_of("mamba_n_groups", "n_groups"),
+    "ssm_group": lambda c: size("ssm_inner", c) // size("ssm_groups", c),
+    "ssm_state": _first_of("mamba_d_state", "ssm_state_size", "state_size"),
+    "ssm_bc": lambda c: size("2*ssm_groups*ssm_state", c),
+    "ssm_kernel": _first_of("mamba_d_conv", "conv_kernel"),
     "types": lambda c: c.type_vocab_size,
     "dense": lambda c: c.dense_size,
     "layers": lambda c: c.num_hidden_layers,
