@@ -308,7 +308,7 @@ def test_what_a_file_does_not_say(architecture, tmp_path):
     unset = [
         key
         for key, field in architecture.fields.items()
-        if isinstance(field, Field) and field.unset is not None and key not in architecture.required
+        if isinstance(field, Field) and field.unset is not None and not field.required
     ]
     neither = dict.fromkeys(lacking)
     zero = neither | {k: 0 if architecture.fields[k].kind is int else 0.0 for k in unset}

@@ -17,7 +17,7 @@ import numpy as np
 
 from ascend_gguf.architectures import rope
 from ascend_gguf.architectures.dimensions import is_kind, of_layer, size
-from ascend_gguf.architectures.fields import Field, as_field
+from ascend_gguf.architectures.fields import Field
 from ascend_gguf.architectures.metadata import Attributes
 from ascend_gguf.architectures.tensor_names import is_left_out, is_of_head, split_layer
 from ascend_gguf.architectures.transforms import Transform
@@ -198,11 +198,6 @@ class Architecture:
     def describes(self, file: GGUFFile) -> bool:
         """True if ``file`` is of this architecture."""
         return file.architecture == self.name and self.mark(file)
-
-    @cached_property
-    def required(self) -> frozenset[str]:
-        """The keys of :attr:`fields` without a usable default."""
-        return frozenset(key for key, field in self.fields.items() if as_field(field).required)
 
     @cached_property
     def obeyed(self) -> frozenset[str]:

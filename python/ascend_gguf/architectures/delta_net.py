@@ -27,7 +27,6 @@ from ascend_gguf.architectures.parts import (
     attention,
     experts,
     mlp,
-    offset_norm,
     qk_norm,
 )
 from ascend_gguf.architectures.qwen import EXPERT_FIELDS, SHARED_EXPERT, SHARED_FIELDS, shared_width
@@ -205,8 +204,8 @@ _BODY = (
     EMBEDDING,
     OFFSET_OUTPUT_NORM,
     OUTPUT,
-    offset_norm("attn_norm.weight", "input_layernorm.weight"),
-    offset_norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    per_layer("attn_norm.weight", "hidden", "input_layernorm.weight", **OFFSET),
+    per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight", **OFFSET),
     # Beside each query is what its result is gated by.
     *attention(q_rows="2*q", kind="full"),
     *qk_norm(kind="full", **OFFSET),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Derivation, Rename
+from ascend_gguf.architectures.base import Architecture, Derivation, Rename, per_layer
 from ascend_gguf.architectures.fields import scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes
@@ -21,7 +21,6 @@ from ascend_gguf.architectures.parts import (
     TIED_FRAME,
     WINDOW,
     mlp,
-    offset_norm,
     qk_norm,
 )
 from ascend_gguf.errors import CONVERT_AGAIN, GGUFError
@@ -30,10 +29,10 @@ from ascend_gguf.reader import GGUFFile
 _BODY = (
     EMBEDDING,
     OFFSET_OUTPUT_NORM,
-    offset_norm("attn_norm.weight", "input_layernorm.weight"),
-    offset_norm("post_attention_norm.weight", "post_attention_layernorm.weight"),
-    offset_norm("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
-    offset_norm("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+    per_layer("attn_norm.weight", "hidden", "input_layernorm.weight", **OFFSET),
+    per_layer("post_attention_norm.weight", "hidden", "post_attention_layernorm.weight", **OFFSET),
+    per_layer("ffn_norm.weight", "hidden", "pre_feedforward_layernorm.weight", **OFFSET),
+    per_layer("post_ffw_norm.weight", "hidden", "post_feedforward_layernorm.weight", **OFFSET),
     *ATTENTION,
     *mlp(),
 )

@@ -88,11 +88,6 @@ OFFSET: dict[str, Any] = {"undo": minus_one, "dense": True}
 OFFSET_OUTPUT_NORM = Rename("output_norm.weight", "hidden", "model.norm.weight", **OFFSET)
 
 
-def offset_norm(gguf: str, hf: str) -> Rename:
-    """A norm of that kind in each layer."""
-    return per_layer(gguf, "hidden", hf, **OFFSET)
-
-
 def linear(
     gguf: str, rows: str, columns: str, hf: str, kind: str = "", biased: bool = True
 ) -> tuple[Rename, ...]:
