@@ -7,19 +7,28 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import requests
 import torch
 from safetensors.torch import save_file
 
+from engine_process import EngineFailed, EngineProcess
 from random_model import PROMPT
-from serving import CPU, NPU_ONE, mean_error
+from serving import CPU, NPU_ONE, mean_error, told
 
 DATA = Path(__file__).parents[2] / "data"
 RANK, ALPHA = 8, 16
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def write_adapter(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
-    """A random adapter of every projection, and the model with the adapter in its weights."""
+def write_adapter(
+    folder: Path, model: torch.nn.Module, renamed: tuple[str, str] = ("", "")
+) -> torch.nn.Module:
+    """A random adapter of every projection, and the model with the adapter in its weights.
+
+    Args:
+        renamed: a part of the names of weights, and what it is in the file.
+    """
     torch.manual_seed(1)
     adapted, tensors = copy.deepcopy(model), {}
     for name, module in adapted.named_modules():
@@ -29,6 +38,7 @@ def write_adapter(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
             a = (torch.randn(RANK, columns) * columns**-0.5).half().float()
             b = (torch.randn(rows, RANK) * 0.3).half().float()
             module.weight.data += ALPHA / RANK * b @ a
+            name = name.replace(*renamed)
             tensors[f"base_model.model.{name}.lora_A.weight"] = a
             tensors[f"base_model.model.{name}.lora_B.weight"] = b
     folder.mkdir()
@@ -54,6 +64,53 @@ def test_on_the_simulated_npu(npu_zygote, log, tiny_model, tmp_path):
         for reference, options in ((adapted, {"lora_path": "loud"}), (model.reference, {})):
             tokens, found = server.continued(PROMPT, 8, **options)
             assert mean_error(found, model.logprobs(tokens, reference)) <= 0.005
+        # Loaded later: what the model has no place for is refused, and the server goes on.
+        write_adapter(tmp_path / "other", model.reference, ("self_attn.o_proj", "attention.dense"))
+        body = {"lora_name": "other", "lora_path": str(tmp_path / "other")}
+        reply = requests.post(f"{server.url}/load_lora_adapter", json=body, timeout=60)
+        assert reply.status_code == 400 and "attention.dense" in reply.text
+        tokens, found = server.continued(PROMPT, 8, lora_path="loud")
+        assert mean_error(found, model.logprobs(tokens, adapted)) <= 0.005
+
+
+def load(engine: EngineProcess, path: Path, dtype: str, folder: Path):
+    """A model with one adapter, which is called "loud"."""
+    paths = {"lora_paths": f"loud={folder}", "max_loras_per_batch": 2}
+    return engine.load(path, dtype=dtype, lora_backend="ascend", **paths)
+
+
+def test_a_mixture_whose_first_layer_is_dense(npu_engine, tiny_model, tmp_path):
+    """Attention, the dense layer and shared experts take the adapter; experts stay packed."""
+    model = tiny_model("glm4moe")
+    adapted = write_adapter(tmp_path / "adapter", model.reference)
+    with load(npu_engine, model.path, "float16", tmp_path / "adapter") as loaded:
+        answer = loaded.generate(
+            input_ids=PROMPT,
+            sampling_params={"max_new_tokens": 8, "ignore_eos": True, "temperature": 0},
+            return_logprob=True,
+            lora_path="loud",
+        )
+    found = told(answer)
+    expected = model.logprobs(PROMPT + answer["output_ids"], adapted)[-len(found) :]
+    assert mean_error(found, expected) <= 0.005
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("apertus", "the model has no such module"),  # up_proj alone, without a gate
+        ("muse-glimmer", "the layer has no modules qkv_proj"),
+        ("decilm-7b", "it is 256 wide, the model 384"),  # heads that differ by layer
+        ("gemma3n", "SGLang cannot add LoRA adapters"),  # layers without keys and values
+    ],
+)
+def test_what_has_no_place_is_refused(npu_engine, tiny_model, tmp_path, name, problem):
+    """The engine would leave it out, or end at the first request."""
+    model, folder = tiny_model(name), tmp_path / "adapter"
+    write_adapter(folder, model.reference)
+    with pytest.raises(EngineFailed) as failed, load(npu_engine, model.path, "float16", folder):
+        pass
+    assert problem in failed.value.log and "Traceback" not in failed.value.log
 
 
 def test_refused_on_the_cpu(resolver, tmp_path):
@@ -64,13 +121,19 @@ def test_refused_on_the_cpu(resolver, tmp_path):
 
 def test_adapter_is_not_read_as_gguf():
     from sglang.srt.configs.load_config import LoadConfig, LoadFormat
+    from sglang.srt.lora.lora_manager import LoRAManager
     from sglang.srt.model_loader.loader import DefaultModelLoader
 
     from ascend_gguf.srt.model_executor.model_runner import init_lora_manager
 
     options = {"modules_to_not_convert": []}  # the engine's loader would refuse it
+    manager = LoRAManager.__new__(LoRAManager)
+    manager.loras = {}
     runner = SimpleNamespace(
-        load_config=LoadConfig(load_format="gguf", model_loader_extra_config=options)
+        load_config=LoadConfig(load_format="gguf", model_loader_extra_config=options),
+        model=torch.nn.Module(),
+        model_config=SimpleNamespace(model_path="m.gguf"),
+        lora_manager=manager,
     )
     loaders = []
     init_lora_manager(lambda self: loaders.append(DefaultModelLoader(self.load_config)), runner)

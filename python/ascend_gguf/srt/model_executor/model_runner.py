@@ -16,6 +16,7 @@ from sglang.srt.utils import is_npu
 from ascend_gguf.cpu.sampling import finite_rows
 from ascend_gguf.memory.lazy_zeros import LazyZeros
 from ascend_gguf.srt.device import serves_gguf
+from ascend_gguf.srt.lora.lora_manager import check_adapters, leave_out_experts, one_error
 from ascend_gguf.srt.model_executor.cpu_graph_runner import GGUFGraphRunner
 from ascend_gguf.srt.model_executor.layer_sizes import (
     give_layers_their_sizes,
@@ -60,8 +61,11 @@ def init_lora_manager(original: Callable, self: ModelRunner) -> None:
     """
     load_config = self.load_config
     self.load_config = LoadConfig(download_dir=load_config.download_dir)
+    leave_out_experts(self.model)
     try:
-        original(self)
+        with one_error(self.model_config.model_path):
+            original(self)
+            check_adapters(self.lora_manager)
     finally:
         self.load_config = load_config
 
