@@ -76,7 +76,7 @@ def _linear(gguf: str, shape: str, hf: str, **options: Any) -> Rename:
 
 
 _DELTA_ATTENTION = (
-    *qkv("weight", dict.fromkeys("qkv", "linear_v"), (" hidden", None, None), False, "linear"),
+    *qkv(dict.fromkeys("qkv", "linear_v"), "linear"),
     *(
         _linear(
             f"ssm_conv1d_{part}.weight",

@@ -5,11 +5,10 @@ The configuration is in the engine's terms: ``num_key_value_heads`` is of layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, Rename, per_layer
+from ascend_gguf.architectures.base import Architecture, per_layer
 from ascend_gguf.architectures.fields import length, required, scale
 from ascend_gguf.architectures.layers import FULL, SLIDING, of_each_type, sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, reads
@@ -23,6 +22,7 @@ from ascend_gguf.architectures.parts import (
     expert_fields,
     experts,
     mlp,
+    qkv,
     router_bias,
 )
 from ascend_gguf.reader import GGUFFile
@@ -72,15 +72,11 @@ def _rope(file: GGUFFile, attributes: Attributes) -> Attributes:
     return {kind: parameters | part for kind, parameters in found.items()}
 
 
-def _attention() -> Iterator[Rename]:
-    names = [f"self_attn.{part}_proj.weight" for part in "qkv"]
-    rows, fused = ("q", "kv", "kv_heads*v_head"), "attn_qkv.weight"
-    for part, size, name in zip("qkv", rows, names, strict=True):
-        yield per_layer(f"attn_{part}.weight", f"{size} hidden", name, unless=fused)
-    shape = f"{'+'.join(rows)} hidden"
-    yield per_layer(fused, shape, *names, rows=" ".join(rows), optional=True)
-    yield per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight")
-    yield per_layer("attn_sinks.weight", "heads", "self_attn.attention_sink_bias", optional=True)
+_ATTENTION = (
+    *qkv({"q": "q", "k": "kv", "v": "kv_heads*v_head"}),
+    per_layer("attn_output.weight", "hidden heads*v_head", "self_attn.o_proj.weight"),
+    per_layer("attn_sinks.weight", "heads", "self_attn.attention_sink_bias", optional=True),
+)
 
 
 ARCHITECTURES = (
@@ -112,7 +108,7 @@ ARCHITECTURES = (
         tensors=(
             *FRAME,
             *NORMS,
-            *_attention(),
+            *_ATTENTION,
             *mlp("dense"),
             *experts(kind="sparse"),
             router_bias("mlp.gate.e_score_correction_bias"),

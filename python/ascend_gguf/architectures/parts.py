@@ -124,30 +124,30 @@ def attention(
     """
     parts = {"q": q_rows, "k": "kv", "v": "kv"}
     return (
-        *qkv("weight", parts, (" hidden", q, k), optional=False, kind=kind),
-        *qkv("bias", parts, ("", q, k), optional=not biased, kind=kind),
+        *qkv(parts, kind, undos=(q, k)),
+        *qkv(parts, kind, "bias", "", (q, k), optional=not biased),
         *linear("attn_output", "hidden", "q", output, kind, output_biased),
     )
 
 
 def qkv(
-    which: str,
     parts: dict[str, str],
-    of_rows: tuple[str, Transform | None, Transform | None],
-    optional: bool,
-    kind: str,
+    kind: str = "",
+    which: str = "weight",
+    columns: str = " hidden",
+    undos: tuple[Transform | None, Transform | None] = (None, None),
+    optional: bool = False,
 ) -> tuple[Rename, ...]:
     """Queries, keys and values, apart or in one tensor.
 
     Args:
-        which: ``weight`` or ``bias``.
         parts: ``q``, ``k`` and ``v`` to the dimensions of their rows.
-        of_rows: the dimension of columns, after a space, and what undoes conversion of the rows of
-            queries and of keys.
-        optional: a file may have none.
         kind: the kind of layer that has them.
+        which: ``weight`` or ``bias``.
+        columns: the dimension of columns, after a space.
+        undos: what undoes conversion of the rows of queries and of keys.
+        optional: a file may have none.
     """
-    columns, *undos = of_rows
     names = {part: f"self_attn.{part}_proj.{which}" for part in parts}
     fused, rows = f"attn_qkv.{which}", " ".join(parts.values())
     return (
