@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ascend_gguf.architectures import rope
-from ascend_gguf.architectures.base import Architecture, per_layer
+from ascend_gguf.architectures.base import Architecture, Rename, per_layer
 from ascend_gguf.architectures.fields import count, flag, length, required, scale
 from ascend_gguf.architectures.layers import sliding_unless
 from ascend_gguf.architectures.metadata import Attributes, number, reads
@@ -15,13 +15,16 @@ from ascend_gguf.architectures.parts import (
     HEAD_SIZE,
     HUNYUAN_QK_NORM,
     JOINT_QK_NORM,
+    LAYER_NORM_EPSILON,
     NEOX_BODY,
+    NORMS_AROUND_ATTENTION,
     OPTIONAL_WIDTH,
     PLAIN_FIELDS,
     QK_NORM,
     RMS_NORM_EPSILON,
     SOFTMAX_ROUTER,
     WINDOW,
+    attention,
     expert_fields,
     experts,
     mlp,
@@ -211,4 +214,85 @@ AFMOE = Architecture(
     derived=(_every_fourth,),
 )
 
-ARCHITECTURES = (AFMOE, MELLUM, OLMOE, LLAMA4, ERNIE4_5_MOE, HUNYUAN_MOE)
+
+def _dbrx_parts(file: GGUFFile, attributes: Attributes) -> Attributes:
+    """The names of the published configuration, for the sizes known by those of all models."""
+    return {
+        "d_model": attributes["hidden_size"],
+        "n_heads": attributes["num_attention_heads"],
+        "n_layers": attributes["num_hidden_layers"],
+        "max_seq_len": attributes["max_position_embeddings"],
+        "attn_config": {
+            "kv_n_heads": attributes["num_key_value_heads"],
+            "clip_qkv": attributes.get("clip_qkv"),
+        },
+        "ffn_config": {
+            "ffn_hidden_size": attributes["intermediate_size"],
+            "moe_num_experts": attributes["num_local_experts"],
+            "moe_top_k": attributes["num_experts_per_tok"],
+        },
+    }
+
+
+_DBRX_LAYER = (
+    per_layer("attn_norm.weight", "hidden", "norm_attn_norm.norm_1.weight"),
+    per_layer("attn_qkv.weight", "q+2*kv hidden", "norm_attn_norm.attn.Wqkv.weight"),
+    per_layer("attn_output.weight", "hidden q", "norm_attn_norm.attn.out_proj.weight"),
+    per_layer("attn_output_norm.weight", "hidden", "norm_attn_norm.norm_2.weight"),
+    *experts("ffn", router="router.layer.weight"),
+)
+
+#: Its configuration has parts for attention and for experts.
+DBRX = Architecture(
+    name="dbrx",
+    model_type="dbrx",
+    fields=PLAIN_FIELDS
+    | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+    | {"attention.clamp_kqv": scale("clip_qkv")},
+    fixed={LAYER_NORM_EPSILON: (1e-5,)} | SOFTMAX_ROUTER,
+    tensors=(
+        Rename("token_embd.weight", "vocab hidden", "transformer.wte.weight"),
+        Rename("output_norm.weight", "hidden", "transformer.norm_f.weight"),
+        Rename("output.weight", "vocab hidden", "lm_head.weight"),
+        *(
+            rule.renamed(lambda name: name.replace("model.layers", "transformer.blocks"))
+            for rule in _DBRX_LAYER
+        ),
+    ),
+    constants={"tie_word_embeddings": False},
+    derived=(_dbrx_parts,),
+)
+
+_EXPERT = "mlp.experts.{expert}"
+
+
+def _untruncated(file: GGUFFile, attributes: Attributes) -> Attributes:
+    # The bounds of the frequencies that YaRN scales are not rounded.
+    return rope.parameters(file, attributes) | {"truncate": False}
+
+
+GPT_OSS = Architecture(
+    name="gpt-oss",
+    model_type="gpt_oss",
+    fields=FIELDS
+    | OPTIONAL_WIDTH
+    | HEAD_SIZE
+    | expert_fields("num_local_experts", width="intermediate_size")
+    | required(WINDOW),
+    fixed={"expert_gating_func": (3,)},
+    tensors=(
+        *FRAME,
+        *NORMS_AROUND_ATTENTION,
+        *attention(biased=True, output_biased=True),
+        per_layer("attn_sinks.weight", "heads", "self_attn.sinks"),
+        *experts(router="router.weight"),
+        per_layer("ffn_gate_inp.bias", "experts", "mlp.router.bias"),
+        per_layer("ffn_gate_exps.bias", "experts expert_ffn", f"{_EXPERT}.gate_proj.bias"),
+        per_layer("ffn_up_exps.bias", "experts expert_ffn", f"{_EXPERT}.up_proj.bias"),
+        per_layer("ffn_down_exps.bias", "experts hidden", f"{_EXPERT}.down_proj.bias"),
+    ),
+    rope=_untruncated,
+    derived=(sliding_unless(2),),
+)
+
+ARCHITECTURES = (AFMOE, MELLUM, OLMOE, LLAMA4, ERNIE4_5_MOE, HUNYUAN_MOE, DBRX, GPT_OSS)
