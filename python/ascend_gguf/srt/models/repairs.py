@@ -149,8 +149,11 @@ def _ours(name: str) -> Any:
     return getattr(import_module(f"{__package__}.{module}"), function)
 
 
-#: What the tables name.  Imported at once: what cannot be keeps the patch from being applied.
-_OURS: dict[str, Any] = {name: _ours(name) for table in _TABLES for name in table.values()}
+#: What the tables name.  Imported at once, as what cannot be keeps the patch from being applied; by
+#: name, as the engine's modules import each other in circles.
+_OURS: dict[str, Any] = {
+    name: _ours(name) for name in sorted(name for table in _TABLES for name in table.values())
+}
 
 
 def engine_classes() -> list[tuple[str, str]]:
