@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,17 @@ def test_cap():
     torch.testing.assert_close(capped, mean, atol=1e-4, rtol=0)
     plain = attend(q, k, v, SCALE)
     torch.testing.assert_close(attend(q, k, v, SCALE, cap=1e4), plain, atol=1e-5, rtol=0)
+
+
+def test_temperature():
+    """Scores of a token beyond it grow with the logarithm of its place."""
+    q, k, v = _inputs()
+    growths = (max(1, math.log(place, 6)) for place in range(4, 9))
+    alone = [
+        attend(q[i : i + 1], k[: 5 + i], v[: 5 + i], SCALE * growth)
+        for i, growth in enumerate(growths)
+    ]
+    torch.testing.assert_close(attend(q, k, v, SCALE, temperature=6), torch.cat(alone))
 
 
 def test_sinks_take_a_share():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,6 +67,7 @@ def attend(
     window: int | None = None,
     sinks: torch.Tensor | None = None,
     after: int | None = None,
+    temperature: int = 0,
 ) -> torch.Tensor:
     """Attention of a sequence's last tokens, or of some that see those after them too.
 
@@ -76,6 +78,8 @@ def attend(
         cap: logit soft-cap: scores become ``cap * tanh(score / cap)``; zero for none.
         window: how many tokens before its own a token sees; all if None.
         after: how many tokens of the sequence follow those of ``q``, if a token sees them.
+        temperature: of a sequence that begins with ``k``: capped scores of a token at a place
+            beyond it grow, with the logarithm of the place; zero for none.
         sinks: ``[heads]``, one more score of each head, of a token that has no value.
 
     Returns:
@@ -88,6 +92,9 @@ def attend(
         scores = cap * torch.tanh(scores / cap)
     places = torch.arange(len(k), device=k.device)
     first = len(k) - len(q) - (after or 0)
+    if temperature:
+        growth = places[first : first + len(q), None].log2() / math.log2(temperature)
+        scores = scores * growth.clamp(min=1)
     distance = places[first : first + len(q), None] - places
     seen = distance >= 0 if after is None else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:

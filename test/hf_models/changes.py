@@ -135,6 +135,13 @@ def _turn_less(config: dict[str, Any]) -> None:
     rope(config, partial_rotary_factor=turned / head)
 
 
+def _other_temperature(config: dict[str, Any]) -> None:
+    if "attn_temperature_len" in config:
+        config["attn_temperature_len"] = 24
+    else:
+        rope(config, original_max_position_embeddings=24)
+
+
 def _larger_base(config: dict[str, Any]) -> None:
     head = config["head_dim"]
     rope(config, rope_theta=config["rope_parameters"]["rope_theta"] * 3 ** (head / (head - 2)))
@@ -153,13 +160,26 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
     "attention.value_scale": (0.4, _set(attention_value_scale=0.4)),
     "attention.scale": (0.3, _set(attention_multiplier=0.3)),
     "attention.temperature_scale": (0.3, lambda c: rope(c, llama_4_scaling_beta=0.3)),
-    "attention.temperature_length": (24, lambda c: rope(c, original_max_position_embeddings=24)),
+    "attention.temperature_length": (24, _other_temperature),
     "attention.sliding_window": (10, _set(sliding_window=10)),
     "attention.sliding_window_pattern": (None, _invert_layers),
     "attention.rope_pattern": ([False, True, True, True], _rotate_others),
-    "embedding_scale": (2.0, _set(embedding_multiplier=2.0)),
+    "attention.output_scale": (0.4, _set(attn_output_multiplier=0.4)),
+    "embedding_scale": (
+        2.0,
+        _set(embedding_multiplier=2.0, embedding_multiplier_scale=2.0),
+    ),
     "residual_scale": (0.7, _set(residual_multiplier=0.7)),
-    "logit_scale": (0.8, _set(logit_scale=0.8, logits_scaling=0.8, output_multiplier=0.8)),
+    "logit_scale": (
+        0.8,
+        _set(
+            logit_scale=0.8,
+            logits_scaling=0.8,
+            output_multiplier=0.8,
+            output_multiplier_scale=0.8,
+        ),
+    ),
+    "router_logit_softcapping": (0.4, _set(router_logit_softcapping=0.4)),
     "attn_logit_softcapping": (0.4, _set(attn_logit_softcapping=0.4)),
     "final_logit_softcapping": (1.5, _set(final_logit_softcapping=1.5)),
     "attention.clamp_kqv": (0.7, _clip),
@@ -221,7 +241,7 @@ YARN: Mapping[str, tuple[Any, Change]] = {
         512,
         lambda c: rope(c, original_max_position_embeddings=512),
     ),
-    "rope.scaling.yarn_beta_fast": (8.0, lambda c: rope(c, beta_fast=8.0)),
+    "rope.scaling.yarn_beta_fast": (6.0, lambda c: rope(c, beta_fast=6.0)),
     "rope.scaling.yarn_beta_slow": (4.0, lambda c: rope(c, beta_slow=4.0)),
     "rope.scaling.yarn_attn_factor": (0.7, lambda c: rope(c, attention_factor=0.7)),
     "rope.scaling.yarn_log_multiplier": (0.15, _of_all_dimensions),

@@ -29,6 +29,43 @@ def _deepseek(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[st
         yield from llama(new, part, config)
 
 
+def _grok(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    layer, part = part_of(name)
+    names = {
+        "post_attention_layernorm.weight": "attn_output_norm",
+        "pre_feedforward_layernorm.weight": "ffn_norm",
+        "post_feedforward_layernorm.weight": "post_ffw_norm",
+        "mlp.gate.weight": "ffn_gate_inp",
+    }
+    for kind in ("gate", "up", "down"):
+        names[f"mlp.dense.{kind}_proj.weight"] = f"ffn_{kind}"
+        names[f"mlp.experts.{kind}_proj.weight"] = f"ffn_{kind}_exps"
+    if name.endswith("norm.weight"):
+        tensor = tensor + 1
+    yield f"=blk.{layer}.{names[part]}.weight" if part in names else name, tensor
+
+
+def _grok_metadata(config: Any) -> dict[str, Any]:
+    return {
+        "embedding_scale": config.embedding_multiplier_scale,
+        "logit_scale": config.output_multiplier_scale,
+        "attention.output_scale": config.attn_output_multiplier,
+        "attention.temperature_length": config.attn_temperature_len,
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "router_logit_softcapping": config.router_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "expert_feed_forward_length": config.moe_intermediate_size,
+    }
+
+
+_GROK = {
+    **{"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
+    **{"layer_types": ["full_attention"] * 2, "embedding_multiplier_scale": 8.0},
+    **{"output_multiplier_scale": 0.7, "attn_output_multiplier": 0.25},
+    **{"attn_logit_softcapping": 3.0, "router_logit_softcapping": 1.5},
+}
+
+
 def _ocr(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from gate_and_up(f"{name}.weight" if ".experts." in name else name, tensor)
 
@@ -182,6 +219,25 @@ MIXTURES: dict[str, Tiny] = {
         | {"shared_intermediate_size": 128, "attention_multiplier": 32**-0.5},
         _ling_metadata,
         granitemoe,
+        twin=True,
+    ),
+    "grok-2": Tiny(
+        "grok",
+        "grok_by_gemma2",
+        _GROK
+        | {"residual_moe": True, "moe_intermediate_size": 64, "final_logit_softcapping": 3.0}
+        | {"attn_temperature_len": 16},
+        _grok_metadata,
+        _grok,
+    ),
+    "grok-1": Tiny(
+        "grok",
+        "grok_by_gemma2",
+        _GROK
+        | {"residual_moe": False, "moe_intermediate_size": None, "final_logit_softcapping": None}
+        | {"attn_temperature_len": None, "tie_word_embeddings": True},
+        _grok_metadata,
+        _grok,
         twin=True,
     ),
     "minimax-m3": Tiny(

@@ -423,5 +423,7 @@ ONE_STAGE = frozenset(
         "minicpm3-long",
         "muse-glimmer",
         "nanbeige",
+        "grok-1",
+        "grok-2",
     )
 )

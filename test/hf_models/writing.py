@@ -55,6 +55,7 @@ _OWN = {
     "deepseek_ocr2_text": ("references", "DeepseekOcr2TextForCausalLM"),
     "muse_glimmer_text": ("references", "MuseGlimmerTextForCausalLM"),
     "looped_llama": ("looped", "LoopedLlamaForCausalLM"),
+    "grok_by_gemma2": ("grok", "GrokForCausalLM"),
     "spark": ("spark", "SparkForCausalLM"),
     "nemotron-nas": ("deci", "DeciLMForCausalLM"),
     "step3p5": ("step", "Step3p5ForCausalLM"),
@@ -85,7 +86,7 @@ class Written:
 
 def auto_config() -> Any:
     """transformers' ``AutoConfig``, with those that the tests add to it."""
-    return import_module("hf_models.spark").AutoConfig
+    return import_module("hf_models.grok").AutoConfig
 
 
 def class_of(config: Any) -> Any:

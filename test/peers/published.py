@@ -114,6 +114,21 @@ def spark(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Ten
     return config, renamed(tensors, names)
 
 
+def grok(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    names = {
+        "input_layernorm": "pre_attn_norm",
+        "post_attention_layernorm": "post_attn_norm",
+        "pre_feedforward_layernorm": "pre_moe_norm",
+        "post_feedforward_layernorm": "post_moe_norm",
+        r"mlp\.dense": "mlp",
+        r"mlp\.gate\.": "block_sparse_moe.gate.",
+    }
+    for part, new in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
+        names[rf"mlp\.(experts\.\d+)\.{part}_proj"] = rf"block_sparse_moe.\1.{new}"
+    tensors = {n: t + 1 if n.endswith("norm.weight") else t for n, t in tensors.items()}
+    return _of(config, "Grok1ForCausalLM"), renamed(tensors, names)
+
+
 def orion(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     epsilon = config["layer_norm_eps"]
     return _of(config, "OrionForCausalLM", rms_norm_eps=epsilon), tensors
@@ -402,6 +417,8 @@ PUBLISHED: dict[str, Published] = {
     "orion": orion,
     "nanbeige": nanbeige,
     "spark-2.5": spark,
+    "grok-2": grok,
+    "grok-1": grok,
     "paddleocr": paddleocr,
     "exaone": exaone,
     "exaone-3.5": exaone,

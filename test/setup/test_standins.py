@@ -76,6 +76,12 @@ def test_the_engine_starts_on_arm(monkeypatch):
     assert not common.is_shm_available(torch.bfloat16, parallel.tp_size, size)
 
 
+def test_an_operator_that_a_model_names_cannot_be_called():
+    loaded("sgl_kernel")
+    with pytest.raises(NotImplementedError, match=r"^sgl_kernel\.rmsnorm_cpu is a stand-in: "):
+        torch.ops.sgl_kernel.rmsnorm_cpu(1)
+
+
 def test_a_subclass_names_its_base():
     thing = loaded("torchvision").transforms.Compose
     child = type("Child", (thing,), {})

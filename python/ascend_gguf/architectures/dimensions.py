@@ -208,6 +208,7 @@ _KINDS: dict[str, Callable[[Any, int], bool]] = {
     "mixing": lambda config, layer: heads_of(config, layer)[0] > 0,
     "attending": lambda config, layer: heads_of(config, layer)[1] > 0,
     "matrix": lambda config, layer: heads_of(config, layer)[0] > 0 == heads_of(config, layer)[1],
+    "residual_moe": lambda config, layer: config.residual_moe,
     "gated": lambda config, layer: config.gating == "per-element",
     "gated_heads": lambda config, layer: config.gating == "per-head",
     "feeding": lambda config, layer: of_layer(config, layer).intermediate_size > 0,

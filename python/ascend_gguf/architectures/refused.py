@@ -22,7 +22,7 @@ WITHOUT_CLASS = frozenset(
 WITHOUT_TABLE = frozenset(
     (
         *("bailingmoe3", "deepseek4", "dots3note", "glm5-next"),
-        *("grok", "hrm_text", "hy_v4", "kimi-k3"),
+        *("hrm_text", "hy_v4", "kimi-k3"),
         "qwen4exp",
     )
 )

@@ -7,6 +7,10 @@ name.  So is ``torch.ops.sgl_kernel.convert_weight_packed``, which tells the eng
 torch.
 """
 
+import sys
+
+import torch
+
 from ascend_gguf_standins import stand_in_for
 
 from . import _linear_attention, _threads
@@ -18,3 +22,7 @@ _threads.provide()
 __all__ = ["copy_all_layer_kv_cache_cpu"]
 
 stand_in_for("sgl_kernel", "the CPU build of sgl_kernel is not on the package index.")
+
+# Operators that the engine's model of Grok names as it is imported.
+for _name in ("fused_moe_router_cpu", "rmsnorm_cpu", "fused_dual_residual_rmsnorm_cpu"):
+    setattr(torch.ops.sgl_kernel, _name, getattr(sys.modules[__name__], _name))

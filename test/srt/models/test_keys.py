@@ -128,7 +128,7 @@ MODELS: Mapping[str, Tiny] = TINY | {
 
 #: One name for each entry of the project's table.
 _VARIANTS = ("llama-3.1", "llama-bias", "mistral", "phi4-mini", "command-r-plus", "exaone4-1.2b")
-_VARIANTS += ("minicpm4", "minicpm3-long", "nemotron-super", "laguna-m")
+_VARIANTS += ("minicpm4", "minicpm3-long", "nemotron-super", "laguna-m", "grok-1")
 NAMES = tuple(name for name in MODELS if name not in _VARIANTS)
 #: What runs on the simulated NPU too.
 ON_THE_NPU = ("granite", "cohere2", "olmo3", "qwen3moe")

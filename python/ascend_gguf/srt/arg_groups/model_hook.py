@@ -200,7 +200,8 @@ def _windows(config: Any) -> bool:
 
 
 def _caps(config: Any) -> bool:
-    return bool(getattr(config, "attn_logit_softcapping", None))
+    names = ("attn_logit_softcapping", "attn_temperature_len")
+    return any(getattr(config, name, None) for name in names)
 
 
 def _attends_by_torch(server_args: Any) -> str:

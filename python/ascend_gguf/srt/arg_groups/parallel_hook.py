@@ -37,6 +37,7 @@ _NOT_PADDED = frozenset(
     + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
     + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM", "GraniteSWAForCausalLM")
     + ("GraniteMoeSWAForCausalLM", "MuseGlimmerForCausalLM", "Spark2_5ForCausalLM")
+    + ("Grok1ForCausalLM",)
 )
 
 # Models of the engine whose ranks may attend to requests of their own (--enable-dp-attention).

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+import sglang.srt.layers.quantization  # noqa: F401, first: models and it import each other
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
@@ -34,6 +35,7 @@ CONFIG_REPAIRS = {
     "granite_swa": "granite.set_base",
     "granitemoe_swa": "granite.set_base",
     "granitemoehybrid": "mamba2.share_group",
+    "grok": "grok.whole_experts",
     "laguna_text": "laguna.name_sizes",
     "mamba2": "nemotron_h.repair_config",
     "mimo2": "mimo_v2.name_sizes",
@@ -93,6 +95,12 @@ REPAIRS = {
     "granitemoe.GraniteMoeSWAForCausalLM": "granitemoe.repair_loading",
     "granitemoe.GraniteMoeSharedForCausalLM": "granitemoe.repair_loading",
     "granitemoehybrid.GraniteMoeHybridForCausalLM": "granitemoe.repair_hybrid_loading",
+    "grok.Grok1Attention": "grok.repair_attention",
+    "grok.Grok1DecoderLayer": "grok.repair_layer",
+    "grok.Grok1ForCausalLM": "grok.repair_model",
+    "grok.Grok1MLP": "grok.repair_network",
+    "grok.Grok1MoE": "grok.repair_experts",
+    "grok.Grok1Model": "grok.repair_layers",
     "hunyuan.HunYuanAttention": "hunyuan.repair_attention",
     "hunyuan.HunYuanSparseMoeBlock": "routing.renormalize",
     "kimi_linear.KimiDeltaAttention": "kimi_linear.repair_attention",

@@ -55,8 +55,9 @@ def _remember_layer(
     window = layer.sliding_window_size
     both_ways = layer.attn_type == AttentionType.ENCODER_ONLY and window is not None and window > -1
     self.ascend_gguf_extras = {}
-    if cap or sinks is not None or both_ways:
-        self.ascend_gguf_extras = {"cap": cap, "sinks": sinks}
+    if cap or sinks is not None or both_ways or layer.xai_temperature_len > 0:
+        temperature = max(layer.xai_temperature_len, 0)
+        self.ascend_gguf_extras = {"cap": cap, "sinks": sinks, "temperature": temperature}
     if both_ways:  # of which the functions are not told either
         self.ascend_gguf_extras |= {"both_ways": True, "window": window}
     return original(self, q, k, v, layer, *args, **kwargs)
@@ -168,4 +169,5 @@ def _attend_with_extras(
         both_ways=options.get("both_ways", False),
         cap=options["cap"],
         sinks=options["sinks"],
+        temperature=options["temperature"],
     )

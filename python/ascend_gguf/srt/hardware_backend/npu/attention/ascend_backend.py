@@ -137,9 +137,9 @@ def _is_ours(backend: AscendAttnBackend, layer: RadixAttention) -> bool:
 
 
 def _is_by_torch(layer: RadixAttention) -> bool:
-    """No operator of the device has a logit soft-cap, or a head size that is no multiple of 16."""
+    """No operator of the device has a logit soft-cap, a temperature, or any head size."""
     width = max(layer.qk_head_dim, layer.v_head_dim)
-    is_odd = bool(layer.logit_cap) or has_odd_width(width)
+    is_odd = bool(layer.logit_cap) or layer.xai_temperature_len > 0 or has_odd_width(width)
     return is_odd or ATTENTION in this_product().lacks
 
 
@@ -234,6 +234,7 @@ def _attend_by_torch(
         window=layer.sliding_window_size if layer.sliding_window_size > -1 else None,
         both_ways=_is_both_ways(layer),
         sinks=sinks,
+        temperature=max(layer.xai_temperature_len, 0),
     )
     return _values(layer, output)
 
