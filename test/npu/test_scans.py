@@ -11,7 +11,8 @@ import torch
 
 import delta_rule as delta_rule_oracle
 import mamba2 as state_space_oracle
-from ascend_gguf.npu import delta_rule, state_space
+from ascend_gguf import torch_delta_rule as delta_rule
+from ascend_gguf import torch_state_space as state_space
 from ascend_gguf.torch_delta_rule import gates
 
 Inputs = dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_ker
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -221,9 +221,3 @@ def _token(
     total = total * sigmoid(total) if is_silu else total
     store(out[i] + channel, total)
     return kept[1:]
-
-
-def requests_of(starts: torch.Tensor) -> Iterator[slice]:
-    """The tokens of each request, by where they begin: ``[requests + 1]``."""
-    edges = starts.tolist()
-    return (slice(*pair) for pair in zip(edges, edges[1:], strict=False))

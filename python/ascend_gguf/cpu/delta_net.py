@@ -1,28 +1,17 @@
 """Gated delta net on the CPU: a recurrent state, and what is around it.
 
-The state ``S`` of a head is a matrix that maps keys to values.  A token with key ``k``, value
-``v``, decay ``exp(g)`` and rate ``beta`` changes it, and its query ``q`` reads it::
-
-    S = S exp(g);    S = S + beta (v - S k) k^T;    output = S q
-
-``g`` is a number, or with Kimi Delta Attention one for each channel of a key, a column of ``S``.
-
-Sources: Yang et al., Gated Delta Networks, arXiv 2412.06464; Kimi Team, Kimi Linear, arXiv
-2510.26692.  Everything is computed in float32.
-Names and arguments are those of SGLang's CPU kernels, which come with ``sgl_kernel`` for AMX alone.
+The rule is in :mod:`ascend_gguf.torch_delta_rule`.  Names and arguments are those of SGLang's CPU
+kernels, which come with ``sgl_kernel`` for AMX alone.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ascend_gguf.cpu.causal_conv import requests_of
 from ascend_gguf.cpu.recurrent_state import States, delta_rule
 from ascend_gguf.cpu.row_ops import rms_norm
-from ascend_gguf.torch_delta_rule import CHUNK_BY_CHANNEL, between, of_length_one
-
-#: Tokens of a prompt that are solved together, where a head has one decay.
-CHUNK = 64
+from ascend_gguf.torch_delta_rule import CHUNK, CHUNK_BY_CHANNEL, Tokens, scan
+from ascend_gguf.torch_state_space import Chunks
 
 
 def chunk_gated_delta_rule(
@@ -38,10 +27,7 @@ def chunk_gated_delta_rule(
     head_first: bool = False,
     use_qk_l2norm_in_kernel: bool = True,
 ) -> tuple[torch.Tensor, None, None]:
-    """The delta rule for prompts, :data:`CHUNK` tokens at a time.
-
-    Within a chunk every token's change depends on those before it: a triangular system of
-    equations, solved at once.
+    """The delta rule for prompts.
 
     Args:
         q, k: ``[1, tokens, key_heads, key_size]``, the tokens of all requests.
@@ -58,47 +44,15 @@ def chunk_gated_delta_rule(
         in between.
     """
     assert use_qk_l2norm_in_kernel and not head_first
-    slots = initial_state_indices.long()
-    states = initial_state[slots].float()
-    parts = _by_head(q, k, v)
+    slots, share = initial_state_indices.long(), v.shape[2] // k.shape[2]
+    q, k = (x[0].float().repeat_interleave(share, 1) for x in (q, k))
     g = g.unsqueeze(-1) if g.dim() == 3 else g
-    rates = (g[0].float().transpose(0, 1), beta[0].float().T)
+    tokens = Tokens(q, k, *(x[0].float() for x in (v, g, beta)))
     size = CHUNK if g.shape[-1] == 1 else CHUNK_BY_CHANNEL
-    out = torch.empty(v.shape[1:], dtype=v.dtype)
-    for request, tokens in enumerate(requests_of(cu_seqlens)):
-        state = states[request]
-        for start in range(tokens.start, tokens.stop, size):
-            chunk = slice(start, min(start + size, tokens.stop))
-            found, state = _chunk(state, *(part[:, chunk] for part in (*parts, *rates)))
-            out[chunk] = found.transpose(0, 1).to(v.dtype)
-        states[request] = state
+    chunks = Chunks(cu_seqlens.diff().tolist(), size, "cpu")
+    out, states, _ = scan(tokens, initial_state[slots].float(), chunks)
     initial_state[slots] = states.to(initial_state.dtype)
-    return out.unsqueeze(0), None, None
-
-
-def _chunk(
-    state: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs ``[heads, tokens, value_size]`` and the state after some tokens of one request.
-
-    Args:
-        g: ``[heads, tokens, channels]``; one channel stands for all.
-    """
-    since = g.cumsum(1)
-    decayed = since.exp()
-    # What each token adds, were it alone; then less what those before it have added by then.
-    alone = beta.unsqueeze(-1) * (v - (decayed * k) @ state.mT)
-    to_keys, to_queries = between(since, k, k), between(since, q, k)
-    system = beta.unsqueeze(-1) * to_keys
-    added = torch.linalg.solve_triangular(system, alone, upper=False, unitriangular=True)
-    out = (decayed * q) @ state.mT + to_queries @ added
-    left = (since[:, -1:] - since).exp()
-    return out, decayed[:, -1:] * state + added.mT @ (left * k)
+    return out.to(v.dtype).unsqueeze(0), None, None
 
 
 def fused_sigmoid_gating_delta_rule_update(
@@ -125,17 +79,6 @@ def fused_sigmoid_gating_delta_rule_update(
     states = States(initial_state_source, initial_state_indices.contiguous())
     a, b = a.contiguous(), b.contiguous()
     return delta_rule(q[0], k[0], v[0], a, b, A_log, dt_bias, states).unsqueeze(0)
-
-
-def _by_head(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each ``[value_heads, tokens, size]`` in float32; queries and keys of length one, scaled."""
-    share = v.shape[2] // k.shape[2]
-    q, k, v = (x[0].transpose(0, 1).float() for x in (q, k, v))
-    q, k = of_length_one(q), of_length_one(k)
-    q = q * q.shape[-1] ** -0.5
-    return q.repeat_interleave(share, 0), k.repeat_interleave(share, 0), v.contiguous()
 
 
 def offset_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -25,11 +25,10 @@ from sglang.srt.layers.attention.hybrid_linear_attn_backend import (
 from sglang.srt.layers.attention.linear.short_conv_backend import ShortConvAttnBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from ascend_gguf.npu import delta_rule
+from ascend_gguf import torch_delta_rule as delta_rule
 from ascend_gguf.npu.causal_conv import Windows, convolve_prompts, convolve_step, silu
-from ascend_gguf.npu.state_space import Chunks, Heads, scan, step
 from ascend_gguf.torch_delta_rule import CHUNK_BY_CHANNEL, gates
-from ascend_gguf.torch_state_space import CHUNK
+from ascend_gguf.torch_state_space import CHUNK, Chunks, Heads, scan, step
 
 
 def with_states(attention: Any, model_runner: Any, config: Any) -> HybridLinearAttnBackend:
