@@ -181,9 +181,11 @@ def test_data_parallel_attention(npu_engine, tiny_model, name):
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "falcon-h1", "kimi-linear", "laguna-xs"])
-def test_no_data_parallel_attention(npu_engine, tiny_model, name):
-    reason = _refusal(npu_engine, tiny_model(name).path, dtype=TINY[name].npu_dtype, **GROUPS)
-    assert " has no data-parallel attention (found --enable-dp-attention). Leave out" in reason
+@pytest.mark.parametrize("options", [GROUPS, {"tp_size": 2, "attn_cp_size": 2}], ids=str)
+def test_attention_on_all_ranks_only(npu_engine, tiny_model, name, options):
+    reason = _refusal(npu_engine, tiny_model(name).path, dtype=TINY[name].npu_dtype, **options)
+    option = "--attn-cp-size" if "attn_cp_size" in options else "--enable-dp-attention"
+    assert f" cannot attend on a part of the ranks (found {option}). Leave out" in reason
 
 
 def test_a_rank_that_ends_takes_the_server_along(zygote, log, tmp_path):

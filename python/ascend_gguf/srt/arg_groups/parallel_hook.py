@@ -40,9 +40,9 @@ _NOT_PADDED = frozenset(
     + ("Grok1ForCausalLM",)
 )
 
-# Models of the engine whose ranks may attend to requests of their own (--enable-dp-attention).
-# The others allocate a KV cache for all heads and write a rank's share of them, or wait for ranks
-# that have nothing to compute.  Each of these was compared on the simulated NPU.
+# Models of the engine of which some ranks may attend without the others (--enable-dp-attention,
+# --attn-cp-size).  The others allocate a KV cache for all heads and write a rank's share of them,
+# or wait for ranks that have nothing to compute.  Each of these was compared on the simulated NPU.
 _ATTENDS_IN_GROUPS = frozenset(
     ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "DeepseekV2ForCausalLM")
     + ("DeepseekV3ForCausalLM", "ExaoneMoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM")
@@ -58,13 +58,15 @@ def check_ranks(server_args: Any) -> None:
 
     Raises:
         GGUFError: heads, widths or experts do not divide, or the engine's model has no stages, or
-            its ranks attend to all requests together.
+            its ranks attend together alone.
     """
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
     if _attention_dp_size(options) > 1:
-        _check_groups(options, model_config)
+        _check_groups("--enable-dp-attention", options, model_config)
+    if options.attn_cp_size > 1:
+        _check_groups("--attn-cp-size", options, model_config)
     if options.tp_size > 1 or options.ep_size > 1:
         _check_shares(options, model_config)
     if is_cpu():
@@ -105,14 +107,14 @@ def _check_stages(options: Any, model_config: ModelConfig) -> None:
         )
 
 
-def _check_groups(options: Any, model_config: ModelConfig) -> None:
+def _check_groups(option: str, options: Any, model_config: ModelConfig) -> None:
     model_class = model_class_of(model_config).__name__
     if model_class not in _ATTENDS_IN_GROUPS:
         raise GGUFError(
-            f"SGLang's {model_class} has no data-parallel attention",
+            f"SGLang's {model_class} cannot attend on a part of the ranks",
             file=options.model_path,
-            found="--enable-dp-attention",
-            hint="Leave out --enable-dp-attention; --dp-size alone makes replicas of the model.",
+            found=option,
+            hint=f"Leave out {option}; --dp-size alone makes replicas of the model.",
         )
 
 

@@ -170,6 +170,7 @@ REFUSALS = (
             _FOR_ACCELERATORS,
         ),
         ("--dcp-size", _FOR_ACCELERATORS, "", (1,)),
+        ("--attn-cp-size", "a prompt is not shared among ranks of the CPU", "", (1,)),
         ("--kv-canary", _FOR_ACCELERATORS, "", ("none",)),
         (
             "--enable-prefill-delayer",
