@@ -59,8 +59,9 @@ def check_model(
 def reach(config: Any) -> int | None:
     """Tokens of context that are served, of a model that attends to a part; None: to everything.
 
-    Llama 4 attends to chunks, DeepSeek 3.2 and GLM-5 to the tokens that an indexer chooses, MiniMax
-    M3 to blocks of them.  The backends attend to everything, so it is right up to as many tokens.
+    Llama 4 attends to chunks, DeepSeek 3.2, GLM-5 and Hunyuan 4 to the tokens that an indexer
+    chooses, MiniMax M3 to blocks of them.  The backends attend to everything, so it is right up to
+    as many tokens.
     """
     return first(config, "attention_chunk_size", "sparse_attention_size")
 
@@ -68,9 +69,9 @@ def reach(config: Any) -> int | None:
 def joined_latent(config: Any, has_operators: bool = True) -> int | None:
     """Numbers of a latent vector and its key together, if an NPU attends to both as one.
 
-    CANN's operators for latent attention have sizes of their own, and no temperature.  Others are
-    attended to by those for one head of keys: vector and key are a key, and a value whose first
-    numbers count.
+    CANN's operators for latent attention have sizes of their own, and no temperature; SGLang's
+    calls of them have no sinks.  Others are attended to by those for one head of keys: vector and
+    key are a key, and a value whose first numbers count.
 
     Args:
         has_operators: whether the chip has those for latent attention.
@@ -79,8 +80,8 @@ def joined_latent(config: Any, has_operators: bool = True) -> int | None:
     if not latent:
         return None
     key = config.qk_rope_head_dim
-    grows = getattr(config, "llama_4_scaling", None)
-    is_taken = has_operators and (latent, key) == (_LATENT, _KEY) and not grows
+    has_more = first(config, "llama_4_scaling", "learnable_sink")
+    is_taken = has_operators and (latent, key) == (_LATENT, _KEY) and not has_more
     return None if is_taken else latent + key
 
 

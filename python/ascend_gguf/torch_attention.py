@@ -85,9 +85,9 @@ def attend(
     Returns:
         ``[tokens, heads, size]`` in the dtype of ``q``, computed in float32.
     """
-    repeats = q.shape[1] // k.shape[1]
-    keys, values = (x.float().repeat_interleave(repeats, dim=1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * scale
+    # Heads in groups that share keys: repeating these would take much memory.
+    grouped = q.float().unflatten(1, (k.shape[1], -1))
+    scores = torch.einsum("qghd,kgd->ghqk", grouped, k.float()) * scale
     if cap:
         scores = cap * torch.tanh(scores / cap)
     places = torch.arange(len(k), device=k.device)
@@ -101,7 +101,7 @@ def attend(
         seen &= distance.abs() <= window
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
-        column = sinks.float()[:, None, None].expand(-1, len(q), 1)
+        column = sinks.float().view(k.shape[1], -1, 1, 1).expand(-1, -1, len(q), 1)
         scores = torch.cat([scores, column], dim=-1)
     shares = scores.softmax(-1)[..., : len(k)]
-    return torch.einsum("hqk,khd->qhd", shares, values).to(q.dtype)
+    return torch.einsum("ghqk,kgd->qghd", shares, v.float()).flatten(1, 2).to(q.dtype)

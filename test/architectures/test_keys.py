@@ -32,6 +32,9 @@ VALUES: dict[str, Any] = {
     "attention.indexer.key_length": 16,
     "attention.indexer.top_k": 64,
     "attention.indexer.block_size": 16,
+    "hyper_connection.count": 2,
+    "hyper_connection.epsilon": 1e-6,
+    "hyper_connection.magnitude": 2.0,
     "rope.dimension_count": 16,
     "logit_scale": 0.5,
     "attention.key_length_swa": 16,
@@ -79,7 +82,7 @@ def sizes(architecture: Architecture) -> dict[str, Any]:
             found[key] = values[0]
     if architecture.name == "llama4":
         found["expert_shared_feed_forward_length"] = None
-    if architecture.name == "minicpm3":
+    if architecture.name in ("hy_v4", "minicpm3"):
         found["attention.q_lora_rank"] = 32
     if architecture.name in ("gpt2", "olmo", "phi2", "starcoder", "minicpm3"):
         found["attention.head_count_kv"] = VALUES["attention.head_count"]
@@ -296,6 +299,18 @@ LACKING: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "qwen3moe": (("expert_feed_forward_length",), {"moe_intermediate_size": 96}),
+    # An older model, which attends to everything.
+    "hy_v4": (
+        tuple(f"attention.indexer.{name}" for name in ("head_count", "key_length", "top_k"))
+        + ("leading_dense_block_count",),
+        {
+            "sparse_attention_size": None,
+            "swiglu_limit": 0.0,
+            "mlp_layer_types": ["sparse"] * 4,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+        },
+    ),
 }
 
 
@@ -331,6 +346,16 @@ def _grouped(path: Path, count: int, used: int, chosen: int) -> Path:
 def test_groups_that_experts_cannot_be_chosen_in(tmp_path, count, used, chosen):
     with pytest.raises(GGUFError, match=r"invalid groups of experts \(found .* 8 experts"):
         load_config(_grouped(tmp_path / "m.gguf", count, used, chosen))
+
+
+def test_experts_of_all_layers_are_clamped_alike(tmp_path):
+    (hunyuan,) = (a for a in ARCHITECTURES if a.name == "hy_v4")
+    clamps = {"swiglu_clamp_exp": [9.0, 0.5, 0.5, 0.5]}  # the first layer has no experts
+    assert load_config(write(tmp_path / "m.gguf", hunyuan, **clamps)).swiglu_limit == 0.5
+    clamps["swiglu_clamp_exp"][3] = 0.25
+    with pytest.raises(GGUFError, match="clamps the experts of all layers alike") as error:
+        load_config(write(tmp_path / "m.gguf", hunyuan, **clamps))
+    assert error.value.key == "hy_v4.swiglu_clamp_exp"
 
 
 def test_all_groups_are_one(tmp_path):

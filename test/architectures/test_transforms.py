@@ -74,7 +74,7 @@ def test_configuration_is_the_models(name, tiny_model):
     if name in ("dots1", "grok-1", "grok-2"):  # one of two classes has windows
         del made["layer_types"], made["sliding_window"]
     # Sparse attention takes a short context whole.
-    if name in ("deepseek-v3.2", "glm-5", "minimax-m3"):
+    if name in ("deepseek-v3.2", "glm-5", "hunyuan-4", "minimax-m3"):
         made.pop("layer_types", None)
     for key in (
         "hidden_size",

@@ -88,6 +88,7 @@ def test_states_and_sizes_of_layers(npu_engine, tiny_model, name):
         ),
         ("falcon-h1", Ranks(2)),
         ("deepseek-v3.2", Ranks()),
+        ("hunyuan-4", Ranks(2)),
         ("gemma4-26b", Ranks()),
         ("gemma4-e2b", Ranks(2)),
         ("nemotron-super", Ranks(1, 1, 2)),

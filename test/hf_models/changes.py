@@ -37,6 +37,7 @@ SIZES = frozenset(
         "attention.indexer.types",
         "attention.indexer.block_size",
         "attention.indexer.local_blocks",
+        "hyper_connection.count",
         "expert_count",
         "expert_feed_forward_length",
         "expert_shared_count",
@@ -206,11 +207,16 @@ OTHER: Mapping[str, tuple[Any, Change]] = {
         16,
         lambda c: c["rope_parameters"]["sliding_attention"].update(partial_rotary_factor=0.5),
     ),
-    "swiglu_clamp_exp": ([0.0, 0.3, 0.0, 0.2], _set(swiglu_limits=[0.0, 0.3, 0.0, 0.2])),
+    "swiglu_clamp_exp": (
+        None,
+        _set(swiglu_limits=[0.0, 0.3, 0.0, 0.2], swiglu_limit=0.3),
+    ),
     "swiglu_clamp_shexp": (
         [0.0, 0.0, 0.3, 0.2],
         _set(swiglu_limits_shared=[0.0, 0.0, 0.3, 0.2]),
     ),
+    "hyper_connection.epsilon": (0.05, _set(hc_eps=0.05)),
+    "hyper_connection.magnitude": (0.7, _set(hc_magnitude=0.7)),
     "rope.freq_base": (50.5, _base),
     "rope.scaling.alpha": (3.0, _larger_base),
     "rope.freq_base_swa": (

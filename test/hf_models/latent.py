@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType as Type
 
 from hf_models.conversion import (
     deepseek,
@@ -94,6 +96,63 @@ _sparse_tiny = partial(
 )
 
 
+#: Tensors of Hunyuan 4 by the end of their names, of the file's blocks and of none.
+_HY_V4 = {
+    "self_attn.linear_gate.weight": "attn_gate",
+    "self_attn.learnable_sink_param": "attn_sinks",
+    **{
+        f"hc_{module}_layer.hc_pre.hc_{part}": f"hc_{name}_{part}"
+        for module, name in (("attn", "attn"), ("mlp", "ffn"))
+        for part in ("fn", "base", "scale")
+    },
+}
+
+
+def hunyuan4(name: str, tensor: torch.Tensor, heads: int, turned: int) -> tuple[str, torch.Tensor]:
+    """A tensor that transformers has written, as it was published.
+
+    transformers mixes up names as it writes.  It turns the first half of the last ``turned`` rows
+    of a head with the second, and llama.cpp and SGLang neighbours.
+    """
+    name = name.replace(".hc_pre.hc_head.", ".hc_head.")
+    name = re.sub(r"\.hc_pre\.(hc_\w+_layer)\.", r".\1.hc_pre.", name)
+    name = re.sub(r"(mlp|shared_experts)\.linear_gate", r"\1.gate_proj", name)
+    of_heads = {"q_b_proj": heads, "kv_a_proj_with_mqa": 1}
+    if count := of_heads.get(name.removesuffix(".weight").rpartition(".")[2]):
+        rows = tensor.unflatten(0, (count, -1))
+        kept, last = rows.split([rows.shape[1] - turned, turned], 1)
+        last = last.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        tensor = torch.cat([kept, last], 1).flatten(0, 1)
+    return name, tensor
+
+
+def _hy_v4(name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    heads, turned = config.num_attention_heads, config.qk_rope_head_dim
+    name, tensor = hunyuan4(name, tensor, heads, turned)
+    layer, _, part = name.partition("layers.")[2].partition(".")
+    if part in _HY_V4:
+        yield f"=blk.{layer}.{_HY_V4[part]}.weight", tensor
+    elif ".hc_head." in name:
+        yield f"=output_hc_{name.rpartition('_')[2]}.weight", tensor
+    elif ".indexer." in name:
+        yield from _sparse(name, tensor, config)
+    else:
+        yield from _mistral4(name, tensor, config)
+
+
+def _hy_v4_metadata(config: Any) -> dict[str, Any]:
+    config.first_k_dense_replace = config.mlp_layer_types.count("dense")
+    return _sparse_metadata(config) | {
+        "attention.indexer.types": [kind == "full" for kind in config.indexer_types],
+        "expert_group_count": None,
+        "expert_group_used_count": None,
+        "swiglu_clamp_exp": [config.swiglu_limit] * config.num_hidden_layers,
+        "hyper_connection.count": config.hc_mult,
+        "hyper_connection.epsilon": config.hc_eps,
+        "hyper_connection.magnitude": config.hc_magnitude,
+    }
+
+
 def _minicpm3_metadata(config: Any) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
@@ -142,6 +201,20 @@ TINY = {
     ),
     "glm-5": _sparse_tiny(
         "glm-dsa", "glm_moe_dsa", _SPARSE | {"qk_nope_head_dim": 192, "v_head_dim": 256}
+    ),
+    "hunyuan-4": Tiny(
+        "hy_v4",
+        "hy_v4",
+        _SPARSE
+        | {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+        | {"indexer_types": ["full", "shared", "full"], "index_head_dim": 96}
+        | {"qk_nope_head_dim": 96, "v_head_dim": 128}
+        # Small enough to count.
+        | {"swiglu_limit": 0.5, "hc_mult": 3, "hc_magnitude": 1.5, "hc_eps": 0.01},
+        _hy_v4_metadata,
+        _hy_v4,
+        names="deepseek2",
+        types={"_fn.weight": Type.F32},
     ),
     "ministral-3": Tiny(
         "mistral3", "ministral3", {"head_dim": 64, "rope_parameters": _YARN}, _ministral3, llama

@@ -425,5 +425,6 @@ ONE_STAGE = frozenset(
         "nanbeige",
         "grok-1",
         "grok-2",
+        "hunyuan-4",
     )
 )

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hf_models import latent
+
 Tensors = dict[str, torch.Tensor]
 Published = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
 
@@ -400,6 +402,11 @@ def minimax_m3(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any]
     return config, renamed(tensors, names)
 
 
+def hunyuan4(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    sizes = config["num_attention_heads"], config["qk_rope_head_dim"]
+    return config, dict(latent.hunyuan4(name, rows, *sizes) for name, rows in tensors.items())
+
+
 #: By the name of a test.
 PUBLISHED: dict[str, Published] = {
     "granite-4": granite4,
@@ -431,6 +438,8 @@ PUBLISHED: dict[str, Published] = {
     "deepseek-moe": deepseek,
     "deepseek-ocr": deepseek_ocr,
     "hunyuan-vl": hunyuan_vl,
+    "hunyuan-4": hunyuan4,
+    "hunyuan-4-unclamped": hunyuan4,
     "ling": ling,
     "ling-unnormalized": ling,
     "minimax-m3": minimax_m3,

@@ -179,6 +179,18 @@ ROWS: dict[str, Peer] = {
         | {"shared_intermediate_size": 64, "head_dim": 48, "rotary_dim": 24}
         | {"num_key_value_heads": 4, "index_n_heads": 4, "rms_norm_eps": 1e-5},
     ),
+    # No dense layer, no clamp, scaled RoPE, streams as published, and heads of other sizes.
+    "hunyuan-4-unclamped": Peer(
+        "hy_v4",
+        TINY["hunyuan-4"].sizes
+        | {"mlp_layer_types": ["sparse"] * 3, "first_k_dense_replace": 0, "norm_topk_prob": False}
+        | {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 48}
+        # transformers clamps to zero where the number is zero.
+        | {"hc_mult": 4, "hc_magnitude": 2.0, "hc_eps": 1e-6, "swiglu_limit": 1e4}
+        | rope(**_YARN),
+        drop=("swiglu_clamp_exp",),
+        npu_dtype="bfloat16",
+    ),
     "granite-bias": Peer("granite", _GRANITE | {"attention_bias": True} | rope()),
 }
 

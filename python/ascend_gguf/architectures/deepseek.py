@@ -203,6 +203,8 @@ _BY_SIGMOID = Architecture(
 )
 
 _TEMPERATURE = frozenset(key for key in _READS if "temperature" in key)
+#: Which layers have an indexer; the others attend to what the last of them chose.
+INDEXER_TYPES = "attention.indexer.types"
 _INDEXER_FIELDS = {
     "attention.indexer.head_count": "indexer_heads",
     "attention.indexer.key_length": "indexer_head_size",
@@ -215,6 +217,14 @@ def _indexer(name: str, shape: str) -> Rename:
     return per_layer(f"indexer.{name}", shape, optional=True)
 
 
+INDEXER = (
+    _indexer("k_norm.weight", "indexer_head"),
+    _indexer("k_norm.bias", "indexer_head"),
+    _indexer("proj.weight", "indexer_heads hidden"),
+    _indexer("attn_k.weight", "indexer_head hidden"),
+    _indexer("attn_q_b.weight", "indexer_heads*indexer_head q_lora"),
+)
+
 #: DeepSeek 3.2 and GLM-5 attend to the ``sparse_attention_size`` tokens that an indexer chooses.
 #: Up to as many tokens of context that is all of them, and the model DeepSeek V3.
 _SPARSE = replace(
@@ -222,17 +232,9 @@ _SPARSE = replace(
     name="deepseek32",
     mark=lambda file: True,
     fields=_FIELDS | _INDEXER_FIELDS,
-    reads=_READS - _TEMPERATURE - {"expert_gating_func"} | {"attention.indexer.types"},
+    reads=_READS - _TEMPERATURE - {"expert_gating_func"} | {INDEXER_TYPES},
     fixed={"expert_gating_func": (SIGMOID,)},
-    tensors=(
-        *_BODY,
-        _ROUTER_BIAS,
-        _indexer("k_norm.weight", "indexer_head"),
-        _indexer("k_norm.bias", "indexer_head"),
-        _indexer("proj.weight", "indexer_heads hidden"),
-        _indexer("attn_k.weight", "indexer_head hidden"),
-        _indexer("attn_q_b.weight", "indexer_heads*indexer_head q_lora"),
-    ),
+    tensors=(*_BODY, _ROUTER_BIAS, *INDEXER),
     derived=(head_sizes, groups),
 )
 

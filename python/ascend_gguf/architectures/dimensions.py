@@ -67,6 +67,7 @@ _DIMENSIONS: dict[str, Callable[[Any], int]] = {
     "kv_lora": lambda c: c.kv_lora_rank,
     "indexer_heads": lambda c: c.indexer_heads,
     "indexer_head": lambda c: c.indexer_head_size,
+    "streams": lambda c: c.hc_mult,
     "experts": experts,
     "expert_ffn": _expert_ffn,
     # What experts work on, where that is not the hidden state itself.

@@ -22,8 +22,7 @@ WITHOUT_CLASS = frozenset(
 WITHOUT_TABLE = frozenset(
     (
         *("bailingmoe3", "deepseek4", "dots3note", "glm5-next"),
-        *("hrm_text", "hy_v4", "kimi-k3"),
-        "qwen4exp",
+        *("hrm_text", "kimi-k3", "qwen4exp"),
     )
 )
 

@@ -48,10 +48,31 @@ def swiglu_clamped(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """
 
     def activation(gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
+        gate, up, most = *gate_up.chunk(2, dim=-1), _at_most(limit, gate_up)
+        return F.silu(gate).clamp(max=most) * up.clamp(-most, most)
 
     return activation
+
+
+def swiglu_of_clamped(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Hunyuan 4's ``silu(gate) * up``, of a gate and ``up`` that are clamped before.
+
+    Source: transformers, ``HYV4Experts``.
+
+    Args:
+        limit: of the gate from above, and of ``up`` from both sides.
+    """
+
+    def activation(gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up, most = *gate_up.chunk(2, dim=-1), _at_most(limit, gate_up)
+        return F.silu(gate.clamp(max=most)) * up.clamp(-most, most)
+
+    return activation
+
+
+def _at_most(limit: float, x: torch.Tensor) -> float:
+    """A limit that the dtype of ``x`` has: torch refuses others."""
+    return min(limit, torch.finfo(x.dtype).max)
 
 
 def relu_squared(up: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ def test_chunks_limit_the_context(resolver, tmp_path):
     assert found["context_length"] == 4000
 
 
-@pytest.mark.parametrize("name", ["glm-5", "minimax-m3"])
+@pytest.mark.parametrize("name", ["glm-5", "hunyuan-4", "minimax-m3"])
 def test_a_choice_of_tokens_limits_the_context(resolver, tmp_path, name):
     """What chooses is left out: up to as many tokens as it chooses, all are attended to."""
     model = write_model(tmp_path, TINY[name])

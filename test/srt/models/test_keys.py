@@ -69,6 +69,7 @@ LOST = {
     "deepseek_v3": {"attention.layer_norm_rms_epsilon", *_TEMPERATURE},
     "deepseek_v32": {"attention.layer_norm_rms_epsilon"},
     "glm_moe_dsa": {"attention.layer_norm_rms_epsilon"},
+    "hy_v4": {"attention.layer_norm_rms_epsilon"},
     "mistral4": {"attention.layer_norm_rms_epsilon"},
     "minicpm3": {"attention.layer_norm_rms_epsilon"},
     "kimi_linear": {"attention.layer_norm_rms_epsilon"},
@@ -164,6 +165,9 @@ def other_values(model: Written) -> dict[str, tuple[Any, Change]]:
         "expert_group_count": lambda: 2 * config.n_group,
         "expert_group_used_count": lambda: config.topk_group + 1,
         "expert_weights_norm": lambda: not config.norm_topk_prob,
+        "swiglu_clamp_exp": lambda: (
+            [0.0, 0.3, 0.0, 0.2] if "swiglu_limits" in config else [0.3] * config.num_hidden_layers
+        ),
     }
     return {key: (computed[key]() if key in computed else v, c) for key, (v, c) in found.items()}
 

@@ -37,7 +37,7 @@ _NOT_PADDED = frozenset(
     + ("DeciLMForCausalLM", "Step3p5ForCausalLM", "LagunaForCausalLM")
     + ("MiMoV2FlashForCausalLM", "DbrxForCausalLM", "GraniteSWAForCausalLM")
     + ("GraniteMoeSWAForCausalLM", "MuseGlimmerForCausalLM", "Spark2_5ForCausalLM")
-    + ("Grok1ForCausalLM",)
+    + ("Grok1ForCausalLM", "HYV4ForCausalLM")
 )
 
 # Models of the engine of which some ranks may attend without the others (--enable-dp-attention,

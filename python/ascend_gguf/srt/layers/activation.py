@@ -9,7 +9,13 @@ from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 
 from ascend_gguf.cpu import row_ops
-from ascend_gguf.cpu.experts import ACTIVATIONS, PLAIN_ACTIVATIONS, swiglu_clamped, swiglu_oai
+from ascend_gguf.cpu.experts import (
+    ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    swiglu_clamped,
+    swiglu_oai,
+    swiglu_of_clamped,
+)
 from ascend_gguf.srt.device import uses_cpu_kernels
 
 
@@ -33,15 +39,17 @@ def of_experts(config: MoeRunnerConfig) -> Callable[[torch.Tensor], torch.Tensor
     Raises:
         NotImplementedError: no experts have such an activation.
     """
-    plain = config.gemm1_alpha is None and not config.swiglu_limit
+    alpha, limit, before = config.gemm1_alpha, config.gemm1_clamp_limit, config.swiglu_limit
     known = ACTIVATIONS if config.is_gated else PLAIN_ACTIVATIONS
-    if config.is_gated and config.gemm1_alpha and config.gemm1_clamp_limit:
-        return swiglu_oai(config.gemm1_alpha, config.gemm1_clamp_limit)
-    if plain and config.activation == "silu" and config.gemm1_clamp_limit:
-        return swiglu_clamped(config.gemm1_clamp_limit)
-    if plain and config.activation in known:
+    if config.is_gated and alpha and limit:
+        return swiglu_oai(alpha, limit)
+    if alpha is None and config.activation == "silu" and limit and not before:
+        return swiglu_clamped(limit)
+    if alpha is None and config.activation == "silu" and before and not limit:
+        return swiglu_of_clamped(before)
+    if alpha is None and not before and config.activation in known:
         return known[config.activation]
     raise NotImplementedError(
         f"experts with activation {config.activation!r} (gated: {config.is_gated}, alpha: "
-        f"{config.gemm1_alpha}, limit: {config.swiglu_limit}) are not supported"
+        f"{alpha}, limit: {before}) are not supported"
     )

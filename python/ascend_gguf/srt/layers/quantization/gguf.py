@@ -36,7 +36,7 @@ from ascend_gguf.npu.products import ROUTING, this_product
 from ascend_gguf.npu.self_check import SelfCheck, experts_mismatch, linear_mismatch
 from ascend_gguf.srt.hardware_backend.npu.moe.activation import (
     NPUHalvesSwigluOAI,
-    NPUPlainActivation,
+    NPUTorchActivation,
 )
 from ascend_gguf.srt.hardware_backend.npu.quantization.moe_methods import NPUGGUFMoEMethod
 from ascend_gguf.srt.layers.activation import of_experts
@@ -328,8 +328,8 @@ class GGUFMoEAscendMethod(PackedWeights, FusedMoEMethodBase):
         self.runner = self.dense.runner
         if is_npu() and moe_runner_config.gemm1_alpha and moe_runner_config.gemm1_clamp_limit:
             self.runner.runner_core.activation = NPUHalvesSwigluOAI(moe_runner_config)
-        elif is_npu() and not moe_runner_config.is_gated:
-            self.runner.runner_core.activation = NPUPlainActivation(of_experts(moe_runner_config))
+        elif is_npu() and (moe_runner_config.swiglu_limit or not moe_runner_config.is_gated):
+            self.runner.runner_core.activation = NPUTorchActivation(of_experts(moe_runner_config))
 
     def get_moe_runner_backend(self, layer: torch.nn.Module):
         return self.dense.get_moe_runner_backend(layer)

@@ -20,15 +20,15 @@ class NPUHalvesSwigluOAI(NPUSwigluOAI):
         return super()._apply_activation(in_turn)
 
 
-class NPUPlainActivation(BaseActivation):
-    """An activation without a gate, such as Nemotron's squared ReLU.
+class NPUTorchActivation(BaseActivation):
+    """An activation by torch's operators: without a gate, or of a clamped one.
 
-    The engine's runner takes whatever is not SwiGLU for GeGLU.
+    The engine's runner takes what is not SwiGLU for GeGLU, and leaves clamps before SwiGLU out.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._function = function
 
     def _apply_activation(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """``[rows, ffn]`` to the same."""
+        """``[rows, ffn]``, of a gate and up ``[rows, 2 * ffn]``, to ``[rows, ffn]``."""
         return self._function(hidden_states), None
