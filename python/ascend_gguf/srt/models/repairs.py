@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-import sglang.srt.layers.quantization  # noqa: F401, first: models and it import each other
 from torch import nn
 
 from ascend_gguf.errors import GGUFError
