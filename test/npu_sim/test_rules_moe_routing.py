@@ -313,108 +313,14 @@ def test_finalize_entry_points():
         moe.finalize_routing(**final_call(mode=3))
 
 
-def permute_call(dtype=BF16):
-    return dict(
-        tokens=torch.randn(T, H).to(dtype),
-        indices=experts(),
-        num_out=T * K,
-        padded=False,
-        permuted=torch.empty(T * K, H, dtype=dtype),
-        sorted_indices=torch.empty(T * K, dtype=I32),
-    )
-
-
-def unpermute_call(dtype=BF16):
-    return dict(
-        permuted=torch.randn(T * K, H).to(dtype),
-        sorted_indices=torch.randperm(T * K).to(I32),
-        probs=torch.rand(T, K).to(dtype),
-        padded=False,
-        restore_shape=None,
-        out=torch.empty(T, H, dtype=dtype),
-    )
-
-
-PERMUTE = (
-    Case({}, "product", "exists on", soc=P310),
-    Case(torch.ones(T, H, dtype=torch.int8), "tokens", "dtype is one of"),
-    Case(torch.ones(1, T, H, dtype=BF16), "tokens", "has 2 dimensions"),
-    Case(lambda t: View(t, 29), "tokens", "storage format is ND"),
-    Case(torch.ones(T, K), "indices", "dtype is one of int32, int64"),
-    Case(lambda t: t[None], "indices", "has 1 to 2 dimensions"),
-    Case(lambda t: t[:2], "indices", f"the first dimension is {T}"),
-    Case(
-        {
-            "tokens": torch.zeros(1, 1, dtype=BF16).expand(16777215, 1),
-            "indices": torch.zeros(1, dtype=I32).expand(16777215),
-        },
-        "indices",
-        "fewer than 16777215",
-    ),
-    Case(lambda t: t - 1, "indices", "values lie in [0, 16777214]"),
-    Case(
-        {"tokens": torch.ones(T, H, dtype=torch.int8), "num_out": 10241},
-        "indices",
-        "has 10240 elements at most",
-        soc=A5,
-    ),
-    Case({"padded": True}, "padded_mode", "is False"),
-)
-UNPERMUTE = (
-    Case({}, "product", "exists on", soc=P310),
-    Case({"permuted": torch.ones(T * K, H, dtype=I32)}, "permuted_tokens", "dtype is one of"),
-    Case({"permuted": torch.ones(1, T * K, H, dtype=BF16)}, "permuted_tokens", "has 2 dimensions"),
-    Case({"permuted": lambda t: View(t, 29)}, "permuted_tokens", "storage format is ND"),
-    Case(Tensor.long, "sorted_indices", "dtype is one of int32"),
-    Case(lambda t: t[None], "sorted_indices", "has 1 dimensions"),
-    Case({"padded": True}, "padded_mode", "is False"),
-    Case(torch.ones(T, K, dtype=I32), "probs", "dtype is one of"),
-    Case(torch.ones(T, dtype=BF16), "probs", "has 2 dimensions"),
-    Case(torch.ones(1, 513, dtype=BF16), "probs", "at most 512"),
-    Case(torch.ones(T, 1, dtype=BF16), "probs", "one value for each"),
-    Case(lambda t: t + 1, "sorted_indices", f"values lie in [0, {T * K - 1}]"),
-)
-
-
 OPERATORS = (
     Operator("npu_moe_init_routing", moe.init_routing, older_call, OLDER),
     Operator("npu_moe_compute_expert_tokens", moe.compute_expert_tokens, count_call, COUNT),
     Operator("npu_moe_init_routing_v2", moe.init_routing_v3, init_call, INIT),
     Operator("npu_moe_finalize_routing", moe.finalize_routing, final_call, FINAL),
-    Operator("npu_moe_token_permute", moe.token_permute, permute_call, PERMUTE),
-    Operator("npu_moe_token_unpermute", moe.token_unpermute, unpermute_call, UNPERMUTE),
 )
 
 
 @every_case(OPERATORS)
 def test_refuses(operator, case):
     refused(operator, case)
-
-
-def test_permute_and_back():
-    c = permute_call()
-    moe.token_permute(**c)
-    order = routed(c["indices"])
-    for i, (t, j) in enumerate(order):
-        assert torch.equal(c["permuted"][i], c["tokens"][t]) and c["sorted_indices"][t * K + j] == i
-    probs = torch.rand(T, K)
-    out = torch.empty(T, H, dtype=BF16)
-    moe.token_unpermute(c["permuted"], c["sorted_indices"], probs, False, None, out)
-    assert torch.allclose(
-        out.float(), c["tokens"].float() * probs.sum(1, keepdim=True), rtol=2e-2, atol=2e-2
-    )
-    moe.token_unpermute(
-        c["permuted"],
-        c["sorted_indices"][: T * K],
-        None,
-        False,
-        None,
-        torch.empty(T * K, H, dtype=BF16),
-    )
-    one = permute_call() | {
-        "indices": torch.arange(T),
-        "permuted": torch.empty(T, H, dtype=BF16),
-        "sorted_indices": torch.empty(T, dtype=I32),
-    }
-    moe.token_permute(**one)
-    assert torch.equal(one["permuted"], one["tokens"])

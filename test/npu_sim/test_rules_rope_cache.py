@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rule_cases import A5, OLD, P310, Case, Operator, every_case, on, refused
+from rule_cases import A5, OLD, P310, Case, Operator, every_case, refused
 from torch import Tensor
 
 from npu_sim.operators.cache import scatter_nd_update, scatter_pa_kv_cache
 from npu_sim.operators.format_cast import check_format_cast, format_cast
 from npu_sim.operators.rope import (
-    apply_rotary_pos_emb,
-    apply_rotary_pos_emb_v1,
     interleave_rope,
     mrope,
     mrope_v1,
@@ -127,57 +125,6 @@ def test_rotary_mul_v2():
 
 def test_rotary_mul_takes_a_long_prefill():
     rotary_mul(**rotary_call(x=(1, 2000, 4, 32), r=(1, 2000, 1, 32)))
-
-
-# ---------------------------------------------------------------- npu_apply_rotary_pos_emb
-def apply_call(dtype=BF16, layout=1):
-    cos, sin = angles(2, 3, 1, 64)
-    c = dict(
-        query=torch.randn(2, 3, 4, 64),
-        key=torch.randn(2, 3, 2, 64),
-        cos=torch.cat((cos, cos), -1),
-        sin=torch.cat((sin, sin), -1),
-    )
-    c = {name: v.to(dtype) if layout == 1 else v.to(dtype).flatten(0, 1) for name, v in c.items()}
-    return c | dict(layout=layout, rotary_mode="half")
-
-
-APPLY = [
-    Case(2, "layout", "is one of 1, 4"),
-    Case("interleave", "rotary_mode", "is one of 'half'"),
-    Case({}, "query", "dtype is one of float16, float32", soc=P310),
-    Case({"layout": 4}, "query", "has 3 dimensions"),
-    Case(torch.empty(0, 3, 4, 64, dtype=BF16), "query", "empty tensors"),
-    Case(lambda t: View(t, 29), "key", "storage format is ND"),
-    Case(Tensor.float, "cos", "dtype equals that of query"),
-    Case(lambda t: t[:1], "cos", "leading dimensions equal those of query"),
-    Case(lambda t: t[..., :32], "key", "the last dimension is 64 or 128"),
-    Case(lambda t: torch.cat((t, t), -1), "key", "the last dimension is 64"),
-    Case(lambda t: t.repeat(1, 1, 2, 1), "cos", "N is 1"),
-    Case(lambda t: torch.cat((t, t), -1), "sin", "the last dimension is 64"),
-    Case(
-        {
-            "query": torch.ones(2, 3, 4, 128, dtype=BF16),
-            "key": torch.ones(2, 3, 2, 128, dtype=BF16),
-        },
-        "cos",
-        "smaller than the head: not documented",
-    ),
-]
-
-
-@pytest.mark.parametrize("dtype", [BF16, F16, F32])
-@pytest.mark.parametrize("layout", [1, 4])
-def test_apply_rotary_values(dtype, layout):
-    c = apply_call(dtype, layout)
-    references = [
-        turned(c[n], c["cos"][..., :32], c["sin"][..., :32], True) for n in ("query", "key")
-    ]
-    apply_rotary_pos_emb_v1(c["query"], c["key"], c["cos"], c["sin"], layout)
-    for n, reference in zip(("query", "key"), references, strict=False):
-        assert (c[n].double() - reference).abs().max() <= TOLERANCE[dtype] * 4
-    with on(A5), pytest.raises(OperatorMissing, match="npu_apply_rotary_pos_emb"):
-        apply_rotary_pos_emb(**apply_call())
 
 
 # ---------------------------------------------------------------- npu_interleave_rope
@@ -394,7 +341,6 @@ CAST = [
 
 OPERATORS = (
     Operator("npu_rotary_mul", rotary_mul, rotary_call, ROTARY),
-    Operator("npu_apply_rotary_pos_emb", apply_rotary_pos_emb, apply_call, APPLY),
     Operator("npu_interleave_rope", interleave_rope, interleave_call, INTERLEAVE),
     Operator("npu_mrope", mrope, mrope_call, MROPE),
     Operator("npu_scatter_nd_update_", scatter_nd_update, scatter_call, SCATTER),

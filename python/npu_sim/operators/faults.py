@@ -30,14 +30,14 @@ WITH_WEIGHTS = ("npu_weight_quant_batchmatmul", "npu_grouped_matmul")
 OPERATORS = (
     *WITH_WEIGHTS,
     *("_npu_flash_attention_qlens", "_npu_paged_attention", "_npu_reshape_and_cache"),
-    *("apply_token_bitmask", "npu_add_rms_norm", "npu_apply_rotary_pos_emb"),
+    *("apply_token_bitmask", "npu_add_rms_norm"),
     *("npu_attention_update", "npu_clipped_swiglu", "npu_convert_weight_to_int4pack"),
     *("npu_dynamic_quant", "npu_fast_gelu", "npu_format_cast", "npu_fused_infer_attention_score"),
     *("npu_geglu", "npu_gemma_rms_norm", "npu_interleave_rope"),
     *("npu_kv_rmsnorm_rope_cache", "npu_moe_compute_expert_tokens", "npu_moe_finalize_routing"),
     *("npu_moe_gating_top_k", "npu_moe_gating_top_k_softmax", "npu_moe_gating_top_k_softmax_v2"),
-    *("npu_moe_init_routing", "npu_moe_init_routing_v2", "npu_moe_token_permute"),
-    *("npu_moe_token_unpermute", "npu_mrope", "npu_rms_norm", "npu_rotary_mul"),
+    *("npu_moe_init_routing", "npu_moe_init_routing_v2"),
+    *("npu_mrope", "npu_rms_norm", "npu_rotary_mul"),
     *("npu_scatter_nd_update_", "npu_scatter_pa_kv_cache", "npu_swiglu", "npu_top_k_top_p"),
     *("npu_transpose_batchmatmul", "sgemmv_expand", "sgemmv_shrink"),
 )

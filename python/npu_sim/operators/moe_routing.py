@@ -3,7 +3,6 @@
 init        x (T, H), experts (T, K) -> rows of x, once an expert, sorted by expert; where each
                                         went; tokens an expert
 finalize    rows and where they went -> (T, H), weighted and summed over the K experts of each token
-permute / unpermute                     the same two steps, older interface
 
 Sorting is stable: tokens of one expert keep their order.  Outputs that are documented as undefined
 are NaN here, so that reading them shows.
@@ -16,7 +15,7 @@ import torch
 from .moe_gating import DOC, write
 from .products import A5, P310, product
 from .registry import aclnn
-from .rules import BF16, F16, F32, I8, I32, I64, OperatorMissing, Rules
+from .rules import BF16, F16, F32, I8, I32, OperatorMissing, Rules
 from .view import viewed
 
 LARGEST_COUNT = 2**24
@@ -266,70 +265,3 @@ def finalize_v4(
     rows, row_idx, skip1, skip2, bias, scales, experts, a, b, c, d, mode, e, f, g, k, y
 ):
     finalize_routing(rows, row_idx, skip1, skip2, bias, scales, experts, mode, k, y)
-
-
-# ---------------------------------------------------------------- permute and unpermute
-@aclnn("aclnnMoeTokenPermute", "tt" + "ib" + "tt")
-def token_permute(tokens, indices, num_out, padded, permuted, sorted_indices):
-    """Rows of `tokens` sorted by expert;
-
-    sorted_indices[t K + j] is where token t went for its j-th expert.
-    """
-    rule = Rules("npu_moe_token_permute", DOC + "npu_moe_token_permute")
-    rule.floats("tokens", tokens.t, *((I8,) if product() == A5 else ()))
-    rule.ndim("tokens", tokens.t, 2)
-    rule.plain("tokens", tokens)
-    rule.dtype("indices", indices.t, I32, I64)
-    rule.ndim("indices", indices.t, 1, 2)
-    rule.equal("indices", "the first dimension", indices.t.shape[0], tokens.t.shape[0])
-    rule.that(
-        indices.t.numel() < 16777215,
-        "indices",
-        f"has fewer than 16777215 elements (found {indices.t.numel()})",
-    )
-    rule.that(
-        tokens.t.dtype != I8 or max(indices.t.numel(), num_out) <= 10240,
-        "indices",
-        f"has 10240 elements at most, as num_out_tokens, with int8 (found {indices.t.numel()} and "
-        f"{num_out})",
-        "CANN aclnnMoeTokenPermute.md",
-    )
-    rule.values("indices", indices.t, 0, 16777214)
-    rule.that(not padded, "padded_mode", "is False")
-    k = 1 if indices.t.dim() == 1 else indices.t.shape[1]
-    order = indices.t.flatten().argsort(stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    write(sorted_indices, place)
-    permuted.t.copy_(tokens.t[order[: permuted.t.shape[0]] // k])
-
-
-@aclnn("aclnnMoeTokenUnpermute", "ttt" + "bI" + "t")
-def token_unpermute(permuted, sorted_indices, probs, padded, restore_shape, out):
-    """out[t] = sum_j probs[t, j] permuted[sorted_indices[t K + j]]"""
-    index = sorted_indices
-    rule = Rules("npu_moe_token_unpermute", DOC + "npu_moe_token_unpermute")
-    rule.floats("permuted_tokens", permuted.t)
-    rule.ndim("permuted_tokens", permuted.t, 2)
-    rule.plain("permuted_tokens", permuted)
-    rule.dtype("sorted_indices", index.t, I32)
-    rule.ndim("sorted_indices", index.t, 1)
-    rule.that(not padded, "padded_mode", "is False")
-    k = 1
-    if probs:
-        rule.floats("probs", probs.t)
-        rule.ndim("probs", probs.t, 2)
-        k = probs.t.shape[1]
-        rule.that(k <= 512, "probs", f"has at most 512 experts a token (found {k})")
-        rule.that(
-            probs.t.numel() == index.t.numel(),
-            "probs",
-            f"has one value for each of the {index.t.numel()} rows (found {tuple(probs.t.shape)})",
-        )
-    # Documented without repeats; SGLang 0.5.23 and vllm-ascend pass expanded_row_idx.abs(), where
-    # the -1 of absent experts repeat row 1 beside weights of zero.
-    rule.values("sorted_indices", index.t, 0, permuted.t.shape[0] - 1)
-    picked = permuted.t[index.t.long()].float().view(-1, k, permuted.t.shape[1])
-    if probs:
-        picked = picked * probs.t.float().unsqueeze(-1)
-    out.t.copy_(picked.sum(1))

@@ -42,7 +42,6 @@ OPERATORS: dict[str, tuple[tuple[str, ...], str]] = {
     "npu_dynamic_quant": ((*_INFERENCE, OLD), "CANN aclnnDynamicQuant.md"),
     "npu_top_k_top_p": (_NEW, "CANN aclnnApplyTopKTopP.md"),
     "npu_rotary_mul": (_INFERENCE, "CANN aclnnRotaryPositionEmbedding.md"),
-    "npu_apply_rotary_pos_emb": (_INFERENCE, "CANN aclnnApplyRotaryPosEmbV2.md"),
     # CANN's page has it for 950 alone; SGLang 0.5.23 calls it on A2 and A3, in production.
     "npu_interleave_rope": (_NEW, "CANN aclnnInterleaveRope.md"),
     # As of its second version; the first is for Ascend 950 too.
@@ -63,8 +62,6 @@ OPERATORS: dict[str, tuple[tuple[str, ...], str]] = {
     "npu_moe_init_routing_v2": (_NEW, "CANN aclnnMoeInitRoutingV3.md"),
     "npu_moe_compute_expert_tokens": (_NEW, "CANN aclnnMoeComputeExpertTokens.md"),
     "npu_moe_finalize_routing": (_INFERENCE, "CANN aclnnMoeFinalizeRoutingV2.md"),
-    "npu_moe_token_permute": (_NEW, "CANN aclnnMoeTokenPermute.md"),
-    "npu_moe_token_unpermute": (_NEW, "CANN aclnnMoeTokenUnpermute.md"),
     "npu_fused_infer_attention_score": ((A2, A3), f"{_ATTENTION}V3.md"),
     "npu_fused_infer_attention_score_v2": ((A2, A3), f"{_ATTENTION}V4.md"),
     "npu_fused_infer_attention_score (aclnn V5)": ((A5,), f"{_ATTENTION}V5.md"),

@@ -1,5 +1,4 @@
-"""Rotary position embeddings: npu_rotary_mul, npu_apply_rotary_pos_emb, npu_interleave_rope,
-npu_mrope.
+"""Rotary position embeddings: npu_rotary_mul, npu_interleave_rope, npu_mrope.
 
 half:       pairs (i, i + D/2);  interleave: pairs (2i, 2i + 1)
 y = x * cos + rotate(x) * sin    in float32, rounded once
@@ -18,7 +17,6 @@ from .rules import BF16, F16, F32, I32, I64, OperatorMissing, Rules
 ROTARY_DOC = (
     "torch_npu 2.13.0 documentation of npu_rotary_mul; CANN aclnnRotaryPositionEmbedding.md"
 )
-APPLY_DOC = "torch_npu 2.13.0 documentation of npu_apply_rotary_pos_emb"
 MROPE_DOC = "torch_npu 2.13.0 documentation of npu_mrope; CANN aclnnRopeWithSinCosCache.md"
 
 
@@ -91,50 +89,6 @@ def rotary_mul_v2(x, cos, sin, mode, rotation, y):
     if rotation is not None:
         raise OperatorMissing("npu_rotary_mul", "rotate, a matrix in place of the mode")
     rotary_mul(x, cos, sin, mode, y)
-
-
-@aclnn("aclnnApplyRotaryPosEmbV2", "tttti" + "S")
-def apply_rotary_pos_emb(query, key, cos, sin, layout, rotary_mode):
-    """In place.  layout 1 BSND (4-D), 4 TND (3-D)."""
-    q, k = query, key
-    mode = rotary_mode.decode() if isinstance(rotary_mode, bytes) else rotary_mode
-    rule = Rules("npu_apply_rotary_pos_emb", APPLY_DOC)
-    if product() == A5:
-        raise OperatorMissing("npu_apply_rotary_pos_emb", "Ascend 950")
-    rule.one_of("layout", layout, 1, 4)
-    rule.one_of("rotary_mode", mode, "half")
-    dims = 4 if layout == 1 else 3
-    for argument, v in (("query", q), ("key", k), ("cos", cos), ("sin", sin)):
-        rule.floats(argument, v.t)
-        rule.ndim(argument, v.t, dims)
-        rule.not_empty(argument, v.t)
-        rule.plain(argument, v)
-        rule.same_dtype(argument, v.t, "query", q.t)
-        rule.that(
-            v.t.shape[:-2] == q.t.shape[:-2],
-            argument,
-            f"leading dimensions equal those of query, {tuple(q.t.shape[:-2])}",
-        )
-        rule.that(
-            v.t.shape[-1] in (64, 128),
-            argument,
-            f"the last dimension is 64 or 128 (found {v.t.shape[-1]})",
-        )
-    rule.equal("key", "the last dimension", k.t.shape[-1], q.t.shape[-1])
-    for argument, v in (("cos", cos), ("sin", sin)):
-        rule.equal(argument, "N", v.t.shape[-2], 1)
-        rule.equal(argument, "the last dimension", v.t.shape[-1], cos.t.shape[-1])
-    rule.undocumented(
-        cos.t.shape[-1] == q.t.shape[-1], "cos", "a rotary dimension smaller than the head"
-    )
-    for v in (q, k):
-        f = v.t.float()
-        v.t.copy_(f * cos.t.float() + rotate(f, "half") * sin.t.float())
-
-
-@aclnn("aclnnApplyRotaryPosEmb", "tttti")
-def apply_rotary_pos_emb_v1(query, key, cos, sin, layout):
-    apply_rotary_pos_emb(query, key, cos, sin, layout, "half")
 
 
 @aclnn("aclnnInterleaveRope", "tttt")
