@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -65,16 +64,16 @@ def dequantize(
     if out.numel() == 0:
         return out
 
-    is_direct = out.device.type == "cpu" and out.dtype in OUTPUT_DTYPES and out.stride(-1) == 1
-    target = out
-    if not is_direct:
+    rows = _rows_of(out)
+    if rows is None:
         aside = out.dtype if out.dtype in OUTPUT_DTYPES else torch.float32
-        target = torch.empty(shape, dtype=aside, device="cpu")
-    if source.strides[-1] != 1:
-        source = np.ascontiguousarray(source)
-    _decode(kind, source, target, threads)
-    if not is_direct:
-        out.copy_(target)
+        rows = torch.empty(shape, dtype=aside, device="cpu").view(-1, shape[-1])
+    blocks_of_rows = source.reshape(-1, source.shape[-1])  # a copy if they are not evenly spaced
+    if blocks_of_rows.strides[-1] != 1:
+        blocks_of_rows = np.ascontiguousarray(blocks_of_rows)
+    _decode(kind, blocks_of_rows, rows, threads)
+    if rows.data_ptr() != out.data_ptr():
+        out.copy_(rows.view(shape))
     return out
 
 
@@ -89,8 +88,18 @@ def _bytes_of(blocks: torch.Tensor | np.ndarray) -> np.ndarray:
     return array
 
 
+def _rows_of(out: torch.Tensor) -> torch.Tensor | None:
+    """``[rows, n]`` of the same memory, if a decoder can write there; else None."""
+    if out.device.type != "cpu" or out.dtype not in OUTPUT_DTYPES or out.stride(-1) != 1:
+        return None
+    try:
+        return out.view(-1, out.shape[-1])
+    except RuntimeError:  # rows are not evenly spaced
+        return None
+
+
 def _decode(kind: BlockType, source: np.ndarray, target: torch.Tensor, threads: int | None) -> None:
-    """Decode into a tensor on the host; both have adjacent elements in a row."""
+    """Decode rows into rows on the host; both have adjacent elements in a row."""
     from ascend_gguf.decoders.rows import kernel  # imports a compiler
 
     decode = kernel(kind, target.dtype)
@@ -101,40 +110,13 @@ def _pieces(
     kind: BlockType, source: np.ndarray, target: torch.Tensor
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], int, int]]:
     """The work in pieces, each the arguments of :func:`.decoders.rows.kernel`."""
-    # Dimensions as (size, bytes to the next, weights to the next), the blocks of a row last.
-    dims = _merged(
-        [
-            *zip(source.shape[:-1], source.strides[:-1], target.stride()[:-1], strict=True),
-            (source.shape[-1] // kind.type_size, kind.type_size, kind.block_size),
-        ]
-    )
-    *outer, (rows, x_stride, y_stride), (blocks, type_size, block_size) = dims
-    x, y = source.ctypes.data, target.data_ptr()
-    row_step = max(1, WEIGHTS_PER_PIECE // (blocks * block_size))
-    block_step = max(1, WEIGHTS_PER_PIECE // block_size)
-    for index in itertools.product(*(range(size) for size, _, _ in outer)):
-        x_matrix = x + sum(i * step for i, (_, step, _) in zip(index, outer, strict=True))
-        y_matrix = sum(i * step for i, (_, _, step) in zip(index, outer, strict=True))
-        for row in range(0, rows, row_step):
-            for block in range(0, blocks, block_step):
-                y_piece = y_matrix + row * y_stride + block * block_size
-                yield (
-                    (x_matrix + row * x_stride + block * type_size, x_stride),
-                    (y + y_piece * target.itemsize, y_stride),
-                    min(row_step, rows - row),
-                    min(block_step, blocks - block),
-                )
-
-
-def _merged(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Two dimensions or more that visit the same elements; the first two may be of size 1."""
-    merged = [dims[-1]]
-    for size, x_stride, y_stride in reversed(dims[:-1]):
-        inner, inner_x, inner_y = merged[0]
-        if size == 1:
-            continue
-        if (x_stride, y_stride) == (inner * inner_x, inner * inner_y):
-            merged[0] = (size * inner, inner_x, inner_y)
-        else:
-            merged.insert(0, (size, x_stride, y_stride))
-    return [(1, 0, 0)] * (2 - len(merged)) + merged
+    rows, cols = target.shape
+    (x_stride, _), y_stride = source.strides, target.stride(0)
+    row_step = max(1, WEIGHTS_PER_PIECE // cols)
+    step = max(1, WEIGHTS_PER_PIECE // kind.block_size) * kind.block_size
+    for row in range(0, rows, row_step):
+        for col in range(0, cols, step):
+            x = source.ctypes.data + row * x_stride + kind.row_bytes(col)
+            y = target.data_ptr() + (row * y_stride + col) * target.itemsize
+            blocks = min(step, cols - col) // kind.block_size
+            yield (x, x_stride), (y, y_stride), min(row_step, rows - row), blocks
