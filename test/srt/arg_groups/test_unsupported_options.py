@@ -59,6 +59,7 @@ ON_THE_CPU = (
     "--expert-distribution-recorder-mode stat",
     "--moe-dense-tp-size 1",
     "--attn-cp-size 2 --tp-size 2",
+    "--moe-dp-size 2 --tp-size 2",
     "--kv-canary log",
     "--enable-prefill-delayer",
     "--enable-layerwise-nvtx-marker",

@@ -175,9 +175,9 @@ def test_one_stage_only(cpu_engine, tiny_model, name):
 GROUPS = {"enable_dp_attention": True, "tp_size": 2, "dp_size": 2}
 
 
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "qwen3.5-moe"])
-def test_data_parallel_attention(npu_engine, tiny_model, name):
-    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, **GROUPS)
+@pytest.mark.parametrize("name, ep", [("deepseek-v2-lite", 1), ("qwen3.5-moe", 1), ("glm4moe", 2)])
+def test_data_parallel_attention(npu_engine, tiny_model, name, ep):
+    score_right(npu_engine, tiny_model(name), TINY[name].npu_dtype, ep_size=ep, **GROUPS)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "falcon-h1", "kimi-linear", "laguna-xs"])

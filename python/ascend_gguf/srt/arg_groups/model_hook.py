@@ -21,7 +21,7 @@ from ascend_gguf.errors import GGUFError
 from ascend_gguf.npu.products import ATTENTION, this_product
 from ascend_gguf.servable import reach as reach_of
 from ascend_gguf.servable import refuse_on_npu
-from ascend_gguf.srt.arg_groups.parallel_hook import check_ranks
+from ascend_gguf.srt.arg_groups.parallel_hook import attention_dp_size, check_ranks
 from ascend_gguf.srt.arg_groups.speculative_hook import check_drafts
 from ascend_gguf.srt.model_executor.layer_sizes import has_layer_sizes, latent_width
 from ascend_gguf.srt.models.pipeline import model_class_of
@@ -64,6 +64,7 @@ def handle_model_specific_adjustments(original: Callable, server_args: Any) -> N
     check_drafts(server_args, unsupported=_caps(config) or _windows(config))
     if is_npu():
         refuse_on_npu(resolving_view(server_args).model_path, config)
+        _reduce_in_equal_parts(server_args)
     _refuse_embeddings(server_args)
     _keep_state_in_dtype(server_args)
     _avoid_compiled_prefix_cache()
@@ -123,6 +124,18 @@ def _keep_state_in_dtype(server_args: Any) -> None:
     model = model_config_of(server_args)
     if mambaish_config(model) is not None and not envs.SGLANG_MAMBA_CONV_DTYPE.is_set():
         envs.SGLANG_MAMBA_CONV_DTYPE.set(str(model.dtype).removeprefix("torch."))
+
+
+def _reduce_in_equal_parts(server_args: Any) -> None:
+    """Ranks that attend to requests of their own get their rows of the experts' sum.
+
+    By default in parts of their sizes, by a call of NCCL alone (``GroupCoordinator``'s
+    ``reduce_scatterv``); the engine has a choice from 0.5.23 on.
+    """
+    options = resolving_view(server_args)
+    chosen = getattr(options, "boundary_reduction", None)
+    if attention_dp_size(options) > 1 and chosen in ("auto", "rsv", "rs+rsv"):
+        declare_resolution(server_args, _SOURCE, boundary_reduction="rs")
 
 
 def _avoid_compiled_prefix_cache() -> None:

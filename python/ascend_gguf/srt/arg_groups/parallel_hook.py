@@ -63,7 +63,7 @@ def check_ranks(server_args: Any) -> None:
     options, model_config = resolving_view(server_args), model_config_of(server_args)
     if options.pp_size > 1:
         _check_stages(options, model_config)
-    if _attention_dp_size(options) > 1:
+    if attention_dp_size(options) > 1:
         _check_groups("--enable-dp-attention", options, model_config)
     if options.attn_cp_size > 1:
         _check_groups("--attn-cp-size", options, model_config)
@@ -160,7 +160,7 @@ def _uneven(
         parts: ``ep_size`` and ``moe_dp_size``.
     """
     ep_size, moe_dp_size = parts
-    attention = tp_size // _attention_dp_size(options) // options.attn_cp_size
+    attention = tp_size // attention_dp_size(options) // options.attn_cp_size
     shares = Shares(tp_size, ep_size, moe_dp_size, attention)
     config, pads = model_config.hf_config, is_cpu()
     if pads and _NOT_PADDED.isdisjoint(config.architectures):
@@ -171,7 +171,7 @@ def _uneven(
     return uneven(options.model_path, config, shares, heads, pads)
 
 
-def _attention_dp_size(options: Any) -> int:
+def attention_dp_size(options: Any) -> int:
     """Groups of ranks that each attend to requests of their own; before 0.5.22 ``dp_size``."""
     if hasattr(options, "attn_dp_size"):
         return options.attn_dp_size

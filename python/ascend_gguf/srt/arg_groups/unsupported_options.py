@@ -117,6 +117,7 @@ REFUSALS = (
             _EXPERTS_STAY,
         ),
         ("--dwdp-size", _OF_CUDA, "", (1,)),
+        ("--moe-dp-size", "experts of all ranks are summed, and copies count twice", "", (1,)),
         ("--init-expert-location", _EXPERTS_STAY, "", ("trivial",)),
         ("--moe-runner-backend", _OWN_KERNELS, "", ("auto",)),
         (
