@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def write_adapter(
-    folder: Path, model: torch.nn.Module, renamed: tuple[str, str] = ("", "")
+    folder: Path,
+    model: torch.nn.Module,
+    renamed: tuple[str, str] = ("", ""),
+    projections: Sequence[str] = PROJECTIONS,
 ) -> torch.nn.Module:
     """A random adapter of every projection, and the model with the adapter in its weights.
 
@@ -32,7 +36,7 @@ def write_adapter(
     torch.manual_seed(1)
     adapted, tensors = copy.deepcopy(model), {}
     for name, module in adapted.named_modules():
-        if name.rpartition(".")[2] in PROJECTIONS:
+        if name.rpartition(".")[2] in projections:
             rows, columns = module.weight.shape
             # As they are held on the device.
             a = (torch.randn(RANK, columns) * columns**-0.5).half().float()
@@ -43,7 +47,7 @@ def write_adapter(
             tensors[f"base_model.model.{name}.lora_B.weight"] = b
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": PROJECTIONS}
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": projections}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return adapted
 
@@ -111,6 +115,15 @@ def test_what_has_no_place_is_refused(npu_engine, tiny_model, tmp_path, name, pr
     with pytest.raises(EngineFailed) as failed, load(npu_engine, model.path, "float16", folder):
         pass
     assert problem in failed.value.log and "Traceback" not in failed.value.log
+
+
+def test_a_packed_vocabulary_is_refused(npu_engine, tiny_model, tmp_path):
+    model, folder = tiny_model("mistral"), tmp_path / "adapter"
+    write_adapter(folder, model.reference, projections=("lm_head",))
+    with pytest.raises(EngineFailed) as failed, load(npu_engine, model.path, "float16", folder):
+        pass
+    assert "embedding and output matrix are packed" in failed.value.log
+    assert "Traceback" not in failed.value.log
 
 
 def test_refused_on_the_cpu(resolver, tmp_path):
