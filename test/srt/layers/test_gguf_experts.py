@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -91,13 +92,18 @@ def run_experts(layer: FusedMoE, x: torch.Tensor, top_k: StandardTopKOutput) -> 
 
 
 def mixture(
-    x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, top_k: StandardTopKOutput
+    x: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    top_k: StandardTopKOutput,
+    limit: float = math.inf,
 ) -> torch.Tensor:
     out = torch.zeros_like(x)
     for token, (weights, ids) in enumerate(zip(top_k.topk_weights, top_k.topk_ids, strict=True)):
         for weight, expert in zip(weights, ids.tolist(), strict=True):
             gate, up = (w13[expert] @ x[token]).chunk(2)
-            out[token] += weight * (w2[expert] @ (F.silu(gate) * up))
+            gated = F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+            out[token] += weight * (w2[expert] @ gated)
     return out
 
 
@@ -218,9 +224,23 @@ def test_router_weights_on_the_input():
     assert_near(run_experts(layer, x, top_k), expected)
 
 
+def test_gate_and_up_are_clamped():
+    matrices = expert_matrices(EXPERT_TYPES)
+    layer = make_experts(swiglu_limit=0.5)
+    load_experts(layer, matrices)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, top_k, dense = torch.randn(4, HIDDEN), routing(4), dense_experts(matrices)
+    expected = mixture(x, *dense, top_k, limit=0.5)
+    assert (expected - mixture(x, *dense, top_k)).abs().max() > 0.1
+    assert_near(run_experts(layer, x, top_k), expected)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "relu2"}, {"gemm1_alpha": 1.7}, {"swiglu_limit": 7.0}, {"is_gated": False}],
+    [
+        *({"activation": "relu2"}, {"gemm1_alpha": 1.7}, {"is_gated": False}),
+        {"activation": "gelu", "swiglu_limit": 7.0},
+    ],
     ids=str,
 )
 def test_activation_that_nobody_implemented(options):
