@@ -49,7 +49,7 @@ _ATTENDS_IN_GROUPS = frozenset(
     + ("Llama4ForCausalLM", "MellumForCausalLM", "MiMoV2FlashForCausalLM", "MiniMaxM2ForCausalLM")
     + ("MiniMaxM3SparseForCausalLM", "NemotronHForCausalLM", "Qwen2MoeForCausalLM")
     + ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
-    + ("Step3p5ForCausalLM",)
+    + ("Spark2_5ForCausalLM", "Step3p5ForCausalLM")
 )
 
 
