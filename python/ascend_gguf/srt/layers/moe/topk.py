@@ -32,7 +32,7 @@ _routes: dict[tuple, _Route | None] = {}
 
 
 def forward_native(original: Callable, self: TopK, *args: Any, **kwargs: Any) -> StandardTopKOutput:
-    """Overrides ``TopK.forward_native``: on the CPU the softmax of the best logits alone."""
+    """Overrides ``TopK.forward_native``: on the CPU the softmax of the best logits is a kernel."""
     select = seeing(select_experts, fused_topk_native=_best)
     return seeing(original, select_experts=select)(self, *args, **kwargs)
 
