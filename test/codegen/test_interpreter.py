@@ -47,7 +47,7 @@ from ascend_gguf.cpu import kernel_sequence, prefill_attention
 from ascend_gguf.cpu.blocks import Blocks
 from ascend_gguf.cpu.causal_conv import causal_conv1d_fn
 from ascend_gguf.cpu.copies import convert, copy_rows
-from ascend_gguf.cpu.gated_rows import gated_rms_norm
+from ascend_gguf.cpu.gated_rows import gated_rms_norm, multiply_by_sigmoid
 from ascend_gguf.cpu.linear import BlocksLinear
 from ascend_gguf.cpu.paged_attention import Tokens, attend
 from ascend_gguf.cpu.recurrent_state import States, delta_rule, state_space
@@ -290,6 +290,13 @@ def test_gated_rows(dtype: torch.dtype) -> None:
         assert_near(lambda f=first: gated_rms_norm(x, weight, gate, 1e-6, groups=2, gate_first=f))
     assert_near(lambda: gated_rms_norm(x, weight, gate, 1e-6, activation="sigmoid"))
 
+    def multiplied() -> torch.Tensor:
+        out = x.clone()
+        multiply_by_sigmoid(out, gate)
+        return out
+
+    assert_near(multiplied)
+
 
 @EVERY_DTYPE
 def test_recurrent_states(dtype: torch.dtype) -> None:
@@ -340,9 +347,9 @@ def test_convolution(dtype: torch.dtype) -> None:
 def test_copies(dtype: torch.dtype) -> None:
     x = torch.randn(3, 80).to(dtype)
 
-    def copied() -> torch.Tensor:
+    def copied(places: torch.Tensor | None) -> torch.Tensor:
         out = torch.zeros(5, 80, dtype=dtype)
-        copy_rows(x[:, :72], out[:, :72], torch.tensor([4, 0, 2]))
+        copy_rows(x[:, :72], out[:, :72], places)
         return out
 
     def converted() -> torch.Tensor:
@@ -350,7 +357,8 @@ def test_copies(dtype: torch.dtype) -> None:
         convert(x, out)
         return out
 
-    assert_same(copied)
+    assert_same(lambda: copied(None))
+    assert_same(lambda: copied(torch.tensor([4, 0, 2])))
     assert_same(converted)
 
 

@@ -16,6 +16,8 @@ def test_copy_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = (torch.rand(shape[0], *shape[1:-1], 2 * shape[-1]) * 100).to(dtype)[..., : shape[-1]]
     assert has_rows(x)
     out = torch.zeros(shape[0] + 2, *shape[1:], dtype=dtype)
+    copy_rows(x, out)
+    assert torch.equal(out[:-2], x) and not out[-2:].any()
     places = torch.randperm(len(out))[: len(x)]
     expected = out.clone()
     expected[places] = x

@@ -39,7 +39,7 @@ def check(function: Callable[[], torch.Tensor], *inputs: torch.Tensor) -> int:
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_are_one_step(mode: Callable, dtype: torch.dtype, count: int) -> None:
-    """Also with views, conversions and writes by index between them."""
+    """Also with views, copies and writes by index between them."""
     with mode():
         x, weight = torch.randn(count, 256).to(dtype), torch.rand(128).to(dtype)
         cache, slots = torch.zeros(9, 2, 64).to(dtype), torch.arange(count)
@@ -50,7 +50,10 @@ def test_kernels_are_one_step(mode: Callable, dtype: torch.dtype, count: int) ->
             for _ in range(20):
                 out, sums = rms_norm(out, weight, 1e-6, sums)
             cache[slots] = out.view(count, 2, 64)
-            gated = silu_and_mul(x[:, 64:192]).reshape(-1)
+            wide = torch.empty(count, 256, dtype=dtype)
+            wide.copy_(x)
+            wide[:, :128] = sums
+            gated = silu_and_mul(wide[:, 64:192]).reshape(-1)
             return torch.cat([gated.float(), cache.flatten().float()])
 
         # The kernels, and torch.cat.

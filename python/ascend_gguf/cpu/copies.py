@@ -26,8 +26,8 @@ from ascend_gguf.codegen import (
 _TILE_BYTES, _TILE_ELEMENTS = 1 << 16, 1 << 15
 
 
-def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor) -> None:
-    """``out[places[i]] = x[i]``.
+def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor | None = None) -> None:
+    """``out[places[i]] = x[i]``, or ``out[i] = x[i]``.
 
     Args:
         x, out: of one dtype, ``[n, ...]`` and ``[m, ...]``; see :func:`has_rows`.
@@ -42,7 +42,8 @@ def copy_rows(x: torch.Tensor, out: torch.Tensor, places: torch.Tensor) -> None:
     for t in (x, out):
         given += [(t.data_ptr(), t.stride(0) * t.itemsize)]
         given += [t.stride(min(1, parts - 1)) * t.itemsize]
-    _copy_rows(step).run(-(-count // at_once), *given, places, count, parts, nbytes, at_once)
+    kernel = _copy_rows(step, places is not None)
+    kernel.run(-(-count // at_once), *given, places, count, parts, nbytes, at_once)
 
 
 def has_rows(x: torch.Tensor) -> bool:
@@ -53,7 +54,7 @@ def has_rows(x: torch.Tensor) -> bool:
 
 
 @functools.cache
-def _copy_rows(step: int) -> Kernel:
+def _copy_rows(step: int, is_placed: bool) -> Kernel:
     def copy(
         tile: Value,
         x: Rows,
@@ -67,14 +68,14 @@ def _copy_rows(step: int) -> Kernel:
         at_once: Value,
     ) -> None:
         for i in tile_loop(tile, at_once, count):
-            place = load(places + i)
+            place = load(places + i) if is_placed else i
             for part in loop(0, parts):
                 source, target = x[i] + part * x_part, out[place] + part * out_part
                 for k in loop(0, nbytes, step):
                     store(target + k, load(source + k, step))
 
     return Kernel(
-        f"copy_{step}",
+        f"copy_{step}{'_placed' if is_placed else ''}",
         copy,
         x=rows(I8),
         x_part=I64,

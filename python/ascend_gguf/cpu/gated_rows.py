@@ -115,8 +115,29 @@ def _norm(
 
 
 def multiply_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> None:
-    """``x *= sigmoid(gate)``, in place; ``gate`` has as many elements."""
-    x.copy_(x.float() * gate.reshape(x.shape).float().sigmoid())
+    """``x *= sigmoid(gate)``, in place.
+
+    Args:
+        x: ``[rows, n]``, a row's elements neighbours.
+        gate: with as many elements.
+    """
+    assert x.stride(1) == 1
+    (count, n), gate = x.shape, as_rows(gate.reshape(x.shape))
+    _multiply(n, x.dtype, gate.dtype).run(-(-count // _at_once(n)), x, gate, count)
+
+
+@functools.cache
+def _multiply(n: int, dtype: torch.dtype, gate_dtype: torch.dtype) -> Kernel:
+    width = lanes_of(n)
+
+    def multiply(tile: Value, x: Rows, gate: Rows, count: Value) -> None:
+        for i in tile_loop(tile, _at_once(n), count):
+            for j in loop(0, n, width):
+                target = x[i] + j
+                store(target, load(target, width) * sigmoid(load(gate[i] + j, width)))
+
+    name = f"gated_sigmoid_{n}_{dtype}"
+    return Kernel(name, multiply, x=rows(dtype), gate=rows(gate_dtype), count=I64)
 
 
 def _silu(x: Value) -> Value:
