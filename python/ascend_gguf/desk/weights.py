@@ -11,6 +11,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import prod
@@ -75,14 +76,17 @@ _MODULES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"), (_EXPERTS[0], _ROWS)),
     "ffn_down_exps": (_EXPERTS[1], _COLS),
 }
-#: On the CPU the engine pads widths of the configuration to a multiple of so much for each rank
-#: (``adjust_config_with_unaligned_cpu_tp``).  Modules, and the width that lies between them.
-_PADDED = {
-    **dict.fromkeys((_FFN, "feed-forward output"), "intermediate_size"),
-    **dict.fromkeys(_EXPERTS, "moe_intermediate_size"),
-    "shared experts input": "shared_expert_intermediate_size",
-    "shared experts output": "shared_expert_intermediate_size",
-}
+#: What lies between them: the dimension that ranks share.
+_WIDTHS = {_FFN: "ffn", "feed-forward output": "ffn"} | dict.fromkeys(_EXPERTS, "expert_ffn")
+_WIDTHS |= {f"shared experts {end}": "shared_ffn" for end in ("input", "output")}
+#: On the CPU the engine pads these to a multiple of so much for each rank
+#: (``adjust_config_with_unaligned_cpu_tp``).
+_PADDED = (
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
 _PADDING = 32
 #: Rows of a vocabulary are a multiple of this in the engine (``DEFAULT_VOCAB_PADDING_SIZE``).
 _VOCABULARY_PADDING = 64
@@ -128,12 +132,14 @@ class Module:
         name: what it is, in words.
         axis: what ranks share: rows, columns, or None.
         dense: never packed, because the model's loader computes with it.
+        width: what ranks share with the padding, if there is any.
     """
 
     name: str
     axis: int | None
     parts: tuple[_Part, ...]
     dense: bool = False
+    width: int | None = None
 
     @property
     def types(self) -> str:
@@ -197,19 +203,35 @@ def holdings(
     choice: Choice,
 ) -> list[Holding]:
     """What the fullest rank holds."""
-    pads = not chip.is_npu and ranks.tp > 1
+    if not chip.is_npu and ranks.tp > 1:
+        padded = _padded(config, ranks.tp)
+        modules = [(layer, _shared_as(module, config, padded)) for layer, module in modules]
     held: list[list[Holding]] = []
     for stage in range(ranks.pp):
         counts = Counter(_stage(modules, config, ranks.pp, stage))
-        found = {}
-        for module in counts:
-            is_padded = pads and hasattr(config, _PADDED.get(module.name, ""))
-            multiple = _PADDING * ranks.tp if is_padded else 1
-            found[module] = in_place(module, chip, ranks, dtype, choice, multiple)
+        found = {module: in_place(module, chip, ranks, dtype, choice) for module in counts}
         shared = {one for _, constants in found.values() for one in constants}
         held.append([one for module in counts.elements() for one in found[module][0]])
         held[-1] += [Holding("shared offsets", 0, nbytes) for *_, nbytes in shared]
     return max(held, key=lambda one: sum(holding.nbytes for holding in one))
+
+
+def _padded(config: Any, tp: int) -> Any:
+    """The configuration as the engine changes it for ranks of the CPU."""
+    found, multiple = copy(config), tp * _PADDING
+    for name in _PADDED:
+        if isinstance(value := getattr(config, name, None), int):
+            setattr(found, name, -(-value // multiple) * multiple)
+    return found
+
+
+def _shared_as(module: Module, config: Any, padded: Any) -> Module:
+    """The module with the width that ranks share, if that is one which is padded."""
+    if module.name not in _WIDTHS:
+        return module
+    width, whole = (size(_WIDTHS[module.name], one) for one in (config, padded))
+    found = module.parts[0].shape[-1 if module.axis == _COLS else -2]
+    return replace(module, width=whole) if found == width != whole else module
 
 
 def layers_of_stages(config: Any, stages: int) -> list[range]:
@@ -247,12 +269,12 @@ def layout_of(module: Module, chip: Chip, choice: Choice, dtype: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def in_place(
-    module: Module, chip: Chip, ranks: Ranks, dtype: str, choice: Choice, multiple: int
+    module: Module, chip: Chip, ranks: Ranks, dtype: str, choice: Choice
 ) -> tuple[list[Holding], tuple]:
     """The weight of one rank in the layout that it gets, and what it shares with others."""
     if plain := _plain(module, dtype):
         return [plain], ()
-    weight = _weight(module, ranks, getattr(torch, dtype), multiple)
+    weight = _weight(module, ranks, getattr(torch, dtype))
     with _on_meta():
         layout = allocated(weight, _layouts(module, chip, dtype, choice))
     shared = tuple((name, t.shape, t.nbytes) for name, t in layout.shared.items())
@@ -338,11 +360,8 @@ class _Absent(InBlocks):
         return self.shape[0]
 
 
-def _weight(module: Module, ranks: Ranks, dtype: Any = None, multiple: int = 1) -> Weight:
-    """One rank's share of what is padded to a multiple.
-
-    No rule of a layout asks for the dtype, so it may be missing.
-    """
+def _weight(module: Module, ranks: Ranks, dtype: Any = None) -> Weight:
+    """One rank's share.  No rule of a layout asks for the dtype, so it may be missing."""
     is_experts = module.name in _EXPERTS
     width = ranks.tp // ranks.ep if is_experts else ranks.tp
     pieces, row, cols = [], 0, 0
@@ -353,15 +372,12 @@ def _weight(module: Module, ranks: Ranks, dtype: Any = None, multiple: int = 1) 
         if stacked and not is_experts:  # heads one by one
             rows *= stacked[0]
         if module.axis == _ROWS:
-            rows = min(rows, max(_padded(rows, multiple) // width, part.least))
-        shared = min(cols, _padded(cols, multiple) // width) if module.axis == _COLS else cols
-        matrix: Any = _Absent(part.kind, rows, cols, (0, shared))
+            rows = min(rows, max((module.width or rows) // width, part.least))
+        columns = (0, min(cols, (module.width or cols) // width) if module.axis == _COLS else cols)
+        matrix: Any = _Absent(part.kind, rows, cols, columns)
         pieces += [Piece(expert, row, 0, matrix) for expert in range(experts)]
         row, cols = row + matrix.shape[0], matrix.shape[1]
     if module.name in (_EMBEDDING, _OUTPUT, _PER_LAYER):
-        row = _padded(module.parts[0].shape[0], _VOCABULARY_PADDING) // width
+        whole = module.parts[0].shape[0]
+        row = -(-whole // _VOCABULARY_PADDING) * _VOCABULARY_PADDING // width
     return Weight(experts if is_experts else None, row, cols, dtype, tuple(pieces))
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
